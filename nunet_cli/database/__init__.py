@@ -1,0 +1,1 @@
+"""The store: TinyDB tables on SQLite, one writer, and the event log."""

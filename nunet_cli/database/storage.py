@@ -1,0 +1,321 @@
+"""TinyDB on SQLite, through TinyDB's own extension points (`Storage`, `Table`).
+
+TinyDB's stock storage rewrites one JSON file on each insert. Here each document is a row: a change is one transaction
+that writes only the rows it touched, and a query that asks for equality on an indexed field is narrowed by SQL before
+TinyDB's own condition is applied to what is left.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from tinydb import TinyDB
+from tinydb.queries import QueryLike
+from tinydb.storages import Storage
+from tinydb.table import Document, Table
+
+INDEXED_FIELDS = ("id", "job_id", "contract_id", "did", "state")
+
+
+class SqliteStorage(Storage):
+    """A TinyDB storage whose documents are rows of a SQLite file in WAL mode, synced on each commit."""
+
+    def __init__(self, path: str | Path, *, read_only: bool = False) -> None:
+        self.path = str(path)
+        if read_only and self.path != ":memory:":
+            uri = f"{Path(self.path).resolve().as_uri()}?mode=ro"
+            self.connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+        else:
+            self.connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        self.connection.execute("PRAGMA busy_timeout=5000")
+        if not read_only:
+            self.connection.execute("PRAGMA journal_mode=WAL")
+            self.connection.execute("PRAGMA synchronous=FULL")
+        self._known: set[str] = set()
+
+    def table_names(self) -> list[str]:
+        """Return the names of the tables that exist."""
+        rows = self.connection.execute("SELECT name FROM sqlite_master WHERE type='table' AND name LIKE 'doc\\_%' ESCAPE '\\'")
+        return [name.removeprefix("doc_") for (name,) in rows]
+
+    def exists(self, name: str) -> bool:
+        """Say whether a table has been made."""
+        if name not in self._known:
+            query = "SELECT 1 FROM sqlite_master WHERE type='table' AND name=?"
+            if self.connection.execute(query, (f"doc_{name}",)).fetchone() is None:
+                return False
+            self._known.add(name)
+        return True
+
+    def create(self, name: str) -> None:
+        """Make a table with its indexes, if it is not there."""
+        if self.exists(name):
+            return
+        self.connection.execute(f"CREATE TABLE IF NOT EXISTS {sql_name(name)} (id INTEGER PRIMARY KEY, doc TEXT NOT NULL)")
+        for field in INDEXED_FIELDS:
+            index = '"idx_' + name.replace('"', '""') + f'_{field}"'
+            self.connection.execute(
+                f"CREATE INDEX IF NOT EXISTS {index} ON {sql_name(name)} (json_extract(doc, '$.{field}'))"
+            )
+
+    def read(self) -> dict[str, dict[str, Any]] | None:
+        """Return every table whole, as TinyDB's own storages do."""
+        tables = {name: dict(RowMapping(self, name).items()) for name in self.table_names()}
+        return tables or None
+
+    def write(self, data: dict[str, dict[Any, Any]]) -> None:
+        """Replace everything, as TinyDB's own storages do (used by `drop_tables`)."""
+        with self.transaction():
+            for name in self.table_names():
+                if name not in data:
+                    self.connection.execute(f"DROP TABLE {sql_name(name)}")
+                    self._known.discard(name)
+            for name, rows in data.items():
+                self.create(name)
+                self.connection.execute(f"DELETE FROM {sql_name(name)}")
+                self.connection.executemany(
+                    f"INSERT INTO {sql_name(name)} VALUES (?, ?)",
+                    [(int(key), json.dumps(doc)) for key, doc in rows.items()],
+                )
+
+    def transaction(self) -> _Transaction:
+        """Return a context in which all changes are one durable commit; a nested one joins the outer one."""
+        return _Transaction(self.connection)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.connection.close()
+
+
+class _Transaction:
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._outer = connection.in_transaction
+
+    def __enter__(self) -> None:
+        if not self._outer:
+            self._connection.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if not self._outer:
+            self._connection.execute("COMMIT" if kind is None else "ROLLBACK")
+
+
+def sql_name(table: str) -> str:
+    """Return the quoted name of the SQL table behind a TinyDB table."""
+    return '"doc_' + table.replace('"', '""') + '"'
+
+
+class RowMapping(Mapping[str, Any]):
+    """A table as the mapping that TinyDB reads: document id as text → document, rows read when asked for."""
+
+    def __init__(self, storage: SqliteStorage, name: str) -> None:
+        self._storage, self._name = storage, name
+        self._sql = sql_name(name)
+
+    def __getitem__(self, key: str) -> Any:
+        if not self._storage.exists(self._name):
+            raise KeyError(key)
+        row = self._storage.connection.execute(f"SELECT doc FROM {self._sql} WHERE id=?", (int(key),)).fetchone()
+        if row is None:
+            raise KeyError(key)
+        return json.loads(row[0])
+
+    def __iter__(self) -> Iterator[str]:
+        return (key for key, _ in self._rows())
+
+    def __len__(self) -> int:
+        if not self._storage.exists(self._name):
+            return 0
+        count: int = self._storage.connection.execute(f"SELECT count(*) FROM {self._sql}").fetchone()[0]
+        return count
+
+    def _rows(self) -> Iterator[tuple[str, str]]:
+        if self._storage.exists(self._name):
+            for key, text in self._storage.connection.execute(f"SELECT id, doc FROM {self._sql} ORDER BY id"):
+                yield str(key), text
+
+    def items(self) -> Any:
+        """Return the pairs in order of their id."""
+        return [(key, json.loads(text)) for key, text in self._rows()]
+
+
+class WriteThrough(MutableMapping[int, Any]):
+    """The mapping that TinyDB's updaters change: reads through, remembers what it handed out, and writes that back."""
+
+    def __init__(self, rows: RowMapping) -> None:
+        self._rows = rows
+        self._handed: dict[int, Any] = {}
+        self._before: dict[int, str] = {}
+        self._gone: set[int] = set()
+        self._cleared = False
+
+    def __getitem__(self, key: int) -> Any:
+        if key in self._gone or (self._cleared and key not in self._handed):
+            raise KeyError(key)
+        if key not in self._handed:
+            doc = self._rows[str(key)]
+            self._before[key] = json.dumps(doc)
+            self._handed[key] = doc
+        return self._handed[key]
+
+    def __setitem__(self, key: int, value: Any) -> None:
+        self._gone.discard(key)
+        self._handed[key] = value
+        self._before.pop(key, None)
+
+    def __delitem__(self, key: int) -> None:
+        self[key]
+        self._handed.pop(key, None)
+        self._gone.add(key)
+
+    def __iter__(self) -> Iterator[int]:
+        stored = [] if self._cleared else [int(key) for key in self._rows if int(key) not in self._gone]
+        return iter(list(dict.fromkeys([*stored, *self._handed])))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def clear(self) -> None:
+        """Forget every row, without reading them."""
+        self._handed.clear()
+        self._gone.clear()
+        self._cleared = True
+
+    def flush(self, connection: sqlite3.Connection, table: str) -> None:
+        """Write the changed rows and delete the removed ones."""
+        if self._cleared:
+            connection.execute(f"DELETE FROM {table}")
+        connection.executemany(f"DELETE FROM {table} WHERE id=?", [(key,) for key in self._gone])
+        texts = ((key, json.dumps(doc)) for key, doc in self._handed.items())
+        changed = [(key, text) for key, text in texts if self._before.get(key) != text]
+        connection.executemany(
+            f"INSERT INTO {table} VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET doc=excluded.doc", changed
+        )
+
+
+class SqliteTable(Table):
+    """A TinyDB table whose cost of insert, get and update does not grow with the table."""
+
+    default_query_cache_capacity = 0
+    _storage: SqliteStorage
+
+    def _read_table(self) -> dict[str, Mapping[str, Any]]:
+        return RowMapping(self._storage, self._name)  # type: ignore[return-value]  # a read-only mapping is enough
+
+    def _update_table(self, updater: Callable[[dict[int, Mapping[str, Any]]], None]) -> None:
+        with self._storage.transaction():
+            self._storage.create(self._name)
+            rows = WriteThrough(RowMapping(self._storage, self._name))
+            updater(rows)  # type: ignore[arg-type]  # TinyDB's updaters use the mapping interface only
+            rows.flush(self._storage.connection, sql_name(self._name))
+        self.clear_cache()
+
+    def _get_next_id(self) -> int:
+        if self._next_id is None or not self._storage.connection.in_transaction:
+            highest = None
+            if self._storage.exists(self._name):
+                query = f"SELECT max(id) FROM {sql_name(self._name)}"
+                highest = self._storage.connection.execute(query).fetchone()[0]
+            self._next_id = (highest or 0) + 1
+        next_id: int = self._next_id
+        self._next_id = next_id + 1
+        return next_id
+
+    def search(self, cond: QueryLike) -> list[Document]:
+        """Search for all documents matching a condition, through an index where the condition allows it."""
+        narrowed = self._narrow(cond)
+        if narrowed is None:
+            return super().search(cond)
+        return [doc for doc in narrowed if cond(doc)]
+
+    def get(self, cond: Any = None, doc_id: int | None = None, doc_ids: list[int] | None = None) -> Any:  # type: ignore[override]  # TinyDB has overloads per argument
+        """Get one document by condition (through an index where it can be) or id, or several by ids."""
+        if doc_id is None and doc_ids is None and cond is not None:
+            narrowed = self._narrow(cond)
+            if narrowed is not None:
+                return next((doc for doc in narrowed if cond(doc)), None)
+        return super().get(cond, doc_id=doc_id, doc_ids=doc_ids)  # type: ignore[call-overload]  # as above
+
+    def update(
+        self,
+        fields: Mapping[str, Any] | Callable[[MutableMapping[str, Any]], None],
+        cond: QueryLike | None = None,
+        doc_ids: Iterable[int] | None = None,
+    ) -> list[int]:
+        """Update the matching documents, found through an index where the condition allows it."""
+        if doc_ids is None and cond is not None and self._equalities(cond):
+            return super().update(fields, doc_ids=[doc.doc_id for doc in self.search(cond)])
+        return super().update(fields, cond, doc_ids)
+
+    def remove(self, cond: QueryLike | None = None, doc_ids: Iterable[int] | None = None) -> list[int]:
+        """Remove the matching documents, found through an index where the condition allows it."""
+        if doc_ids is None and cond is not None and self._equalities(cond):
+            return super().remove(doc_ids=[doc.doc_id for doc in self.search(cond)])
+        return super().remove(cond, doc_ids)
+
+    def after(self, doc_id: int, limit: int = 1000) -> list[Document]:
+        """Return up to `limit` documents with a higher id, in order: how a follower reads a log."""
+        if not self._storage.exists(self._name):
+            return []
+        rows = self._storage.connection.execute(
+            f"SELECT id, doc FROM {sql_name(self._name)} WHERE id > ? ORDER BY id LIMIT ?", (doc_id, limit)
+        )
+        return [Document(json.loads(text), key) for key, text in rows]
+
+    def with_prefix(self, field: str, prefix: str, limit: int = 20) -> list[Document]:
+        """Return up to `limit` documents whose indexed text field starts with `prefix`."""
+        if field not in INDEXED_FIELDS or not self._storage.exists(self._name):
+            return []
+        column = f"json_extract(doc, '$.{field}')"
+        rows = self._storage.connection.execute(
+            f"SELECT id, doc FROM {sql_name(self._name)} WHERE {column} >= ? AND {column} < ? ORDER BY {column} LIMIT ?",
+            (prefix, prefix + "\U0010ffff", limit),
+        )
+        return [Document(json.loads(text), key) for key, text in rows]
+
+    @staticmethod
+    def _equalities(cond: Any) -> list[tuple[str, Any]]:
+        """Return the `(field, value)` equalities on indexed fields that every match of a TinyDB query fulfils."""
+        found = []
+        todo = [getattr(cond, "_hash", None)]
+        while todo:
+            part = todo.pop()
+            if not isinstance(part, tuple) or not part:
+                continue
+            if part[0] == "==" and len(part) == 3 and len(part[1]) == 1 and part[1][0] in INDEXED_FIELDS:
+                if isinstance(part[2], str):
+                    found.append((part[1][0], part[2]))
+            elif part[0] == "and":
+                todo.extend(part[1])
+        return found
+
+    def _narrow(self, cond: Any) -> list[Document] | None:
+        equalities = self._equalities(cond)
+        if not equalities:
+            return None
+        if not self._storage.exists(self._name):
+            return []
+        # one index serves; the most telling field first
+        field, value = min(equalities, key=lambda pair: INDEXED_FIELDS.index(pair[0]))
+        rows = self._storage.connection.execute(
+            f"SELECT id, doc FROM {sql_name(self._name)} WHERE json_extract(doc, '$.{field}') = ? ORDER BY id", (value,)
+        )
+        return [Document(json.loads(text), key) for key, text in rows.fetchall()]
+
+
+class Database(TinyDB):
+    """TinyDB with row storage."""
+
+    table_class = SqliteTable
+    default_storage_class = SqliteStorage
+
+    def tables(self) -> set[str]:
+        """Return the names of all tables, without reading their documents."""
+        storage = self.storage
+        assert isinstance(storage, SqliteStorage)
+        return set(storage.table_names())

@@ -1,0 +1,137 @@
+"""Capability: what a machine has, or what a job needs. Sizes are bytes, frequencies MHz, durations seconds."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, field, structs
+
+Name = Annotated[str, Meta(min_length=1, max_length=200)]
+Size = Annotated[int, Meta(ge=0, le=2**60)]
+Cores = Annotated[float, Meta(ge=0, le=65536)]
+Few = Meta(max_length=64)
+
+
+class Cpu(Struct, forbid_unknown_fields=True, frozen=True):
+    """Processor: `cores` may be a fraction; `mhz` is the frequency of one core; 0 or empty asks for nothing."""
+
+    cores: Cores = 0.0
+    mhz: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
+    arch: Annotated[str, Meta(max_length=40)] = ""
+    model: Annotated[str, Meta(max_length=200)] = ""
+
+
+class Gpu(Struct, forbid_unknown_fields=True, frozen=True):
+    """One whole graphics device; `vram` in bytes. Empty fields in a request match any device."""
+
+    vendor: Annotated[str, Meta(max_length=80)] = ""
+    model: Annotated[str, Meta(max_length=200)] = ""
+    vram: Size = 0
+
+
+class Resources(Struct, forbid_unknown_fields=True, frozen=True):
+    """The countable part of a capability: what is locked, allocated and released."""
+
+    cpu: Cpu = field(default_factory=Cpu)
+    memory: Size = 0
+    disk: Size = 0
+    gpus: Annotated[tuple[Gpu, ...], Few] = ()
+
+    def plus(self, other: Resources) -> Resources:
+        """Return the sum in every dimension; processor model and frequency stay this one's."""
+        return Resources(
+            cpu=structs.replace(self.cpu, cores=round(self.cpu.cores + other.cpu.cores, 3)),
+            memory=self.memory + other.memory,
+            disk=self.disk + other.disk,
+            gpus=self.gpus + other.gpus,
+        )
+
+    def minus(self, other: Resources) -> Resources:
+        """Return what is left after `other` is taken; GPUs go as whole devices that match.
+
+        Raises:
+            ValueError: a dimension would become negative; the text names it.
+        """
+        cores = round(self.cpu.cores - other.cpu.cores, 3)
+        memory, disk = self.memory - other.memory, self.disk - other.disk
+        for name, left in (("cpu", cores), ("memory", memory), ("disk", disk)):
+            if left < 0:
+                raise ValueError(name)
+        gpus = list(self.gpus)
+        for wanted in sorted(other.gpus, key=lambda gpu: -gpu.vram):
+            taken = take_gpu(gpus, wanted)
+            if taken is None:
+                raise ValueError("gpus")
+        return Resources(
+            cpu=structs.replace(self.cpu, cores=cores), memory=memory, disk=disk, gpus=tuple(gpus)
+        )
+
+    def fits(self, other: Resources) -> bool:
+        """Say whether `other` can be taken from this."""
+        try:
+            self.minus(other)
+        except ValueError:
+            return False
+        return True
+
+
+def gpu_matches(device: Gpu, wanted: Gpu) -> bool:
+    """Say whether a device serves a request: same vendor and model where named, and at least the memory."""
+    return (
+        device.vram >= wanted.vram
+        and wanted.vendor.lower() in device.vendor.lower()
+        and wanted.model.lower() in device.model.lower()
+    )
+
+
+def take_gpu(devices: list[Gpu], wanted: Gpu) -> Gpu | None:
+    """Remove and return the smallest device that serves the request, or None."""
+    fitting = sorted((gpu for gpu in devices if gpu_matches(gpu, wanted)), key=lambda gpu: gpu.vram)
+    if not fitting:
+        return None
+    devices.remove(fitting[0])
+    return fitting[0]
+
+
+class Library(Struct, forbid_unknown_fields=True, frozen=True):
+    """A library or runtime: a machine has a `version`, a job asks with a `constraint` such as `>=3.11`."""
+
+    name: Name
+    version: Annotated[str, Meta(max_length=80)] = ""
+    constraint: Annotated[str, Meta(max_length=80)] = ""
+
+
+class Locality(Struct, forbid_unknown_fields=True, frozen=True):
+    """A place: `kind` is for example `country`, `region` or `city`; with `exclude` a job must not run there."""
+
+    kind: Name
+    name: Name
+    exclude: bool = False
+
+
+class TimeCapability(Struct, forbid_unknown_fields=True, frozen=True):
+    """How long a job may run, in seconds; 0 means no limit on a machine."""
+
+    unit: Literal["s"] = "s"
+    max: Annotated[int, Meta(ge=0, le=10**9)] = 0
+
+
+class PriceBid(Struct, forbid_unknown_fields=True, frozen=True):
+    """A price: `amount` is a decimal string in NTX, for the result or for each `time_unit`."""
+
+    type: Literal["per_result", "per_time_unit"] = "per_result"
+    currency: Literal["NTX"] = "NTX"
+    time_unit: Literal["", "s", "min", "h", "d"] = ""
+    amount: Annotated[str, Meta(pattern=r"^\d{1,12}(\.\d{1,6})?$")] = "0"
+
+
+class Capability(Struct, forbid_unknown_fields=True, frozen=True):
+    """What a machine has, or what a job needs (seed 2: `availableCapability`, `requiredCapability`)."""
+
+    executors: Annotated[tuple[Name, ...], Few] = ()
+    job_types: Annotated[tuple[Name, ...], Few] = ()
+    resources: Resources = field(default_factory=Resources)
+    libraries: Annotated[tuple[Library, ...], Few] = ()
+    localities: Annotated[tuple[Locality, ...], Few] = ()
+    price: PriceBid = field(default_factory=PriceBid)
+    time: TimeCapability = field(default_factory=TimeCapability)

@@ -1,0 +1,157 @@
+"""Job, bid request, bid, decline, allocation and result: the records that the stages pass on and keep."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct, field
+
+from nunet_cli.jobs.capability import Capability, Name, PriceBid, Size
+
+Id = Annotated[str, Meta(min_length=1, max_length=120)]
+Did = Annotated[str, Meta(min_length=10, max_length=120, pattern=r"^did:key:z[1-9A-HJ-NP-Za-km-z]+$")]
+Time = Annotated[str, Meta(min_length=20, max_length=40)]
+Text = Annotated[str, Meta(max_length=4000)]
+Many = Meta(max_length=1000)
+
+
+class NodeID(Struct, forbid_unknown_fields=True, frozen=True):
+    """The four identifiers of a node (second seed: `dms.node.NodeID`); the last three name the same public key."""
+
+    uuid: Annotated[str, Meta(max_length=36)]
+    cid: Annotated[str, Meta(max_length=120)]
+    peer_id: Annotated[str, Meta(max_length=120)]
+    did: Did
+
+
+class Comparison(Struct, forbid_unknown_fields=True, frozen=True):
+    """One field of a capability compared: what was required, what was there, and by how much it missed."""
+
+    field: Name
+    result: Literal["equal", "better", "worse", "error"]
+    required: Text = ""
+    available: Text = ""
+    margin: Text = ""
+    reason: Text = ""
+
+
+class CapabilityComparison(Struct, forbid_unknown_fields=True, frozen=True):
+    """The comparison of a required with an available capability (seed 2: `capabilityComparison`)."""
+
+    fields: Annotated[tuple[Comparison, ...], Many] = ()
+    verdict: Literal["accept", "decline"] = "decline"
+    reasons: Annotated[tuple[Text, ...], Many] = ()
+
+
+class CapabilityComparator(Struct, forbid_unknown_fields=True, frozen=True):
+    """A provider's preferences (seed 2: `capabilityComparator`): what it accepts beyond having the capability.
+
+    `minimum_price` is micro-NTX for a whole job; `allow` and `deny` hold DIDs, and an empty `allow` admits everybody.
+    """
+
+    minimum_price: Annotated[int, Meta(ge=0)] = 0
+    allow: Annotated[tuple[Did, ...], Many] = ()
+    deny: Annotated[tuple[Did, ...], Many] = ()
+
+
+class BidRequest(Struct, forbid_unknown_fields=True, frozen=True):
+    """What a requester publishes to get offers (seed 2: `bidRequest`)."""
+
+    id: Id
+    job_id: Id
+    requester: NodeID
+    required_capability: Capability
+    spec_cid: Id
+    deadline: Time
+    topic: Annotated[str, Meta(max_length=200)] = ""
+    image: Annotated[str, Meta(max_length=400)] = ""
+
+
+class TimeBid(Struct, forbid_unknown_fields=True, frozen=True):
+    """When the provider can run the job: `start` is the earliest time, `duration` the seconds it may take."""
+
+    start: Time
+    duration: Annotated[int, Meta(ge=1, le=10**9)]
+
+
+class Bid(Struct, forbid_unknown_fields=True, frozen=True):
+    """A provider's offer (seed 2: `bid`), valid until `timeout`."""
+
+    id: Id
+    bid_request_id: Id
+    job_id: Id
+    bidder: NodeID
+    price: PriceBid
+    time: TimeBid
+    timeout: Time
+    spec_cid: Id
+    valid_offer: bool = True
+    resources_locked_until_timeout: bool = False
+    comparison: CapabilityComparison = field(default_factory=CapabilityComparison)
+
+
+class Decline(Struct, forbid_unknown_fields=True, frozen=True):
+    """A provider's refusal of a bid request, with the comparison that led to it."""
+
+    bid_request_id: Id
+    job_id: Id
+    bidder: NodeID
+    comparison: CapabilityComparison
+
+
+class Usage(Struct, forbid_unknown_fields=True, frozen=True):
+    """What an allocation used: seconds of processor and wall time, and the peak of memory in bytes."""
+
+    cpu_seconds: Annotated[float, Meta(ge=0)] = 0.0
+    wall_seconds: Annotated[float, Meta(ge=0)] = 0.0
+    max_memory: Size = 0
+
+
+class OutputFile(Struct, forbid_unknown_fields=True, frozen=True):
+    """A file that came out of a job, by content id."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=200)]
+    cid: Id
+    size: Size
+
+
+class Result(Struct, forbid_unknown_fields=True, frozen=True):
+    """The outcome of a job, which the provider signs (seed 6: `jobs.result`).
+
+    `state` is `completed` for exit code 0, `failed` with a `reason` otherwise, or `cancelled`. `fault` says whose doing
+    a failure is: the job's own program, or the provider.
+    """
+
+    job_id: Id
+    contract_id: Id
+    allocation_id: Annotated[str, Meta(max_length=120)]
+    state: Literal["completed", "failed", "cancelled"]
+    exit_code: int | None
+    started_at: str
+    ended_at: str
+    usage: Usage = field(default_factory=Usage)
+    outputs: Annotated[tuple[OutputFile, ...], Many] = ()
+    stdout_cid: str = ""
+    stdout_size: Size = 0
+    stderr_cid: str = ""
+    stderr_size: Size = 0
+    reason: Annotated[str, Meta(max_length=100)] = ""
+    message: Text = ""
+    fault: Literal["", "job", "provider"] = ""
+
+
+class Allocation(Struct):
+    """The execution space of one job on the provider's machine (seeds 1 and 5: `Allocation`)."""
+
+    id: str
+    job_id: str
+    contract_id: str
+    requester: str
+    executor: str
+    state: str = "created"
+    handle: str = ""
+    error: str = ""
+    usage: dict[str, Any] = {}
+    created_at: str = ""
+    started_at: str = ""
+    ended_at: str = ""

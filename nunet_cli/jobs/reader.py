@@ -1,0 +1,181 @@
+"""Reading a job specification as people write it, with errors that name the line and the field."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import tomllib
+from typing import Any
+
+import msgspec
+import yaml
+
+from nunet_cli import units
+from nunet_cli.errors import UsageError
+from nunet_cli.jobs.spec import DEFAULT_RESOURCES, MAX_SPEC_BYTES, JobSpec, check_spec
+
+_UNITS = {
+    ("resources", "memory"): units.parse_size,
+    ("resources", "disk"): units.parse_size,
+    ("time", "max_duration"): units.parse_duration,
+}
+
+
+def read_spec(text: str, *, source: str = "job.yaml") -> JobSpec:
+    """Read a specification in YAML (JSON is YAML too) or, when `source` ends in `.toml`, TOML.
+
+    Args:
+        text: the document.
+        source: the file's name, for the format and for error messages.
+
+    Raises:
+        UsageError: one message with file, line and field, and the nearest right key for an unknown one.
+    """
+    if len(text) > MAX_SPEC_BYTES:
+        raise UsageError(f"{source}: a job specification may have at most {MAX_SPEC_BYTES} bytes")
+    document, lines = _parse(text, source)
+    if not isinstance(document, dict):
+        raise UsageError(f"{source}: a job specification is a mapping of fields, this is {_kind(document)}")
+    document = {"resources": {}, **document}
+    try:
+        _normalise(document)
+        spec = msgspec.convert(document, JobSpec)
+        check_spec(spec)
+    except msgspec.ValidationError as error:
+        message, path, hint = _explain(str(error), document)
+    except UsageError as error:
+        message, path, hint = error.message, error.details.get("path", ""), error.hint
+    else:
+        return spec
+    line = _line_of(path, lines)
+    where = f"{source}:{line}" if line else source
+    field = f"{path}: " if path else ""
+    raise UsageError(f"{where}: {field}{message}", hint=hint, details={"file": source, "line": line, "path": path})
+
+
+def spec_from_object(document: Any, *, source: str = "spec") -> JobSpec:
+    """Check a specification that arrived as JSON, with the same units and messages as a file."""
+    return read_spec(json.dumps(document), source=source)
+
+
+def _parse(text: str, source: str) -> tuple[Any, dict[str, int]]:
+    if source.endswith(".toml"):
+        try:
+            return tomllib.loads(text), {}
+        except tomllib.TOMLDecodeError as error:
+            raise UsageError(f"{source}: not TOML: {error}") from None
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        lines: dict[str, int] = {}
+        if node is not None:
+            _collect_lines(node, "", lines, source)
+        return yaml.safe_load(text), lines
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
+        problem = getattr(error, "problem", None) or str(error)
+        raise UsageError(f"{where}: not YAML: {problem}", details={"file": source}) from None
+    except RecursionError:
+        raise UsageError(f"{source}: nested too deeply") from None
+
+
+def _collect_lines(node: yaml.Node, path: str, lines: dict[str, int], source: str) -> None:
+    lines.setdefault(path, node.start_mark.line + 1)
+    if len(lines) > 20_000:
+        raise UsageError(f"{source}: too many fields (aliases are counted each time)")
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            name = f"{path}.{key.value}" if path else str(key.value)
+            if name in seen:
+                raise UsageError(f"{source}:{key.start_mark.line + 1}: {name}: the field is there twice")
+            seen.add(name)
+            _collect_lines(value, name, lines, source)
+            lines[name] = key.start_mark.line + 1
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            _collect_lines(value, f"{path}[{index}]", lines, source)
+
+
+def _normalise(document: dict[str, Any]) -> None:
+    """Turn the texts with units into integers, in place, and fill what a person may leave out."""
+    resources = document["resources"]
+    if isinstance(resources, dict):
+        cpu = resources.get("cpu")
+        if isinstance(cpu, (int, float)) and not isinstance(cpu, bool):
+            resources["cpu"] = {"cores": cpu}
+        document["resources"] = resources = {**DEFAULT_RESOURCES, **resources}
+        gpus = resources.get("gpus")
+        for index, gpu in enumerate(gpus if isinstance(gpus, list) else []):
+            if isinstance(gpu, dict) and "vram" in gpu:
+                gpu["vram"] = _convert(units.parse_size, gpu["vram"], f"resources.gpus[{index}].vram")
+    for (section, name), parse in _UNITS.items():
+        part = document.get(section)
+        if isinstance(part, dict) and name in part:
+            part[name] = _convert(parse, part[name], f"{section}.{name}")
+    price = document.get("price")
+    if isinstance(price, (int, float, str)) and not isinstance(price, bool):
+        document["price"] = price = {"max": price}
+    if isinstance(price, dict) and "max" in price:
+        _convert(units.parse_price, price["max"], "price.max")
+        price["max"] = str(price["max"])
+    executor = document.get("executor")
+    if isinstance(executor, dict) and isinstance(executor.get("env"), dict):
+        executor["env"] = {str(k): v if isinstance(v, str) else json.dumps(v) for k, v in executor["env"].items()}
+    for item in document["inputs"] if isinstance(document.get("inputs"), list) else []:
+        if isinstance(item, dict) and "to" not in item and isinstance(item.get("path"), str):
+            item["to"] = item["path"].rstrip("/").rsplit("/", 1)[-1]
+
+
+def _convert(parse: Any, value: Any, path: str) -> Any:
+    try:
+        if not isinstance(value, (str, int, float)) or isinstance(value, bool):
+            raise UsageError(f"expected a number or a text with a unit, got {_kind(value)}")
+        return parse(value)
+    except UsageError as error:
+        raise UsageError(error.message, hint=error.hint, details={"path": path}) from None
+
+
+def _explain(text: str, document: dict[str, Any]) -> tuple[str, str, str]:
+    """Return message, field path and hint for an error of msgspec's."""
+    message, _, raw = text.partition(" - at `")
+    path = raw.rstrip("`").removeprefix("$").removeprefix(".").replace("[...]", "")
+    unknown = re.match(r"Object contains unknown field `(.+)`", message)
+    if unknown:
+        known = _fields_at(path)
+        near = difflib.get_close_matches(unknown[1], known, 1)
+        hint = f"did you mean `{near[0]}`?" if near else f"known fields here: {', '.join(known)}"
+        return f"unknown field `{unknown[1]}`", f"{path}.{unknown[1]}".lstrip("."), hint
+    missing = re.match(r"Object missing required field `(.+)`", message)
+    if missing:
+        return f"the field `{missing[1]}` is missing", path, f"add {missing[1]}: …"
+    return message[:1].lower() + message[1:], path, ""
+
+
+def _fields_at(path: str) -> list[str]:
+    """Return the names of the fields that the specification knows at a path."""
+    kind: Any = JobSpec
+    for part in re.findall(r"[a-z_]+", path):
+        info = msgspec.inspect.type_info(kind)
+        field = next((f for f in getattr(info, "fields", ()) if f.name == part), None)
+        if field is None:
+            return []
+        inner = field.type
+        while isinstance(inner, (msgspec.inspect.VarTupleType, msgspec.inspect.Metadata)):
+            inner = inner.item_type if isinstance(inner, msgspec.inspect.VarTupleType) else inner.type
+        kind = getattr(inner, "cls", None)
+        if kind is None:
+            return []
+    return [field.name for field in getattr(msgspec.inspect.type_info(kind), "fields", ())]
+
+
+def _line_of(path: str, lines: dict[str, int]) -> int:
+    while path and path not in lines:
+        path = re.sub(r"(\.[^.\[]+|\[\d+\]|^[^.\[]+)$", "", path)
+    return lines.get(path, 0)
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "a mapping", list: "a list", str: "a text", int: "a number", float: "a number", bool: "true/false"}
+    return "nothing" if value is None else names.get(type(value), type(value).__name__)
