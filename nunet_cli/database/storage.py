@@ -39,7 +39,9 @@ class SqliteStorage(Storage):
 
     def table_names(self) -> list[str]:
         """Return the names of the tables that exist."""
-        rows = self.connection.execute("SELECT name FROM sqlite_master WHERE type='table' AND name LIKE 'doc\\_%' ESCAPE '\\'")
+        rows = self.connection.execute(
+            "SELECT name FROM sqlite_master WHERE type='table' AND name LIKE 'doc\\_%' ESCAPE '\\'"
+        )
         return [name.removeprefix("doc_") for (name,) in rows]
 
     def exists(self, name: str) -> bool:
@@ -55,7 +57,9 @@ class SqliteStorage(Storage):
         """Make a table with its indexes, if it is not there."""
         if self.exists(name):
             return
-        self.connection.execute(f"CREATE TABLE IF NOT EXISTS {sql_name(name)} (id INTEGER PRIMARY KEY, doc TEXT NOT NULL)")
+        self.connection.execute(
+            f"CREATE TABLE IF NOT EXISTS {sql_name(name)} (id INTEGER PRIMARY KEY, doc TEXT NOT NULL)"
+        )
         for field in INDEXED_FIELDS:
             index = '"idx_' + name.replace('"', '""') + f'_{field}"'
             self.connection.execute(
@@ -202,6 +206,7 @@ class SqliteTable(Table):
     """A TinyDB table whose cost of insert, get and update does not grow with the table."""
 
     default_query_cache_capacity = 0
+    _fresh_id: int | None = None
     _storage: SqliteStorage
 
     def _read_table(self) -> dict[str, Mapping[str, Any]]:
@@ -216,14 +221,14 @@ class SqliteTable(Table):
         self.clear_cache()
 
     def _get_next_id(self) -> int:
-        if self._next_id is None or not self._storage.connection.in_transaction:
+        if self._fresh_id is None or not self._storage.connection.in_transaction:
             highest = None
             if self._storage.exists(self._name):
                 query = f"SELECT max(id) FROM {sql_name(self._name)}"
                 highest = self._storage.connection.execute(query).fetchone()[0]
-            self._next_id = (highest or 0) + 1
-        next_id: int = self._next_id
-        self._next_id = next_id + 1
+            self._fresh_id = (highest or 0) + 1
+        next_id = self._fresh_id
+        self._fresh_id += 1
         return next_id
 
     def search(self, cond: QueryLike) -> list[Document]:
@@ -233,13 +238,13 @@ class SqliteTable(Table):
             return super().search(cond)
         return [doc for doc in narrowed if cond(doc)]
 
-    def get(self, cond: Any = None, doc_id: int | None = None, doc_ids: list[int] | None = None) -> Any:  # type: ignore[override]  # TinyDB has overloads per argument
+    def get(self, cond: Any = None, doc_id: int | None = None, doc_ids: list[int] | None = None) -> Any:
         """Get one document by condition (through an index where it can be) or id, or several by ids."""
         if doc_id is None and doc_ids is None and cond is not None:
             narrowed = self._narrow(cond)
             if narrowed is not None:
                 return next((doc for doc in narrowed if cond(doc)), None)
-        return super().get(cond, doc_id=doc_id, doc_ids=doc_ids)  # type: ignore[call-overload]  # as above
+        return super().get(cond, doc_id=doc_id, doc_ids=doc_ids)
 
     def update(
         self,
@@ -273,7 +278,8 @@ class SqliteTable(Table):
             return []
         column = f"json_extract(doc, '$.{field}')"
         rows = self._storage.connection.execute(
-            f"SELECT id, doc FROM {sql_name(self._name)} WHERE {column} >= ? AND {column} < ? ORDER BY {column} LIMIT ?",
+            f"SELECT id, doc FROM {sql_name(self._name)} WHERE {column} >= ? AND {column} < ?"
+            f" ORDER BY {column} LIMIT ?",
             (prefix, prefix + "\U0010ffff", limit),
         )
         return [Document(json.loads(text), key) for key, text in rows]
@@ -312,7 +318,7 @@ class Database(TinyDB):
     """TinyDB with row storage."""
 
     table_class = SqliteTable
-    default_storage_class = SqliteStorage
+    default_storage_class = SqliteStorage  # type: ignore[assignment]  # TinyDB declares its own JSON storage
 
     def tables(self) -> set[str]:
         """Return the names of all tables, without reading their documents."""

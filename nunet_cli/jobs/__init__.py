@@ -1,1 +1,1 @@
-"""What is agreed about: jobs, capabilities, bids, allocations and results, and how a job specification is read. No I/O."""
+"""What is agreed about: jobs, capabilities, bids, allocations, results; and reading a job specification. No I/O."""

@@ -62,9 +62,7 @@ class Resources(Struct, forbid_unknown_fields=True, frozen=True):
             taken = take_gpu(gpus, wanted)
             if taken is None:
                 raise ValueError("gpus")
-        return Resources(
-            cpu=structs.replace(self.cpu, cores=cores), memory=memory, disk=disk, gpus=tuple(gpus)
-        )
+        return Resources(cpu=structs.replace(self.cpu, cores=cores), memory=memory, disk=disk, gpus=tuple(gpus))
 
     def fits(self, other: Resources) -> bool:
         """Say whether `other` can be taken from this."""

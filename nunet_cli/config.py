@@ -1,0 +1,260 @@
+"""Configuration: TOML file, `NUNET_*` variables, flags; the later wins.
+
+The file is `config.toml` in the home that `--home` or `NUNET_HOME` names, or else in the platform's config folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from nunet_cli import units
+from nunet_cli.errors import UsageError
+
+Seconds = Annotated[int, Meta(ge=1, le=10**7)]
+Address = Annotated[str, Meta(pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9_.-]+):\d{1,5}$")]
+
+
+class NetworkConfig(Struct, forbid_unknown_fields=True):
+    """How this node meets others. Sizes are bytes, rates messages per second."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=100)] = "nunet"
+    secret: Annotated[str, Meta(max_length=200)] = ""
+    listen: Address = "0.0.0.0:0"
+    peers: tuple[str, ...] = ()
+    discovery: bool = True
+    max_frame: Annotated[int, Meta(ge=2**16, le=2**26)] = 2**20
+    max_connections: Annotated[int, Meta(ge=1, le=10**5)] = 256
+    max_connections_per_address: Annotated[int, Meta(ge=1, le=10**5)] = 64
+    rate: Annotated[int, Meta(ge=1, le=10**6)] = 200
+    handshake_timeout: Seconds = 5
+    idle_timeout: Seconds = 45
+
+
+class DockerConfig(Struct, forbid_unknown_fields=True):
+    """The docker executor: `images` holds patterns of what may run (empty: any image already here)."""
+
+    enabled: bool = True
+    host: str = ""
+    images: tuple[str, ...] = ()
+    pull: bool = False
+    max_pids: Annotated[int, Meta(ge=1, le=10**6)] = 256
+
+
+class ProcessConfig(Struct, forbid_unknown_fields=True):
+    """The process executor: `foreign` says what happens to other people's jobs, `trusted` names requesters by DID."""
+
+    enabled: bool = True
+    foreign: Literal["off", "sandboxed", "unsandboxed"] = "off"
+    trusted: tuple[str, ...] = ()
+
+
+class ExecutorConfig(Struct, forbid_unknown_fields=True):
+    """What may run jobs here."""
+
+    docker: DockerConfig = field(default_factory=DockerConfig)
+    process: ProcessConfig = field(default_factory=ProcessConfig)
+    null: bool = True
+
+
+class RegistryConfig(Struct, forbid_unknown_fields=True):
+    """The contract database: whom it admits as verified, and what a new account opens with (NTX)."""
+
+    admission: Literal["open", "approval"] = "open"
+    opening_balance: Annotated[str, Meta(max_length=40)] = "100"
+
+
+class LimitsConfig(Struct, forbid_unknown_fields=True):
+    """Bounds on what a job may send here, in bytes, and on how long stages may take, in seconds."""
+
+    input_size: Annotated[int, Meta(ge=0)] = 2**33
+    output_size: Annotated[int, Meta(ge=0)] = 2**33
+    log_size: Annotated[int, Meta(ge=2**10)] = 2**24
+    answer_timeout: Seconds = 10
+    heartbeat: Seconds = 2
+    settlement_window: Seconds = 600
+
+
+class Config(Struct, forbid_unknown_fields=True):
+    """The whole configuration (seed 2 names the first two: `defaultOrchestrationType`, `defaultSearchTimeout`)."""
+
+    default_orchestration_type: Literal["pull", "push"] = "pull"
+    default_search_timeout: Seconds = 10
+    lock_on_bid: bool = False
+    lock_lease: Seconds = 60
+    bid_timeout: Seconds = 300
+    contract_database: str = ""
+    oracle: str = ""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+    registry: RegistryConfig = field(default_factory=RegistryConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+
+
+_DURATIONS = {
+    "default_search_timeout", "lock_lease", "bid_timeout", "network.handshake_timeout", "network.idle_timeout",
+    "limits.answer_timeout", "limits.heartbeat", "limits.settlement_window",
+}  # fmt: skip
+_SIZES = {"network.max_frame", "limits.input_size", "limits.output_size", "limits.log_size"}
+_RESERVED = {"NUNET_HOME", "NUNET_NODE", "NUNET_PASSPHRASE", "NUNET_DEBUG"}
+
+
+def default_home() -> Path:
+    """Return the folder of this user's node."""
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("nunet"))
+
+
+def config_path(home: Path, *, explicit_home: bool) -> Path:
+    """Return where the configuration of a home is kept."""
+    if explicit_home:
+        return home / "config.toml"
+    import platformdirs
+
+    return Path(platformdirs.user_config_dir("nunet")) / "config.toml"
+
+
+def keys(kind: type[Struct] = Config, prefix: str = "") -> list[str]:
+    """Return every dotted key that the configuration has, in order."""
+    found: list[str] = []
+    for info in msgspec.structs.fields(kind):
+        if isinstance(info.type, type) and issubclass(info.type, Struct):
+            found += keys(info.type, f"{prefix}{info.name}.")
+        else:
+            found.append(prefix + info.name)
+    return found
+
+
+def load(
+    path: Path, environment: Mapping[str, str] | None = None, overrides: Mapping[str, Any] | None = None
+) -> Config:
+    """Return the configuration of a file, then the environment, then `overrides` (dotted key → value).
+
+    Raises:
+        UsageError: an unknown key or a value that does not validate; the message names file or variable, and key.
+    """
+    document: dict[str, Any] = {}
+    if path.exists():
+        try:
+            document = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+            raise UsageError(f"{path}: not TOML: {error}") from None
+        _validate(document, str(path))
+    environment = os.environ if environment is None else environment
+    known = {"NUNET_" + key.replace(".", "_").upper(): key for key in keys()}
+    for variable, text in environment.items():
+        if variable in known:
+            put(document, known[variable], parse_value(known[variable], text))
+            _validate(document, variable)
+    for key, value in (overrides or {}).items():
+        put(document, key, value)
+    return _validate(document, "options")
+
+
+def parse_value(key: str, text: str) -> Any:
+    """Return a text from a shell as the type that the key has; lists are comma-separated."""
+    current = get(Config(), key)
+    if isinstance(current, bool):
+        lowered = text.strip().lower()
+        if lowered not in ("true", "false", "yes", "no", "on", "off", "1", "0"):
+            raise UsageError(f"{key}: expected true or false, got {text!r}")
+        return lowered in ("true", "yes", "on", "1")
+    if isinstance(current, tuple):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    if isinstance(current, int) and key not in _DURATIONS | _SIZES:
+        try:
+            return int(text)
+        except ValueError:
+            raise UsageError(f"{key}: expected a whole number, got {text!r}") from None
+    return text
+
+
+def get(config: Config, key: str) -> Any:
+    """Return the value of a dotted key.
+
+    Raises:
+        UsageError: unknown key, with the nearest right one.
+    """
+    check_key(key)
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def check_key(key: str) -> None:
+    """Refuse a key that the configuration does not have.
+
+    Raises:
+        UsageError: with the nearest right key.
+    """
+    known = keys()
+    if key not in known:
+        near = difflib.get_close_matches(key, known, 1)
+        raise UsageError(f"unknown key {key!r}", hint=f"did you mean {near[0]}?" if near else "see: nunet config list")
+
+
+def put(document: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in a nested document, in place."""
+    *sections, name = key.split(".")
+    for section in sections:
+        document = document.setdefault(section, {})
+    document[name] = list(value) if isinstance(value, tuple) else value
+
+
+def set_in_file(path: Path, key: str, value: Any) -> None:
+    """Set one key in the file, keeping comments and order; refuse a value that does not validate.
+
+    Raises:
+        UsageError: unknown key, or a value that does not validate; the file is left as it was.
+    """
+    import tomlkit
+
+    check_key(key)
+    document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else tomlkit.document()
+    put(document, key, value)
+    _validate(document.unwrap(), str(path))
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    temporary = path.with_suffix(".new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(tomlkit.dumps(document))
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+
+
+def _validate(document: dict[str, Any], source: str) -> Config:
+    for names, parse in ((_DURATIONS, units.parse_duration), (_SIZES, units.parse_size)):
+        for key in names:
+            _convert(document, key, parse, source)
+    try:
+        config = msgspec.convert(document, Config)
+        units.parse_amount(config.registry.opening_balance)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        unknown = text.split("unknown field `")[1].split("`")[0] if "unknown field `" in text else ""
+        near = difflib.get_close_matches(unknown, [key.rsplit(".", 1)[-1] for key in keys()], 1) if unknown else []
+        hint = f"did you mean {near[0]}?" if near else "see: nunet config list"
+        raise UsageError(f"{source}: {text.replace('$.', '')}", hint=hint) from None
+    return config
+
+
+def _convert(document: dict[str, Any], key: str, parse: Callable[[str], int], source: str) -> None:
+    *sections, name = key.split(".")
+    part: Any = document
+    for section in sections:
+        part = part.get(section) if isinstance(part, dict) else None
+    if isinstance(part, dict) and isinstance(part.get(name), str):
+        try:
+            part[name] = parse(part[name])
+        except UsageError as error:
+            raise UsageError(f"{source}: {key}: {error.message}", hint=error.hint) from None

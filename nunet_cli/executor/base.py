@@ -1,0 +1,154 @@
+"""The protocol of an executor, and what is the same for all of them: the scratch folder, its inputs and outputs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from nunet_cli.errors import NunetError
+from nunet_cli.jobs.capability import Resources
+from nunet_cli.jobs.job import Usage
+from nunet_cli.jobs.spec import ExecutorSpec, is_safe_path
+
+TERM_GRACE = 2.0
+POLL_INTERVAL = 0.25
+
+
+class ExecutorError(NunetError):
+    """The allocation could not be made or started; the provider's failure, not the job's."""
+
+    exit_code = 1
+    default_code = "executor_error"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Whether an executor works here; `detail` says how, or why not."""
+
+    available: bool
+    detail: str
+
+
+@dataclass
+class Task:
+    """One job as an executor sees it. `folder` is the scratch folder; sizes are bytes.
+
+    `inputs` are the places of the input files in the working folder; `sandbox` is required unless it says otherwise.
+    """
+
+    allocation_id: str
+    spec: ExecutorSpec
+    resources: Resources
+    max_duration: int
+    max_log: int
+    folder: Path
+    inputs: tuple[str, ...] = ()
+    sandbox: bool = True
+    labels: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def work(self) -> Path:
+        """The job's working folder."""
+        return self.folder / "work"
+
+    @property
+    def stdout(self) -> Path:
+        """Where standard output is kept."""
+        return self.folder / "stdout"
+
+    @property
+    def stderr(self) -> Path:
+        """Where standard error is kept."""
+        return self.folder / "stderr"
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a job ended: its exit code, or the `reason` why it was ended (`out_of_memory`, `disk_full`, …)."""
+
+    exit_code: int | None
+    usage: Usage
+    reason: str = ""
+
+
+class Executor(Protocol):
+    """What runs jobs. A `handle` is what finds a started job again, also after a restart of the node."""
+
+    type: str
+
+    async def probe(self) -> Probe:
+        """Say whether this executor works here."""
+
+    async def prepare(self, task: Task) -> None:
+        """Make ready what the start needs, such as an image."""
+
+    async def start(self, task: Task) -> str:
+        """Start the job and return its handle."""
+
+    async def attach(self, task: Task, handle: str) -> bool:
+        """Find a job that an earlier run of the node started; False when it is gone."""
+
+    async def wait(self, task: Task, handle: str) -> Exit:
+        """Wait for the end of the job, keeping it inside its limits; a cancellation leaves it running."""
+
+    async def usage(self, task: Task, handle: str) -> Usage:
+        """Return what the job has used so far."""
+
+    async def stop(self, task: Task, handle: str) -> None:
+        """End the job, politely and then not; once it returns, nothing of it runs."""
+
+    async def cleanup(self, task: Task, handle: str) -> None:
+        """Remove what the executor made for the job, the scratch folder not among it."""
+
+
+def make_scratch(task: Task, inputs: dict[str, Path]) -> None:
+    """Make the scratch folder with the inputs in their places, afresh.
+
+    Args:
+        task: the job.
+        inputs: place in the job's folder → file.
+    """
+    shutil.rmtree(task.folder, ignore_errors=True)
+    task.work.mkdir(parents=True, mode=0o700)
+    task.folder.chmod(0o700)
+    task.stdout.touch()
+    task.stderr.touch()
+    for place, source in inputs.items():
+        if not is_safe_path(place):
+            raise ExecutorError(f"an input would leave the job's folder: {place!r}")
+        target = task.work / place
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+        target.chmod(0o555)
+
+
+def output_file(task: Task, path: str) -> Path | None:
+    """Return an output of the job that is a regular file inside its folder, or None.
+
+    A symbolic link is never followed, neither at the end of the path nor on the way: the job made the links.
+    """
+    if not is_safe_path(path):
+        return None
+    current = task.work
+    for part in Path(path).parts:
+        current = current / part
+        if current.is_symlink():
+            return None
+    return current if current.is_file() else None
+
+
+def folder_size(folder: Path, limit: int) -> int:
+    """Return the bytes in a folder, links not followed; stops counting once `limit` is passed."""
+    total = 0
+    for root, _, names in os.walk(folder, onerror=lambda _: None):
+        for name in names:
+            try:
+                total += (Path(root) / name).lstat().st_blocks * 512
+            except OSError:
+                continue
+            if total > limit:
+                return total
+    return total

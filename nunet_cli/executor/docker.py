@@ -1,0 +1,284 @@
+"""The docker executor: a container of a Docker Engine, through the `docker` SDK, in worker threads.
+
+No network, no capabilities, no new privileges, read-only root, a user without rights, limits on memory (no swap),
+processors, PIDs, disk and wall time. Containers carry labels, by which a restarted node finds them again.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import os
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import trio
+
+from nunet_cli.config import DockerConfig
+from nunet_cli.executor.base import POLL_INTERVAL, Executor, ExecutorError, Exit, Probe, Task, folder_size
+from nunet_cli.jobs.job import Usage
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+    from docker.models.containers import Container
+
+log = logging.getLogger("nunet.executor.docker")
+T = TypeVar("T")
+
+LABEL = "org.nunet.allocation"
+STOP_SECONDS = 2
+ENGINE_TIMEOUT = 30
+NOBODY = 65534
+CALL_TIMEOUT = 60.0
+
+
+class DockerExecutor:
+    """Runs images."""
+
+    type = "docker"
+
+    def __init__(self, config: DockerConfig) -> None:
+        self._config = config
+        self._client: DockerClient | None = None
+        self._limiter = trio.CapacityLimiter(64)
+        self._usage: dict[str, Usage] = {}
+
+    async def probe(self) -> Probe:
+        """Say whether an engine answers; asked each time, so that one started later is noticed."""
+        if not self._config.enabled:
+            return Probe(False, "off in the configuration")
+        try:
+            version = await self._call(lambda: self._engine().version()["Version"], timeout=5.0)
+        except (ExecutorError, trio.TooSlowError) as error:
+            self._client = None
+            return Probe(False, str(error) or "the engine does not answer")
+        return Probe(True, f"Docker Engine {version}")
+
+    async def prepare(self, task: Task) -> None:
+        """Check the image against the allow-list, and pull it if it is not here and pulling is allowed."""
+        image = task.spec.image
+        if self._config.images and not any(fnmatch.fnmatchcase(image, pattern) for pattern in self._config.images):
+            raise ExecutorError(f"this provider does not run the image {image}", code="image_not_allowed")
+
+        def ready() -> None:
+            import docker.errors
+
+            engine = self._engine()
+            try:
+                engine.images.get(image)
+            except docker.errors.ImageNotFound:
+                if not self._config.pull:
+                    raise ExecutorError(f"the image {image} is not on this provider", code="no_image") from None
+                engine.images.pull(image)
+
+        await self._call(ready, timeout=task.max_duration)
+
+    async def start(self, task: Task) -> str:
+        """Create and start the container; the handle is its id."""
+        user = NOBODY if os.getuid() == 0 else os.getuid()
+        if os.getuid() == 0:
+            _give_folder(task.work, user)
+        options = self._options(task, user)
+
+        def begin() -> str:
+            import docker.errors
+
+            command = list(task.spec.command) or None
+            try:
+                container = self._engine().containers.create(task.spec.image, command, **options)
+                container.start()
+            except docker.errors.APIError as error:
+                raise ExecutorError(f"the container cannot be started: {error.explanation}") from None
+            return str(container.id)
+
+        return await self._call(begin)
+
+    def _options(self, task: Task, user: int) -> dict[str, Any]:
+        inside = f"/job/{task.spec.workdir}".rstrip("/")
+        binds = {str(task.work): {"bind": "/job", "mode": "rw"}}
+        for place in task.inputs:
+            binds[str(task.work / place)] = {"bind": f"/job/{place}", "mode": "ro"}
+        for place in task.inputs:
+            binds[str(task.work / place)] = {"bind": f"/job/{place}", "mode": "ro"}
+        memory = max(task.resources.memory, 6 * 2**20)
+        options: dict[str, Any] = {
+            "environment": {"HOME": "/job", **task.spec.env},
+            "labels": {LABEL: task.allocation_id, **task.labels},
+            "working_dir": inside,
+            "user": f"{user}:{user}",
+            "volumes": binds,
+            "network_mode": "none",
+            "cap_drop": ["ALL"],
+            "security_opt": ["no-new-privileges"],
+            "read_only": True,
+            "tmpfs": {"/tmp": f"size={max(task.resources.disk, 2**20)},mode=1777"},
+            "mem_limit": memory,
+            "memswap_limit": memory,
+            "pids_limit": self._config.max_pids,
+            "log_config": {"type": "json-file", "config": {"max-size": str(task.max_log), "max-file": "1"}},
+            "init": True,
+        }
+        if task.resources.cpu.cores:
+            options["nano_cpus"] = int(task.resources.cpu.cores * 1e9)
+        if task.resources.gpus:
+            from docker.types import DeviceRequest
+
+            options["device_requests"] = [DeviceRequest(count=len(task.resources.gpus), capabilities=[["gpu"]])]
+        return options
+
+    async def attach(self, task: Task, handle: str) -> bool:
+        """Find the container of an allocation by its label."""
+
+        def find() -> bool:
+            found = self._engine().containers.list(all=True, filters={"label": f"{LABEL}={task.allocation_id}"})
+            return any(container.id == handle for container in found)
+
+        return await self._call(find)
+
+    async def wait(self, task: Task, handle: str) -> Exit:
+        """Follow the logs, watch disk and memory, and return how the container ended."""
+        reason: list[str] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch, task, handle, reason)
+            async with trio.open_nursery() as logs:
+                logs.start_soon(self._follow, task, handle, "stdout", task.stdout)
+                logs.start_soon(self._follow, task, handle, "stderr", task.stderr)
+            nursery.cancel_scope.cancel()
+        state = await self._state(handle)
+        while state["Running"]:
+            await trio.sleep(POLL_INTERVAL)
+            state = await self._state(handle)
+        usage = await self.usage(task, handle)
+        wall = _seconds_between(state["StartedAt"], state["FinishedAt"])
+        if state.get("OOMKilled"):
+            reason = ["out_of_memory"]
+        return Exit(state["ExitCode"], Usage(usage.cpu_seconds, wall, usage.max_memory), reason[0] if reason else "")
+
+    async def _state(self, handle: str) -> dict[str, Any]:
+        def inspect() -> dict[str, Any]:
+            return dict(self._engine().api.inspect_container(handle)["State"])
+
+        return await self._call(inspect)
+
+    async def _follow(self, task: Task, handle: str, name: str, path: Path) -> None:
+        def copy() -> None:
+            kept = 0
+            stream = self._engine().api.logs(
+                handle, stdout=name == "stdout", stderr=name == "stderr", stream=True, follow=True
+            )
+            with path.open("wb", buffering=0) as file:
+                for chunk in stream:
+                    if kept < task.max_log:
+                        file.write(chunk[: task.max_log - kept])
+                        kept += len(chunk)
+
+        try:
+            await trio.to_thread.run_sync(copy, limiter=self._limiter, abandon_on_cancel=True)
+        except Exception as error:
+            # the SDK passes on whatever its HTTP library raises when the engine goes away; the state decides
+            log.warning("the logs of %s were cut: %s", handle[:12], error)
+
+    async def _watch(self, task: Task, handle: str, reason: list[str]) -> None:
+        while True:
+            limit = task.resources.disk
+            try:
+                self._usage[task.allocation_id] = await self._measure(handle)
+            except ExecutorError as error:
+                log.debug("no statistics of %s: %s", handle[:12], error)
+            if await trio.to_thread.run_sync(folder_size, task.work, limit, limiter=self._limiter) > limit:
+                reason.append("disk_full")
+                await self.stop(task, handle)
+                return
+            await trio.sleep(POLL_INTERVAL * 2)
+
+    async def _measure(self, handle: str) -> Usage:
+        def stats() -> dict[str, Any]:
+            return dict(self._engine().api.stats(handle, stream=False, one_shot=True))
+
+        found = await self._call(stats)
+        cpu = found.get("cpu_stats", {}).get("cpu_usage", {}).get("total_usage", 0) / 1e9
+        memory = found.get("memory_stats", {})
+        return Usage(round(cpu, 3), 0.0, int(memory.get("max_usage") or memory.get("usage") or 0))
+
+    async def usage(self, task: Task, handle: str) -> Usage:
+        """Return the latest measurement; the engine forgets a container's numbers once it has ended."""
+        known = self._usage.get(task.allocation_id, Usage())
+        try:
+            now = await self._measure(handle)
+        except ExecutorError:
+            return known
+        best = Usage(max(now.cpu_seconds, known.cpu_seconds), 0.0, max(now.max_memory, known.max_memory))
+        self._usage[task.allocation_id] = best
+        return best
+
+    async def stop(self, task: Task, handle: str) -> None:
+        """Stop the container: a polite signal, and after a grace period a sure one."""
+
+        def end(container: Container) -> None:
+            container.stop(timeout=STOP_SECONDS)
+
+        await self._on_container(handle, end)
+
+    async def cleanup(self, task: Task, handle: str) -> None:
+        """Remove the container."""
+        self._usage.pop(task.allocation_id, None)
+
+        def remove(container: Container) -> None:
+            container.remove(force=True, v=True)
+
+        await self._on_container(handle, remove)
+
+    async def _on_container(self, handle: str, act: Callable[[Container], None]) -> None:
+        def do() -> None:
+            import docker.errors
+
+            try:
+                act(self._engine().containers.get(handle))
+            except docker.errors.NotFound:
+                pass
+
+        await self._call(do)
+
+    def _engine(self) -> DockerClient:
+        if self._client is None:
+            import docker
+
+            if self._config.host:
+                self._client = docker.DockerClient(base_url=self._config.host, timeout=ENGINE_TIMEOUT)
+            else:
+                self._client = docker.from_env(timeout=ENGINE_TIMEOUT)
+        return self._client
+
+    async def _call(self, function: Callable[[], T], timeout: float = CALL_TIMEOUT) -> T:
+        def run() -> T:
+            try:
+                return function()
+            except ExecutorError:
+                raise
+            except Exception as error:
+                # the SDK lets errors of requests and urllib3 through as well as its own
+                raise ExecutorError(f"Docker Engine: {error}") from None
+
+        with trio.fail_after(timeout):
+            return await trio.to_thread.run_sync(run, limiter=self._limiter, abandon_on_cancel=True)
+
+
+def _give_folder(folder: Path, user: int) -> None:
+    """Give the working folder to the container's user; the inputs in it stay read-only files."""
+    os.chown(folder, user, user)
+    for root, names, files in os.walk(folder):
+        for name in [*names, *files]:
+            os.chown(Path(root) / name, user, user, follow_symlinks=False)
+
+
+def _seconds_between(started: str, finished: str) -> float:
+    try:
+        first, last = (datetime.fromisoformat(text[:26].rstrip("Z") + "+00:00") for text in (started, finished))
+    except ValueError:
+        return 0.0
+    return max(0.0, round((last - first).total_seconds(), 3))
+
+
+_protocol: type[Executor] = DockerExecutor

@@ -1,0 +1,1 @@
+"""Matching: compare, accept, rank. Pure functions."""

@@ -1,0 +1,1 @@
+"""Identity, secure channel, messages between nodes, discovery, topics and content-addressed transfer."""

@@ -1,0 +1,287 @@
+"""Content-addressed files: kept by content id, and moved between nodes in chunks over the secure channel.
+
+A transfer is resumable: what has arrived stays in a partial file, and the hash decides at the end whether it is what
+was asked for. A node gives a blob only to those it was granted to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import struct
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import trio
+from tinydb import Query
+
+from nunet_cli.database.store import Store, Transaction
+from nunet_cli.errors import NotFoundError, NunetError, PeerError, RejectedMessageError
+from nunet_cli.network.identity import cid_from_digest, content_id, is_content_id, key_from_did
+from nunet_cli.network.messenger import short
+from nunet_cli.network.transport import BLOB_DATA, BLOB_END, BLOB_GET, Connection, TcpTransport
+
+log = logging.getLogger("nunet.blobs")
+
+CHUNK = 128 * 1024
+MAX_STREAMS_PER_PEER = 4
+STALL_TIMEOUT = 20.0
+ATTEMPTS = 5
+Progress = Callable[[int], None]
+
+
+@dataclass
+class _Download:
+    sender: bytes
+    chunks: trio.MemorySendChannel[bytes]
+    error: str = ""
+    done: trio.Event = field(default_factory=trio.Event)
+
+
+class Blobs:
+    """Blobs of one node, in a folder of its home."""
+
+    def __init__(self, home: Path, store: Store, transport: TcpTransport | None = None) -> None:
+        self._folder, self._partial = home / "blobs", home / "blobs" / "partial"
+        self._store, self._transport = store, transport
+        self._limiter = trio.CapacityLimiter(4)
+        self._downloads: dict[int, _Download] = {}
+        self._next_stream = 1
+        self._serving: Counter[bytes] = Counter()
+        self._nursery: trio.Nursery | None = None
+        if transport is not None:
+            transport.on_frame[BLOB_GET] = self._on_get
+            transport.on_frame[BLOB_DATA] = self._on_data
+            transport.on_frame[BLOB_END] = self._on_end
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Own the tasks that serve blobs, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            await trio.sleep_forever()
+
+    def path(self, cid: str) -> Path:
+        """Return where a blob is kept, whether or not it is there.
+
+        Raises:
+            NotFoundError: not a content id.
+        """
+        if not is_content_id(cid):
+            raise NotFoundError(f"not a content id: {cid[:80]!r}")
+        return self._folder / cid
+
+    def has(self, cid: str) -> bool:
+        """Say whether a blob is here."""
+        return self.path(cid).exists()
+
+    async def add_file(self, source: Path) -> tuple[str, int]:
+        """Copy a file into the blobs; return its content id and size in bytes."""
+        return await trio.to_thread.run_sync(self._copy_in, source, limiter=self._limiter)
+
+    async def add_bytes(self, data: bytes) -> tuple[str, int]:
+        """Keep bytes as a blob; return its content id and size."""
+        cid = content_id(data)
+        if not self.has(cid):
+            await trio.to_thread.run_sync(self._write_in, data, cid, limiter=self._limiter)
+        return cid, len(data)
+
+    def _copy_in(self, source: Path) -> tuple[str, int]:
+        self._partial.mkdir(parents=True, exist_ok=True, mode=0o700)
+        digest, size = hashlib.sha256(), 0
+        with source.open("rb") as file, tempfile.NamedTemporaryFile(dir=self._partial, delete=False) as copy:
+            try:
+                while chunk := file.read(2**20):
+                    digest.update(chunk)
+                    copy.write(chunk)
+                    size += len(chunk)
+                return self._settle_in(copy, cid_from_digest(digest.digest())), size
+            except BaseException:
+                Path(copy.name).unlink(missing_ok=True)
+                raise
+
+    def _write_in(self, data: bytes, cid: str) -> None:
+        self._partial.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.NamedTemporaryFile(dir=self._partial, delete=False) as copy:
+            copy.write(data)
+            self._settle_in(copy, cid)
+
+    def _settle_in(self, copy: BinaryIO | tempfile._TemporaryFileWrapper[bytes], cid: str) -> str:
+        copy.flush()
+        os.fsync(copy.fileno())
+        Path(copy.name).rename(self._folder / cid)
+        return cid
+
+    async def copy_out(self, cid: str, target: Path) -> None:
+        """Copy a blob to a file, whole or not at all.
+
+        Raises:
+            NotFoundError: the blob is not here.
+        """
+        source = self.path(cid)
+        if not source.exists():
+            raise NotFoundError(f"the content {cid} is not here")
+
+        def copy() -> None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with source.open("rb") as data, tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
+                shutil.copyfileobj(data, file, 2**20)
+            mask = os.umask(0)
+            os.umask(mask)
+            Path(file.name).chmod(0o666 & ~mask)
+            Path(file.name).rename(target)
+
+        await trio.to_thread.run_sync(copy, limiter=self._limiter)
+
+    @staticmethod
+    def grant(transaction: Transaction, cid: str, did: str) -> None:
+        """Allow a peer to fetch a blob, as part of a change."""
+        transaction.put("grants", {"id": f"{cid}/{did}"})
+
+    async def fetch(self, did: str, cid: str, size: int, progress: Progress | None = None) -> Path:
+        """Return a blob's file, fetching it from a peer if it is not here.
+
+        Args:
+            did: who has it.
+            cid: what is wanted; what arrives is checked against it.
+            size: its size in bytes; more than that is refused.
+            progress: called with the number of bytes that are here.
+
+        Raises:
+            PeerError: the peer does not give it, or stalls too often.
+            RejectedMessageError: what arrived is something else.
+        """
+        path = self.path(cid)
+        self._partial.mkdir(parents=True, exist_ok=True, mode=0o700)
+        partial = self._partial / cid
+        for attempt in range(ATTEMPTS):
+            if path.exists():
+                return path
+            try:
+                with partial.open("ab") as file:
+                    await self._fetch_rest(did, cid, size, file, progress)
+                digest = await trio.to_thread.run_sync(_digest, partial, limiter=self._limiter)
+                if cid_from_digest(digest) != cid:
+                    partial.unlink()
+                    raise RejectedMessageError(f"{short(did)} sent something else than {cid}", code="wrong_content")
+                partial.rename(path)
+                return path
+            except trio.TooSlowError:
+                log.info("transfer of %s stalled (attempt %d)", cid, attempt + 1)
+            except PeerError as error:
+                if error.code == "blob_refused":
+                    raise
+                log.info("transfer of %s was cut (attempt %d): %s", cid, attempt + 1, error)
+        raise PeerError(f"{short(did)} stalled while sending {cid}", code="transfer_stalled")
+
+    async def _fetch_rest(self, did: str, cid: str, size: int, file: BinaryIO, progress: Progress | None) -> None:
+        if self._transport is None:
+            raise PeerError("this node has no network")
+        arrived = file.seek(0, os.SEEK_END)
+        with trio.fail_after(STALL_TIMEOUT):
+            connection = await self._transport.wait_connected(key_from_did(did))
+        sending, receiving = trio.open_memory_channel[bytes](8)
+        stream, self._next_stream = self._next_stream, self._next_stream % (2**31) + 1
+        download = self._downloads[stream] = _Download(connection.peer.public_key, sending)
+        try:
+            request = json.dumps({"stream": stream, "cid": cid, "offset": arrived}).encode()
+            await connection.send(BLOB_GET, request)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_close_with, connection, sending)
+                while arrived < size:
+                    with trio.fail_after(STALL_TIMEOUT):
+                        try:
+                            chunk = await receiving.receive()
+                        except trio.EndOfChannel:
+                            break
+                    arrived += len(chunk)
+                    if arrived > size:
+                        raise RejectedMessageError(f"{short(did)} sends more than {size} bytes", code="wrong_content")
+                    file.write(chunk)
+                    if progress is not None:
+                        progress(arrived)
+                nursery.cancel_scope.cancel()
+            file.flush()
+            await trio.to_thread.run_sync(os.fsync, file.fileno(), limiter=self._limiter)
+        except* RejectedMessageError as group:
+            file.truncate(0)
+            raise group.exceptions[0] from None
+        except* trio.TooSlowError:
+            raise trio.TooSlowError from None
+        finally:
+            del self._downloads[stream]
+            sending.close()
+        if arrived < size:
+            if download.error:
+                raise PeerError(f"{short(did)} does not give {cid}: {download.error}", code="blob_refused")
+            raise PeerError("the connection was cut")
+
+    async def _on_data(self, connection: Connection, _kind: int, payload: bytes) -> None:
+        download = self._downloads.get(struct.unpack(">I", payload[:4])[0]) if len(payload) >= 4 else None
+        if download is not None and download.sender == connection.peer.public_key:
+            try:
+                with trio.move_on_after(STALL_TIMEOUT):
+                    await download.chunks.send(payload[4:])
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass
+
+    async def _on_end(self, connection: Connection, _kind: int, payload: bytes) -> None:
+        try:
+            document = json.loads(payload)
+            stream, error = int(document["stream"]), str(document.get("error", ""))[:200]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise RejectedMessageError("not the end of a transfer", code="malformed") from None
+        download = self._downloads.get(stream)
+        if download is not None and download.sender == connection.peer.public_key:
+            download.error = error
+            download.chunks.close()
+
+    async def _on_get(self, connection: Connection, _kind: int, payload: bytes) -> None:
+        try:
+            document = json.loads(payload)
+            stream, cid, offset = int(document["stream"]), str(document["cid"]), int(document["offset"])
+            if not 0 < stream < 2**31 or offset < 0:
+                raise ValueError
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise RejectedMessageError("not a request for a blob", code="malformed") from None
+        assert self._nursery is not None
+        self._nursery.start_soon(self._serve, connection, stream, cid, offset)
+
+    async def _serve(self, connection: Connection, stream: int, cid: str, offset: int) -> None:
+        peer = connection.peer
+        error = ""
+        if self._serving[peer.public_key] >= MAX_STREAMS_PER_PEER:
+            error = "too many transfers at once"
+        elif self._store.table("grants").get(Query().id == f"{cid}/{peer.did}") is None or not self.has(cid):
+            error = "not here, or not for you"
+        self._serving[peer.public_key] += 1
+        try:
+            if not error:
+                async with await trio.open_file(self.path(cid), "rb") as file:
+                    await file.seek(offset)
+                    while chunk := await file.read(CHUNK):
+                        await connection.send(BLOB_DATA, struct.pack(">I", stream) + chunk)
+            await connection.send(BLOB_END, json.dumps({"stream": stream, "error": error}).encode())
+        except (PeerError, NunetError, OSError) as problem:
+            log.info("sending %s to %s ended: %s", cid, peer.peer_id, problem)
+        finally:
+            self._serving[peer.public_key] -= 1
+            if not self._serving[peer.public_key]:
+                del self._serving[peer.public_key]
+
+
+async def _close_with(connection: Connection, channel: trio.MemorySendChannel[bytes]) -> None:
+    await connection.closed.wait()
+    channel.close()
+
+
+def _digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

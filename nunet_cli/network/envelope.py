@@ -1,0 +1,121 @@
+"""The envelope: every message between nodes, signed on its own, so that it is evidence after the connection is gone.
+
+The signature is over a prefix and the exact bytes sent; nothing is encoded a second time.
+"""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from nunet_cli import units
+from nunet_cli.errors import NunetError, RejectedMessageError
+from nunet_cli.jobs.job import Did, Id, Text, Time
+from nunet_cli.network.identity import Identity, verify
+
+PREFIX = b"nunet-envelope-v1\n"
+SIGNATURE_SIZE = 64
+MAX_SKEW = timedelta(seconds=60)
+MAX_LIFETIME = timedelta(days=31)
+
+
+class Envelope(Struct, forbid_unknown_fields=True, frozen=True, rename={"from_": "from"}):
+    """A message; `to` is a DID or a topic, `reply_to` the id of the message that this answers."""
+
+    v: Literal[1]
+    id: Id
+    type: Annotated[str, Meta(pattern=r"^[a-z_]{1,60}$")]
+    from_: Did
+    to: Annotated[str, Meta(min_length=1, max_length=200)]
+    sent_at: Time
+    expires_at: Time
+    body: msgspec.Raw
+    reply_to: Annotated[str, Meta(max_length=120)] = ""
+
+
+class ErrorMessage(Struct, forbid_unknown_fields=True, frozen=True):
+    """A typed refusal (seed 4: `ErrorMessage`)."""
+
+    code: Annotated[str, Meta(pattern=r"^[a-z0-9_]{1,60}$")]
+    message: Text
+    hint: Text = ""
+    details: dict[str, Any] = {}
+
+
+def seal(
+    identity: Identity,
+    to: str,
+    type_: str,
+    body: Any,
+    *,
+    lifetime: float,
+    reply_to: str = "",
+    now: datetime | None = None,
+) -> tuple[Envelope, bytes]:
+    """Return a new envelope and the bytes to send: the signature, then the exact text that it covers.
+
+    Args:
+        identity: who sends.
+        to: a DID or a topic.
+        type_: the message's type.
+        body: a struct.
+        lifetime: seconds until the message expires.
+        reply_to: id of the message that this answers.
+        now: the present time, for a test's clock.
+    """
+    sent = now or units.now()
+    envelope = Envelope(
+        v=1, id=uuid.uuid4().hex, type=type_, from_=identity.did, to=to, sent_at=units.format_time(sent),
+        expires_at=units.format_time(sent + timedelta(seconds=lifetime)), reply_to=reply_to,
+        body=msgspec.Raw(msgspec.json.encode(body)),
+    )  # fmt: skip
+    text = msgspec.json.encode(envelope)
+    return envelope, identity.sign(PREFIX + text) + text
+
+
+def unseal(raw: bytes, *, me: str, topics: frozenset[str] = frozenset(), now: datetime | None = None) -> Envelope:
+    """Check a message's form, recipient, times and signature, in that order, and return it.
+
+    Args:
+        raw: the bytes as received.
+        me: the receiver's DID.
+        topics: topics that the receiver subscribes to.
+        now: the present time, for a test's clock.
+
+    Raises:
+        RejectedMessageError: `code` is the reason that is counted.
+    """
+    signature, text = raw[:SIGNATURE_SIZE], raw[SIGNATURE_SIZE:]
+    try:
+        envelope = msgspec.json.decode(text, type=Envelope)
+        sent, expires = units.parse_time(envelope.sent_at), units.parse_time(envelope.expires_at)
+    except (msgspec.MsgspecError, NunetError, UnicodeDecodeError, RecursionError) as error:
+        raise RejectedMessageError(f"not an envelope: {error}", code="malformed") from None
+    if envelope.to != me and envelope.to not in topics:
+        raise RejectedMessageError("the message is for somebody else", code="wrong_recipient")
+    now = now or units.now()
+    if sent > now + MAX_SKEW:
+        raise RejectedMessageError(f"the message is from the future ({envelope.sent_at})", code="from_future")
+    if expires <= now:
+        raise RejectedMessageError(f"the message expired at {envelope.expires_at}", code="expired")
+    if expires > sent + MAX_LIFETIME:
+        raise RejectedMessageError("the message lives too long", code="lifetime")
+    if not verify(envelope.from_, signature, PREFIX + text):
+        raise RejectedMessageError("the signature is not the sender's", code="bad_signature")
+    return envelope
+
+
+def body_of(envelope: Envelope, kind: type[Any]) -> Any:
+    """Return the body as a struct.
+
+    Raises:
+        RejectedMessageError: it does not fit the schema; the message names the field.
+    """
+    try:
+        return msgspec.json.decode(envelope.body, type=kind)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise RejectedMessageError(f"{envelope.type}: {error}", code="bad_body") from None

@@ -1,0 +1,355 @@
+"""Messages between nodes: at-least-once delivery, de-duplication, requests with answers, and a durable outbox.
+
+A sender repeats a message with the same id until it is acknowledged or expires. A receiver does the work once, keeps
+its first answer, and gives that answer to every repetition.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+from collections import OrderedDict, defaultdict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+from msgspec import Struct
+from tinydb import Query
+
+from nunet_cli import units
+from nunet_cli.database.store import Store, Transaction
+from nunet_cli.errors import NunetError, PeerError, RejectedMessageError
+from nunet_cli.network.envelope import SIGNATURE_SIZE, Envelope, ErrorMessage, body_of, seal, unseal
+from nunet_cli.network.identity import Identity, key_from_did
+from nunet_cli.network.transport import ACK, ENVELOPE, Connection, TcpTransport
+
+log = logging.getLogger("nunet.messages")
+
+RETRY_INTERVAL = 3.0
+MAX_IN_PROGRESS_PER_PEER = 32
+MAX_REMEMBERED = 20_000
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """A message that passed every check: `raw` are the exact bytes, which are the evidence."""
+
+    envelope: Envelope
+    body: Any
+    raw: bytes
+
+    @property
+    def sender(self) -> str:
+        """The DID that signed it."""
+        return self.envelope.from_
+
+    @property
+    def evidence(self) -> str:
+        """The raw bytes in base64, as the store keeps them."""
+        return base64.b64encode(self.raw).decode()
+
+
+Answer = tuple[str, Struct]
+Behaviour = Callable[[Incoming], Awaitable[Answer | None]]
+
+
+@dataclass
+class _Waiting:
+    sender: str | None
+    arrived: trio.Event = field(default_factory=trio.Event)
+    envelope: Envelope | None = None
+    raw: bytes = b""
+    rejected: str = ""
+
+
+@dataclass(frozen=True)
+class _Type:
+    kind: type[Struct]
+    behaviour: Behaviour | None
+    ephemeral: bool
+
+
+class Messenger:
+    """Sends and receives envelopes, and triggers the behaviour that is registered for each type."""
+
+    def __init__(self, identity: Identity, transport: TcpTransport, store: Store) -> None:
+        self._identity, self.transport, self._store = identity, transport, store
+        self.topics: frozenset[str] = frozenset()
+        self._types: dict[str, _Type] = {}
+        self._pending: dict[str, _Waiting] = {}
+        self._in_progress: dict[str, set[str]] = defaultdict(set)
+        self._remembered: OrderedDict[str, bytes | None] = OrderedDict()
+        self._outbox_changed = trio.Event()
+        self._delivering: set[str] = set()
+        self._nursery: trio.Nursery | None = None
+        transport.on_frame[ENVELOPE] = self._on_envelope
+        transport.on_frame[ACK] = self._on_ack
+        self.register("error_message", ErrorMessage)
+
+    def register(
+        self, type_: str, kind: type[Struct], behaviour: Behaviour | None = None, *, ephemeral: bool = False
+    ) -> None:
+        """Say what a message type carries and what to do when one arrives.
+
+        Args:
+            type_: the type's name.
+            kind: the struct that the body must fit.
+            behaviour: what to do; None for a type that only comes as an answer.
+            ephemeral: doing it twice does no harm, so what was answered need not survive a restart.
+        """
+        self._types[type_] = _Type(kind, behaviour, ephemeral)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Own the tasks that handle messages and deliver the outbox, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            await self._deliver_forever(nursery)
+
+    async def request(self, to: str, type_: str, body: Struct, *, timeout: float) -> Incoming:
+        """Send a request and return the answer, repeating the request while there is none.
+
+        Args:
+            to: the DID of the peer.
+            type_: the message's type.
+            body: its body.
+            timeout: seconds for all of it.
+
+        Raises:
+            PeerError: the peer cannot be reached, or did not answer in time.
+            NunetError: the peer answered with an error message; its code, message, hint and details are the peer's.
+        """
+        envelope, raw = seal(self._identity, to, type_, body, lifetime=timeout + 5)
+        return await self._exchange(to, envelope, raw, timeout)
+
+    async def _exchange(self, to: str, envelope: Envelope, raw: bytes, timeout: float) -> Incoming:
+        key = key_from_did(to)
+        waiting = self._pending[envelope.id] = _Waiting(to)
+        reached = False
+        try:
+            with trio.move_on_after(timeout):
+                while not waiting.arrived.is_set():
+                    connection = await self.transport.wait_connected(key)
+                    try:
+                        await connection.send(ENVELOPE, raw)
+                    except PeerError:
+                        await trio.sleep(0.05)
+                        continue
+                    reached = True
+                    with trio.move_on_after(RETRY_INTERVAL):
+                        await waiting.arrived.wait()
+        finally:
+            del self._pending[envelope.id]
+        if waiting.rejected:
+            raise PeerError(f"{short(to)} rejected the {envelope.type}: {waiting.rejected}", code="peer_rejected")
+        if waiting.envelope is None:
+            what = "did not answer" if reached else "cannot be reached"
+            raise PeerError(
+                f"{short(to)} {what} within {units.format_duration(timeout)} ({envelope.type})",
+                code="peer_silent" if reached else "peer_unreachable",
+                details={"peer": to},
+            )
+        answer = waiting.envelope
+        if answer.type not in self._types:
+            raise PeerError(f"{short(to)} answered with an unknown message {answer.type!r}", code="bad_answer")
+        parsed = body_of(answer, self._types[answer.type].kind)
+        if isinstance(parsed, ErrorMessage):
+            error = NunetError(parsed.message, code=parsed.code, hint=parsed.hint, details=parsed.details)
+            error.exit_code = PeerError.exit_code
+            raise error
+        return Incoming(answer, parsed, waiting.raw)
+
+    async def tell(self, to: str, type_: str, body: Struct) -> None:
+        """Send once, if the peer is connected: for what the next message makes worthless, such as a heartbeat."""
+        connection = self.transport.connection(key_from_did(to))
+        if connection is not None:
+            _, raw = seal(self._identity, to, type_, body, lifetime=60)
+            with trio.move_on_after(1):
+                await connection.send(ENVELOPE, raw)
+
+    def outbox_row(self, to: str, type_: str, body: Struct, *, lifetime: float) -> dict[str, Any]:
+        """Return the outbox row of a new message; put it with `enqueue` in the transaction that makes it true."""
+        envelope, raw = seal(self._identity, to, type_, body, lifetime=lifetime)
+        return {
+            "id": envelope.id, "to": to, "type": type_, "expires_at": envelope.expires_at,
+            "raw": base64.b64encode(raw).decode(),
+        }  # fmt: skip
+
+    @staticmethod
+    def enqueue(transaction: Transaction, row: dict[str, Any]) -> None:
+        """Put a message into the outbox, as part of a change."""
+        transaction.put("outbox", row)
+
+    def wake(self) -> None:
+        """Deliver what has just been put into the outbox."""
+        self._outbox_changed.set()
+
+    async def post(self, to: str, type_: str, body: Struct, *, lifetime: float) -> None:
+        """Send durably: the message is on disk when this returns, and is repeated until acknowledged or expired."""
+        row = self.outbox_row(to, type_, body, lifetime=lifetime)
+        await self._store.change(lambda t: self.enqueue(t, row))
+        self.wake()
+
+    async def flush(self, timeout: float) -> bool:
+        """Wait until the outbox to connected peers is empty; return whether it is."""
+        with trio.move_on_after(timeout):
+            while any(self.transport.connection(key_from_did(row["to"])) for row in self._store.table("outbox").all()):
+                await trio.sleep(0.02)
+            return True
+        return False
+
+    async def _deliver_forever(self, nursery: trio.Nursery) -> None:
+        while True:
+            self._outbox_changed = trio.Event()
+            now = units.utc_now()
+            rows = self._store.table("outbox").all()
+            expired = [row["id"] for row in rows if row["expires_at"] <= now]
+            if expired:
+                await self._store.change(lambda t, gone=expired: t.table("outbox").remove(Query().id.one_of(gone)))  # type: ignore[misc]  # the default binds the list
+            for row in rows:
+                if row["id"] in self._delivering or row["expires_at"] <= now:
+                    continue
+                if self.transport.connection(key_from_did(row["to"])) is not None:
+                    self._delivering.add(row["id"])
+                    nursery.start_soon(self._deliver, row)
+            await self._forget_old(now)
+            with trio.move_on_after(RETRY_INTERVAL):
+                await self._outbox_changed.wait()
+
+    async def _deliver(self, row: dict[str, Any]) -> None:
+        waiting = self._pending[row["id"]] = _Waiting(row["to"])
+        try:
+            connection = self.transport.connection(key_from_did(row["to"]))
+            if connection is None:
+                return
+            await connection.send(ENVELOPE, base64.b64decode(row["raw"]))
+            with trio.move_on_after(RETRY_INTERVAL):
+                await waiting.arrived.wait()
+            if waiting.arrived.is_set():
+                if waiting.rejected:
+                    log.warning("%s rejected a %s: %s", short(row["to"]), row["type"], waiting.rejected)
+                await self._store.change(lambda t: t.table("outbox").remove(Query().id == row["id"]))
+        except PeerError:
+            pass
+        finally:
+            del self._pending[row["id"]]
+            self._delivering.discard(row["id"])
+
+    async def _forget_old(self, now: str) -> None:
+        old = Query().expires_at < now
+        if self._store.table("inbox").get(old) is not None:
+            await self._store.change(lambda t: t.table("inbox").remove(old))
+
+    async def _on_ack(self, connection: Connection, _kind: int, payload: bytes) -> None:
+        message_id, _, status = payload.decode("ascii", "replace").partition(" ")
+        waiting = self._pending.get(message_id)
+        if waiting is not None and waiting.sender in (None, connection.peer.did):
+            waiting.rejected = status[:60]
+            if status or waiting.sender is not None:
+                waiting.arrived.set()
+
+    async def _on_envelope(self, connection: Connection, _kind: int, raw: bytes) -> None:
+        try:
+            envelope = unseal(raw, me=self._identity.did, topics=self.topics)
+            if envelope.from_ != connection.peer.did:
+                raise RejectedMessageError(
+                    "the message is signed by somebody else than its sender", code="wrong_sender"
+                )
+            if envelope.reply_to:
+                self._take_answer(envelope, raw)
+                return
+            known = self._types.get(envelope.type)
+            if known is None or known.behaviour is None:
+                raise RejectedMessageError(f"unknown message type {envelope.type!r}", code="unknown_type")
+            if envelope.id in self._in_progress[envelope.from_]:
+                return
+            if len(self._in_progress[envelope.from_]) >= MAX_IN_PROGRESS_PER_PEER:
+                raise RejectedMessageError("too many messages at once", code="busy")
+        except RejectedMessageError as error:
+            log.info("rejected a message of %s: %s (%s)", connection.peer.peer_id, error, error.code)
+            await self._reject(connection, raw, error.code)
+            raise
+        assert self._nursery is not None
+        self._in_progress[envelope.from_].add(envelope.id)
+        self._nursery.start_soon(self._handle, connection, envelope, raw, known)
+
+    async def _reject(self, connection: Connection, raw: bytes, code: str) -> None:
+        # the id is only echoed to the peer it came from, so it need not be proved
+        import msgspec
+
+        try:
+            message_id = str(msgspec.json.decode(raw[SIGNATURE_SIZE:])["id"])
+        except (msgspec.MsgspecError, KeyError, TypeError, UnicodeDecodeError, RecursionError):
+            return
+        if len(message_id) <= 120 and message_id.isascii() and code != "busy":
+            try:
+                await connection.send(ACK, f"{message_id} {code}".encode())
+            except PeerError:
+                pass
+
+    def _take_answer(self, envelope: Envelope, raw: bytes) -> None:
+        waiting = self._pending.get(envelope.reply_to)
+        if waiting is None or waiting.envelope is not None:
+            return
+        if waiting.sender is not None and waiting.sender != envelope.from_:
+            raise RejectedMessageError("an answer from somebody who was not asked", code="wrong_sender")
+        waiting.envelope, waiting.raw = envelope, raw
+        waiting.arrived.set()
+
+    async def _handle(self, connection: Connection, envelope: Envelope, raw: bytes, known: _Type) -> None:
+        try:
+            first = await self._first_answer(envelope)
+            if first is None:
+                first = await self._do(envelope, raw, known)
+            if first:
+                await connection.send(ENVELOPE, first)
+            else:
+                await connection.send(ACK, envelope.id.encode())
+        except PeerError:
+            pass
+        finally:
+            self._in_progress[envelope.from_].discard(envelope.id)
+            if not self._in_progress[envelope.from_]:
+                del self._in_progress[envelope.from_]
+
+    async def _first_answer(self, envelope: Envelope) -> bytes | None:
+        """Return what was answered before: None for a new message, empty bytes for a mere acknowledgement."""
+        key = f"{envelope.from_}/{envelope.id}"
+        if key in self._remembered:
+            return self._remembered[key] or b""
+        row = self._store.find("inbox", key)
+        return None if row is None else base64.b64decode(row["answer"])
+
+    async def _do(self, envelope: Envelope, raw: bytes, known: _Type) -> bytes:
+        assert known.behaviour is not None
+        keep = True
+        try:
+            answer = await known.behaviour(Incoming(envelope, body_of(envelope, known.kind), raw))
+        except NunetError as error:
+            log.info("%s from %s refused: %s", envelope.type, short(envelope.from_), error)
+            answer = ("error_message", ErrorMessage(error.code, error.message[:4000], error.hint[:4000], error.details))
+        except Exception:
+            # one peer's message never stops the node; and a repetition may find things better
+            log.exception("a %s from %s could not be handled", envelope.type, short(envelope.from_))
+            answer, keep = ("error_message", ErrorMessage("internal", "the node could not handle the message")), False
+        sealed = b""
+        if answer is not None:
+            _, sealed = seal(self._identity, envelope.from_, answer[0], answer[1], lifetime=300, reply_to=envelope.id)
+        if keep:
+            await self._remember(f"{envelope.from_}/{envelope.id}", envelope, sealed, durable=not known.ephemeral)
+        return sealed
+
+    async def _remember(self, key: str, envelope: Envelope, sealed: bytes, *, durable: bool) -> None:
+        self._remembered[key] = sealed or None
+        while len(self._remembered) > MAX_REMEMBERED:
+            self._remembered.popitem(last=False)
+        if durable:
+            row = {"id": key, "type": envelope.type, "expires_at": envelope.expires_at}
+            row["answer"] = base64.b64encode(sealed).decode()
+            await self._store.change(lambda t: t.put("inbox", row))
+
+
+def short(did: str) -> str:
+    """Return a DID as people can tell it from others: its last eight characters."""
+    return f"…{did[-8:]}"

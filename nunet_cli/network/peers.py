@@ -1,0 +1,171 @@
+"""The peers that a node knows: who they are, where they listen, what they do, and how far away they are."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from nunet_cli import units
+from nunet_cli.database.store import Store
+from nunet_cli.errors import NotFoundError, UsageError
+from nunet_cli.network.identity import did_from_key, key_from_peer_id, peer_id_from_key
+
+MAX_PEERS = 10_000
+MAX_ADDRESSES = 8
+Address = tuple[str, int]
+
+
+@dataclass
+class Peer:
+    """One known peer; `rtt` is the measured round-trip time in seconds, `source` how it became known."""
+
+    public_key: bytes
+    addresses: list[Address] = field(default_factory=list)
+    roles: tuple[str, ...] = ()
+    topics: tuple[str, ...] = ()
+    source: str = "inbound"
+    connected: bool = False
+    rtt: float | None = None
+    last_seen: str = ""
+    failures: int = 0
+    next_dial: float = 0.0
+    introduced: bool = False
+
+    @property
+    def did(self) -> str:
+        """The peer's DID."""
+        return did_from_key(self.public_key)
+
+    @property
+    def peer_id(self) -> str:
+        """The peer's libp2p peer id."""
+        return peer_id_from_key(self.public_key)
+
+    def row(self) -> dict[str, Any]:
+        """Return what is kept in the store."""
+        return {
+            "id": self.peer_id, "did": self.did, "addresses": [f"{host}:{port}" for host, port in self.addresses],
+            "roles": list(self.roles), "topics": list(self.topics), "source": self.source, "last_seen": self.last_seen,
+        }  # fmt: skip
+
+
+def parse_peer(text: str) -> tuple[bytes, Address]:
+    """Return public key and address for `PEER@HOST:PORT`.
+
+    Raises:
+        UsageError: another form, or a port out of range.
+    """
+    name, at, address = text.strip().partition("@")
+    if not at:
+        raise UsageError(f"not a peer: {text!r}", hint="write PEER_ID@HOST:PORT; `nunet whoami` prints a node's own")
+    return key_from_peer_id(name), parse_address(address)
+
+
+def parse_address(text: str) -> Address:
+    """Return host and port for `HOST:PORT`, with brackets around an IPv6 address.
+
+    Raises:
+        UsageError: another form, or a port out of range.
+    """
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise UsageError(f"not an address: {text!r}", hint="write HOST:PORT")
+    return host, int(port)
+
+
+class Peers:
+    """All known peers, by public key; bounded, and kept in the store so that a restarted node knows whom to dial."""
+
+    def __init__(self, store: Store, own_key: bytes) -> None:
+        self._store, self._own_key = store, own_key
+        self._peers: dict[bytes, Peer] = {}
+        for row in store.table("peers").all():
+            try:
+                addresses = [parse_address(text) for text in row["addresses"]]
+                peer = Peer(key_from_peer_id(row["id"]), addresses, source=row["source"], last_seen=row["last_seen"])
+            except (UsageError, KeyError, TypeError):
+                continue
+            peer.roles = tuple(row.get("roles", ()))
+            self._peers[peer.public_key] = peer
+
+    def __iter__(self) -> Any:
+        return iter(list(self._peers.values()))
+
+    def get(self, public_key: bytes) -> Peer | None:
+        """Return the peer with this key, or None."""
+        return self._peers.get(public_key)
+
+    def add(self, public_key: bytes, address: Address | None, source: str) -> Peer | None:
+        """Note that a peer exists, and where; None for this node itself, or when too many are known."""
+        if public_key == self._own_key:
+            return None
+        peer = self._peers.get(public_key)
+        if peer is None:
+            if len(self._peers) >= MAX_PEERS and not self._forget_one():
+                return None
+            peer = self._peers[public_key] = Peer(public_key, source=source)
+        if source == "static" or peer.source == "inbound":
+            peer.source = source
+        if address is not None and (not peer.addresses or peer.addresses[0] != address):
+            peer.addresses = [address, *(known for known in peer.addresses if known != address)][:MAX_ADDRESSES]
+            peer.failures, peer.next_dial = 0, 0.0
+        return peer
+
+    def _forget_one(self) -> bool:
+        for key, peer in self._peers.items():
+            if not peer.connected and peer.source != "static":
+                del self._peers[key]
+                return True
+        return False
+
+    async def save(self, peer: Peer) -> None:
+        """Keep a peer in the store."""
+        row = peer.row()
+        await self._store.change(lambda t: t.put("peers", row))
+
+    async def remove(self, peer: Peer) -> None:
+        """Forget a peer, here and in the store."""
+        self._peers.pop(peer.public_key, None)
+        await self._store.change(lambda t: t.table("peers").remove(_is(peer.peer_id)))
+
+    def seen(self, peer: Peer) -> None:
+        """Note that a peer was heard just now."""
+        peer.last_seen = units.utc_now()
+
+    def to_dial(self) -> list[Peer]:
+        """Return the peers that are not connected and whose back-off is over."""
+        now = time.monotonic()
+        return [p for p in self._peers.values() if not p.connected and p.addresses and p.next_dial <= now]
+
+    def failed(self, peer: Peer) -> None:
+        """Note a failed dial: the next one waits, twice as long each time, at most a minute."""
+        peer.failures += 1
+        peer.next_dial = time.monotonic() + min(60.0, 0.25 * 2 ** min(peer.failures, 10))
+
+    def resolve(self, text: str) -> Peer:
+        """Return the known peer for a peer id, DID or unambiguous prefix of either.
+
+        Raises:
+            NotFoundError: none.
+            UsageError: several.
+        """
+        found = [p for p in self._peers.values() if text and (p.peer_id.startswith(text) or p.did.startswith(text))]
+        if not found:
+            raise NotFoundError(
+                f"unknown peer {text!r}", hint="see: nunet peer list; or: nunet peer add PEER@HOST:PORT"
+            )
+        if len(found) > 1:
+            raise UsageError(f"peer {text!r} is ambiguous: {', '.join(p.peer_id for p in found[:4])}")
+        return found[0]
+
+    def with_role(self, role: str) -> list[Peer]:
+        """Return the peers that say they act in a role, connected ones first."""
+        return sorted((p for p in self._peers.values() if role in p.roles), key=lambda p: not p.connected)
+
+
+def _is(peer_id: str) -> Any:
+    from tinydb import Query
+
+    return Query().id == peer_id

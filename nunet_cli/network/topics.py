@@ -1,0 +1,99 @@
+"""Introductions and topics: what each peer subscribes to and does, and publication to every subscriber."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from nunet_cli.jobs.job import Id
+from nunet_cli.network.envelope import seal
+from nunet_cli.network.identity import Identity
+from nunet_cli.network.messenger import Answer, Incoming, Messenger
+from nunet_cli.network.peers import Peer, Peers
+from nunet_cli.network.transport import ENVELOPE, Connection, TcpTransport
+
+log = logging.getLogger("nunet.topics")
+
+BIDS = "/nunet/bids"
+PROTOCOL_VERSION = 1
+ROLES = ("provider", "contract-database", "oracle")
+
+
+class Hello(Struct, forbid_unknown_fields=True, frozen=True):
+    """The first message on a connection, and again when something in it changes; `port` is where the sender listens."""
+
+    protocol: int
+    agent: Annotated[str, Meta(max_length=100)]
+    roles: Annotated[tuple[Id, ...], Meta(max_length=16)]
+    topics: Annotated[tuple[Annotated[str, Meta(max_length=200)], ...], Meta(max_length=64)]
+    port: Annotated[int, Meta(ge=0, le=65535)]
+
+
+class Topics:
+    """Who subscribes to what."""
+
+    def __init__(
+        self, identity: Identity, transport: TcpTransport, messenger: Messenger, peers: Peers, agent: str
+    ) -> None:
+        self._identity, self._transport, self._messenger, self._peers = identity, transport, messenger, peers
+        self._agent = agent
+        self.roles: tuple[str, ...] = ()
+        messenger.register("hello", Hello, self._on_hello, ephemeral=True)
+        transport.on_connect.append(self._introduce)
+
+    @property
+    def subscribed(self) -> frozenset[str]:
+        """The topics that this node subscribes to."""
+        return self._messenger.topics
+
+    async def set(self, *, roles: tuple[str, ...], topics: frozenset[str]) -> None:
+        """Change what this node does and subscribes to, and tell the connected peers."""
+        self.roles, self._messenger.topics = roles, topics
+        for peer in self._peers:
+            connection = self._transport.connection(peer.public_key)
+            if connection is not None:
+                await self._introduce(connection)
+
+    def subscribers(self, topic: str) -> list[Peer]:
+        """Return the connected peers that subscribe to a topic."""
+        return [peer for peer in self._transport.connected() if topic in peer.topics]
+
+    async def _introduce(self, connection: Connection) -> None:
+        hello = Hello(PROTOCOL_VERSION, self._agent, self.roles, tuple(sorted(self.subscribed)), self._transport.port)
+        _, raw = seal(self._identity, connection.peer.did, "hello", hello, lifetime=60)
+        await connection.send(ENVELOPE, raw)
+
+    async def _on_hello(self, message: Incoming) -> Answer | None:
+        from nunet_cli.network.identity import key_from_did
+
+        peer = self._peers.get(key_from_did(message.sender))
+        if peer is None:
+            return None
+        hello: Hello = message.body
+        peer.roles, peer.topics = tuple(r for r in hello.roles if r in ROLES), hello.topics
+        peer.introduced = True
+        connection = self._transport.connection(peer.public_key)
+        if connection is not None and hello.port:
+            host = connection_host(connection)
+            if host:
+                self._peers.add(peer.public_key, (host, hello.port), peer.source)
+        await self._peers.save(peer)
+        self._transport.notify()
+        self._messenger.wake()
+        return None
+
+
+def connection_host(connection: Connection) -> str:
+    """Return the address that a connection's other end has, or an empty text."""
+    stream = connection.channel.stream
+    socket = getattr(stream, "socket", None)
+    try:
+        return str(socket.getpeername()[0]) if socket is not None else ""
+    except OSError:
+        return ""
+
+
+OnPeer = Callable[[bytes, tuple[str, int]], None]

@@ -1,0 +1,150 @@
+"""Cancelling, at every stage: locks and allocations are released, and the contract is settled by what was used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trio
+
+from nunet_cli.database.store import Transaction
+from nunet_cli.errors import NunetError, StateError
+from nunet_cli.jobs.states import ALLOCATION_ENDS, JOB_ENDS
+from nunet_cli.network.documents import Document
+from nunet_cli.network.messenger import Answer, Incoming
+from nunet_cli.orchestrator import execute
+from nunet_cli.orchestrator.context import Context, advance, plain, read
+from nunet_cli.orchestrator.contract import set_contract
+from nunet_cli.orchestrator.match import sent_bid
+from nunet_cli.orchestrator.messages import JobCancel, JobCancelled
+from nunet_cli.orchestrator.settle import settle
+
+CANCEL_LIFETIME = 14 * 86400
+
+# -- requester ---------------------------------------------------------------------------------------------------------
+
+
+async def cancel(ctx: Context, job_id: str) -> dict[str, Any]:
+    """Call a job off, at whatever stage it is; a cancelled one is left as it is.
+
+    Raises:
+        StateError: the job has ended otherwise, or its result is already in.
+    """
+    job = ctx.job(job_id)
+    if job["state"] == "cancelled":
+        return job
+    if (job["state"] in JOB_ENDS and job["state"] != "expired") or job["state"] in ("verified", "disputed"):
+        raise StateError(f"job {job['id']} is {job['state']}: it cannot be cancelled any more")
+    if job["state"] in ("contracted", "invoked", "running", "completed"):
+        return await _cancel_contract(ctx, job)
+    note = ""
+    row = ctx.store.find("contracts", job["contract_id"]) if job["contract_id"] else None
+    for bid_id in job["shortlist"] if job["state"] in ("matched", "requested") else []:
+        bid = ctx.store.find("bids", bid_id)
+        if bid is not None and bid["resources_locked_until_timeout"]:
+            note = await _release(ctx, bid) or note
+
+    def change(t: Transaction) -> dict[str, Any]:
+        if row is not None and row["state"] in ("proposed", "agreed"):
+            set_contract(t, row["id"], "refused", reason="cancelled by the requester")
+        return advance(t, job["id"], "cancelled", {"note": note})
+
+    return await ctx.store.change(change)
+
+
+async def _release(ctx: Context, bid: dict[str, Any]) -> str:
+    """Have a provider release a bid's lock; return a note when it does not answer: the lock lapses by itself."""
+    try:
+        await ctx.messenger.request(
+            bid["did"], "job_cancel", JobCancel(bid_id=bid["id"]), timeout=ctx.config.limits.answer_timeout
+        )
+    except NunetError as error:
+        return f"{error.message}; the lock ends by itself at {bid['timeout']}"
+    return ""
+
+
+async def _cancel_contract(ctx: Context, job: dict[str, Any]) -> dict[str, Any]:
+    contract = ctx.store.find("contracts", job["contract_id"])
+    assert contract is not None
+    if job["state"] != "completed":
+        body = JobCancel(contract_id=contract["id"])
+        try:
+            answer = await ctx.messenger.request(
+                contract["provider"], "job_cancel", body, timeout=ctx.config.limits.answer_timeout
+            )
+            result = answer.body.result if isinstance(answer.body, JobCancelled) else None
+            if result is None:
+                raise StateError("the provider did not say how the job ended")
+            await execute.take_result(ctx, contract, result)
+        except NunetError as error:
+            return await _cancel_later(ctx, job, contract, body, error)
+    return await settle(ctx, job["id"])
+
+
+async def _cancel_later(
+    ctx: Context, job: dict[str, Any], contract: dict[str, Any], body: JobCancel, error: NunetError
+) -> dict[str, Any]:
+    """The provider does not answer: leave it the order, and say what happens with the deposit."""
+    note = f"{error.message}; it is told when it is back, and an unused deposit returns after {contract['deadline']}"
+    message = ctx.messenger.outbox_row(contract["provider"], "job_cancel", body, lifetime=CANCEL_LIFETIME)
+
+    def change(t: Transaction) -> dict[str, Any]:
+        ctx.messenger.enqueue(t, message)
+        return advance(t, job["id"], "cancelled", {"note": note}, note=note)
+
+    row = await ctx.store.change(change)
+    ctx.messenger.wake()
+    return row
+
+
+# -- provider ----------------------------------------------------------------------------------------------------------
+
+
+def register(ctx: Context) -> None:
+    """Take cancellations."""
+
+    async def on_cancel(message: Incoming) -> Answer:
+        return await _on_cancel(ctx, message)
+
+    ctx.messenger.register("job_cancel", JobCancel, on_cancel)
+    ctx.messenger.register("job_cancelled", JobCancelled)
+
+
+async def _on_cancel(ctx: Context, message: Incoming) -> Answer:
+    body: JobCancel = message.body
+    if not body.contract_id:
+        bid = sent_bid(ctx, body.bid_id, message.sender)
+
+        def release(t: Transaction) -> None:
+            ctx.accounting.release(t, bid["id"])
+            t.put("bids", {**bid, "valid_offer": False, "verdict": "released"})
+            t.save_event(bid["job_id"], "lock_released", bid_id=bid["id"])
+
+        await ctx.store.change(release)
+        return "job_cancelled", JobCancelled()
+    contract = execute.contract_with(ctx, body.contract_id, message.sender)
+    allocation = ctx.store.find("allocations", contract["id"], "contract_id")
+    if allocation is None:
+        return "job_cancelled", JobCancelled(await _cancel_unstarted(ctx, contract))
+    running = ctx.running.get(allocation["id"])
+    if allocation["state"] not in ALLOCATION_ENDS and running is not None:
+        running.cancelled = True
+        running.scope.cancel()
+        with trio.move_on_after(ctx.config.limits.answer_timeout - 1):
+            await running.ended.wait()
+    contract = ctx.store.find("contracts", contract["id"]) or contract
+    return "job_cancelled", JobCancelled(read(contract, "result", Document) if contract["result"] else None)
+
+
+async def _cancel_unstarted(ctx: Context, contract: dict[str, Any]) -> Document:
+    """Sign that nothing was done, release the lock, and let nothing be started under this contract any more."""
+    document = execute.nothing_done(ctx, contract)
+
+    def change(t: Transaction) -> None:
+        ctx.accounting.release(t, contract["bid_id"])
+        row = t.find("contracts", contract["id"])
+        assert row is not None
+        t.put("contracts", {**row, "result": row["result"] or plain(document)})
+        t.save_event(contract["job_id"], "contract_called_off", contract_id=contract["id"])
+
+    await ctx.store.change(change)
+    return document

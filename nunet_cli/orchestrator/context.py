@@ -1,0 +1,159 @@
+"""What the stages work with: the node's parts, as the node hands them down, and the one way to change a job's state."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+import trio
+
+from nunet_cli import units
+from nunet_cli.config import Config
+from nunet_cli.database.store import Store, Transaction
+from nunet_cli.errors import ContractError, NunetError, StateError
+from nunet_cli.executor.base import Executor
+from nunet_cli.jobs.capability import Capability, PriceBid, Resources
+from nunet_cli.jobs.job import CapabilityComparator
+from nunet_cli.jobs.states import JOB_TRANSITIONS, check_transition
+from nunet_cli.network.blobs import Blobs
+from nunet_cli.network.identity import Identity
+from nunet_cli.network.messenger import Messenger
+from nunet_cli.network.peers import Peers
+from nunet_cli.network.topics import Topics
+from nunet_cli.network.transport import TcpTransport
+
+T = TypeVar("T")
+
+
+class Accounting(Protocol):
+    """Capability accounting as the stages see it; the node implements it. Methods with a transaction join a change."""
+
+    def is_onboarded(self) -> bool:
+        """Say whether this node offers capability."""
+
+    def available(self, source: Store | Transaction) -> Capability:
+        """Return registered minus allocated minus locked capability."""
+
+    def preferences(self) -> CapabilityComparator:
+        """Return the provider's preferences."""
+
+    def price(self) -> PriceBid:
+        """Return the provider's price."""
+
+    def lock(self, t: Transaction, bid_id: str, job_id: str, resources: Resources, until: str) -> None:
+        """Reserve resources for a bid until a time; a second lock of the same bid replaces the first."""
+
+    def is_locked(self, source: Store | Transaction, bid_id: str) -> bool:
+        """Say whether a bid's lock is there and has not expired."""
+
+    def allocate(self, t: Transaction, bid_id: str, allocation_id: str, resources: Resources) -> None:
+        """Turn a bid's lock into an allocation."""
+
+    def release(self, t: Transaction, key: str) -> None:
+        """Give back what a bid locked, or what an allocation has."""
+
+
+@dataclass
+class Context:
+    """The node's parts."""
+
+    home: Path
+    config: Config
+    identity: Identity
+    store: Store
+    peers: Peers
+    transport: TcpTransport
+    messenger: Messenger
+    topics: Topics
+    blobs: Blobs
+    accounting: Accounting
+    executors: dict[str, Executor]
+    nursery: trio.Nursery
+    started_at: float
+    available_executors: dict[str, str] = field(default_factory=dict)
+    running: dict[str, Any] = field(default_factory=dict)
+    _job_locks: defaultdict[str, trio.Lock] = field(default_factory=lambda: defaultdict(trio.Lock))
+
+    @contextlib.asynccontextmanager
+    async def one_at_a_time(self, job_id: str) -> AsyncIterator[None]:
+        """Let one task at a time take a job through a stage."""
+        lock = self._job_locks[job_id]
+        async with lock:
+            yield
+        if not lock.locked() and not lock.statistics().tasks_waiting:
+            self._job_locks.pop(job_id, None)
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """Return a job's row by its id or an unambiguous prefix."""
+        return self.store.resolve("jobs", job_id, what="job")
+
+    def find_role(self, role: str, configured: str) -> str:
+        """Return the DID of the node to use in a role: the configured one, the one used before, or one that is known.
+
+        The first one ever used is kept: a stranger who later announces the role is not taken instead.
+
+        Raises:
+            ContractError: nobody is known in the role.
+        """
+        if configured:
+            return configured
+        pinned = self.store.find("pinned_roles", role)
+        if pinned is not None:
+            return str(pinned["did"])
+        if role in self.topics.roles:
+            return self.identity.did
+        known = self.peers.with_role(role)
+        if not known:
+            key = role.replace("-", "_")
+            raise ContractError(
+                f"no {role} is known",
+                code="no_" + key,
+                hint=f"start one with: nunet node run --role {role}; or name one with: nunet config set {key} DID",
+            )
+        return known[0].did
+
+    async def pin_role(self, role: str, did: str) -> None:
+        """Remember who was used in a role, the first time."""
+        if self.store.find("pinned_roles", role) is None:
+            await self.store.change(lambda t: t.put("pinned_roles", {"id": role, "did": did, "at": units.utc_now()}))
+
+
+def advance(
+    t: Transaction, job_id: str, state: str, event: dict[str, Any] | None = None, **fields: Any
+) -> dict[str, Any]:
+    """Put a job into a state with its new fields, and the event with it, in one change; return the row.
+
+    Raises:
+        StateError: the job's state does not allow it.
+    """
+    row = t.find("jobs", job_id)
+    if row is None:
+        raise StateError(f"job {job_id} is gone")
+    check_transition(JOB_TRANSITIONS, row["state"], state, f"job {job_id}")
+    row.update(fields, state=state, changed_at=units.utc_now())
+    t.put("jobs", row)
+    t.save_event(job_id, f"job_{state}", **(event or {}))
+    return row
+
+
+def error_fields(error: NunetError) -> dict[str, Any]:
+    """Return an error as it is stored with a job."""
+    return {
+        "code": error.code, "message": error.message, "hint": error.hint,
+        "details": error.details, "exit_code": error.exit_code,
+    }  # fmt: skip
+
+
+def read(row: dict[str, Any], field_name: str, kind: type[T]) -> T:
+    """Return a stored field as the struct it was."""
+    return msgspec.convert(row[field_name], kind)
+
+
+def plain(value: Any) -> Any:
+    """Return a struct as the store keeps it."""
+    return msgspec.to_builtins(value)

@@ -1,0 +1,332 @@
+"""Stage 4, contract closure: both parties check each other, sign the same text, and the contract database proves it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+
+from nunet_cli import units
+from nunet_cli.database.store import Transaction
+from nunet_cli.errors import ContractError, NunetError, RejectedMessageError, StateError
+from nunet_cli.jobs.capability import PriceBid, Resources
+from nunet_cli.jobs.spec import decode_spec
+from nunet_cli.jobs.states import CONTRACT_TRANSITIONS, check_transition
+from nunet_cli.network.documents import Document, make_document, require_signature
+from nunet_cli.network.messenger import Answer, Incoming
+from nunet_cli.orchestrator.context import Context, advance, plain, read
+from nunet_cli.orchestrator.match import sent_bid
+from nunet_cli.orchestrator.messages import ContractAgreement, ContractProposal
+from nunet_cli.tokenomics.contract import (
+    DATABASE,
+    ORACLE,
+    PROVIDER,
+    REQUESTER,
+    CheckContract,
+    CheckKyc,
+    Contract,
+    ContractStatus,
+    KycAnswer,
+    Proof,
+    ProofOfContract,
+    RegisterContract,
+    Terms,
+)
+from nunet_cli.tokenomics.payment import check_payment_info, deposit_for
+
+SLACK = timedelta(minutes=10)
+LONGEST = timedelta(days=365)
+PROVIDER_REFUSED = "provider_refused"
+
+# -- requester ---------------------------------------------------------------------------------------------------------
+
+
+async def close_contract(ctx: Context, job_id: str) -> dict[str, Any]:
+    """Agree on a contract with the provider, and have it proved; a job that has one already is left as it is.
+
+    Raises:
+        StateError: the job is not at this stage.
+        ContractError: refused; code `provider_refused` when another provider may do better.
+    """
+    job = ctx.job(job_id)
+    if job["state"] == "contracted":
+        return job
+    if job["state"] != "requested":
+        raise StateError(
+            f"job {job['id']} is {job['state']}, not requested", hint=f"run: nunet job request {job['id']}"
+        )
+    row = ctx.store.find("contracts", job["contract_id"]) if job["contract_id"] else None
+    if row is None or row["bid_id"] != job["bid_id"]:
+        row = await _propose(ctx, job)
+    if row["state"] == "proposed":
+        row = await _agree(ctx, row)
+    return await _prove(ctx, job["id"], row)
+
+
+async def _propose(ctx: Context, job: dict[str, Any]) -> dict[str, Any]:
+    bid = ctx.store.find("bids", job["bid_id"])
+    assert bid is not None
+    database = ctx.find_role(DATABASE, ctx.config.contract_database)
+    oracle = ctx.find_role(ORACLE, ctx.config.oracle)
+    if not await validate_provider(ctx, bid["did"], database):
+        raise ContractError(f"the provider {bid['did']} is not verified", code=PROVIDER_REFUSED)
+    document = generate_job_contract(ctx, job, bid, database, oracle).sign(ctx.identity, REQUESTER)
+    row = contract_row(document, REQUESTER, job["spec"])
+
+    def change(t: Transaction) -> None:
+        t.put("contracts", row)
+        current = t.find("jobs", job["id"])
+        assert current is not None
+        t.put("jobs", {**current, "contract_id": row["id"]})
+        t.save_event(job["id"], "contract_proposed", contract_id=row["id"], deposit=row["deposit"])
+
+    await ctx.store.change(change)
+    return row
+
+
+async def validate_provider(ctx: Context, did: str, database: str) -> bool:
+    """Ask the contract database whether a node is verified (seed 4: `network.validateProvider`).
+
+    Raises:
+        ContractError: the contract database does not answer.
+    """
+    try:
+        answer = await ctx.messenger.request(
+            database, "check_kyc", CheckKyc(did), timeout=ctx.config.limits.answer_timeout
+        )
+    except NunetError as error:
+        raise ContractError(
+            f"the contract database does not answer: {error.message}", code="no_contract_database"
+        ) from None
+    return isinstance(answer.body, KycAnswer) and answer.body.did == did and answer.body.verified
+
+
+def generate_job_contract(
+    ctx: Context, job: dict[str, Any], bid: dict[str, Any], database: str, oracle: str
+) -> Document:
+    """Return the unsigned contract for a bid (seed 4: `generateJobContract`)."""
+    spec = decode_spec(job["spec"])
+    duration = bid["time"]["duration"]
+    deadline = units.format_time(units.now() + timedelta(seconds=duration) + SLACK)
+    return make_document(
+        _contract(
+            bid, requester=ctx.identity.did, provider=bid["did"], database=database, oracle=oracle,
+            verification=spec.verify.policy, deadline=deadline, created_at=units.utc_now(),
+        )
+    )  # fmt: skip
+
+
+def _contract(
+    bid: dict[str, Any], *, requester: str, provider: str, database: str, oracle: str, verification: Any,
+    deadline: str, created_at: str,
+) -> Contract:  # fmt: skip
+    """Return the contract that follows from a bid; both parties make it, and it must come out the same."""
+    price = msgspec.convert(bid["price"], PriceBid)
+    duration = bid["time"]["duration"]
+    return Contract(
+        v=1, job_id=bid["job_id"], bid_id=bid["id"], requester=requester, provider=provider,
+        contract_database=database, oracle=oracle,
+        terms=Terms(
+            spec_cid=bid["spec_cid"], price=price, max_duration=duration,
+            deposit=units.format_amount(deposit_for(price, duration)), verification=verification, deadline=deadline,
+        ),
+        payment="escrow" if check_payment_info(price, duration) else "volunteer", created_at=created_at,
+    )  # fmt: skip
+
+
+async def _agree(ctx: Context, row: dict[str, Any]) -> dict[str, Any]:
+    proposal = read(row, "document", Document)
+    timeout = ctx.config.limits.answer_timeout * 2
+    try:
+        answer = await ctx.messenger.request(
+            row["provider"], "contract_proposal", ContractProposal(proposal), timeout=timeout
+        )
+        agreed = answer.body.contract if isinstance(answer.body, ContractAgreement) else None
+        if agreed is None or agreed.content != proposal.content:
+            raise RejectedMessageError("the provider answered with another contract", code="wrong_contract")
+        require_signature(agreed, row["provider"], PROVIDER, "contract")
+    except NunetError as error:
+        await ctx.store.change(lambda t: set_contract(t, row["id"], "refused", reason=error.message))
+        raise ContractError(f"the provider refused the contract: {error.message}", code=PROVIDER_REFUSED) from None
+    return await ctx.store.change(lambda t: set_contract(t, row["id"], "agreed", document=plain(agreed)))
+
+
+async def _prove(ctx: Context, job_id: str, row: dict[str, Any]) -> dict[str, Any]:
+    document = read(row, "document", Document)
+    contract = document.read(Contract)
+    try:
+        answer = await ctx.messenger.request(
+            contract.contract_database, "register_contract", RegisterContract(document),
+            timeout=ctx.config.limits.answer_timeout,
+        )  # fmt: skip
+        if not isinstance(answer.body, ProofOfContract):
+            raise RejectedMessageError("the contract database did not answer with a proof", code="bad_answer")
+        check_proof(answer.body.proof, document)
+    except NunetError as error:
+        await ctx.store.save_event(job_id, "contract_refused", reason=error.message, code=error.code)
+        message = f"the contract database refused the contract: {error.message}"
+        raise ContractError(message, code=error.code, hint=error.hint, details=error.details) from None
+    body: ProofOfContract = answer.body
+    await ctx.pin_role(DATABASE, contract.contract_database)
+    await ctx.pin_role(ORACLE, contract.oracle)
+
+    def change(t: Transaction) -> dict[str, Any]:
+        set_contract(t, row["id"], "proved", proof=plain(body.proof))
+        note_balance(t, contract.contract_database, body.balance)
+        event = {"contract_id": row["id"], "deposit": row["deposit"], "payment": contract.payment}
+        return advance(t, job_id, "contracted", event, contract_id=row["id"])
+
+    return await ctx.store.change(change)
+
+
+def check_proof(proof: Document, contract: Document) -> None:
+    """Refuse a proof that is not the contract database's word on this very contract.
+
+    Raises:
+        RejectedMessageError: what does not fit.
+    """
+    text = contract.read(Contract)
+    require_signature(proof, text.contract_database, DATABASE, "proof")
+    content = proof.read(Proof)
+    if content.contract_id != contract.cid or content.deposit != text.terms.deposit:
+        raise RejectedMessageError("the proof is for another contract", code="wrong_proof")
+
+
+async def check_contract(ctx: Context, contract_id: str) -> ContractStatus:
+    """Ask the contract database for the state of a contract of this node's (seed 4: `checkContract`)."""
+    row = ctx.store.resolve("contracts", contract_id, what="contract")
+    database = read(row, "document", Document).read(Contract).contract_database
+    answer = await ctx.messenger.request(
+        database, "check_contract", CheckContract(row["id"]), timeout=ctx.config.limits.answer_timeout
+    )
+    body: ContractStatus = answer.body
+    return body
+
+
+# -- both --------------------------------------------------------------------------------------------------------------
+
+
+def contract_row(document: Document, role: str, spec: str) -> dict[str, Any]:
+    """Return a new row of the contracts table."""
+    contract = document.read(Contract)
+    return {
+        "id": document.cid, "job_id": contract.job_id, "role": role, "state": "proposed", "bid_id": contract.bid_id,
+        "requester": contract.requester, "provider": contract.provider, "contract_database": contract.contract_database,
+        "oracle": contract.oracle, "deposit": contract.terms.deposit, "payment": contract.payment,
+        "deadline": contract.terms.deadline, "created_at": contract.created_at, "spec": spec,
+        "document": plain(document), "proof": None, "result": None, "verdict": None, "receipt": None, "message": "",
+    }  # fmt: skip
+
+
+def set_contract(t: Transaction, contract_id: str, state: str, **fields: Any) -> dict[str, Any]:
+    """Put a contract into a state, with its event; the state it has already is no change."""
+    row = t.find("contracts", contract_id)
+    if row is None:
+        raise StateError(f"contract {contract_id} is gone")
+    if row["state"] != state:
+        check_transition(CONTRACT_TRANSITIONS, row["state"], state, f"contract {contract_id}")
+        t.save_event(row["job_id"], f"contract_{state}", contract_id=contract_id)
+    row.update(fields, state=state)
+    t.put("contracts", row)
+    return row
+
+
+def note_balance(t: Transaction, database: str, balance: str) -> None:
+    """Remember what the contract database last said of this node's balance."""
+    t.put("balances", {"id": database, "balance": balance, "at": units.utc_now()})
+
+
+# -- provider ----------------------------------------------------------------------------------------------------------
+
+
+def register(ctx: Context) -> None:
+    """Take contract proposals, and know the answers of the contract database."""
+
+    async def on_proposal(message: Incoming) -> Answer:
+        return await _on_proposal(ctx, message)
+
+    ctx.messenger.register("contract_proposal", ContractProposal, on_proposal)
+    ctx.messenger.register("contract_agreement", ContractAgreement)
+    ctx.messenger.register("kyc_answer", KycAnswer)
+    ctx.messenger.register("proof_of_contract", ProofOfContract)
+    ctx.messenger.register("contract_status", ContractStatus)
+
+
+async def _on_proposal(ctx: Context, message: Incoming) -> Answer:
+    document: Document = message.body.contract
+    contract = document.read(Contract)
+    known = ctx.store.find("contracts", document.cid)
+    if known is not None and known["requester"] == message.sender:
+        return "contract_agreement", ContractAgreement(read(known, "document", Document))
+    bid = sent_bid(ctx, contract.bid_id, message.sender)
+    require_signature(document, message.sender, REQUESTER, "contract")
+    _check_roles(ctx, contract)
+    agreement = generate_job_agreement(ctx, bid, contract)
+    if agreement.content != document.content:
+        raise ContractError(
+            "the contract differs from the bid", code="terms_differ", details=_differences(agreement, document)
+        )
+    if bid["timeout"] <= units.utc_now() and not ctx.accounting.is_locked(ctx.store, bid["id"]):
+        raise ContractError(f"the bid timed out at {bid['timeout']}", code="bid_timeout")
+    if not await validate_provider(ctx, contract.requester, contract.contract_database):
+        raise ContractError("the requester is not verified", code="not_verified_entity")
+    agreed = document.sign(ctx.identity, PROVIDER)
+    request = ctx.store.find("bid_requests", bid["bid_request_id"])
+    assert request is not None
+    resources = msgspec.convert(request["required_capability"]["resources"], Resources)
+    lease = units.format_time(units.now() + timedelta(seconds=ctx.config.lock_lease))
+
+    def change(t: Transaction) -> None:
+        signed = [row for row in t.table("contracts").search(_for_bid(bid)) if row["bid_id"] == bid["id"]]
+        if signed:
+            raise ContractError("there is a contract for this bid already", code="bid_used")
+        # a lock that lapsed in the meantime is taken again, if there is still room
+        ctx.accounting.lock(t, bid["id"], bid["job_id"], resources, lease)
+        t.put("contracts", {**contract_row(agreed, PROVIDER, ""), "state": "agreed"})
+        t.save_event(bid["job_id"], "contract_agreed", contract_id=agreed.cid, deposit=contract.terms.deposit)
+
+    await ctx.store.change(change)
+    await ctx.pin_role(DATABASE, contract.contract_database)
+    await ctx.pin_role(ORACLE, contract.oracle)
+    return "contract_agreement", ContractAgreement(agreed)
+
+
+def generate_job_agreement(ctx: Context, bid: dict[str, Any], proposed: Contract) -> Document:
+    """Return the contract as this provider's bid has it (seed 4: `generateJobAgreement`).
+
+    Only what the requester chooses is taken over from the proposal, once it was checked.
+    """
+    return make_document(
+        _contract(
+            bid, requester=bid["did"], provider=ctx.identity.did, database=proposed.contract_database,
+            oracle=proposed.oracle, verification=proposed.terms.verification, deadline=proposed.terms.deadline,
+            created_at=proposed.created_at,
+        )
+    )  # fmt: skip
+
+
+def _check_roles(ctx: Context, contract: Contract) -> None:
+    for role, configured, named in (
+        (DATABASE, ctx.config.contract_database, contract.contract_database),
+        (ORACLE, ctx.config.oracle, contract.oracle),
+    ):
+        trusted = configured or ctx.find_role(role, "")
+        if named != trusted and contract.payment != "volunteer":
+            raise ContractError(f"this provider accepts only {trusted} as {role}", code="untrusted_role")
+    deadline, now = units.parse_time(contract.terms.deadline), units.now()
+    if not now + timedelta(seconds=contract.terms.max_duration) < deadline < now + LONGEST:
+        raise ContractError(f"the deadline {contract.terms.deadline} leaves no time, or too much", code="bad_deadline")
+
+
+def _differences(mine: Document, theirs: Document) -> dict[str, Any]:
+    """Return what differs, as `{field: {bid, contract}}`."""
+    ours, other = plain(mine.read(Contract)), plain(theirs.read(Contract))
+    ours, other = {**ours, **ours.pop("terms")}, {**other, **other.pop("terms")}
+    return {key: {"bid": ours[key], "contract": other[key]} for key in ours if ours[key] != other[key]}
+
+
+def _for_bid(bid: dict[str, Any]) -> Any:
+    from tinydb import Query
+
+    return Query().job_id == bid["job_id"]

@@ -1,0 +1,149 @@
+"""Stage 5, invocation and allocation: the order to start, and the execution space that it makes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from nunet_cli import units
+from nunet_cli.database.store import Transaction
+from nunet_cli.errors import ContractError, NunetError, PeerError, RejectedMessageError, StateError
+from nunet_cli.jobs.job import Allocation
+from nunet_cli.jobs.spec import decode_spec
+from nunet_cli.network.blobs import Blobs
+from nunet_cli.network.documents import Document
+from nunet_cli.network.identity import content_id
+from nunet_cli.network.messenger import Answer, Incoming
+from nunet_cli.orchestrator import execute
+from nunet_cli.orchestrator.context import Context, advance, plain, read
+from nunet_cli.orchestrator.contract import check_proof, set_contract
+from nunet_cli.orchestrator.messages import AllocationStartSuccess, Invocation
+from nunet_cli.orchestrator.post import new_id
+from nunet_cli.tokenomics.contract import Contract
+
+# -- requester ---------------------------------------------------------------------------------------------------------
+
+
+async def invoke(ctx: Context, job_id: str) -> dict[str, Any]:
+    """Order the provider to start; a job that was invoked already is left as it is.
+
+    Raises:
+        StateError: the job is not at this stage.
+        PeerError: the provider does not answer; the contract stands, and this can be run again.
+        NunetError: the provider refused; its reason.
+    """
+    job = ctx.job(job_id)
+    if job["state"] in ("invoked", "running", "completed", "verified", "settled"):
+        return job
+    if job["state"] != "contracted":
+        raise StateError(
+            f"job {job['id']} is {job['state']}, not contracted", hint=f"run: nunet job contract {job['id']}"
+        )
+    contract = ctx.store.find("contracts", job["contract_id"])
+    assert contract is not None
+    spec = decode_spec(job["spec"])
+
+    def grant(t: Transaction) -> None:
+        for item in spec.inputs:
+            Blobs.grant(t, item.cid, contract["provider"])
+
+    await ctx.store.change(grant)
+    started = await send_invocation(ctx, contract, job["spec"])
+    event = {"allocation_id": started.allocation_id, "contract_id": contract["id"]}
+    return await ctx.store.change(lambda t: _invoked(t, job["id"], started.allocation_id, event))
+
+
+def _invoked(t: Transaction, job_id: str, allocation_id: str, event: dict[str, Any]) -> dict[str, Any]:
+    row = t.find("jobs", job_id)
+    assert row is not None
+    # a quick job's first status update may have been here before the answer
+    if row["state"] != "contracted":
+        row["allocation_id"] = allocation_id
+        t.put("jobs", row)
+        return row
+    return advance(t, job_id, "invoked", event, allocation_id=allocation_id)
+
+
+async def send_invocation(ctx: Context, contract: dict[str, Any], spec: str) -> AllocationStartSuccess:
+    """Send the job, the contract and its proof (seed 5: `network.sendInvocation`)."""
+    body = Invocation(spec, read(contract, "document", Document), read(contract, "proof", Document))
+    answer = await ctx.messenger.request(
+        contract["provider"], "invocation", body, timeout=ctx.config.limits.answer_timeout * 2
+    )
+    started = answer.body
+    if not isinstance(started, AllocationStartSuccess) or started.contract_id != contract["id"]:
+        raise PeerError("the provider did not confirm the allocation", code="bad_answer")
+    return started
+
+
+# -- provider ----------------------------------------------------------------------------------------------------------
+
+
+def register(ctx: Context) -> None:
+    """Take invocations."""
+
+    async def on_invocation(message: Incoming) -> Answer:
+        return await _on_invocation(ctx, message)
+
+    ctx.messenger.register("invocation", Invocation, on_invocation)
+    ctx.messenger.register("allocation_start_success", AllocationStartSuccess)
+
+
+async def _on_invocation(ctx: Context, message: Incoming) -> Answer:
+    body: Invocation = message.body
+    document = body.contract
+    row = ctx.store.find("contracts", document.cid)
+    if row is None or row["role"] != "provider" or row["requester"] != message.sender:
+        raise ContractError("there is no contract with you for this invocation", code="no_contract")
+    known = _allocation_of(ctx, row["id"])
+    if known is None and row["result"] is not None:
+        raise ContractError("the contract was called off", code="called_off")
+    if known is None:
+        _check_invocation(body, document)
+        known = await create_allocation(ctx, body, row)
+        ctx.nursery.start_soon(execute.run_allocation, ctx, known["id"])
+    return "allocation_start_success", AllocationStartSuccess(row["id"], known["id"], known["state"])
+
+
+def _allocation_of(ctx: Context, contract_id: str) -> dict[str, Any] | None:
+    return ctx.store.find("allocations", contract_id, "contract_id")
+
+
+def _check_invocation(body: Invocation, document: Document) -> None:
+    contract = document.read(Contract)
+    check_proof(body.proof, document)
+    if contract.terms.deadline <= units.utc_now():
+        raise ContractError(f"the contract's deadline {contract.terms.deadline} has passed", code="contract_expired")
+    if content_id(body.spec.encode()) != contract.terms.spec_cid:
+        raise RejectedMessageError("the job is not the one that the contract names", code="wrong_spec")
+    decode_spec(body.spec)
+
+
+async def create_allocation(ctx: Context, body: Invocation, contract: dict[str, Any]) -> dict[str, Any]:
+    """Turn the lock into an allocation, at most one per contract ever (seed 5: `executor.createAllocation`).
+
+    Raises:
+        StateError: what was locked is not free any more.
+    """
+    spec = decode_spec(body.spec)
+    allocation = Allocation(
+        id=new_id("allocation"), job_id=contract["job_id"], contract_id=contract["id"],
+        requester=contract["requester"], executor=spec.executor.type, created_at=units.utc_now(),
+    )  # fmt: skip
+
+    def change(t: Transaction) -> dict[str, Any]:
+        known = t.find("allocations", contract["id"], "contract_id")
+        if known is not None:
+            return known
+        ctx.accounting.allocate(t, contract["bid_id"], allocation.id, spec.resources)
+        row: dict[str, Any] = msgspec.to_builtins(allocation)
+        t.put("allocations", row)
+        set_contract(t, contract["id"], "proved", proof=plain(body.proof), spec=body.spec)
+        t.save_event(contract["job_id"], "allocation_created", allocation_id=allocation.id, contract_id=contract["id"])
+        return row
+
+    try:
+        return await ctx.store.change(change)
+    except StateError as error:
+        raise NunetError(f"the allocation cannot be made: {error.message}", code="allocation_error") from None

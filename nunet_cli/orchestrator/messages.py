@@ -1,0 +1,121 @@
+"""The bodies of the messages of the lifecycle, beside those that are records themselves (bid request, bid, decline)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from nunet_cli.jobs.job import BidRequest, Id, Text, Time, Usage
+from nunet_cli.network.documents import Document
+
+
+class JobRequest(Struct, forbid_unknown_fields=True, frozen=True):
+    """Ask the chosen provider to lock what its bid offers (seed 3)."""
+
+    bid_id: Id
+    bid_request: BidRequest
+
+
+class DeclineJobRequest(Struct, forbid_unknown_fields=True, frozen=True):
+    """The provider has thought better of its bid (seed 3: `declineJobRequest`)."""
+
+    bid_id: Id
+    reason: Text
+
+
+class TimeoutJobRequest(Struct, forbid_unknown_fields=True, frozen=True):
+    """The bid is no longer valid (seed 3: `timeoutJobRequest`)."""
+
+    bid_id: Id
+    timeout: Time
+
+
+class ContractProposal(Struct, forbid_unknown_fields=True, frozen=True):
+    """The contract, signed by the requester."""
+
+    contract: Document
+
+
+class ContractAgreement(Struct, forbid_unknown_fields=True, frozen=True):
+    """The contract, signed by both."""
+
+    contract: Document
+
+
+class Invocation(Struct, forbid_unknown_fields=True, frozen=True):
+    """The order to start (seed 5): the job, the contract and its proof."""
+
+    spec: Annotated[str, Meta(max_length=256 * 1024)]
+    contract: Document
+    proof: Document
+
+
+class AllocationStartSuccess(Struct, forbid_unknown_fields=True, frozen=True):
+    """The allocation is made (seed 5: `allocationStartSuccess`)."""
+
+    contract_id: Id
+    allocation_id: Id
+    state: Id
+
+
+class JobStatusUpdate(Struct, forbid_unknown_fields=True, frozen=True):
+    """A sign of life while the job runs (seed 6: `jobStatusUpdate`)."""
+
+    contract_id: Id
+    allocation_id: Id
+    state: Id
+    usage: Usage
+    at: Time
+
+
+class JobCompleted(Struct, forbid_unknown_fields=True, frozen=True):
+    """The job has ended: the signed result, whatever it is (seed 6: `jobCompleted`)."""
+
+    contract_id: Id
+    result: Document
+
+
+class JobCancel(Struct, forbid_unknown_fields=True, frozen=True):
+    """Stop: release the lock of a bid, or end the allocation of a contract."""
+
+    bid_id: Annotated[str, Meta(max_length=120)] = ""
+    contract_id: Annotated[str, Meta(max_length=120)] = ""
+
+
+class JobCancelled(Struct, forbid_unknown_fields=True, frozen=True):
+    """It is stopped; where there was a contract, with the signed result."""
+
+    result: Document | None = None
+
+
+class JobSync(Struct, forbid_unknown_fields=True, frozen=True):
+    """Ask what has been missed about a contract."""
+
+    contract_id: Id
+
+
+class JobState(Struct, forbid_unknown_fields=True, frozen=True):
+    """Where an allocation stands, with its result once there is one."""
+
+    contract_id: Id
+    allocation_id: Annotated[str, Meta(max_length=120)]
+    state: Id
+    usage: Usage
+    result: Document | None = None
+
+
+class JobLogs(Struct, forbid_unknown_fields=True, frozen=True):
+    """Ask for output from a byte offset on; the answer waits up to `wait` seconds for something new."""
+
+    contract_id: Id
+    stream: Literal["stdout", "stderr"]
+    offset: Annotated[int, Meta(ge=0, le=2**40)]
+    wait: Annotated[float, Meta(ge=0, le=10)] = 0
+
+
+class LogChunk(Struct, forbid_unknown_fields=True, frozen=True):
+    """A piece of output; `ended` when there will be no more after it."""
+
+    data: bytes
+    ended: bool

@@ -1,0 +1,103 @@
+"""Walking a job through all stages (seed: `orchestrateJob`), from whatever state the store holds."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import trio
+
+from nunet_cli import units
+from nunet_cli.errors import ContractError, DisputedError, NunetError, PeerError, StateError
+from nunet_cli.jobs.states import JOB_ENDS
+from nunet_cli.orchestrator.context import Context, advance, error_fields
+from nunet_cli.orchestrator.contract import PROVIDER_REFUSED, close_contract
+from nunet_cli.orchestrator.execute import follow
+from nunet_cli.orchestrator.invoke import invoke
+from nunet_cli.orchestrator.match import match
+from nunet_cli.orchestrator.request import next_bid, request
+from nunet_cli.orchestrator.settle import settle
+
+log = logging.getLogger("nunet.orchestrate")
+
+RETRY_PAUSE = 3.0
+
+
+async def orchestrate_job(ctx: Context, job_id: str) -> dict[str, Any]:
+    """Take a job through every stage that is left, to its end; return the job.
+
+    A failure before the invocation tries the next bid; one after it follows the job's retry policy.
+
+    Raises:
+        NunetError: the job ended otherwise than settled; what is raised is stored with the job.
+    """
+    async with ctx.one_at_a_time(job_id):
+        while True:
+            job = ctx.job(job_id)
+            if job["state"] in JOB_ENDS and job["state"] != "expired":
+                return job
+            if job["state"] == "disputed":
+                raise DisputedError("the job is disputed")
+            await _next_stage(ctx, job)
+
+
+async def _next_stage(ctx: Context, job: dict[str, Any]) -> None:
+    state, job_id = job["state"], job["id"]
+    if state in ("posted", "matching", "expired"):
+        await match(ctx, job_id)
+    elif state == "matched":
+        await request(ctx, job_id)
+    elif state == "requested":
+        await _contract(ctx, job_id)
+    elif state == "contracted":
+        await _invoke(ctx, job_id)
+    elif state in ("invoked", "running"):
+        await _follow(ctx, job_id)
+    else:
+        await settle(ctx, job_id)
+
+
+async def _contract(ctx: Context, job_id: str) -> None:
+    try:
+        await close_contract(ctx, job_id)
+    except ContractError as error:
+        if error.code == PROVIDER_REFUSED:
+            await next_bid(ctx, job_id, error.message)
+            return
+        await fail(ctx, job_id, error)
+        raise
+
+
+async def _invoke(ctx: Context, job_id: str) -> None:
+    try:
+        await invoke(ctx, job_id)
+    except PeerError as error:
+        contract = ctx.store.find("contracts", ctx.job(job_id)["contract_id"])
+        if contract is not None and contract["deadline"] > units.utc_now():
+            log.info("job %s: %s; trying again", job_id, error)
+            await trio.sleep(RETRY_PAUSE)
+            return
+        await fail(ctx, job_id, error)
+        raise
+    except NunetError as error:
+        await fail(ctx, job_id, error)
+        raise
+
+
+async def _follow(ctx: Context, job_id: str) -> None:
+    try:
+        await follow(ctx, job_id)
+    except PeerError as error:
+        await fail(ctx, job_id, error)
+        raise
+
+
+async def fail(ctx: Context, job_id: str, error: NunetError) -> None:
+    """Record that a job failed, and why; the first reason stays."""
+    fields = error_fields(error)
+    try:
+        await ctx.store.change(
+            lambda t: advance(t, job_id, "failed", {"reason": error.code, "message": error.message}, error=fields)
+        )
+    except StateError:
+        log.info("job %s has ended already; not failed: %s", job_id, error)

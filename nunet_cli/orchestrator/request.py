@@ -1,0 +1,168 @@
+"""Stage 3, job request: the chosen provider locks what its bid offers, or the next one on the shortlist is asked."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+
+from nunet_cli import units
+from nunet_cli.database.store import Transaction
+from nunet_cli.errors import DeclinedError, NunetError, RejectedMessageError, StateError
+from nunet_cli.jobs.job import Bid, BidRequest
+from nunet_cli.network.messenger import Answer, Incoming
+from nunet_cli.orchestrator.context import Context, advance, error_fields, plain
+from nunet_cli.orchestrator.match import assess, sent_bid
+from nunet_cli.orchestrator.messages import DeclineJobRequest, JobRequest, TimeoutJobRequest
+
+# -- requester ---------------------------------------------------------------------------------------------------------
+
+
+async def request(ctx: Context, job_id: str) -> dict[str, Any]:
+    """Get the resources of the best bid locked, walking the shortlist; a job that has them already is left as it is.
+
+    Raises:
+        StateError: the job is not at this stage.
+        DeclinedError: everybody on the shortlist declined or did not answer; the details say what each said.
+    """
+    job = ctx.job(job_id)
+    if job["state"] == "requested":
+        return job
+    if job["state"] != "matched":
+        raise StateError(f"job {job['id']} is {job['state']}, not matched", hint=f"run: nunet job match {job['id']}")
+    refusals: list[dict[str, str]] = list(job.get("refusals", []))
+    for place in range(job["place"], len(job["shortlist"])):
+        bid = ctx.store.find("bids", job["shortlist"][place])
+        assert bid is not None
+        if check_resource_lock(bid):
+            return await _requested(ctx, job["id"], place, bid)
+        refusal = await _try_bid(ctx, bid)
+        if not refusal:
+            return await _requested(ctx, job["id"], place, bid)
+        refusals.append({"bid": bid["id"], "peer": bid["bidder"]["peer_id"], "reason": refusal})
+        await ctx.store.change(lambda t, bid=bid, said=refusal: _note_refusal(t, job["id"], bid, said))  # type: ignore[misc]  # the defaults bind the loop's values
+    error = DeclinedError(
+        f"every provider on the shortlist declined ({len(refusals)})",
+        hint=f"see why with: nunet job explain {job['id']}; search again with: nunet job run",
+        details={"refusals": refusals},
+    )
+    await ctx.store.change(
+        lambda t: advance(t, job["id"], "failed", {"refusals": refusals}, error=error_fields(error), refusals=refusals)
+    )
+    raise error
+
+
+def check_resource_lock(bid: dict[str, Any]) -> bool:
+    """Say whether the provider has locked the resources of a bid and the lock still holds (seed 3)."""
+    return bool(bid["resources_locked_until_timeout"]) and bid["timeout"] > units.utc_now()
+
+
+async def _try_bid(ctx: Context, row: dict[str, Any]) -> str:
+    """Ask a bidder to lock; return an empty text, or why it did not."""
+    request_row = ctx.store.find("bid_requests", row["bid_request_id"])
+    assert request_row is not None
+    bid_request = msgspec.convert({k: request_row[k] for k in BidRequest.__struct_fields__}, BidRequest)
+    try:
+        answer = await query_peer(ctx, row["did"], JobRequest(row["id"], bid_request))
+    except NunetError as error:
+        return error.message
+    body = answer.body
+    if isinstance(body, DeclineJobRequest):
+        return body.reason
+    if isinstance(body, TimeoutJobRequest):
+        return f"the bid timed out at {body.timeout}"
+    if not isinstance(body, Bid) or (body.id, plain(body.price), plain(body.time)) != (
+        row["id"],
+        row["price"],
+        row["time"],
+    ):
+        return "the provider came back with another bid"
+    if not body.resources_locked_until_timeout:
+        return "the provider did not lock the resources"
+    row.update(resources_locked_until_timeout=True, timeout=body.timeout, evidence=answer.evidence)
+    return ""
+
+
+async def query_peer(ctx: Context, did: str, body: JobRequest) -> Incoming:
+    """Send the request to lock resources (seed 3: `network.queryPeer`)."""
+    return await ctx.messenger.request(did, "job_request", body, timeout=ctx.config.limits.answer_timeout)
+
+
+async def _requested(ctx: Context, job_id: str, place: int, bid: dict[str, Any]) -> dict[str, Any]:
+    def change(t: Transaction) -> dict[str, Any]:
+        t.put("bids", dict(bid))
+        event = {"bid_id": bid["id"], "bidder": bid["bidder"]["peer_id"], "locked_until": bid["timeout"]}
+        return advance(t, job_id, "requested", event, place=place, bid_id=bid["id"])
+
+    return await ctx.store.change(change)
+
+
+def _note_refusal(t: Transaction, job_id: str, bid: dict[str, Any], reason: str) -> None:
+    t.put("bids", {**bid, "verdict": "refused", "reasons": [reason]})
+    t.save_event(job_id, "job_request_declined", bidder=bid["bidder"]["peer_id"], bid_id=bid["id"], reason=reason)
+
+
+async def next_bid(ctx: Context, job_id: str, reason: str) -> dict[str, Any]:
+    """Give up the current bid and go back to the shortlist, from the next one on."""
+    job = ctx.job(job_id)
+    bid = ctx.store.find("bids", job["bid_id"])
+    peer = bid["bidder"]["peer_id"] if bid else ""
+    refusals = [*job.get("refusals", []), {"bid": job["bid_id"], "peer": peer, "reason": reason}]
+    event = {"refused_by": peer, "reason": reason}
+    return await ctx.store.change(
+        lambda t: advance(t, job["id"], "matched", event, place=job["place"] + 1, refusals=refusals)
+    )
+
+
+# -- provider ----------------------------------------------------------------------------------------------------------
+
+
+def register(ctx: Context) -> None:
+    """Take job requests."""
+
+    async def on_job_request(message: Incoming) -> Answer:
+        return await _on_job_request(ctx, message)
+
+    ctx.messenger.register("job_request", JobRequest, on_job_request)
+    ctx.messenger.register("decline_job_request", DeclineJobRequest)
+    ctx.messenger.register("timeout_job_request", TimeoutJobRequest)
+
+
+async def _on_job_request(ctx: Context, message: Incoming) -> Answer:
+    body: JobRequest = message.body
+    row = sent_bid(ctx, body.bid_id, message.sender)
+    if row["bid_request_id"] != body.bid_request.id or row["spec_cid"] != body.bid_request.spec_cid:
+        raise RejectedMessageError("the job request is not what was bid for", code="wrong_bid")
+    if row["timeout"] <= units.utc_now():
+        return "timeout_job_request", TimeoutJobRequest(row["id"], row["timeout"])
+    known = ctx.store.find("bid_requests", body.bid_request.id)
+    assert known is not None
+    original = msgspec.convert({k: known[k] for k in BidRequest.__struct_fields__}, BidRequest)
+    if not ctx.accounting.is_locked(ctx.store, row["id"]):
+        comparison, _ = assess(ctx, original)
+        if comparison.verdict != "accept":
+            return await _decline(ctx, row, "; ".join(comparison.reasons))
+    return await lock_resources(ctx, row, original)
+
+
+async def lock_resources(ctx: Context, row: dict[str, Any], request: BidRequest) -> Answer:
+    """Lock for a lease what a bid offers, and submit the bid again (seed 3: `lockResources`)."""
+    until = units.format_time(units.now() + timedelta(seconds=ctx.config.lock_lease))
+
+    def change(t: Transaction) -> None:
+        ctx.accounting.lock(t, row["id"], row["job_id"], request.required_capability.resources, until)
+        t.put("bids", {**row, "resources_locked_until_timeout": True, "timeout": until})
+        t.save_event(row["job_id"], "resources_locked", bid_id=row["id"], until=until)
+
+    try:
+        await ctx.store.change(change)
+    except StateError as error:
+        return await _decline(ctx, row, error.message)
+    bid = msgspec.convert({k: row[k] for k in Bid.__struct_fields__}, Bid)
+    return "bid", msgspec.structs.replace(bid, resources_locked_until_timeout=True, timeout=until)
+
+
+async def _decline(ctx: Context, row: dict[str, Any], reason: str) -> Answer:
+    await ctx.store.save_event(row["job_id"], "job_request_declined", bid_id=row["id"], reason=reason)
+    return "decline_job_request", DeclineJobRequest(row["id"], reason)

@@ -1,0 +1,1 @@
+"""Contracts, the contract database, the ledger, payment and the oracle."""

@@ -1,0 +1,194 @@
+"""The documents of a contract, from terms to receipt, and the messages that carry them to the contract database."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from nunet_cli.jobs.capability import PriceBid
+from nunet_cli.jobs.job import Did, Id, Text, Time
+from nunet_cli.network.documents import Document
+
+FULFILLED = "Contract fulfilled, thank you for your business"
+Amount = Annotated[str, Meta(pattern=r"^-?\d{1,13}(\.\d{1,6})?$")]
+REQUESTER, PROVIDER, DATABASE, ORACLE = "requester", "provider", "contract-database", "oracle"
+
+
+class Terms(Struct, forbid_unknown_fields=True, frozen=True):
+    """What is agreed: the job by content id, the price, the deposit in NTX, the duration in seconds, the deadline."""
+
+    spec_cid: Id
+    price: PriceBid
+    max_duration: Annotated[int, Meta(ge=1, le=10**9)]
+    deposit: Amount
+    verification: Literal["attested"]
+    deadline: Time
+
+
+class Contract(Struct, forbid_unknown_fields=True, frozen=True):
+    """The text that both parties sign (seed 4: `tokenomics.contract`); its id is its content id."""
+
+    v: Literal[1]
+    job_id: Id
+    bid_id: Id
+    requester: Did
+    provider: Did
+    contract_database: Did
+    oracle: Did
+    terms: Terms
+    payment: Literal["volunteer", "escrow"]
+    created_at: Time
+
+
+class Proof(Struct, forbid_unknown_fields=True, frozen=True):
+    """Proof of contract: the contract database's word that the contract is recorded and its deposit held in escrow."""
+
+    v: Literal[1]
+    contract_id: Id
+    contract_database: Did
+    deposit: Amount
+    registered_at: Time
+    log_head: Id
+
+
+class Check(Struct, forbid_unknown_fields=True, frozen=True):
+    """One thing that the oracle looked at."""
+
+    name: Id
+    passed: bool
+    detail: Text = ""
+
+
+class JobVerificationResult(Struct, forbid_unknown_fields=True, frozen=True):
+    """The oracle's verdict on a result (seed 7: `jobVerificationResult`)."""
+
+    v: Literal[1]
+    contract_id: Id
+    result_cid: Id
+    oracle: Did
+    verdict: Literal["verified", "rejected"]
+    checks: Annotated[tuple[Check, ...], Meta(max_length=100)]
+    verified_at: Time
+
+
+class Receipt(Struct, forbid_unknown_fields=True, frozen=True):
+    """The settlement record: what was paid to the provider and what went back to the requester, in NTX."""
+
+    v: Literal[1]
+    contract_id: Id
+    contract_database: Did
+    outcome: Literal["settled", "refunded"]
+    requester: Did
+    provider: Did
+    paid: Amount
+    refunded: Amount
+    reason: Text
+    settled_at: Time
+    log_head: Id
+
+
+class CheckKyc(Struct, forbid_unknown_fields=True, frozen=True):
+    """Ask whether a node is a verified entity (seed 4: `contract-database.checkKYC`)."""
+
+    did: Did
+
+
+class KycAnswer(Struct, forbid_unknown_fields=True, frozen=True):
+    """Whether it is, and if not, why."""
+
+    did: Did
+    verified: bool
+    reason: Text = ""
+
+
+class CheckContract(Struct, forbid_unknown_fields=True, frozen=True):
+    """Ask for the state of a contract (seed 4: `contract-database.checkContract`); only its parties are told."""
+
+    contract_id: Id
+
+
+class ContractStatus(Struct, forbid_unknown_fields=True, frozen=True):
+    """The state of a contract at the contract database, with its proof and, at the end, its receipt."""
+
+    contract_id: Id
+    state: Id
+    proof: Document
+    receipt: Document | None = None
+    balance: Amount = "0"
+
+
+class RegisterContract(Struct, forbid_unknown_fields=True, frozen=True):
+    """Ask to record a contract that both parties signed, and to hold its deposit."""
+
+    contract: Document
+
+
+class ProofOfContract(Struct, forbid_unknown_fields=True, frozen=True):
+    """The signed proof, and the requester's balance after the deposit."""
+
+    proof: Document
+    balance: Amount
+
+
+class SettleContract(Struct, forbid_unknown_fields=True, frozen=True):
+    """Ask to settle: with the provider's result, and the oracle's verdict where money is due."""
+
+    contract_id: Id
+    result: Document
+    verdict: Document | None = None
+
+
+class Settled(Struct, forbid_unknown_fields=True, frozen=True):
+    """The signed receipt, and the asking party's balance after it."""
+
+    receipt: Document
+    balance: Amount
+
+
+class Message(Struct, forbid_unknown_fields=True, frozen=True):
+    """What both parties are told at the end of business (seed 7: `orchestrator.message`)."""
+
+    contract_id: Id
+    text: Text
+    receipt: Document
+    balance: Amount
+
+
+class AskStatement(Struct, forbid_unknown_fields=True, frozen=True):
+    """Ask for one's own balance and latest entries."""
+
+    limit: Annotated[int, Meta(ge=0, le=1000)] = 100
+
+
+class StatementEntry(Struct, forbid_unknown_fields=True, frozen=True):
+    """One movement on an account, in NTX."""
+
+    at: Time
+    kind: Id
+    amount: Amount
+    contract_id: Annotated[str, Meta(max_length=120)] = ""
+
+
+class AccountStatement(Struct, forbid_unknown_fields=True, frozen=True):
+    """An account as the contract database has it."""
+
+    did: Did
+    balance: Amount
+    in_escrow: Amount
+    entries: Annotated[tuple[StatementEntry, ...], Meta(max_length=1000)] = ()
+
+
+class JobVerification(Struct, forbid_unknown_fields=True, frozen=True):
+    """What the oracle gets to see (seed 7: `jobVerification`): the job, the contract with its proof, and the result."""
+
+    spec: Annotated[str, Meta(max_length=256 * 1024)]
+    contract: Document
+    proof: Document
+    result: Document
+
+
+class Verdict(Struct, forbid_unknown_fields=True, frozen=True):
+    """The oracle's signed verdict."""
+
+    verdict: Document

@@ -1,0 +1,360 @@
+"""The contract database: who is verified, which contracts are recorded, what is in escrow, and what was settled.
+
+Every answer is signed (the envelope, and the documents in it), every change is appended to a hash-chained log, and each
+contract is settled exactly once, however often it is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+from tinydb import Query
+
+from nunet_cli import units
+from nunet_cli.config import Config
+from nunet_cli.database.store import Store, Transaction
+from nunet_cli.errors import ContractError, DisputedError, NotFoundError
+from nunet_cli.jobs.job import Result
+from nunet_cli.jobs.states import CONTRACT_TRANSITIONS, check_transition
+from nunet_cli.network.documents import Document, make_document, require_signature
+from nunet_cli.network.identity import Identity, key_from_did
+from nunet_cli.network.messenger import Answer, Incoming, Messenger
+from nunet_cli.tokenomics import ledger
+from nunet_cli.tokenomics.contract import (
+    DATABASE,
+    FULFILLED,
+    ORACLE,
+    PROVIDER,
+    REQUESTER,
+    AccountStatement,
+    AskStatement,
+    CheckContract,
+    CheckKyc,
+    Contract,
+    ContractStatus,
+    JobVerificationResult,
+    KycAnswer,
+    Message,
+    Proof,
+    ProofOfContract,
+    Receipt,
+    RegisterContract,
+    SettleContract,
+    Settled,
+    StatementEntry,
+)
+from nunet_cli.tokenomics.payment import amount_due, deposit_for
+
+MESSAGE_LIFETIME = 14 * 86400
+MAX_DEADLINE = timedelta(days=366)
+GENESIS = "0" * 64
+
+
+class ContractDatabase:
+    """The role's behaviours and its operator's functions.
+
+    Args:
+        identity: the key that signs proofs and receipts.
+        store: where registry, contracts, accounts and log are kept.
+        config: admission and opening balance.
+        messenger: carries the messages.
+    """
+
+    def __init__(self, identity: Identity, store: Store, config: Config, messenger: Messenger) -> None:
+        self._identity, self._store, self._config, self._messenger = identity, store, config, messenger
+        messenger.register("check_kyc", CheckKyc, self._on_check_kyc, ephemeral=True)
+        messenger.register("check_contract", CheckContract, self._on_check_contract, ephemeral=True)
+        messenger.register("register_contract", RegisterContract, self._on_register)
+        messenger.register("settle_contract", SettleContract, self._on_settle)
+        messenger.register("ask_statement", AskStatement, self._on_statement, ephemeral=True)
+
+    # -- verified entities -------------------------------------------------------------------------------------------
+
+    async def check_kyc(self, did: str) -> KycAnswer:
+        """Say whether a node is verified; under open admission an unknown one is admitted now."""
+        row = self._store.find("registry", did)
+        if row is None and self._config.registry.admission == "open":
+            row = await self._store.change(lambda t: self._admit(t, did, "open admission"))
+        if row is None:
+            reason = "not in the registry; its operator can run: nunet registry approve " + did
+            return KycAnswer(did, verified=False, reason=reason)
+        return KycAnswer(
+            did, verified=row["status"] == "approved", reason="" if row["status"] == "approved" else "revoked"
+        )
+
+    async def approve(self, did: str, note: str = "") -> dict[str, Any]:
+        """Admit a node, or admit it again (operator)."""
+        key_from_did(did)
+        return await self._store.change(lambda t: self._admit(t, did, note or "approved by the operator"))
+
+    async def revoke(self, did: str, note: str = "") -> dict[str, Any]:
+        """Stop a node from closing new contracts (operator); those it has go on."""
+        key_from_did(did)
+
+        def change(t: Transaction) -> dict[str, Any]:
+            row = {"id": did, "status": "revoked", "at": units.utc_now(), "note": note or "revoked by the operator"}
+            t.put("registry", row)
+            self._append(t, "revoke", did=did)
+            return row
+
+        return await self._store.change(change)
+
+    def registry(self) -> list[dict[str, Any]]:
+        """Return everybody who was ever admitted, with their state."""
+        return [dict(row) for row in self._store.table("registry").all()]
+
+    async def deposit(self, did: str, micro: int) -> int:
+        """Credit an account from issuance (operator); return the balance after it, in micro-NTX."""
+        key_from_did(did)
+
+        def change(t: Transaction) -> int:
+            ledger.transfer(t, ledger.ISSUANCE, did, micro, "deposit")
+            self._append(t, "deposit", did=did, amount=units.format_amount(micro))
+            return ledger.balance(t, did)
+
+        return await self._store.change(change)
+
+    def _admit(self, t: Transaction, did: str, note: str) -> dict[str, Any]:
+        row = {"id": did, "status": "approved", "at": units.utc_now(), "note": note}
+        t.put("registry", row)
+        self._append(t, "admit", did=did)
+        opening = units.parse_amount(self._config.registry.opening_balance)
+        if opening and self._config.registry.admission == "open" and not ledger.exists(t, did):
+            ledger.transfer(t, ledger.ISSUANCE, did, opening, "opening")
+        return row
+
+    # -- contracts ---------------------------------------------------------------------------------------------------
+
+    async def register(self, document: Document) -> Document:
+        """Record a contract and hold its deposit; return the signed proof, the same one however often it is asked for.
+
+        Raises:
+            ContractError: what is wrong with it, or with the requester's funds.
+        """
+        contract = document.read(Contract)
+        contract_id = document.cid
+        known = self._store.find("registered_contracts", contract_id)
+        if known is not None:
+            return msgspec.convert(known["proof"], Document)
+        require_signature(document, contract.requester, REQUESTER, "contract")
+        require_signature(document, contract.provider, PROVIDER, "contract")
+        self._check_terms(contract)
+        for did, role in ((contract.requester, REQUESTER), (contract.provider, PROVIDER)):
+            answer = await self.check_kyc(did)
+            if not answer.verified:
+                raise ContractError(f"the {role} {did} is not verified: {answer.reason}", code="not_verified_entity")
+        deposit = units.parse_amount(contract.terms.deposit)
+
+        def change(t: Transaction) -> Document:
+            again = t.find("registered_contracts", contract_id)
+            if again is not None:
+                return msgspec.convert(again["proof"], Document)
+            if deposit:
+                ledger.transfer(t, contract.requester, ledger.escrow(contract_id), deposit, "escrow", contract_id)
+            head = self._append(t, "register", contract_id=contract_id, deposit=contract.terms.deposit)
+            proof = make_document(
+                Proof(1, contract_id, self._identity.did, contract.terms.deposit, units.utc_now(), head)
+            ).sign(self._identity, DATABASE)
+            t.put(
+                "registered_contracts",
+                {
+                    "id": contract_id, "job_id": contract.job_id, "state": "proved", "requester": contract.requester,
+                    "provider": contract.provider, "deadline": contract.terms.deadline,
+                    "document": msgspec.to_builtins(document), "proof": msgspec.to_builtins(proof), "receipt": None,
+                },
+            )  # fmt: skip
+            t.save_event(contract.job_id, "contract_registered", contract_id=contract_id)
+            return proof
+
+        return await self._store.change(change)
+
+    def _check_terms(self, contract: Contract) -> None:
+        terms = contract.terms
+        if contract.contract_database != self._identity.did:
+            raise ContractError("the contract names another contract database", code="wrong_database")
+        if contract.requester == contract.provider:
+            raise ContractError("requester and provider are the same node", code="self_contract")
+        due = deposit_for(terms.price, terms.max_duration)
+        if units.parse_amount(terms.deposit) != due:
+            raise ContractError(
+                f"the deposit is {terms.deposit} NTX, the price asks for {units.format_amount(due)}", code="bad_deposit"
+            )
+        if (contract.payment == "volunteer") != (due == 0):
+            raise ContractError(
+                f"payment {contract.payment} does not fit a price of {terms.deposit}", code="bad_payment"
+            )
+        deadline = units.parse_time(terms.deadline)
+        if not units.now() < deadline < units.now() + MAX_DEADLINE:
+            raise ContractError(f"the deadline {terms.deadline} is past, or too far away", code="bad_deadline")
+
+    async def settle(self, request: SettleContract, sender: str) -> Document:
+        """Settle a contract exactly once; return the signed receipt.
+
+        Raises:
+            NotFoundError: no such contract of the sender's.
+            ContractError: the documents do not allow it.
+            DisputedError: the oracle rejected the result; escrow stays held.
+        """
+        row = self._contract_of(request.contract_id, sender)
+        if row["receipt"] is not None:
+            return msgspec.convert(row["receipt"], Document)
+        contract = msgspec.convert(row["document"], Document).read(Contract)
+        require_signature(request.result, contract.provider, PROVIDER, "result")
+        result = request.result.read(Result)
+        if result.contract_id != request.contract_id:
+            raise ContractError("the result belongs to another contract", code="wrong_result")
+        due = amount_due(contract.terms, result)
+        if result.state == "completed" or due:
+            verdict = self._verdict(contract, request)
+            if verdict.verdict != "verified":
+                failed = ", ".join(check.name for check in verdict.checks if not check.passed)
+                await self._set_state(request.contract_id, "disputed")
+                raise DisputedError(f"the oracle rejected the result: {failed}", details={"contract": row["id"]})
+        outcome = "settled" if result.state == "completed" or due else "refunded"
+        reason = FULFILLED if result.state == "completed" else (result.reason or result.state)
+        return await self._close(request.contract_id, outcome, due, reason)
+
+    def _verdict(self, contract: Contract, request: SettleContract) -> JobVerificationResult:
+        if request.verdict is None:
+            raise ContractError("a verdict of the oracle is needed", code="verdict_needed")
+        require_signature(request.verdict, contract.oracle, ORACLE, "verdict")
+        verdict = request.verdict.read(JobVerificationResult)
+        if verdict.contract_id != request.contract_id or verdict.result_cid != request.result.cid:
+            raise ContractError("the verdict belongs to another result", code="wrong_verdict")
+        return verdict
+
+    async def refund_expired(self) -> list[str]:
+        """Give deposits back whose contract's deadline, and the time to settle after it, have passed; return their ids.
+
+        A contract in dispute is left as it is: its escrow is held.
+        """
+        window = timedelta(seconds=self._config.limits.settlement_window)
+        overdue = [
+            row["id"]
+            for row in self._store.table("registered_contracts").search(Query().state == "proved")
+            if units.parse_time(row["deadline"]) + window < units.now()
+        ]
+        for contract_id in overdue:
+            await self._close(contract_id, "refunded", 0, "no verified result before the deadline")
+        return overdue
+
+    async def _close(self, contract_id: str, outcome: str, due: int, reason: str) -> Document:
+        def change(t: Transaction) -> Document:
+            row = t.find("registered_contracts", contract_id)
+            assert row is not None
+            if row["receipt"] is not None:
+                return msgspec.convert(row["receipt"], Document)
+            check_transition(CONTRACT_TRANSITIONS, row["state"], outcome, f"contract {contract_id}")
+            contract = msgspec.convert(row["document"], Document).read(Contract)
+            deposit = units.parse_amount(contract.terms.deposit)
+            account = ledger.escrow(contract_id)
+            if due:
+                ledger.transfer(t, account, contract.provider, due, "payment", contract_id)
+            if deposit - due:
+                ledger.transfer(t, account, contract.requester, deposit - due, "refund", contract_id)
+            head = self._append(t, outcome, contract_id=contract_id, paid=units.format_amount(due))
+            receipt = make_document(
+                Receipt(
+                    1, contract_id, self._identity.did, outcome,  # type: ignore[arg-type]  # checked by the transition
+                    contract.requester, contract.provider, units.format_amount(due),
+                    units.format_amount(deposit - due), reason, units.utc_now(), head,
+                )
+            ).sign(self._identity, DATABASE)  # fmt: skip
+            row.update(state=outcome, receipt=msgspec.to_builtins(receipt))
+            t.put("registered_contracts", row)
+            t.save_event(contract.job_id, f"contract_{outcome}", contract_id=contract_id, paid=units.format_amount(due))
+            for did in (contract.requester, contract.provider):
+                told = Message(contract_id, reason, receipt, units.format_amount(ledger.balance(t, did)))
+                self._messenger.enqueue(t, self._messenger.outbox_row(did, "message", told, lifetime=MESSAGE_LIFETIME))
+            return receipt
+
+        receipt = await self._store.change(change)
+        self._messenger.wake()
+        return receipt
+
+    async def _set_state(self, contract_id: str, state: str) -> None:
+        def change(t: Transaction) -> None:
+            row = t.find("registered_contracts", contract_id)
+            assert row is not None
+            if row["state"] != state:
+                check_transition(CONTRACT_TRANSITIONS, row["state"], state, f"contract {contract_id}")
+                row["state"] = state
+                t.put("registered_contracts", row)
+                self._append(t, state, contract_id=contract_id)
+                t.save_event(row["job_id"], f"contract_{state}", contract_id=contract_id)
+
+        await self._store.change(change)
+
+    def _contract_of(self, contract_id: str, did: str) -> dict[str, Any]:
+        row = self._store.find("registered_contracts", contract_id)
+        if row is None or did not in (row["requester"], row["provider"]):
+            raise NotFoundError(f"no contract {contract_id} of yours is recorded here", code="no_contract")
+        return row
+
+    # -- the log -----------------------------------------------------------------------------------------------------
+
+    def _append(self, t: Transaction, kind: str, **data: Any) -> str:
+        last = t.find("log_head", "head")
+        previous = last["hash"] if last else GENESIS
+        entry = json.dumps({"at": units.utc_now(), "kind": kind, **data}, sort_keys=True)
+        head = hashlib.sha256(previous.encode() + b"\n" + entry.encode()).hexdigest()
+        t.table("log").insert({"previous": previous, "hash": head, "entry": entry})
+        t.put("log_head", {"id": "head", "hash": head})
+        return head
+
+    def check_log(self) -> int:
+        """Check the whole chain; return its length.
+
+        Raises:
+            ContractError: naming the first entry that does not fit.
+        """
+        previous, number = GENESIS, 0
+        for row in self._store.table("log").all():
+            number += 1
+            expected = hashlib.sha256(previous.encode() + b"\n" + row["entry"].encode()).hexdigest()
+            if row["previous"] != previous or row["hash"] != expected:
+                raise ContractError(f"the log was changed at entry {number}", code="log_broken")
+            previous = row["hash"]
+        return number
+
+    # -- messages ----------------------------------------------------------------------------------------------------
+
+    def _balance(self, did: str) -> str:
+        return units.format_amount(ledger.balance(self._store, did))
+
+    async def _on_check_kyc(self, message: Incoming) -> Answer:
+        return "kyc_answer", await self.check_kyc(message.body.did)
+
+    async def _on_check_contract(self, message: Incoming) -> Answer:
+        row = self._contract_of(message.body.contract_id, message.sender)
+        receipt = msgspec.convert(row["receipt"], Document) if row["receipt"] else None
+        proof = msgspec.convert(row["proof"], Document)
+        return "contract_status", ContractStatus(row["id"], row["state"], proof, receipt, self._balance(message.sender))
+
+    async def _on_register(self, message: Incoming) -> Answer:
+        contract = message.body.contract.read(Contract)
+        if message.sender not in (contract.requester, contract.provider):
+            raise ContractError("only a party can register a contract", code="not_a_party")
+        proof = await self.register(message.body.contract)
+        return "proof_of_contract", ProofOfContract(proof, self._balance(contract.requester))
+
+    async def _on_settle(self, message: Incoming) -> Answer:
+        receipt = await self.settle(message.body, message.sender)
+        return "settled", Settled(receipt, self._balance(message.sender))
+
+    async def _on_statement(self, message: Incoming) -> Answer:
+        did = message.sender
+        await self.check_kyc(did)
+        held = Query()
+        deposits = self._store.table("registered_contracts").search((held.requester == did) & (held.receipt == None))  # noqa: E711  # a TinyDB query
+        in_escrow = sum(ledger.balance(self._store, ledger.escrow(row["id"])) for row in deposits)
+        rows = ledger.entries(self._store, did, message.body.limit)
+        found = tuple(
+            StatementEntry(row["at"], row["kind"], units.format_amount(row["amount"]), row["contract_id"])
+            for row in rows
+        )
+        return "account_statement", AccountStatement(did, self._balance(did), units.format_amount(in_escrow), found)

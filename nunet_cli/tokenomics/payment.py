@@ -1,0 +1,34 @@
+"""What is owed: the deposit that a price asks for, and what a result has earned. Micro-NTX, pure functions."""
+
+from __future__ import annotations
+
+from nunet_cli import units
+from nunet_cli.jobs.capability import PriceBid
+from nunet_cli.jobs.job import Result
+from nunet_cli.jobs.spec import total_price
+from nunet_cli.tokenomics.contract import Terms
+
+
+def deposit_for(price: PriceBid, max_duration: int) -> int:
+    """Return the most that a job can cost at a price: what goes into escrow."""
+    return total_price(units.parse_amount(price.amount), price.time_unit, max_duration)
+
+
+def amount_due(terms: Terms, result: Result) -> int:
+    """Return what the provider has earned, at most the deposit.
+
+    A price per result is earned by a completed job only. A price per time unit is earned by the time that the job's
+    own program used, whether it succeeded, failed or was cancelled; a failure of the provider's earns nothing.
+    """
+    deposit = units.parse_amount(terms.deposit)
+    if result.state == "completed" and not terms.price.time_unit:
+        return deposit
+    if not terms.price.time_unit or result.fault == "provider":
+        return 0
+    seconds = min(result.usage.wall_seconds, float(terms.max_duration))
+    return min(deposit, total_price(units.parse_amount(terms.price.amount), terms.price.time_unit, seconds))
+
+
+def check_payment_info(price: PriceBid, max_duration: int) -> bool:
+    """Say whether a bid asks for payment (seed 4: `checkPaymentInfo`); without, the job is volunteer compute."""
+    return deposit_for(price, max_duration) > 0
