@@ -129,6 +129,8 @@ class Messenger:
         reached = False
         try:
             with trio.move_on_after(timeout):
+                if to == self._identity.did:
+                    await self._to_self(envelope, raw, waiting)
                 while not waiting.arrived.is_set():
                     connection = await self.transport.wait_connected(key)
                     try:
@@ -159,6 +161,18 @@ class Messenger:
             error.exit_code = PeerError.exit_code
             raise error
         return Incoming(answer, parsed, waiting.raw)
+
+    async def _to_self(self, envelope: Envelope, raw: bytes, waiting: _Waiting) -> None:
+        """Give a message to this node's own behaviour: a node may act in several roles."""
+        known = self._types.get(envelope.type)
+        if known is None or known.behaviour is None:
+            waiting.rejected = "unknown_type"
+        else:
+            answer = await self._first_answer(envelope)
+            answer = await self._do(envelope, raw, known) if answer is None else answer
+            if answer:
+                waiting.envelope, waiting.raw = unseal(answer, me=self._identity.did), answer
+        waiting.arrived.set()
 
     async def tell(self, to: str, type_: str, body: Struct) -> None:
         """Send once, if the peer is connected: for what the next message makes worthless, such as a heartbeat."""
@@ -194,10 +208,13 @@ class Messenger:
     async def flush(self, timeout: float) -> bool:
         """Wait until the outbox to connected peers is empty; return whether it is."""
         with trio.move_on_after(timeout):
-            while any(self.transport.connection(key_from_did(row["to"])) for row in self._store.table("outbox").all()):
+            while any(self._is_reachable(row["to"]) for row in self._store.table("outbox").all()):
                 await trio.sleep(0.02)
             return True
         return False
+
+    def _is_reachable(self, did: str) -> bool:
+        return did == self._identity.did or self.transport.connection(key_from_did(did)) is not None
 
     async def _deliver_forever(self, nursery: trio.Nursery) -> None:
         while True:
@@ -210,7 +227,7 @@ class Messenger:
             for row in rows:
                 if row["id"] in self._delivering or row["expires_at"] <= now:
                     continue
-                if self.transport.connection(key_from_did(row["to"])) is not None:
+                if self._is_reachable(row["to"]):
                     self._delivering.add(row["id"])
                     nursery.start_soon(self._deliver, row)
             await self._forget_old(now)
@@ -220,10 +237,14 @@ class Messenger:
     async def _deliver(self, row: dict[str, Any]) -> None:
         waiting = self._pending[row["id"]] = _Waiting(row["to"])
         try:
+            raw = base64.b64decode(row["raw"])
             connection = self.transport.connection(key_from_did(row["to"]))
-            if connection is None:
+            if row["to"] == self._identity.did:
+                await self._to_self(unseal(raw, me=self._identity.did), raw, waiting)
+            elif connection is None:
                 return
-            await connection.send(ENVELOPE, base64.b64decode(row["raw"]))
+            else:
+                await connection.send(ENVELOPE, raw)
             with trio.move_on_after(RETRY_INTERVAL):
                 await waiting.arrived.wait()
             if waiting.arrived.is_set():

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Annotated
 
 from msgspec import Meta, Struct
 
 from nunet_cli.jobs.job import Id
 from nunet_cli.network.envelope import seal
-from nunet_cli.network.identity import Identity
+from nunet_cli.network.identity import Identity, key_from_did
 from nunet_cli.network.messenger import Answer, Incoming, Messenger
 from nunet_cli.network.peers import Peer, Peers
 from nunet_cli.network.transport import ENVELOPE, Connection, TcpTransport
@@ -67,8 +66,6 @@ class Topics:
         await connection.send(ENVELOPE, raw)
 
     async def _on_hello(self, message: Incoming) -> Answer | None:
-        from nunet_cli.network.identity import key_from_did
-
         peer = self._peers.get(key_from_did(message.sender))
         if peer is None:
             return None
@@ -94,6 +91,3 @@ def connection_host(connection: Connection) -> str:
         return str(socket.getpeername()[0]) if socket is not None else ""
     except OSError:
         return ""
-
-
-OnPeer = Callable[[bytes, tuple[str, int]], None]

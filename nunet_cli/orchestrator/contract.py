@@ -147,8 +147,9 @@ async def _agree(ctx: Context, row: dict[str, Any]) -> dict[str, Any]:
             raise RejectedMessageError("the provider answered with another contract", code="wrong_contract")
         require_signature(agreed, row["provider"], PROVIDER, "contract")
     except NunetError as error:
-        await ctx.store.change(lambda t: set_contract(t, row["id"], "refused", reason=error.message))
-        raise ContractError(f"the provider refused the contract: {error.message}", code=PROVIDER_REFUSED) from None
+        reason = error.message
+        await ctx.store.change(lambda t: set_contract(t, row["id"], "refused", reason=reason))
+        raise ContractError(f"the provider refused the contract: {reason}", code=PROVIDER_REFUSED) from None
     return await ctx.store.change(lambda t: set_contract(t, row["id"], "agreed", document=plain(agreed)))
 
 

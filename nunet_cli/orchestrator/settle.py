@@ -82,7 +82,7 @@ async def settle(ctx: Context, job_id: str) -> dict[str, Any]:
 
 
 async def verify_job(ctx: Context, contract: dict[str, Any]) -> Document | None:
-    """Ask the oracle for its verdict (seed 7: `oracle.verifyJob`); None where the result claims nothing and earns nothing.
+    """Ask the oracle for its verdict (seed 7: `oracle.verifyJob`); None for a failed job that earns nothing.
 
     Raises:
         ContractError: the oracle does not answer, or not properly.

@@ -1,0 +1,344 @@
+"""The Node (second seed): the main actor. It owns the parts and the tasks, and wires them to each other."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+
+from nunet_cli import __version__, units
+from nunet_cli.config import Config
+from nunet_cli.database.store import Store, owned
+from nunet_cli.errors import NunetError, StateError
+from nunet_cli.executor.base import Executor
+from nunet_cli.executor.docker import DockerExecutor
+from nunet_cli.executor.null import NullExecutor
+from nunet_cli.executor.process import ProcessExecutor
+from nunet_cli.jobs.capability import Capability, Resources
+from nunet_cli.jobs.job import CapabilityComparator
+from nunet_cli.jobs.states import ALLOCATION_ENDS, JOB_ENDS
+from nunet_cli.network.blobs import Blobs
+from nunet_cli.network.discovery import Discovery
+from nunet_cli.network.identity import Identity, load_or_create
+from nunet_cli.network.messenger import Messenger
+from nunet_cli.network.peers import Address, Peer, Peers, parse_peer
+from nunet_cli.network.topics import BIDS, Topics
+from nunet_cli.network.transport import TcpTransport
+from nunet_cli.node.benchmark import Benchmark
+from nunet_cli.node.capability import CapabilityAccounting, OnboardOptions, plan_onboarding
+from nunet_cli.orchestrator import cancel, contract, execute, invoke, match, orchestrate, request, settle
+from nunet_cli.orchestrator.context import Context
+from nunet_cli.tokenomics.contract_database import ContractDatabase
+from nunet_cli.tokenomics.oracle import Oracle
+
+log = logging.getLogger("nunet.node")
+
+PROBE_INTERVAL = 30.0
+HOUSEKEEPING_INTERVAL = 2.0
+ROLES = ("contract-database", "oracle")
+
+
+class Node:
+    """One node in one home. Make it with `open_node`.
+
+    Args:
+        ctx: its parts.
+        accounting: its capability.
+        roles: the roles it takes beside requester and provider.
+    """
+
+    def __init__(self, ctx: Context, accounting: CapabilityAccounting, roles: tuple[str, ...]) -> None:
+        self.ctx, self.accounting = ctx, accounting
+        self.started_at = units.utc_now()
+        self.stop_requested = trio.Event()
+        self.contract_database: ContractDatabase | None = None
+        self.roles = roles
+        self._orchestrating: dict[str, trio.CancelScope] = {}
+        self._discovery: Discovery | None = None
+        for room in (match, request, contract, invoke, execute, settle, cancel):
+            room.register(ctx)
+        if "contract-database" in roles:
+            self.contract_database = ContractDatabase(ctx.identity, ctx.store, ctx.config, ctx.messenger)
+        if "oracle" in roles:
+            self.oracle = Oracle(ctx.identity, ctx.store, ctx.messenger)
+
+    @property
+    def identity(self) -> Identity:
+        """This node's key."""
+        return self.ctx.identity
+
+    # -- tasks -------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Open the network, announce, and take up what an earlier run left; returns once peers can connect."""
+        ctx = self.ctx
+        for text in ctx.config.network.peers:
+            key, address = parse_peer(text)
+            ctx.peers.add(key, address, "static")
+        await ctx.nursery.start(ctx.messenger.run)
+        await ctx.nursery.start(ctx.blobs.run)
+        await self.probe_executors()
+        await self._announce()
+        await ctx.nursery.start(ctx.transport.run)
+        if ctx.config.network.discovery:
+            address = ctx.transport.advertised()
+            self._discovery = Discovery(ctx.identity, ctx.transport.network_id, address, self._on_discovered)
+            ctx.nursery.start_soon(self._discovery.run, ctx.topics.roles)
+        await execute.recover_allocations(ctx)
+        ctx.nursery.start_soon(self._housekeep)
+        ctx.nursery.start_soon(self._watch_executors)
+        for row in ctx.store.table("jobs").all():
+            if row["orchestrate"] and row["state"] not in JOB_ENDS | {"disputed"}:
+                self.orchestrate(row["id"])
+
+    def _on_discovered(self, key: bytes, address: Address) -> None:
+        if self.ctx.peers.add(key, address, "mdns") is not None:
+            self.ctx.transport.dial_soon()
+
+    async def probe_executors(self) -> None:
+        """Ask each executor whether it works here now; only what works is advertised."""
+        found: dict[str, str] = {}
+        for name, executor in self.ctx.executors.items():
+            probe = await executor.probe()
+            if probe.available:
+                found[name] = probe.detail
+        self.ctx.available_executors = self.accounting.executors = found
+
+    async def _watch_executors(self) -> None:
+        while True:
+            await trio.sleep(PROBE_INTERVAL)
+            await self.probe_executors()
+
+    async def _announce(self) -> None:
+        roles = self.roles
+        topics: frozenset[str] = frozenset()
+        if self.accounting.is_onboarded():
+            roles, topics = ("provider", *roles), frozenset({BIDS})
+        await self.ctx.topics.set(roles=roles, topics=topics)
+        if self._discovery is not None:
+            await self._discovery.update(roles)
+
+    async def _housekeep(self) -> None:
+        while True:
+            try:
+                await settle.settle_overdue(self.ctx)
+                if self.contract_database is not None:
+                    await self.contract_database.refund_expired()
+            except NunetError as error:
+                log.warning("housekeeping: %s", error)
+            await trio.sleep(HOUSEKEEPING_INTERVAL)
+
+    # -- jobs --------------------------------------------------------------------------------------------------------
+
+    def orchestrate(self, job_id: str) -> None:
+        """Take a job through all stages in the background, unless that is going on already."""
+        if job_id not in self._orchestrating:
+            self._orchestrating[job_id] = trio.CancelScope()
+            self.ctx.nursery.start_soon(self._orchestrate, job_id)
+
+    async def _orchestrate(self, job_id: str) -> None:
+        try:
+            with self._orchestrating[job_id]:
+                await orchestrate.orchestrate_job(self.ctx, job_id)
+        except NunetError as error:
+            log.info("job %s: %s", job_id, error)
+            await self._note_stuck(job_id, error)
+        except Exception:
+            # one job never stops the node
+            log.exception("job %s could not be taken further", job_id)
+            await self._note_stuck(job_id, NunetError("the node could not take the job further", code="internal"))
+        finally:
+            del self._orchestrating[job_id]
+
+    async def _note_stuck(self, job_id: str, error: NunetError) -> None:
+        """Where a stage failed but the job has not ended, say so: whoever follows the job must not wait for ever."""
+        job = self.ctx.job(job_id)
+        if job["state"] not in JOB_ENDS | {"disputed"}:
+            fields = {"code": error.code, "message": error.message, "hint": error.hint, "exit_code": error.exit_code}
+            await self.ctx.store.save_event(job_id, "job_stuck", **fields)
+
+    async def cancel_job(self, job_id: str) -> dict[str, Any]:
+        """Stop orchestrating a job and call it off."""
+        scope = self._orchestrating.get(job_id)
+        if scope is not None:
+            scope.cancel()
+        async with self.ctx.one_at_a_time(job_id):
+            return await cancel.cancel(self.ctx, job_id)
+
+    # -- the provider's side -----------------------------------------------------------------------------------------
+
+    async def onboard(self, options: OnboardOptions, benchmark: Benchmark | None) -> Capability:
+        """Register capability, price and preferences, and begin to answer bid requests.
+
+        Raises:
+            UsageError: more is asked for than the machine has.
+            StateError: running allocations have more than what would be registered.
+        """
+        capability, price, _ = plan_onboarding(self.ctx.home, options)
+        left = capability.resources
+        for row in self.accounting.taken(self.ctx.store):
+            try:
+                left = left.minus(msgspec.convert(row["resources"], Resources))
+            except ValueError as error:
+                raise StateError(f"running jobs have more {error} than that", hint="wait for them to end") from None
+        await self.accounting.set_registered_capability(capability, benchmark)
+        await self.accounting.set_preferences(CapabilityComparator(), price)
+        await self._announce()
+        return capability
+
+    async def offboard(self, *, force: bool = False) -> None:
+        """Stop answering bid requests; wait for running allocations, or end them with `force`."""
+        await self.accounting.offboard()
+        await self._announce()
+        while self.ctx.running:
+            running = list(self.ctx.running.values())
+            for allocation in running if force else []:
+                allocation.cancelled = True
+                allocation.scope.cancel()
+            for allocation in running:
+                await allocation.ended.wait()
+
+    def get_allocation(self, allocation_id: str) -> dict[str, Any]:
+        """Return an allocation of this node's by id or unambiguous prefix."""
+        return self.ctx.store.resolve("allocations", allocation_id, what="allocation")
+
+    def check_allocation_status(self, allocation_id: str) -> str:
+        """Return the state of an allocation."""
+        return str(self.get_allocation(allocation_id)["state"])
+
+    # -- peers -------------------------------------------------------------------------------------------------------
+
+    async def add_peer(self, text: str) -> Peer:
+        """Add a static peer `PEER@HOST:PORT` and dial it."""
+        key, address = parse_peer(text)
+        peer = self.ctx.peers.add(key, address, "static")
+        if peer is None:
+            raise StateError("that is this node itself")
+        await self.ctx.peers.save(peer)
+        self.ctx.transport.dial_soon()
+        return peer
+
+    def status(self) -> dict[str, Any]:
+        """Return what `nunet status` shows."""
+        store = self.ctx.store
+        jobs = store.table("jobs").all()
+        allocations = store.table("allocations").all()
+        return {
+            "version": __version__,
+            "home": str(self.ctx.home),
+            "peer_id": self.identity.peer_id,
+            "did": self.identity.did,
+            "listen": f"{self.ctx.transport.host}:{self.ctx.transport.port}" if self.ctx.transport.port else "",
+            "address": self.ctx.transport.describe() if self.ctx.transport.port else "",
+            "network": self.ctx.config.network.name,
+            "started_at": self.started_at,
+            "roles": list(self.ctx.topics.roles),
+            "onboarded": self.accounting.is_onboarded(),
+            "executors": dict(self.ctx.available_executors),
+            "peers": {"known": sum(1 for _ in self.ctx.peers), "connected": len(self.ctx.transport.connected())},
+            "jobs": {
+                "all": len(jobs),
+                "open": sum(row["state"] not in JOB_ENDS for row in jobs),
+            },
+            "allocations": {
+                "all": len(allocations),
+                "running": sum(row["state"] not in ALLOCATION_ENDS for row in allocations),
+            },
+            "balances": [dict(row) for row in store.table("balances").all()],
+            "rejections": dict(self.ctx.transport.rejections),
+        }
+
+
+def make_executors(config: Config) -> dict[str, Executor]:
+    """Return the executors that the configuration allows."""
+    executors: dict[str, Executor] = {"docker": DockerExecutor(config.executor.docker)}
+    if config.executor.process.enabled:
+        executors["process"] = ProcessExecutor()
+    if config.executor.null:
+        executors["null"] = NullExecutor()
+    return executors
+
+
+@contextlib.asynccontextmanager
+async def open_node(
+    home: Path,
+    config: Config,
+    *,
+    roles: tuple[str, ...] = (),
+    passphrase: str | None = None,
+    read_only: bool = False,
+    threaded: bool = True,
+) -> AsyncIterator[Node]:
+    """Own a home and run its node for the duration of the context.
+
+    Args:
+        home: the node's folder.
+        config: its configuration.
+        roles: `contract-database`, `oracle`.
+        passphrase: opens a sealed key.
+        read_only: no lock, no network, no changes: only to look at what the store holds.
+        threaded: False runs the store's changes inline, for a virtual clock.
+
+    Raises:
+        NodeError: the home is in use, the key file is damaged, or the port is taken.
+    """
+    with contextlib.ExitStack() as stack:
+        if not read_only:
+            stack.enter_context(owned(home, "a node"))
+        key_there = (home / "identity.json").exists()
+        identity = load_or_create(home, passphrase) if not read_only or key_there else _nobody()
+        store = stack.enter_context(Store(home, read_only=read_only, threaded=threaded))
+        peers = Peers(store, identity.public_key)
+        transport = TcpTransport(identity, config.network, peers)
+        messenger = Messenger(identity, transport, store)
+        topics = Topics(identity, transport, messenger, peers, f"nunet/{__version__}")
+        async with trio.open_nursery() as nursery:
+            accounting = CapabilityAccounting(store)
+            ctx = Context(
+                home=home, config=config, identity=identity, store=store, peers=peers, transport=transport,
+                messenger=messenger, topics=topics, blobs=Blobs(home, store, transport), accounting=accounting,
+                executors=make_executors(config), nursery=nursery, started_at=trio.current_time(),
+            )  # fmt: skip
+            node = Node(ctx, accounting, roles)
+            if not read_only:
+                await node.start()
+            try:
+                yield node
+            finally:
+                # what is already written goes out, if the peers are there to take it
+                if not read_only:
+                    with trio.move_on_after(1.0) as patience:
+                        patience.shield = True
+                        await messenger.flush(1.0)
+                nursery.cancel_scope.cancel()
+
+
+def _nobody() -> Identity:
+    from nunet_cli.network.identity import new_identity
+
+    return new_identity()
+
+
+async def wait_for_stop(node: Node) -> str:
+    """Wait for a signal or a request to stop; return which."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        reason: list[str] = []
+        async with trio.open_nursery() as nursery:
+
+            async def by_signal() -> None:
+                async for number in signals:
+                    reason.append(signal.Signals(number).name)
+                    nursery.cancel_scope.cancel()
+                    return
+
+            nursery.start_soon(by_signal)
+            await node.stop_requested.wait()
+            reason.append("request")
+            nursery.cancel_scope.cancel()
+        return reason[0]
