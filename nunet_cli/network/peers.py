@@ -78,10 +78,10 @@ def parse_address(text: str) -> Address:
 class Peers:
     """All known peers, by public key; bounded, and kept in the store so that a restarted node knows whom to dial."""
 
-    def __init__(self, store: Store, own_key: bytes) -> None:
-        self._store, self._own_key = store, own_key
+    def __init__(self, store: Store, own_key: bytes, *, persistent: bool = True) -> None:
+        self._store, self._own_key, self._persistent = store, own_key, persistent
         self._peers: dict[bytes, Peer] = {}
-        for row in store.table("peers").all():
+        for row in store.table("peers").all() if persistent else []:
             try:
                 addresses = [parse_address(text) for text in row["addresses"]]
                 peer = Peer(key_from_peer_id(row["id"]), addresses, source=row["source"], last_seen=row["last_seen"])
@@ -123,7 +123,8 @@ class Peers:
     async def save(self, peer: Peer) -> None:
         """Keep a peer in the store."""
         row = peer.row()
-        await self._store.change(lambda t: t.put("peers", row))
+        if self._persistent:
+            await self._store.change(lambda t: t.put("peers", row))
 
     async def remove(self, peer: Peer) -> None:
         """Forget a peer, here and in the store."""

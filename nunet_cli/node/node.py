@@ -274,6 +274,7 @@ async def open_node(
     passphrase: str | None = None,
     read_only: bool = False,
     threaded: bool = True,
+    isolated: bool = False,
 ) -> AsyncIterator[Node]:
     """Own a home and run its node for the duration of the context.
 
@@ -284,6 +285,7 @@ async def open_node(
         passphrase: opens a sealed key.
         read_only: no lock, no network, no changes: only to look at what the store holds.
         threaded: False runs the store's changes inline, for a virtual clock.
+        isolated: peers of earlier runs are not dialled, and those of this run not remembered.
 
     Raises:
         NodeError: the home is in use, the key file is damaged, or the port is taken.
@@ -294,7 +296,7 @@ async def open_node(
         key_there = (home / "identity.json").exists()
         identity = load_or_create(home, passphrase) if not read_only or key_there else _nobody()
         store = stack.enter_context(Store(home, read_only=read_only, threaded=threaded))
-        peers = Peers(store, identity.public_key)
+        peers = Peers(store, identity.public_key, persistent=not isolated)
         transport = TcpTransport(identity, config.network, peers)
         messenger = Messenger(identity, transport, store)
         topics = Topics(identity, transport, messenger, peers, f"nunet/{__version__}")

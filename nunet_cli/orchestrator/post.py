@@ -24,7 +24,7 @@ def new_id(prefix: str) -> str:
 
 
 async def process_job(
-    ctx: Context, spec: JobSpec, *, folder: Path, push: str = "", orchestrate: bool = False
+    ctx: Context, spec: JobSpec, *, folder: Path, push: str = "", pull: bool = False, orchestrate: bool = False
 ) -> dict[str, Any]:
     """Keep a new job, with its inputs by content id, and return its row.
 
@@ -33,13 +33,14 @@ async def process_job(
         spec: the checked specification.
         folder: what the paths of the inputs are relative to.
         push: peer id or DID to ask alone; empty asks the network.
+        pull: ask the network even where `default_orchestration_type` is push.
         orchestrate: whether the node takes the job through all stages by itself, also after a restart.
 
     Raises:
         UsageError: an input is not there, or too large; or the peer is not one.
     """
     target = did_from_key(_target_key(ctx, push)) if push else ""
-    if not push and ctx.config.default_orchestration_type == "push":
+    if not push and not pull and ctx.config.default_orchestration_type == "push":
         raise UsageError("default_orchestration_type is push", hint="name a provider with --push PEER, or use --pull")
     inputs = []
     for index, item in enumerate(spec.inputs):

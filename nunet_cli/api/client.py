@@ -1,0 +1,135 @@
+"""The client of the API: plain HTTP over the node's Unix socket, with nothing but the standard library."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from nunet_cli.errors import NodeError, NunetError
+
+TIMEOUT = 30.0
+STAGE_TIMEOUT = 400 * 86400.0
+STREAM_TIMEOUT = 45.0
+MAX_SOCKET_PATH = 100
+
+
+def socket_path(home: Path) -> Path:
+    """Return where the API of a home is served; a path too long for a socket is replaced by a short one."""
+    path = home / "node.sock"
+    if len(os.fsencode(path)) <= MAX_SOCKET_PATH:
+        return path
+    digest = hashlib.sha256(os.fsencode(home.resolve())).hexdigest()[:24]
+    return Path(tempfile.gettempdir()) / f"nunet-{os.getuid()}-{digest}" / "node.sock"
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+class ApiClient:
+    """Calls a node.
+
+    Args:
+        path: its socket.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def answers(self) -> bool:
+        """Say whether a node answers at the socket."""
+        connection = _UnixConnection(self.path, 5.0)
+        try:
+            connection.connect()
+        except OSError:
+            return False
+        finally:
+            connection.close()
+        return True
+
+    def get(self, path: str, **query: Any) -> Any:
+        """Return the document at a path.
+
+        Raises:
+            NunetError: what the node says is wrong.
+            NodeError: no node answers.
+        """
+        return self._call("GET", _with_query(path, query), None, TIMEOUT)
+
+    def post(self, path: str, body: dict[str, Any] | None = None, *, timeout: float = STAGE_TIMEOUT) -> Any:
+        """Send a document to a path, and return the answer; waits as long as a stage may take."""
+        return self._call("POST", path, body or {}, timeout)
+
+    def delete(self, path: str) -> Any:
+        """Delete a resource."""
+        return self._call("DELETE", path, None, TIMEOUT)
+
+    def events(self, path: str, **query: Any) -> Iterator[dict[str, Any]]:
+        """Yield server-sent events as they come, for as long as the node sends them.
+
+        Raises:
+            NodeError: the node has gone.
+        """
+        connection = _UnixConnection(self.path, STREAM_TIMEOUT)
+        try:
+            connection.request("GET", _with_query(path, query))
+            response = connection.getresponse()
+            if response.status >= 400:
+                _raise_problem(response.read())
+            for line in response:
+                if line.startswith(b"data: "):
+                    yield json.loads(line[6:])
+        except (OSError, http.client.HTTPException) as error:
+            raise _gone(self.path, error) from None
+        finally:
+            connection.close()
+
+    def _call(self, method: str, path: str, body: dict[str, Any] | None, timeout: float) -> Any:
+        connection = _UnixConnection(self.path, timeout)
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        try:
+            connection.request(method, path, json.dumps(body) if body is not None else None, headers)
+            response = connection.getresponse()
+            data = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise _gone(self.path, error) from None
+        finally:
+            connection.close()
+        if response.status >= 400:
+            _raise_problem(data)
+        return json.loads(data)
+
+
+def _with_query(path: str, query: dict[str, Any]) -> str:
+    present = {key: value for key, value in query.items() if value is not None}
+    return f"{path}?{urlencode(present)}" if present else path
+
+
+def _raise_problem(data: bytes) -> None:
+    try:
+        problem = json.loads(data)
+        message, code = problem["detail"], problem["code"]
+    except (ValueError, KeyError, TypeError):
+        raise NodeError(f"the node answered something that is not ours: {data[:200]!r}") from None
+    error = NunetError(message, code=code, hint=problem.get("hint", ""), details=problem.get("details"))
+    error.exit_code = int(problem.get("exit_code", 2))
+    raise error
+
+
+def _gone(path: Path, error: Exception) -> NodeError:
+    return NodeError(f"the node at {path} does not answer: {error}", hint="see: nunet node status; nunet node logs")

@@ -1,0 +1,67 @@
+"""What every route uses: the node, the checked body, and errors as RFC 9457 problem documents."""
+
+from __future__ import annotations
+
+import logging
+from typing import TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from nunet_cli.errors import NodeError, NotFoundError, NunetError, StateError, UsageError
+from nunet_cli.node.node import Node
+
+log = logging.getLogger("nunet.api")
+T = TypeVar("T")
+MAX_BODY = 2**20
+
+
+def node_of(request: Request) -> Node:
+    """Return the node that the API belongs to."""
+    node: Node = request.app.state.node
+    return node
+
+
+async def body_of(request: Request, kind: type[T]) -> T:
+    """Return the request's JSON body as a struct; an empty body is an empty object.
+
+    Raises:
+        UsageError: it does not fit, or is over 1 MiB.
+    """
+    data = b""
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > MAX_BODY:
+            raise UsageError(f"a request may have at most {MAX_BODY} bytes")
+    try:
+        return msgspec.json.decode(data or b"{}", type=kind)
+    except msgspec.MsgspecError as error:
+        raise UsageError(f"bad request: {error}") from None
+
+
+def status_of(error: NunetError) -> int:
+    """Return the HTTP status for an error."""
+    if isinstance(error, NotFoundError):
+        return 404
+    if isinstance(error, StateError):
+        return 409
+    if isinstance(error, NodeError):
+        return 503
+    return 400 if isinstance(error, UsageError) else 422
+
+
+async def on_error(request: Request, error: Exception) -> JSONResponse:
+    """Turn an error into a problem document; one that was not foreseen is logged, and says nothing of the inside."""
+    if not isinstance(error, NunetError):
+        log.exception("%s %s failed", request.method, request.url.path)
+        error = NunetError("the node could not do that", code="internal", hint="see: nunet node logs")
+        status = 500
+    else:
+        status = status_of(error)
+    problem = {
+        "type": f"urn:nunet:error:{error.code}", "title": error.code.replace("_", " "), "status": status,
+        "detail": error.message, "code": error.code, "hint": error.hint, "details": error.details,
+        "exit_code": error.exit_code,
+    }  # fmt: skip
+    return JSONResponse(problem, status_code=status, media_type="application/problem+json")

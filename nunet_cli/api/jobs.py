@@ -1,0 +1,226 @@
+"""Routes for jobs: posting, the stages, following, results."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import trio
+from msgspec import Meta, Struct
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from nunet_cli.api import views
+from nunet_cli.api.common import body_of, node_of
+from nunet_cli.errors import NotFoundError, StateError, UsageError
+from nunet_cli.jobs.reader import read_spec, spec_from_object
+from nunet_cli.jobs.states import JOB_ENDS
+from nunet_cli.node.node import Node
+from nunet_cli.orchestrator.contract import close_contract
+from nunet_cli.orchestrator.execute import collect_outputs, read_logs
+from nunet_cli.orchestrator.invoke import invoke
+from nunet_cli.orchestrator.match import match
+from nunet_cli.orchestrator.post import process_job
+from nunet_cli.orchestrator.request import request as request_stage
+from nunet_cli.orchestrator.settle import settle
+
+Stage = Callable[[Any, str], Awaitable[dict[str, Any]]]
+STAGES: dict[str, Stage] = {
+    "match": match, "request": request_stage, "contract": close_contract, "invoke": invoke, "settle": settle,
+}  # fmt: skip
+MAX_WAIT = 10.0
+
+
+class Posting(Struct, forbid_unknown_fields=True):
+    """A job to post: the specification as text or as an object, and where its paths start."""
+
+    spec: dict[str, Any] | None = None
+    spec_text: Annotated[str, Meta(max_length=300_000)] = ""
+    source: Annotated[str, Meta(max_length=4000)] = "job.yaml"
+    folder: Annotated[str, Meta(max_length=4000)] = ""
+    push: Annotated[str, Meta(max_length=200)] = ""
+    pull: bool = False
+    orchestrate: bool = True
+
+
+class OutputRequest(Struct, forbid_unknown_fields=True):
+    """Where to write the outputs."""
+
+    folder: Annotated[str, Meta(min_length=1, max_length=4000)]
+
+
+class MatchOptions(Struct, forbid_unknown_fields=True):
+    """How long to search, in seconds."""
+
+    timeout: Annotated[float, Meta(gt=0, le=86400)] | None = None
+
+
+async def post_job(request: Request) -> Response:
+    """Post a job (seed 1: `POST /orchestrator/postJob`), and orchestrate it at once unless told otherwise."""
+    node, body = node_of(request), await body_of(request, Posting)
+    if (body.spec is None) == (not body.spec_text):
+        raise UsageError("give either `spec` or `spec_text`")
+    if body.spec is not None:
+        spec = spec_from_object(body.spec, source=body.source)
+    else:
+        spec = read_spec(body.spec_text, source=body.source)
+    folder = Path(body.folder or "/")
+    if not folder.is_absolute():
+        raise UsageError(f"`folder` must be an absolute path: {body.folder!r}")
+    row = await process_job(node.ctx, spec, folder=folder, push=body.push, pull=body.pull, orchestrate=body.orchestrate)
+    if body.orchestrate:
+        node.orchestrate(row["id"])
+    return JSONResponse(views.job(row), status_code=201)
+
+
+async def list_jobs(request: Request) -> Response:
+    """Return all jobs, oldest first."""
+    rows = node_of(request).ctx.store.table("jobs").all()
+    rows.sort(key=lambda row: row["created_at"])
+    return JSONResponse([views.job(row) for row in rows])
+
+
+def _job(request: Request) -> tuple[Node, dict[str, Any]]:
+    node = node_of(request)
+    return node, node.ctx.job(request.path_params["job"])
+
+
+async def show_job(request: Request) -> Response:
+    """Return one job."""
+    _, row = _job(request)
+    return JSONResponse({**views.job(row), "spec": json.loads(row["spec"])})
+
+
+async def run_stage(request: Request) -> Response:
+    """Take a job through one stage, and return it."""
+    node, row = _job(request)
+    stage = request.path_params["stage"]
+    async with node.ctx.one_at_a_time(row["id"]):
+        if stage == "match":
+            options = await body_of(request, MatchOptions)
+            done = await match(node.ctx, row["id"], timeout=options.timeout)
+        elif stage in STAGES:
+            done = await STAGES[stage](node.ctx, row["id"])
+        else:
+            raise NotFoundError(f"no stage {stage!r}")
+    return JSONResponse(views.job(done))
+
+
+async def run_job(request: Request) -> Response:
+    """Take a job through all stages that are left, in the background."""
+    node, row = _job(request)
+    if row["state"] in JOB_ENDS and row["state"] != "expired":
+        raise StateError(f"job {row['id']} has ended: it is {row['state']}")
+
+    def keep(t: Any) -> None:
+        t.put("jobs", {**t.find("jobs", row["id"]), "orchestrate": True})
+
+    await node.ctx.store.change(keep)
+    node.orchestrate(row["id"])
+    return JSONResponse(views.job(row), status_code=202)
+
+
+async def cancel_job(request: Request) -> Response:
+    """Call a job off."""
+    node, row = _job(request)
+    return JSONResponse(views.job(await node.cancel_job(row["id"])))
+
+
+async def job_events(request: Request) -> Response:
+    """Return a job's events; with `follow=1` as a stream of server-sent events that goes on."""
+    node, row = _job(request)
+    after = int(request.query_params.get("after", "0"))
+    if request.query_params.get("follow") != "1":
+        return JSONResponse(node.ctx.store.events(row["id"], after))
+    return StreamingResponse(_stream(node, row["id"], after), media_type="text/event-stream")
+
+
+async def _stream(node: Node, job_id: str, after: int) -> AsyncIterator[str]:
+    yield ": following\n\n"
+    while True:
+        changed = node.ctx.store.new_event
+        for event in node.ctx.store.events(job_id, after):
+            after = event["seq"]
+            yield f"id: {after}\nevent: {event['type']}\ndata: {json.dumps(event)}\n\n"
+        with trio.move_on_after(15) as patience:
+            await changed.wait()
+        if patience.cancelled_caught:
+            yield ": still here\n\n"
+
+
+async def job_logs(request: Request) -> Response:
+    """Return a piece of a job's output from `offset` on, base64."""
+    node, row = _job(request)
+    stream = request.query_params.get("stream", "stdout")
+    if stream not in ("stdout", "stderr"):
+        raise UsageError(f"no stream {stream!r}", hint="stdout or stderr")
+    try:
+        offset = max(0, int(request.query_params.get("offset", "0")))
+        wait = min(MAX_WAIT, max(0.0, float(request.query_params.get("wait", "0"))))
+    except ValueError:
+        raise UsageError("`offset` and `wait` are numbers") from None
+    data, ended = await read_logs(node.ctx, row, stream, offset, wait)
+    return JSONResponse({"data": base64.b64encode(data).decode(), "next_offset": offset + len(data), "ended": ended})
+
+
+async def job_outputs(request: Request) -> Response:
+    """Write a job's outputs and logs into a folder of this machine; return their paths."""
+    node, row = _job(request)
+    body = await body_of(request, OutputRequest)
+    folder = Path(body.folder)
+    if not folder.is_absolute():
+        raise UsageError(f"`folder` must be an absolute path: {body.folder!r}")
+    if not row.get("result"):
+        raise StateError(f"job {row['id']} is {row['state']}: it has no result yet")
+    row = await collect_outputs(node.ctx, row["id"])
+    files = {output["name"]: output["cid"] for output in row["result"]["outputs"]}
+    files |= {name: row["result"][f"{name}_cid"] for name in ("stdout", "stderr") if row["result"][f"{name}_cid"]}
+    try:
+        for name, cid in files.items():
+            await node.ctx.blobs.copy_out(cid, folder / name)
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror}") from None
+    return JSONResponse({"folder": str(folder), "files": [str(folder / name) for name in files]})
+
+
+async def job_explain(request: Request) -> Response:
+    """Say, provider by provider, why a job was taken or not."""
+    node, row = _job(request)
+    return JSONResponse(views.explain(node, row))
+
+
+async def job_result(request: Request) -> Response:
+    """Return a job's result, with the provider's signature."""
+    node, row = _job(request)
+    if not row.get("result"):
+        raise StateError(f"job {row['id']} is {row['state']}: it has no result yet")
+    contract = node.ctx.store.find("contracts", row["contract_id"])
+    return JSONResponse({**row["result"], "document": contract["result"] if contract else None})
+
+
+async def validate_job(request: Request) -> Response:
+    """Check a specification without keeping it."""
+    body = await body_of(request, Posting)
+    spec = read_spec(body.spec_text, source=body.source)
+    return JSONResponse(msgspec.to_builtins(spec))
+
+
+ROUTES = [
+    Route("/orchestrator/postJob", post_job, methods=["POST"]),
+    Route("/jobs", list_jobs),
+    Route("/jobs/{job}", show_job),
+    Route("/jobs/{job}/run", run_job, methods=["POST"]),
+    Route("/jobs/{job}/cancel", cancel_job, methods=["POST"]),
+    Route("/jobs/{job}/outputs", job_outputs, methods=["POST"]),
+    Route("/jobs/{job}/stages/{stage}", run_stage, methods=["POST"]),
+    Route("/jobs/{job}/events", job_events),
+    Route("/jobs/{job}/logs", job_logs),
+    Route("/jobs/{job}/explain", job_explain),
+    Route("/jobs/{job}/result", job_result),
+    Route("/specs/validate", validate_job, methods=["POST"]),
+]

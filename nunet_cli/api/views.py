@@ -1,0 +1,109 @@
+"""What the API shows of the store's rows: stable JSON keys, amounts as decimal strings, no internal fields."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nunet_cli import units
+from nunet_cli.network.identity import peer_id_from_key
+from nunet_cli.network.peers import Peer
+from nunet_cli.node.node import Node
+
+NEXT_COMMAND = {
+    "posted": "match", "matching": "match", "expired": "match", "matched": "request", "requested": "contract",
+    "contracted": "invoke", "invoked": "settle", "running": "settle", "completed": "settle", "verified": "settle",
+}  # fmt: skip
+
+
+def job(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a job; `next` is the stage that comes now, or null."""
+    return {
+        "id": row["id"], "name": row["name"], "state": row["state"], "requester": row["requester"],
+        "created_at": row["created_at"], "changed_at": row["changed_at"], "push": row["push"] or None,
+        "limit": units.format_amount(row["limit"]), "paid": row.get("paid"), "bid_id": row["bid_id"] or None,
+        "contract_id": row["contract_id"] or None, "allocation_id": row["allocation_id"] or None,
+        "attempts": row["attempts"], "usage": row.get("usage"), "result": row.get("result"),
+        "message": row.get("message"), "note": row.get("note"), "error": row["error"], "spec_cid": row["spec_cid"],
+        "next": NEXT_COMMAND.get(row["state"]),
+    }  # fmt: skip
+
+
+def bid(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a bid, a decline or a silence."""
+    price, duration = row.get("price"), row.get("time")
+    return {
+        "id": row["id"], "kind": row["kind"], "direction": row["direction"], "job_id": row["job_id"],
+        "bid_request_id": row["bid_request_id"], "bidder": row["bidder"]["peer_id"], "peer": row["did"],
+        "price": price, "time": duration, "score": row.get("score"), "rank": row.get("rank"), "why": row.get("why"),
+        "verdict": row["verdict"], "reasons": row.get("reasons", []), "timeout": row.get("timeout"),
+        "locked": row.get("resources_locked_until_timeout"), "comparison": row.get("comparison"), "at": row["at"],
+    }  # fmt: skip
+
+
+def contract(row: dict[str, Any], *, whole: bool = False) -> dict[str, Any]:
+    """Return a contract; `whole` adds the signed documents."""
+    view = {
+        key: row[key]
+        for key in (
+            "id", "job_id", "role", "state", "requester", "provider", "contract_database", "oracle", "payment",
+            "deposit", "deadline", "created_at", "message",
+        )
+    }  # fmt: skip
+    if whole:
+        view["documents"] = {key: row[key] for key in ("document", "proof", "result", "verdict", "receipt")}
+    return view
+
+
+def peer(item: Peer) -> dict[str, Any]:
+    """Return a peer; `rtt` is milliseconds."""
+    return {
+        "peer_id": item.peer_id, "did": item.did, "addresses": [f"{host}:{port}" for host, port in item.addresses],
+        "roles": list(item.roles), "source": item.source, "connected": item.connected,
+        "rtt": None if item.rtt is None else round(item.rtt * 1000, 2), "last_seen": item.last_seen or None,
+    }  # fmt: skip
+
+
+def capability(node: Node) -> dict[str, Any]:
+    """Return registered, available, locked and allocated capability, price and benchmark."""
+    import msgspec
+
+    accounting = node.accounting
+    onboarded = accounting.is_onboarded()
+    return {
+        "onboarded": onboarded,
+        "registered": msgspec.to_builtins(accounting.get_registered_capability()) if onboarded else None,
+        "available": msgspec.to_builtins(accounting.get_available_capability()) if onboarded else None,
+        "taken": accounting.taken(node.ctx.store),
+        "price": msgspec.to_builtins(accounting.price()),
+        "benchmark": accounting.benchmark(),
+        "executors": node.ctx.available_executors,
+    }
+
+
+def explain(node: Node, row: dict[str, Any]) -> dict[str, Any]:
+    """Return, for each provider that answered the last bid request, what decided, and by how much it missed."""
+    from tinydb import Query
+
+    bids = node.ctx.store.table("bids").search(Query().job_id == row["id"])
+    last = [item for item in bids if item["bid_request_id"] == row.get("bid_request_id")]
+    answers = []
+    for item in last:
+        fields = (item.get("comparison") or {}).get("fields", [])
+        answers.append(
+            {
+                "peer": item["bidder"]["peer_id"], "verdict": item["verdict"], "reasons": item.get("reasons", []),
+                "missed": [field for field in fields if field["result"] in ("worse", "error")],
+                "fields": fields, "why": item.get("why"),
+            }
+        )  # fmt: skip
+    return {
+        "job_id": row["id"], "state": row["state"], "error": row["error"], "answers": answers,
+        "refusals": row.get("refusals", []),
+    }  # fmt: skip
+
+
+def did_text(did: str) -> str:
+    """Return the peer id of a DID."""
+    from nunet_cli.network.identity import key_from_did
+
+    return peer_id_from_key(key_from_did(did))

@@ -1,0 +1,1 @@
+"""The command line: parse, call the node's API, render. One module per command group, no logic of the market."""

@@ -1,0 +1,52 @@
+"""`nunet account`: money."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from nunet_cli.cli.output import Format, OutputOption, emit, emit_list, fields, note, short
+from nunet_cli.cli.state import connect
+
+app = typer.Typer(help="This node's account at the contract database.", no_args_is_help=True)
+
+
+@app.command("balance")
+def balance(output: OutputOption = Format.table) -> None:
+    """Show the balance, and what escrow holds."""
+    with connect() as client:
+        document = client.get("/accounts/balance")
+
+    def render() -> None:
+        fields({"balance": f"{document['balance']} NTX"})
+        if document["in_escrow"] not in (None, "0"):
+            fields({"in escrow": f"{document['in_escrow']} NTX"})
+        if not document["live"]:
+            note(f"as of {document['as_of']}: {document['reason']}")
+
+    emit(document, output, render)
+
+
+@app.command("history")
+def history(output: OutputOption = Format.table) -> None:
+    """List the movements on the account."""
+    with connect() as client:
+        document = client.get("/accounts/balance")
+    columns = {
+        "at": lambda row: row["at"][:19].replace("T", " "), "kind": lambda row: row["kind"],
+        "amount": lambda row: f"{row['amount']} NTX", "contract": lambda row: short(row["contract_id"]),
+    }  # fmt: skip
+    emit_list(document["entries"], columns, output, empty="no movements yet")
+
+
+@app.command("deposit")
+def deposit(
+    amount: Annotated[str, typer.Argument(help="In NTX.", metavar="AMOUNT")],
+    to: Annotated[str, typer.Option("--to", help="Whose account: DID or peer id.", metavar="DID")],
+    output: OutputOption = Format.table,
+) -> None:
+    """Credit an account (for the operator of a contract database, on its own node)."""
+    with connect() as client:
+        row = client.post("/accounts/deposit", {"to": to, "amount": amount})
+    emit(row, output, lambda: typer.echo(f"{row['did']}  {row['balance']} NTX"), key="did")

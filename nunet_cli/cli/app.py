@@ -1,0 +1,125 @@
+"""The command tree: global options, top-level commands and the groups."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nunet_cli import __version__
+from nunet_cli.cli import account, configuration, job, node, peer, provider, records, registry
+from nunet_cli.cli.output import Format, OutputOption, dump, emit, fields
+from nunet_cli.cli.state import STATE, connect
+
+app = typer.Typer(
+    name="nunet",
+    help="Turn any set of machines into a compute market.\n\nPost a job, get bids from providers, close a contract,"
+    " run the job in a sandbox, have the result verified and the contract settled.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def options(
+    home: Annotated[
+        Path | None, typer.Option("--home", envvar="NUNET_HOME", help="The node's folder; one node per folder.")
+    ] = None,
+    node: Annotated[str, typer.Option("--node", envvar="NUNET_NODE", help="Socket of another running node.")] = "",
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Take the global options."""
+    STATE.home, STATE.node = home, node
+    if debug:
+        os.environ["NUNET_DEBUG"] = "1"
+
+
+app.command("onboard")(provider.onboard)
+app.command("offboard")(provider.offboard)
+
+
+@app.command("status")
+def status(output: OutputOption = Format.table) -> None:
+    """Show on one screen how this node is, what it does, and what to do next."""
+    running = STATE.running() is not None
+    with connect(read_only=True) as client:
+        document = {"running": running, **client.get("/status")}
+    if output is not Format.table:
+        dump(document, output)
+        return
+    jobs, allocations, peers = document["jobs"], document["allocations"], document["peers"]
+    advice = [] if running else ["start the node: nunet node start"]
+    advice += [] if document["onboarded"] else ["offer this machine: nunet onboard"]
+    advice += ["run a job: nunet job run JOB.yaml"]
+    fields(
+        {
+            "node": f"running since {document['started_at'][:19]}" if running else "not running",
+            "peer id": document["peer_id"], "home": document["home"], "listens on": document["listen"],
+            "network": document["network"], "roles": document["roles"] or ["requester"],
+            "executors": [f"{name} ({detail})" for name, detail in document["executors"].items()],
+            "peers": f"{peers['connected']} connected, {peers['known']} known",
+            "jobs": f"{jobs['open']} open, {jobs['all']} in all",
+            "allocations": f"{allocations['running']} running, {allocations['all']} in all",
+            "balance": [f"{row['balance']} NTX" for row in document["balances"]],
+            "next": "; ".join(advice),
+        }
+    )  # fmt: skip
+
+
+@app.command("whoami")
+def whoami(output: OutputOption = Format.table, quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False) -> None:
+    """Print this node's identifiers, and the address that `peer add` takes."""
+    from nunet_cli.cli.state import passphrase
+    from nunet_cli.network.identity import load_or_create
+
+    client = STATE.running()
+    if client is not None:
+        document = client.get("/whoami")
+    else:
+        import msgspec
+
+        document = {**msgspec.to_builtins(load_or_create(STATE.folder, passphrase()).node_id), "address": None}
+
+    def render() -> None:
+        fields(
+            {
+                "peer id": document["peer_id"], "did": document["did"], "cid": document["cid"],
+                "uuid": document["uuid"], "address": document["address"] or "none: the node is not running",
+            }
+        )  # fmt: skip
+
+    emit(document, output, render, quiet=quiet, key="peer_id")
+
+
+app.add_typer(node.app, name="node")
+app.add_typer(job.app, name="job")
+app.add_typer(records.bids, name="bids")
+app.add_typer(records.contracts, name="contract")
+app.add_typer(records.allocations, name="allocation")
+app.add_typer(provider.capability, name="capability")
+app.add_typer(peer.app, name="peer")
+app.add_typer(account.app, name="account")
+app.add_typer(registry.app, name="registry")
+app.add_typer(configuration.app, name="config")
+
+
+@app.command("completion")
+def completion(shell: Annotated[str, typer.Argument(help="bash, zsh or fish.", metavar="SHELL")]) -> None:
+    """Print the completion script for a shell."""
+    from nunet_cli.cli.pages import completion_script
+
+    typer.echo(completion_script(shell))
+
+
+@app.command("version")
+def version(output: OutputOption = Format.table) -> None:
+    """Print the version."""
+    if output is Format.table:
+        typer.echo(f"nunet {__version__}")
+    else:
+        dump({"version": __version__}, output)

@@ -1,0 +1,69 @@
+"""`nunet config`: reading and changing the configuration file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from nunet_cli.cli.output import Format, OutputOption, dump, note
+from nunet_cli.cli.state import STATE
+
+app = typer.Typer(help="The configuration.", no_args_is_help=True)
+KeyArgument = Annotated[str, typer.Argument(help="For example network.name.", metavar="KEY")]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+@app.command("get")
+def get(key: KeyArgument, output: OutputOption = Format.table) -> None:
+    """Print the value in force."""
+    from nunet_cli.config import check_key
+    from nunet_cli.config import get as read
+
+    check_key(key)
+    value = read(STATE.config(), key)
+    if output is Format.table:
+        typer.echo(_text(value))
+    else:
+        dump({key: value}, output)
+
+
+@app.command("set")
+def set_value(
+    key: KeyArgument, value: Annotated[str, typer.Argument(help="The value; lists are comma-separated.")]
+) -> None:
+    """Change the file, keeping its comments; a value that does not validate is refused."""
+    from nunet_cli.config import check_key, parse_value, set_in_file
+
+    check_key(key)
+    set_in_file(STATE.config_file, key, parse_value(key, value))
+    if STATE.running() is not None:
+        note("the running node takes this up when it is restarted")
+
+
+@app.command("list")
+def list_values(output: OutputOption = Format.table) -> None:
+    """Print every key with the value in force."""
+    from nunet_cli.config import get as read
+    from nunet_cli.config import keys
+
+    config = STATE.config()
+    values = {key: read(config, key) for key in keys()}
+    if values["network.secret"]:
+        values["network.secret"] = "(set)"
+    if output is Format.table:
+        for key, value in values.items():
+            typer.echo(f"{key} = {_text(value)}")
+    else:
+        dump(values, output)
+
+
+@app.command("path")
+def path() -> None:
+    """Print where the file is."""
+    typer.echo(STATE.config_file)

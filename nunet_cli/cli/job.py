@@ -1,0 +1,362 @@
+"""`nunet job`: posting, running, the single stages, and looking at what happened."""
+
+from __future__ import annotations
+
+import base64
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nunet_cli.api.client import ApiClient
+from nunet_cli.cli.output import (
+    Format,
+    OutputOption,
+    QuietOption,
+    dump,
+    emit,
+    emit_list,
+    fields,
+    note,
+    short,
+    table,
+)
+from nunet_cli.cli.state import connect, is_embedded
+from nunet_cli.errors import EXIT_INTERRUPTED, UsageError
+
+app = typer.Typer(help="Post jobs, run them, and look at them.", no_args_is_help=True)
+
+JobArgument = Annotated[str, typer.Argument(help="The job's id, or its beginning.", metavar="JOB")]
+SpecArgument = Annotated[
+    str, typer.Argument(help="The job specification (YAML, JSON or TOML); - for stdin.", metavar="SPEC")
+]
+PushOption = Annotated[str, typer.Option("--push", help="Ask this provider alone.", metavar="PEER")]
+PullOption = Annotated[bool, typer.Option("--pull", help="Ask the network, whatever the configuration says.")]
+MISSED = ("field", "required", "available", "margin")
+FolderOption = Annotated[Path | None, typer.Option("--output-dir", help="Where to write the outputs.", metavar="DIR")]
+
+
+def _read(spec: str) -> dict[str, Any]:
+    """Return the posting for a specification file or standard input."""
+    if spec == "-":
+        return {"spec_text": sys.stdin.read(), "source": "stdin", "folder": str(Path.cwd())}
+    path = Path(spec)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not a text file") from None
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}", hint="give the path of a job specification") from None
+    if not text.strip():
+        raise UsageError(f"{path}: the file is empty")
+    return {"spec_text": text, "source": str(path), "folder": str(path.parent.absolute())}
+
+
+def _check(posting: dict[str, Any]) -> None:
+    """Refuse a bad specification before a node is started for it."""
+    from nunet_cli.jobs.reader import read_spec
+
+    read_spec(posting["spec_text"], source=posting["source"])
+
+
+@app.command("post")
+def post(
+    spec: SpecArgument, push: PushOption = "", pull: PullOption = False, output: OutputOption = Format.table,
+    quiet: QuietOption = False,
+) -> None:  # fmt: skip
+    """Keep a job and print its id; nothing is asked of the network yet."""
+    posting = _read(spec)
+    _check(posting)
+    with connect() as client:
+        row = client.post("/orchestrator/postJob", {**posting, "push": push, "pull": pull, "orchestrate": False})
+
+    def render() -> None:
+        typer.echo(row["id"])
+        if sys.stderr.isatty():
+            note(f"next: nunet job match {row['id']}   (or all stages: nunet job run --job {row['id']})")
+
+    emit(row, output, render, quiet=quiet)
+
+
+@app.command("run")
+def run(
+    spec: Annotated[str, typer.Argument(help="The job specification; - for stdin.", metavar="[SPEC]")] = "",
+    job: Annotated[str, typer.Option("--job", help="Go on with a posted job instead.", metavar="JOB")] = "",
+    push: PushOption = "",
+    pull: PullOption = False,
+    local: Annotated[
+        bool, typer.Option("--local", help="Run provider, contract database and oracle here, on loopback.")
+    ] = False,
+    folder: FolderOption = None,
+    output: OutputOption = Format.table,
+    quiet: QuietOption = False,
+) -> None:
+    """Take a job through all stages, from post to settlement, and fetch its outputs."""
+    if bool(spec) == bool(job):
+        raise UsageError("give a job specification, or --job JOB", hint="for example: nunet job run job.yaml")
+    posting = _read(spec) if spec else {}
+    if posting:
+        _check(posting)
+    embedded = is_embedded()
+    with connect(local=local) as client:
+        if posting:
+            row = client.post("/orchestrator/postJob", {**posting, "push": push, "pull": pull, "orchestrate": True})
+        else:
+            row = client.get(f"/jobs/{job}")
+            if row["next"] is not None:
+                row = client.post(f"/jobs/{row['id']}/run")
+        _follow(client, row, folder, output, quiet=quiet, embedded=embedded)
+
+
+def _follow(
+    client: ApiClient, row: dict[str, Any], folder: Path | None, output: Format, *, quiet: bool, embedded: bool
+) -> None:
+    from nunet_cli.cli.progress import Follower, error_of
+
+    plain = quiet or output is not Format.table
+    try:
+        with Follower(client, row["id"], quiet=quiet) as follower:
+            event = follower.follow()
+    except KeyboardInterrupt:
+        _interrupted(client, row, embedded=embedded)
+    job = client.get(f"/jobs/{row['id']}")
+    files: dict[str, Any] = {"folder": None, "files": []}
+    if job["result"] is not None and job["result"]["state"] != "cancelled":
+        target = (folder or Path("nunet-results") / job["id"]).absolute()
+        files = client.post(f"/jobs/{job['id']}/outputs", {"folder": str(target)})
+    if plain:
+        emit({**job, "outputs": files}, output, lambda: None, quiet=quiet)
+    else:
+        for path in files["files"]:
+            typer.echo(path)
+    error = error_of(job, event)
+    if error is not None:
+        raise error
+
+
+def _interrupted(client: ApiClient, row: dict[str, Any], *, embedded: bool) -> None:
+    """After Ctrl-C: an embedded node's job is called off, another node's job goes on and the person is told."""
+    job = client.get(f"/jobs/{row['id']}")
+    if not embedded:
+        note(f"\nnunet: job {job['id']} ({job['state']}) goes on in the running node")
+        note(f"follow it with: nunet job run --job {job['id']}; stop it with: nunet job cancel {job['id']}")
+        raise typer.Exit(EXIT_INTERRUPTED)
+    note(f"\nnunet: interrupted while {job['state']}: calling the job off …")
+    if job["next"] is not None:
+        job = client.post(f"/jobs/{job['id']}/cancel", timeout=60)
+    note(f"nunet: job {job['id']} is {job['state']}" + (f"; {job['note']}" if job.get("note") else ""))
+    raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def _stage(job: str, stage: str, output: Format, quiet: bool, body: dict[str, Any] | None = None) -> None:
+    with connect() as client:
+        if sys.stderr.isatty():
+            from nunet_cli.cli.output import console
+
+            with console(stderr=True).status(f"{stage} …"):
+                row = client.post(f"/jobs/{job}/stages/{stage}", body)
+        else:
+            row = client.post(f"/jobs/{job}/stages/{stage}", body)
+
+    def render() -> None:
+        typer.echo(f"{row['id']}  {row['state']}")
+        if row["next"] and sys.stderr.isatty():
+            note(f"next: nunet job {row['next']} {row['id']}")
+
+    emit(row, output, render, quiet=quiet)
+    if row["error"] is not None and row["state"] == "failed":
+        from nunet_cli.cli.progress import error_of
+
+        error = error_of(row, {"type": "job_failed", "data": {}})
+        assert error is not None
+        raise error
+
+
+@app.command("match")
+def match(
+    job: JobArgument,
+    timeout: Annotated[str, typer.Option("--timeout", help="How long to search, for example 30s.")] = "",
+    output: OutputOption = Format.table,
+    quiet: QuietOption = False,
+) -> None:
+    """Ask for bids, and shortlist the best (stage 2)."""
+    from nunet_cli.units import parse_duration
+
+    _stage(job, "match", output, quiet, {"timeout": parse_duration(timeout)} if timeout else None)
+
+
+@app.command("request")
+def request(job: JobArgument, output: OutputOption = Format.table, quiet: QuietOption = False) -> None:
+    """Have the best bidder lock its resources (stage 3)."""
+    _stage(job, "request", output, quiet)
+
+
+@app.command("contract")
+def contract(job: JobArgument, output: OutputOption = Format.table, quiet: QuietOption = False) -> None:
+    """Sign a contract with the provider, and have it proved (stage 4)."""
+    _stage(job, "contract", output, quiet)
+
+
+@app.command("invoke")
+def invoke(job: JobArgument, output: OutputOption = Format.table, quiet: QuietOption = False) -> None:
+    """Order the provider to start (stage 5)."""
+    _stage(job, "invoke", output, quiet)
+
+
+@app.command("settle")
+def settle(job: JobArgument, output: OutputOption = Format.table, quiet: QuietOption = False) -> None:
+    """Wait for the end, fetch the outputs, have them verified and the contract settled (stages 6 and 7)."""
+    _stage(job, "settle", output, quiet)
+
+
+@app.command("list")
+def list_jobs(output: OutputOption = Format.table, quiet: QuietOption = False) -> None:
+    """List the jobs that were posted here."""
+    with connect(read_only=True) as client:
+        rows = client.get("/jobs")
+    columns = {
+        "id": lambda row: row["id"], "name": lambda row: row["name"], "state": lambda row: row["state"],
+        "paid": lambda row: row["paid"], "created": lambda row: row["created_at"][:19].replace("T", " "),
+    }  # fmt: skip
+    emit_list(
+        rows, columns, output, quiet=quiet, empty="no jobs yet; try: nunet job run examples/word-count/job.yaml --local"
+    )
+
+
+@app.command("show")
+def show(job: JobArgument, output: OutputOption = Format.table, quiet: QuietOption = False) -> None:
+    """Show a job: its state, contract, result, and what comes next."""
+    with connect(read_only=True) as client:
+        row = client.get(f"/jobs/{job}")
+
+    def render() -> None:
+        result, error = row["result"] or {}, row["error"] or {}
+        fields(
+            {
+                "id": row["id"], "name": row["name"], "state": row["state"], "created": row["created_at"],
+                "changed": row["changed_at"], "price limit": f"{row['limit']} NTX", "paid": row["paid"],
+                "bid": row["bid_id"], "contract": row["contract_id"], "allocation": row["allocation_id"],
+                "exit code": result.get("exit_code"), "outputs": [item["name"] for item in result.get("outputs", [])],
+                "message": row["message"], "note": row["note"], "error": error.get("message"),
+                "next": f"nunet job {row['next']} {row['id']}" if row["next"] else None,
+            }
+        )  # fmt: skip
+
+    emit(row, output, render, quiet=quiet)
+
+
+@app.command("logs")
+def logs(
+    job: JobArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    stderr: Annotated[bool, typer.Option("--stderr", help="Standard error instead of standard output.")] = False,
+) -> None:
+    """Print what a job wrote, while it runs or afterwards."""
+    with connect() as client:
+        offset, ended = 0, False
+        while not ended:
+            query = {"stream": "stderr" if stderr else "stdout", "offset": offset, "wait": 5 if follow else 0}
+            piece = client.get(f"/jobs/{job}/logs", **query)
+            data = base64.b64decode(piece["data"])
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+            offset, ended = piece["next_offset"], piece["ended"] or (not follow and not data)
+
+
+@app.command("result")
+def result(
+    job: JobArgument, folder: FolderOption = None, output: OutputOption = Format.table, quiet: QuietOption = False
+) -> None:
+    """Fetch a job's outputs and logs into a folder, and print their paths."""
+    with connect() as client:
+        row = client.get(f"/jobs/{job}")
+        target = (folder or Path("nunet-results") / row["id"]).absolute()
+        files = client.post(f"/jobs/{row['id']}/outputs", {"folder": str(target)})
+        document = {**client.get(f"/jobs/{row['id']}/result"), **files}
+
+    def render() -> None:
+        for path in files["files"]:
+            typer.echo(path)
+
+    emit(document, output, render, quiet=quiet, key="folder")
+
+
+@app.command("cancel")
+def cancel(job: JobArgument, output: OutputOption = Format.table, quiet: QuietOption = False) -> None:
+    """Call a job off: release its lock or allocation, and settle its contract by what was used."""
+    with connect() as client:
+        row = client.post(f"/jobs/{job}/cancel")
+
+    def render() -> None:
+        typer.echo(f"{row['id']}  {row['state']}" + (f"  ({row['note']})" if row["note"] else ""))
+
+    emit(row, output, render, quiet=quiet)
+
+
+@app.command("explain")
+def explain(job: JobArgument, output: OutputOption = Format.table) -> None:
+    """Say, provider by provider, why a job was taken or not, and by how much each missed."""
+    with connect(read_only=True) as client:
+        document = client.get(f"/jobs/{job}/explain")
+    if output is not Format.table:
+        dump(document, output)
+        return
+    typer.echo(f"job {document['job_id']} is {document['state']}")
+    if document["error"]:
+        typer.echo(f"reason: {document['error']['message']}")
+    rows = []
+    for answer in document["answers"]:
+        peer = short(answer["peer"])
+        missed = [
+            [peer, item["field"], item["required"], item["available"], item["margin"]] for item in answer["missed"]
+        ]
+        others = [text for text in answer["reasons"] if text.split(":")[0] not in {item[1] for item in missed}]
+        rows += missed
+        rows += [[peer, text.partition(": ")[0], "", text.partition(": ")[2] or text, ""] for text in others]
+        if not missed and not others:
+            rows.append([peer, answer["verdict"], "", answer["why"] or "", ""])
+    for refusal in document["refusals"]:
+        rows.append([short(refusal["peer"]), "declined later", "", refusal["reason"], ""])
+    if rows:
+        table(rows, ["peer", "constraint", "required", "available", "margin"])
+    else:
+        note("nobody has answered yet; see: nunet peer list")
+
+
+@app.command("events")
+def events(
+    job: JobArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    output: OutputOption = Format.table,
+) -> None:
+    """Print everything that happened to a job, in order."""
+    import json
+
+    from nunet_cli.cli.progress import ENDS
+
+    with connect(read_only=not follow) as client:
+        path = f"/jobs/{job}/events"
+        stream = client.events(path, follow=1) if follow else client.get(path)
+        if output in (Format.json, Format.yaml) and not follow:
+            dump(list(stream), output)
+            return
+        for event in stream:
+            if output is Format.table:
+                typer.echo(f"{event['at'][:23]}  {event['type']:<22} {json.dumps(event['data'])}")
+            else:
+                typer.echo(json.dumps(event))
+            if follow and event["type"] in ENDS:
+                break
+
+
+@app.command("validate")
+def validate(spec: SpecArgument, output: OutputOption = Format.table, quiet: QuietOption = False) -> None:
+    """Check a job specification, without a node."""
+    import msgspec
+
+    from nunet_cli.jobs.reader import read_spec
+
+    posting = _read(spec)
+    document = msgspec.to_builtins(read_spec(posting["spec_text"], source=posting["source"]))
+    emit(document, output, lambda: typer.echo(f"{posting['source']}: valid"), quiet=quiet, key="name")

@@ -1,0 +1,165 @@
+"""`nunet node`: running the node as a service."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nunet_cli.cli.output import Format, OutputOption, dump, note
+from nunet_cli.cli.state import STATE, passphrase
+from nunet_cli.errors import NodeError, UsageError
+
+app = typer.Typer(help="The node on this machine.", no_args_is_help=True)
+LOG_FILE = "node.log"
+START_SECONDS = 30.0
+STOP_SECONDS = 30.0
+KNOWN_ROLES = ("contract-database", "oracle")
+RoleOption = Annotated[
+    list[str] | None, typer.Option("--role", help="Also act as contract-database or oracle; may be repeated.")
+]
+
+
+def _roles(role: list[str] | None) -> tuple[str, ...]:
+    roles = tuple(dict.fromkeys(role or ()))
+    for name in roles:
+        if name not in KNOWN_ROLES:
+            raise UsageError(f"--role: unknown role {name!r}", hint=f"one of {', '.join(KNOWN_ROLES)}")
+    return roles
+
+
+@app.command("run")
+def run(
+    role: RoleOption = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log everything.")] = False,
+) -> None:
+    """Run the node in the foreground, until Ctrl-C."""
+    import logging
+
+    import trio
+
+    from nunet_cli.api.embedded import only
+    from nunet_cli.api.server import run_node
+    from nunet_cli.node.node import Node, wait_for_stop
+
+    roles, config = _roles(role), STATE.config()
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    for name in ("hypercorn", "docker", "urllib3", "asyncio"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+    def ready(node: Node) -> None:
+        note(f"node {node.identity.peer_id}")
+        note(f"listening on {node.ctx.transport.host}:{node.ctx.transport.port}, network {config.network.name!r}")
+        acting = ", ".join(node.ctx.topics.roles) or "requester only; offer this machine with: nunet onboard"
+        note(f"acting as {acting}")
+        note("stop with Ctrl-C")
+
+    async def main() -> str:
+        reason = await run_node(
+            STATE.folder, config, roles=roles, passphrase=passphrase(), ready=ready, until=wait_for_stop
+        )
+        return str(reason)
+
+    try:
+        reason = trio.run(main)
+    except BaseExceptionGroup as group:
+        raise only(group) from None
+    note(f"stopped ({reason})")
+
+
+@app.command("start")
+def start(role: RoleOption = None) -> None:
+    """Start the node in the background; its log is in its home."""
+    roles = _roles(role)
+    if STATE.running() is not None:
+        raise NodeError(f"a node runs already in {STATE.folder}", code="home_in_use", hint="see: nunet node status")
+    STATE.config()
+    home = STATE.folder
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    command = [sys.executable, "-m", "nunet_cli"]
+    if STATE.home is not None:
+        command += ["--home", str(home)]
+    command += ["node", "run", *(part for name in roles for part in ("--role", name))]
+    with (home / LOG_FILE).open("ab") as log:
+        size = log.tell()
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"
+        )
+    end = time.monotonic() + START_SECONDS
+    while STATE.running() is None:
+        if process.poll() is not None or time.monotonic() > end:
+            text = (home / LOG_FILE).read_bytes()[size:].decode(errors="replace").strip()
+            raise NodeError(f"the node did not start: {text[-2000:]}", hint="see: nunet node logs")
+        time.sleep(0.05)
+    typer.echo(f"the node runs (pid {process.pid}); its log: {home / LOG_FILE}")
+
+
+@app.command("stop")
+def stop() -> None:
+    """Stop the running node; jobs in containers go on and are found again."""
+    client = STATE.running()
+    if client is None:
+        raise NodeError(f"no node runs in {STATE.folder}")
+    client.post("/stop")
+    end = time.monotonic() + STOP_SECONDS
+    while client.answers() or _owner_alive():
+        if time.monotonic() > end:
+            raise NodeError("the node does not stop", hint="see: nunet node logs")
+        time.sleep(0.05)
+    typer.echo("the node has stopped")
+
+
+def _owner_alive() -> bool:
+    from nunet_cli.database.store import lock_owner
+
+    owner = lock_owner(STATE.folder)
+    try:
+        os.kill(owner["pid"], 0)
+    except (KeyError, ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+@app.command("status")
+def status(output: OutputOption = Format.table) -> None:
+    """Say whether the node runs; exit code 3 when it does not."""
+    client = STATE.running()
+    if client is None:
+        if output is not Format.table:
+            dump({"running": False}, output)
+        raise NodeError(f"no node runs in {STATE.folder}", hint="start it with: nunet node start")
+    document = {"running": True, **client.get("/status")}
+    if output is not Format.table:
+        dump(document, output)
+    else:
+        peers = document["peers"]
+        typer.echo(f"running since {document['started_at'][:19]}: {', '.join(document['roles']) or 'requester'}")
+        typer.echo(f"listening on {document['listen']}, {peers['connected']} of {peers['known']} peers connected")
+
+
+@app.command("logs")
+def logs(
+    lines: Annotated[int, typer.Option("--lines", "-n", help="How many lines from the end.", min=0)] = 50,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as the log grows.")] = False,
+) -> None:
+    """Print the log of a node that was started with `nunet node start`."""
+    path: Path = STATE.folder / LOG_FILE
+    if not path.exists():
+        raise UsageError(f"there is no log {path}", hint="a node started with `nunet node run` logs to its terminal")
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in deque(file, maxlen=lines):
+            typer.echo(line, nl=False)
+        while follow:
+            line = file.readline()
+            if line:
+                typer.echo(line, nl=False)
+            else:
+                time.sleep(0.2)

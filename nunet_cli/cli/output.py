@@ -1,0 +1,156 @@
+"""Rendering: tables for people, JSON, JSON lines or YAML for scripts, ids alone; data on stdout, the rest on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nunet_cli.errors import NunetError
+
+
+class Format(StrEnum):
+    """How to print."""
+
+    table = "table"
+    json = "json"
+    jsonl = "jsonl"
+    yaml = "yaml"
+
+
+OutputOption = Annotated[Format, typer.Option("--output", "-o", help="How to print the result.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print ids alone.")]
+Columns = dict[str, Callable[[dict[str, Any]], Any]]
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return a console that knows whether it is a terminal; a pipe is as wide as its longest line."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    plain = not stream.isatty()
+    width = None if not plain else 10_000
+    return Console(stderr=stderr, width=width, no_color=plain or "NO_COLOR" in os.environ, highlight=False)
+
+
+def emit_list(
+    rows: Sequence[dict[str, Any]], columns: Columns, output: Format, *, quiet: bool = False, key: str = "id",
+    empty: str = "",
+) -> None:  # fmt: skip
+    """Print a list in the format that was asked for."""
+    if quiet:
+        for row in rows:
+            typer.echo(row[key])
+    elif output is Format.table:
+        if not rows:
+            note(empty or "nothing yet")
+            return
+        table([[_text(read(row)) for read in columns.values()] for row in rows], list(columns))
+    elif output is Format.jsonl:
+        for row in rows:
+            typer.echo(json.dumps(row))
+    else:
+        dump(list(rows), output)
+
+
+def emit(
+    document: dict[str, Any], output: Format, render: Callable[[], None], *, quiet: bool = False, key: str = "id"
+) -> None:
+    """Print one document in the format that was asked for."""
+    if quiet:
+        typer.echo(document[key])
+    elif output is Format.table:
+        render()
+    else:
+        dump(document, output)
+
+
+def dump(document: Any, output: Format) -> None:
+    """Print JSON or YAML."""
+    if output is Format.yaml:
+        import yaml
+
+        typer.echo(yaml.safe_dump(document, sort_keys=False, allow_unicode=True).rstrip())
+    elif output is Format.jsonl:
+        typer.echo(json.dumps(document))
+    else:
+        typer.echo(json.dumps(document, indent=2))
+
+
+def table(rows: list[list[str]], headers: list[str]) -> None:
+    """Print columns without boxes."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for header in headers:
+        grid.add_column(header.upper(), no_wrap=header in ("id", "job", "peer", "contract"), overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(cell) for cell in row))
+    out = console()
+    lines = out.render_lines(grid, pad=False)
+    for line in lines:
+        text = "".join(segment.text for segment in line).rstrip()
+        if out.no_color:
+            typer.echo(text)
+        else:
+            out.print(Text.assemble(*((segment.text, segment.style or "") for segment in line)), soft_wrap=True)
+
+
+def fields(pairs: dict[str, Any]) -> None:
+    """Print names and values below each other, leaving out what is empty."""
+    shown = {name: _text(value) for name, value in pairs.items() if value not in (None, "", [], {})}
+    width = max((len(name) for name in shown), default=0)
+    for name, value in shown.items():
+        typer.echo(f"{name:<{width}}  {value}")
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+def note(text: str) -> None:
+    """Say something to the person, on stderr."""
+    typer.echo(text, err=True)
+
+
+def report(error: NunetError) -> None:
+    """Print an error: what, why, and what to do next."""
+    note(f"nunet: {error.message}")
+    for answer in error.details.get("answers", [])[:10]:
+        note(f"  {short(answer['peer'])}: {'; '.join(answer['reasons']) or answer['kind']}")
+    for refusal in error.details.get("refusals", [])[:10]:
+        note(f"  {short(refusal['peer'])}: {refusal['reason']}")
+    if error.hint:
+        note(f"hint: {error.hint}")
+
+
+def short(text: str | None, length: int = 8) -> str:
+    """Return the end of a peer id or DID, or the beginning of another id, as people can tell it from others."""
+    if not text:
+        return "-"
+    if text.startswith(("12D3KooW", "did:")):
+        return "…" + text[-length:]
+    return text if len(text) <= length + 6 else text[: length + 6]
+
+
+def price_text(price: dict[str, Any] | None) -> str:
+    """Return a price as people write it."""
+    if price is None:
+        return "-"
+    unit = f"/{price['time_unit']}" if price.get("time_unit") else ""
+    return f"{price['amount']} {price['currency']}{unit}"

@@ -1,0 +1,154 @@
+"""Completions and man pages, made from the command tree: `python -m nunet_cli.cli.pages DIR` writes them all."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from nunet_cli import RELEASE_DATE, __version__
+from nunet_cli.errors import UsageError
+
+SHELLS = {"bash": "nunet", "zsh": "_nunet", "fish": "nunet.fish"}
+EXIT_STATUS = (
+    ("0", "Done."), ("1", "The job failed."), ("2", "Usage, or bad input."), ("3", "No node."),
+    ("4", "No acceptable bid."), ("5", "Declined, or timed out."), ("6", "Contract or settlement refused."),
+    ("7", "Disputed."), ("130", "Interrupted."),
+)  # fmt: skip
+ENVIRONMENT = (
+    ("NUNET_HOME", "The node's folder, as with --home."),
+    ("NUNET_NODE", "The socket of another running node, as with --node."),
+    ("NUNET_PASSPHRASE", "Seals a new key, and opens a sealed one."),
+    ("NO_COLOR", "No colour."),
+)
+GROUP_EXAMPLES = {
+    "": ("nunet job run examples/word-count/job.yaml --local", "nunet onboard --cpu 2 --memory 4GiB --price 0.5"),
+    "node": ("nunet node start", "nunet --home /srv/authority node run --role contract-database --role oracle"),
+    "job": ("nunet job run job.yaml --push 12D3KooW...", "nunet job list --output json"),
+    "bids": ("nunet bids list", "nunet bids list job-1f2e --output json"),
+    "contract": ("nunet contract list --output json", "nunet contract show bafk --check"),
+    "allocation": ("nunet allocation list", "nunet allocation show allocation-3c"),
+    "capability": ("nunet capability show", "nunet capability benchmark --output json"),
+    "peer": ("nunet peer list", "nunet peer add 12D3KooW...@192.0.2.7:9000"),
+    "account": ("nunet account balance", "nunet account deposit 50 --to did:key:z6Mk..."),
+    "registry": ("nunet registry list", "nunet registry approve did:key:z6Mk..."),
+    "config": ("nunet config list", "nunet config set network.name lab"),
+}
+
+
+def completion_script(shell: str) -> str:
+    """Return the completion script for a shell.
+
+    Raises:
+        UsageError: a shell that is not supported.
+    """
+    import typer.completion
+
+    if shell not in SHELLS:
+        raise UsageError(f"no completions for {shell!r}", hint=f"one of {', '.join(SHELLS)}")
+    make: Any = typer.completion.__dict__["get_completion_script"]
+    return str(make(prog_name="nunet", complete_var="_NUNET_COMPLETE", shell=shell))
+
+
+def man_pages() -> dict[str, str]:
+    """Return every man page by file name: one for the whole, one per group."""
+    import typer
+
+    from nunet_cli.cli.app import app
+
+    root: Any = typer.main.get_command(app)
+    groups = {name: command for name, command in root.commands.items() if hasattr(command, "commands")}
+    single = {name: command for name, command in root.commands.items() if name not in groups}
+    pages = {"nunet.1": _page("", root, single, groups)}
+    for name, group in groups.items():
+        pages[f"nunet-{name}.1"] = _page(name, group, group.commands, {})
+    return pages
+
+
+def _page(name: str, group: Any, commands: dict[str, Any], groups: dict[str, Any]) -> str:
+    title = f"nunet-{name}" if name else "nunet"
+    summary, _, rest = (group.help or "").partition("\n\n")
+    brief = summary.strip().rstrip(".").replace("\n", " ")
+    out = [f'.TH {_escape(title.upper())} 1 "{RELEASE_DATE}" "nunet {__version__}" "nunet manual"']
+    out += [".SH NAME", f"{_escape(title)} \\- {_escape(brief[:1].lower() + brief[1:])}"]
+    out += [
+        ".SH SYNOPSIS",
+        f".B nunet\n[\\fIoptions\\fR] {_escape(name + ' ' if name else '')}\\fIcommand\\fR [\\fIarguments\\fR]",
+    ]
+    out += [".SH DESCRIPTION", _escape(f"{summary}\n{rest}".strip())]
+    if not name:
+        out += [".SH OPTIONS", *_options(group)]
+    out += [".SH COMMANDS"]
+    for command_name, command in commands.items():
+        out += _command(f"nunet {name} {command_name}".replace("  ", " "), command)
+    if groups:
+        out += [".SH COMMAND GROUPS"]
+        for group_name, inner in groups.items():
+            first = (inner.help or "").splitlines()[0]
+            out += [".TP", f".BR nunet\\-{_escape(group_name)} (1)", _escape(first)]
+    out += [".SH EXIT STATUS"]
+    for code, text in EXIT_STATUS:
+        out += [".TP", f".B {code}", _escape(text)]
+    out += [".SH ENVIRONMENT"]
+    for variable, text in ENVIRONMENT:
+        out += [".TP", f".B {variable}", _escape(text)]
+    out += [".SH EXAMPLES", ".nf", *(_escape(line) for line in GROUP_EXAMPLES[name]), ".fi"]
+    others = [f"nunet-{other}" for other in groups] if groups else ["nunet"]
+    out += [".SH SEE ALSO", ",\n".join(f".BR {_escape(other)} (1)" for other in others).replace(",\n.BR", " ,\n.BR")]
+    return "\n".join(out) + "\n"
+
+
+def _command(title: str, command: Any) -> list[str]:
+    arguments = [param for param in command.params if param.param_type_name == "argument"]
+    usage = " ".join(f"\\fI{_escape(argument.make_metavar(_context(command)))}\\fR" for argument in arguments)
+    out = [f".SS {_escape(title)} {usage}".rstrip(), _escape(" ".join((command.help or "").split()))]
+    for argument in arguments:
+        if getattr(argument, "help", None):
+            out += [".TP", f"\\fI{_escape(argument.make_metavar(_context(command)))}\\fR", _escape(argument.help)]
+    return [*out, *_options(command)]
+
+
+def _options(command: Any) -> list[str]:
+    out = []
+    for param in command.params:
+        if param.param_type_name != "option" or param.hidden:
+            continue
+        names = ", ".join(f"\\fB{_escape(name)}\\fR" for name in [*param.opts, *param.secondary_opts])
+        value = "" if param.is_flag else f" \\fI{_escape(_metavar(param, command))}\\fR"
+        out += [".TP", names + value, _escape(param.help or "")]
+    return out
+
+
+def _metavar(param: Any, command: Any) -> str:
+    choices = getattr(param.type, "choices", None)
+    if choices:
+        return "|".join(str(getattr(choice, "value", choice)) for choice in choices)
+    return str(param.metavar or param.make_metavar(_context(command)))
+
+
+def _context(command: Any) -> Any:
+    return command.context_class(command)
+
+
+def _escape(text: str) -> str:
+    text = text.replace("\\", "\\\\").replace("-", "\\-")
+    return re.sub(r"(?m)^([.'])", r"\\&\1", text)
+
+
+def write_all(folder: Path) -> list[Path]:
+    """Write every page and script below a folder; return what was written."""
+    written = []
+    for shell, name in SHELLS.items():
+        written.append(folder / "completions" / name)
+        written[-1].parent.mkdir(parents=True, exist_ok=True)
+        written[-1].write_text(completion_script(shell) + "\n", encoding="utf-8")
+    for name, text in man_pages().items():
+        written.append(folder / "man" / name)
+        written[-1].parent.mkdir(parents=True, exist_ok=True)
+        written[-1].write_text(text, encoding="utf-8")
+    return written
+
+
+if __name__ == "__main__":
+    write_all(Path(sys.argv[1] if len(sys.argv) > 1 else "."))

@@ -1,0 +1,140 @@
+"""Following a job through its stages: one line per event, a spinner on a terminal, the error at the end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from nunet_cli.api.client import ApiClient
+from nunet_cli.cli.output import console, note, short
+from nunet_cli.errors import NodeError, NunetError
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+ENDS = {"job_settled", "job_failed", "job_cancelled", "job_expired", "job_disputed", "job_stuck"}
+WAITING = {
+    "job_posted": "looking for providers", "job_matching": "waiting for bids", "job_matched": "asking for a lock",
+    "job_requested": "closing the contract", "job_contracted": "sending the invocation",
+    "job_invoked": "the provider makes the allocation", "job_running": "the job runs",
+    "job_completed": "fetching the outputs", "outputs_received": "the oracle verifies", "job_verified": "settling",
+}  # fmt: skip
+RECONNECTS = 5
+
+
+class Follower:
+    """A context that prints a job's events until its end."""
+
+    def __init__(self, client: ApiClient, job_id: str, *, quiet: bool = False) -> None:
+        self._client, self._job_id, self._quiet = client, job_id, quiet
+        self._status: Status | None = None
+
+    def __enter__(self) -> Follower:
+        if sys.stderr.isatty() and not self._quiet:
+            self._status = console(stderr=True).status("posted")
+            self._status.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def follow(self, after: int = 0) -> dict[str, Any]:
+        """Print events from a sequence number on, and return the last one: the job's end.
+
+        Raises:
+            NodeError: the node has gone.
+        """
+        failures = 0
+        while True:
+            try:
+                for event in self._client.events(f"/jobs/{self._job_id}/events", follow=1, after=after):
+                    failures, after = 0, event["seq"]
+                    self._show(event)
+                    if event["type"] in ENDS:
+                        return event
+            except NodeError:
+                failures += 1
+                if failures >= RECONNECTS:
+                    raise
+            time.sleep(0.2)
+
+    def _show(self, event: dict[str, Any]) -> None:
+        line = describe(event)
+        if line and not self._quiet:
+            stage, text = line
+            note(f"{stage:<9} {text}")
+        if self._status is not None and event["type"] in WAITING:
+            self._status.update(WAITING[event["type"]])
+
+
+def describe(event: dict[str, Any]) -> tuple[str, str] | None:
+    """Return stage and text for an event that a person wants to see, or None."""
+    data, kind = event["data"], event["type"]
+    if kind == "job_posted":
+        return "post", f"{data.get('name', '')} is {event['job_id']}"
+    if kind == "job_matching":
+        retry = f"again (attempt {data['retry'] + 1}): {data['reason']}" if "retry" in data else "asking for bids"
+        return "match", retry
+    if kind == "bid_received":
+        return "match", f"bid of {data['price']} NTX from {short(data['bidder'])}"
+    if kind == "bid_declined":
+        return "match", f"{short(data['bidder'])} declines: {'; '.join(data['reasons'])}"
+    if kind == "bid_silent":
+        return "match", f"{short(data['bidder'])} does not answer"
+    if kind == "job_matched":
+        return "match", _matched(data)
+    if kind == "job_request_declined":
+        return "request", f"{short(data.get('bidder'))} declines: {data['reason']}"
+    if kind == "job_requested":
+        return "request", f"{short(data['bidder'])} locked the resources until {data['locked_until'][11:19]}"
+    if kind == "job_contracted":
+        return "contract", f"{data['contract_id'][-12:]} signed by both and proved; deposit {data['deposit']} NTX"
+    if kind == "job_invoked":
+        return "invoke", f"{data['allocation_id']}"
+    if kind == "job_running":
+        return "execute", "running"
+    if kind == "job_completed":
+        usage = data["usage"]
+        outcome = "completed" if not data["reason"] else f"ended: {data['message'] or data['reason']}"
+        return "execute", f"{outcome} ({usage['wall_seconds']:.1f} s, {usage['cpu_seconds']:.1f} s of processor)"
+    if kind == "outputs_received":
+        return "execute", f"{data['count']} output files fetched and checked ({data['bytes']} bytes with the logs)"
+    if kind == "job_verified":
+        return "settle", f"verified by the oracle ({data.get('checks', 'all')} checks)"
+    if kind in ("job_settled", "job_cancelled") and "paid" in data:
+        back = f", {data['refunded']} NTX returned" if data.get("refunded", "0") != "0" else ""
+        return "settle", f"{kind.removeprefix('job_')}: {data['paid']} NTX paid{back}"
+    if kind == "message":
+        return "settle", data["text"]
+    if kind == "job_cancelled":
+        return "cancel", data.get("note") or "cancelled"
+    return None
+
+
+def _matched(data: dict[str, Any]) -> str:
+    if "bids" in data:
+        count = "one bid" if data["bids"] == 1 else f"{data['bids']} bids"
+        return f"{count}; best is {short(data['bidder'])}: {data['why']}"
+    return f"{short(data.get('refused_by'))} refused ({data.get('reason')}); the next bid is tried"
+
+
+def error_of(job: dict[str, Any], event: dict[str, Any]) -> NunetError | None:
+    """Return the error that a job ended with, or None for one that was settled."""
+    if event["type"] == "job_settled":
+        return None
+    stored = event["data"] if event["type"] == "job_stuck" else job["error"]
+    if event["type"] == "job_cancelled" or stored is None:
+        error = NunetError(f"job {job['id']} was cancelled", code="cancelled")
+        error.exit_code = 1
+        return error
+    error = NunetError(
+        stored["message"], code=stored["code"], hint=stored["hint"].replace(" JOB", f" {job['id']}"),
+        details=stored.get("details"),
+    )  # fmt: skip
+    error.exit_code = stored["exit_code"]
+    return error

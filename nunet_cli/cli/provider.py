@@ -1,0 +1,167 @@
+"""`nunet onboard`, `nunet offboard` and `nunet capability`: what this machine offers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from nunet_cli.cli.output import Format, OutputOption, console, emit, fields, note, price_text
+from nunet_cli.cli.state import STATE, connect
+from nunet_cli.units import format_size
+
+capability = typer.Typer(help="What this machine has, offers and has left.", no_args_is_help=True)
+BAR = 24
+
+
+def onboard(
+    cpu: Annotated[float | None, typer.Option("--cpu", help="Cores to offer.", metavar="CORES")] = None,
+    memory: Annotated[str | None, typer.Option("--memory", help="Memory to offer, for example 8GiB.")] = None,
+    disk: Annotated[str | None, typer.Option("--disk", help="Disk to offer, for example 50GiB.")] = None,
+    gpu: Annotated[int | None, typer.Option("--gpu", help="GPUs to offer.", metavar="COUNT")] = None,
+    price: Annotated[
+        str, typer.Option("--price", help="'0.5' NTX a job, '1.5/h' NTX an hour; 0 for volunteer compute.")
+    ] = "0",
+    max_share: Annotated[float, typer.Option("--max-share", help="Largest share to offer, at most 0.9.")] = 0.9,
+    max_duration: Annotated[str | None, typer.Option("--max-duration", help="Longest job, for example 4h.")] = None,
+    locality: Annotated[
+        list[str] | None, typer.Option("--locality", help="Where the machine is: KIND=NAME.", metavar="KIND=NAME")
+    ] = None,
+    process: Annotated[
+        str, typer.Option("--process", help="Other people's commands: off, sandboxed or unsandboxed.", metavar="MODE")
+    ] = "",
+    no_benchmark: Annotated[bool, typer.Option("--no-benchmark", help="Do not measure the machine.")] = False,
+    output: OutputOption = Format.table,
+) -> None:
+    """Offer this machine: probe it, measure it, and register what it gives.
+
+    Without options it offers 90 % of everything, as volunteer compute.
+    """
+    import msgspec
+
+    from nunet_cli.node.benchmark import run_benchmark
+    from nunet_cli.node.capability import OnboardOptions, plan_onboarding
+
+    options = OnboardOptions(
+        cpu=cpu, memory=memory, disk=disk, gpu=gpu, price=price, max_share=max_share, max_duration=max_duration,
+        localities=tuple(locality or ()),
+    )  # fmt: skip
+    _, _, machine = plan_onboarding(STATE.folder, options)
+    if process:
+        from nunet_cli.config import parse_value, set_in_file
+
+        set_in_file(STATE.config_file, "executor.process.foreign", parse_value("executor.process.foreign", process))
+        if STATE.running() is not None:
+            note("restart the node for --process to take effect: nunet node stop && nunet node start")
+    benchmark = None
+    if not no_benchmark:
+        benchmark = _with_progress(run_benchmark)
+    body = {"options": msgspec.to_builtins(options), "benchmark": msgspec.to_builtins(benchmark)}
+    with connect() as client:
+        document = client.post("/capability/onboard", body)
+
+    def render() -> None:
+        _bars(document["registered"]["resources"], msgspec.to_builtins(machine))
+        _facts(document)
+        if STATE.running() is None:
+            note("onboarded; begin to take jobs with: nunet node start")
+
+    emit(document, output, render)
+
+
+def _with_progress(run: Any) -> Any:
+    if not sys.stderr.isatty():
+        note("measuring the machine …")
+        return run(STATE.folder)
+    from rich.progress import Progress
+
+    with Progress(console=console(stderr=True), transient=True) as bar:
+        task = bar.add_task("measuring", total=1.0)
+        return run(STATE.folder, lambda name, share: bar.update(task, description=f"measuring {name}", completed=share))
+
+
+def _bars(offered: dict[str, Any], machine: dict[str, Any]) -> None:
+    rows: list[tuple[str, float, float, Callable[[float], str]]] = [
+        ("cpu", offered["cpu"]["cores"], machine["cpu"]["cores"], lambda value: f"{value:g} cores"),
+        ("memory", offered["memory"], machine["memory"], lambda value: format_size(int(value))),
+        ("disk", offered["disk"], machine["disk"], lambda value: format_size(int(value))),
+        ("gpu", len(offered["gpus"]), len(machine["gpus"]), lambda value: f"{value:g}"),
+    ]
+    for name, part, whole, write in rows:
+        filled = round(BAR * part / whole) if whole else 0
+        typer.echo(f"{name:<7} {'█' * filled}{'░' * (BAR - filled)}  {write(part)} of {write(whole)}")
+
+
+def _facts(document: dict[str, Any]) -> None:
+    measured = document["benchmark"] or {}
+    speed = {
+        name: f"{measured[key] / 1e6:,.0f} MB/s"
+        for name, key in (("sha-256", "cpu_hash"), ("memory", "memory_copy"), ("disk", "disk_write"))
+        if key in measured
+    }
+    fields(
+        {
+            "price": price_text(document["price"]),
+            "executors": [f"{name} ({detail})" for name, detail in document["executors"].items()],
+            "measured": [f"{name} {text}" for name, text in speed.items()],
+        }
+    )
+
+
+def offboard(
+    force: Annotated[bool, typer.Option("--force", help="End running jobs instead of waiting for them.")] = False,
+    output: OutputOption = Format.table,
+) -> None:
+    """Offer this machine no more; waits for running jobs."""
+    with connect() as client:
+        document = client.post("/capability/offboard", {"force": force})
+    emit(document, output, lambda: typer.echo("offboarded: this machine takes no more jobs"))
+
+
+@capability.command("show")
+def show(output: OutputOption = Format.table) -> None:
+    """Show what is registered, taken and left."""
+    with connect(read_only=True) as client:
+        document = client.get("/capability")
+
+    def render() -> None:
+        if not document["onboarded"]:
+            note("not onboarded; offer this machine with: nunet onboard")
+            return
+        typer.echo("available of registered:")
+        _bars(document["available"]["resources"], document["registered"]["resources"])
+        _facts(document)
+        for row in document["taken"]:
+            until = f" until {row['expires_at']}" if row["expires_at"] else ""
+            size = format_size(row["resources"]["memory"])
+            typer.echo(f"{row['kind']}: {row['id']}  {row['resources']['cpu']['cores']:g} cores, {size}{until}")
+
+    emit(document, output, render)
+
+
+@capability.command("benchmark")
+def benchmark(output: OutputOption = Format.table) -> None:
+    """Measure this machine, without registering anything."""
+    import msgspec
+
+    from nunet_cli.node.benchmark import probe_machine, run_benchmark
+
+    measured = msgspec.to_builtins(_with_progress(run_benchmark))
+    machine = msgspec.to_builtins(probe_machine(STATE.folder))
+    document = {"machine": machine, "benchmark": measured}
+
+    def render() -> None:
+        fields(
+            {
+                "cpu": f"{machine['cpu']['cores']:g} cores, {machine['cpu']['model']}",
+                "memory": format_size(machine["memory"]), "disk": format_size(machine["disk"]),
+                "gpus": [gpu["model"] for gpu in machine["gpus"]],
+                "sha-256": f"{measured['cpu_hash'] / 1e6:,.0f} MB/s a core",
+                "memory copy": f"{measured['memory_copy'] / 1e6:,.0f} MB/s",
+                "disk write": f"{measured['disk_write'] / 1e6:,.0f} MB/s, synced",
+            }
+        )  # fmt: skip
+
+    emit(document, output, render)

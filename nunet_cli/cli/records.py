@@ -1,0 +1,122 @@
+"""`nunet bids`, `nunet contract` and `nunet allocation`: looking at records."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from nunet_cli.cli.output import Format, OutputOption, QuietOption, emit, emit_list, fields, price_text, short
+from nunet_cli.cli.state import connect
+
+bids = typer.Typer(help="Bids that were received or made.", no_args_is_help=True)
+contracts = typer.Typer(help="Contracts of this node.", no_args_is_help=True)
+allocations = typer.Typer(help="Jobs that ran on this machine.", no_args_is_help=True)
+
+
+def _id(name: str) -> Any:
+    return typer.Argument(help=f"The {name}'s id, or its beginning.", metavar=name.upper())
+
+
+@bids.command("list")
+def list_bids(
+    job: Annotated[str, typer.Argument(help="Only the bids for this job.", metavar="[JOB]")] = "",
+    output: OutputOption = Format.table,
+    quiet: QuietOption = False,
+) -> None:
+    """List bids with price, time, score, verdict and who; declines with their reasons."""
+    with connect(read_only=True) as client:
+        rows = client.get("/bids", job=job or None)
+    columns = {
+        "id": lambda row: row["id"],
+        "job": lambda row: short(row["job_id"]),
+        "who": lambda row: short(row["bidder"]) + (" (this node)" if row["direction"] == "sent" else ""),
+        "price": lambda row: price_text(row["price"]),
+        "time": lambda row: f"{row['time']['duration']}s from {row['time']['start'][11:19]}" if row["time"] else "-",
+        "score": lambda row: row["score"],
+        "verdict": lambda row: row["verdict"],
+        "why": lambda row: row["why"] or "; ".join(row["reasons"]),
+    }
+    emit_list(rows, columns, output, quiet=quiet, empty="no bids yet; ask for some with: nunet job match JOB")
+
+
+@bids.command("show")
+def show_bid(bid: Annotated[str, _id("bid")], output: OutputOption = Format.table) -> None:
+    """Show a bid with the comparison that it rests on."""
+    with connect(read_only=True) as client:
+        row = client.get(f"/bids/{bid}")
+
+    def render() -> None:
+        fields(
+            {
+                "id": row["id"], "job": row["job_id"], "who": row["bidder"], "verdict": row["verdict"],
+                "price": price_text(row["price"]), "score": row["score"], "rank": row["rank"], "why": row["why"],
+                "valid until": row["timeout"], "locked": row["locked"], "reasons": row["reasons"],
+            }
+        )  # fmt: skip
+        for item in (row["comparison"] or {}).get("fields", []):
+            margin = f" ({item['margin']})" if item["margin"] else ""
+            typer.echo(f"  {item['field']}: {item['result']}: {item['available']} for {item['required']}{margin}")
+
+    emit(row, output, render)
+
+
+@contracts.command("list")
+def list_contracts(output: OutputOption = Format.table, quiet: QuietOption = False) -> None:
+    """List this node's contracts."""
+    with connect(read_only=True) as client:
+        rows = client.get("/contracts")
+    columns = {
+        "contract": lambda row: row["id"],
+        "job": lambda row: short(row["job_id"]),
+        "as": lambda row: row["role"],
+        "with": lambda row: short(row["provider"] if row["role"] == "requester" else row["requester"]),
+        "deposit": lambda row: f"{row['deposit']} NTX",
+        "state": lambda row: row["state"],
+        "message": lambda row: row["message"],
+    }
+    emit_list(rows, columns, output, quiet=quiet, empty="no contracts yet")
+
+
+@contracts.command("show")
+def show_contract(
+    contract: Annotated[str, _id("contract")],
+    check: Annotated[bool, typer.Option("--check", help="Ask the contract database for its state, too.")] = False,
+    output: OutputOption = Format.table,
+) -> None:
+    """Show a contract with its signed documents."""
+    with connect(read_only=not check) as client:
+        row = client.get(f"/contracts/{contract}", check="1" if check else None)
+
+    def render() -> None:
+        fields({name: value for name, value in row.items() if name not in ("documents", "recorded_state")})
+        fields({"recorded state": row.get("recorded_state")})
+        for name, document in row["documents"].items():
+            for entry in (document or {}).get("signatures", []):
+                typer.echo(f"{name}: signed by {entry['role']} {entry['did']}")
+
+    emit(row, output, render)
+
+
+@allocations.command("list")
+def list_allocations(output: OutputOption = Format.table, quiet: QuietOption = False) -> None:
+    """List every allocation that was ever made here."""
+    with connect(read_only=True) as client:
+        rows = client.get("/allocations")
+    columns = {
+        "id": lambda row: row["id"],
+        "job": lambda row: short(row["job_id"]),
+        "for": lambda row: short(row["requester"]),
+        "executor": lambda row: row["executor"],
+        "state": lambda row: row["state"],
+        "error": lambda row: row["error"],
+    }
+    emit_list(rows, columns, output, quiet=quiet, empty="no allocations yet")
+
+
+@allocations.command("show")
+def show_allocation(allocation: Annotated[str, _id("allocation")], output: OutputOption = Format.table) -> None:
+    """Show an allocation."""
+    with connect(read_only=True) as client:
+        row = client.get(f"/allocations/{allocation}")
+    emit(row, output, lambda: fields(row))

@@ -1,0 +1,42 @@
+"""`nunet registry`: for the operator of a contract database."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from nunet_cli.cli.output import Format, OutputOption, QuietOption, emit, emit_list
+from nunet_cli.cli.state import connect
+
+app = typer.Typer(help="Who is verified (for the operator of a contract database).", no_args_is_help=True)
+DidArgument = Annotated[str, typer.Argument(help="DID or peer id.", metavar="DID")]
+NoteOption = Annotated[str, typer.Option("--note", help="Why.")]
+
+
+@app.command("list")
+def list_entries(output: OutputOption = Format.table, quiet: QuietOption = False) -> None:
+    """List everybody who was ever admitted."""
+    with connect() as client:
+        rows = client.get("/registry")
+    columns = {
+        "did": lambda row: row["id"], "status": lambda row: row["status"],
+        "since": lambda row: row["at"][:19].replace("T", " "), "note": lambda row: row["note"],
+    }  # fmt: skip
+    emit_list(rows, columns, output, quiet=quiet, empty="nobody yet")
+
+
+@app.command("approve")
+def approve(did: DidArgument, note: NoteOption = "", output: OutputOption = Format.table) -> None:
+    """Admit a node as verified."""
+    with connect() as client:
+        row = client.post("/registry/approve", {"did": did, "note": note})
+    emit(row, output, lambda: typer.echo(f"{row['id']}  {row['status']}"))
+
+
+@app.command("revoke")
+def revoke(did: DidArgument, note: NoteOption = "", output: OutputOption = Format.table) -> None:
+    """Stop a node from closing new contracts."""
+    with connect() as client:
+        row = client.post("/registry/revoke", {"did": did, "note": note})
+    emit(row, output, lambda: typer.echo(f"{row['id']}  {row['status']}"))
