@@ -86,9 +86,13 @@ class SqliteStorage(Storage):
                     [(int(key), json.dumps(doc)) for key, doc in rows.items()],
                 )
 
+    def forget_tables(self) -> None:
+        """Look again which tables exist."""
+        self._known.clear()
+
     def transaction(self) -> _Transaction:
         """Return a context in which all changes are one durable commit; a nested one joins the outer one."""
-        return _Transaction(self.connection)
+        return _Transaction(self)
 
     def close(self) -> None:
         """Close the connection."""
@@ -96,9 +100,9 @@ class SqliteStorage(Storage):
 
 
 class _Transaction:
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-        self._outer = connection.in_transaction
+    def __init__(self, storage: SqliteStorage) -> None:
+        self._storage, self._connection = storage, storage.connection
+        self._outer = storage.connection.in_transaction
 
     def __enter__(self) -> None:
         if not self._outer:
@@ -107,6 +111,9 @@ class _Transaction:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if not self._outer:
             self._connection.execute("COMMIT" if kind is None else "ROLLBACK")
+            if kind is not None:
+                # tables that were made in it are gone
+                self._storage.forget_tables()
 
 
 def sql_name(table: str) -> str:
@@ -205,7 +212,6 @@ class WriteThrough(MutableMapping[int, Any]):
 class SqliteTable(Table):
     """A TinyDB table whose cost of insert, get and update does not grow with the table."""
 
-    default_query_cache_capacity = 0
     _fresh_id: int | None = None
     _storage: SqliteStorage
 
@@ -232,11 +238,12 @@ class SqliteTable(Table):
         return next_id
 
     def search(self, cond: QueryLike) -> list[Document]:
-        """Search for all documents matching a condition, through an index where the condition allows it."""
+        """Search for all documents matching a condition, through an index where the condition allows it.
+
+        TinyDB's query cache is left out: another connection's commit, or a rollback, would make it lie.
+        """
         narrowed = self._narrow(cond)
-        if narrowed is None:
-            return super().search(cond)
-        return [doc for doc in narrowed if cond(doc)]
+        return [doc for doc in (self if narrowed is None else narrowed) if cond(doc)]
 
     def get(self, cond: Any = None, doc_id: int | None = None, doc_ids: list[int] | None = None) -> Any:
         """Get one document by condition (through an index where it can be) or id, or several by ids."""

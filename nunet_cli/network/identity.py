@@ -186,7 +186,7 @@ def load_or_create(home: Path, passphrase: str | None = None) -> Identity:
         raise IdentityError(f"{path} can be read by others", hint=f"run: chmod 600 {path}")
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        name, sealed = str(uuid.UUID(document["uuid"])), document.get("sealed")
+        name, sealed = str(uuid.UUID(str(document["uuid"]))), document.get("sealed")
         if sealed:
             if not passphrase:
                 raise IdentityError(f"{path} is sealed", hint="set NUNET_PASSPHRASE", code="sealed_identity")

@@ -1,0 +1,184 @@
+"""Shared fixtures: real nodes on loopback, in this process or in processes of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nunet_cli.config import Config, ExecutorConfig, LimitsConfig, NetworkConfig, ProcessConfig
+from nunet_cli.jobs.reader import read_spec
+from nunet_cli.node.capability import OnboardOptions
+from nunet_cli.node.node import Node, open_node
+from nunet_cli.orchestrator.post import process_job
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the developer's own node, and none sends anything off loopback."""
+    for name in list(os.environ):
+        if name.startswith("NUNET_") and name != "NUNET_NODE_MODULES":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("NUNET_NETWORK_LISTEN", "127.0.0.1:0")
+
+
+def config(**overrides: Any) -> Config:
+    """A configuration for a node on loopback with static peers, and short times."""
+    settings: dict[str, Any] = {
+        "network": NetworkConfig(listen="127.0.0.1:0", discovery=False),
+        "executor": ExecutorConfig(process=ProcessConfig(foreign="unsandboxed")),
+        "limits": LimitsConfig(answer_timeout=5, heartbeat=1),
+        "default_search_timeout": 3,
+    }
+    return Config(**{**settings, **overrides})
+
+
+@dataclass
+class Market:
+    """Three nodes that know each other."""
+
+    requester: Node
+    provider: Node
+    authority: Node
+    folder: Path
+
+    async def post(self, text: str, **options: Any) -> str:
+        """Post a job and return its id."""
+        job = await process_job(self.requester.ctx, read_spec(text), folder=self.folder, **options)
+        return str(job["id"])
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        return self.requester.ctx.job(job_id)
+
+    def event_types(self, job_id: str) -> list[str]:
+        return [event["type"] for event in self.requester.ctx.store.events(job_id)]
+
+    def balances(self) -> dict[str, int]:
+        rows = self.authority.ctx.store.table("accounts").all()
+        return {row["id"]: row["balance"] for row in rows}
+
+    def balance(self, node: Node) -> int:
+        return self.balances().get(node.identity.did, 0)
+
+
+MarketFactory = Callable[..., contextlib.AbstractAsyncContextManager[Market]]
+
+
+@contextlib.asynccontextmanager
+async def open_market(
+    folder: Path, *, price: str = "0.25", requester: Config | None = None, provider: Config | None = None,
+    authority: Config | None = None, onboard: OnboardOptions | None = None,
+) -> AsyncIterator[Market]:  # fmt: skip
+    async with (
+        open_node(folder / "authority", authority or config(), roles=("contract-database", "oracle")) as a,
+        open_node(folder / "provider", provider or config()) as p,
+        open_node(folder / "requester", requester or config()) as r,
+    ):
+        await p.onboard(onboard or OnboardOptions(price=price), None)
+        for node in (p, r):
+            await node.add_peer(a.ctx.transport.describe())
+        await r.add_peer(p.ctx.transport.describe())
+        yield Market(r, p, a, folder)
+
+
+@pytest.fixture
+def market(tmp_path: Path) -> Callable[..., Any]:
+    """Return a function that opens a market in a fresh folder."""
+
+    def make(**options: Any) -> Any:
+        return open_market(tmp_path, **options)
+
+    return make
+
+
+def nunet(
+    *arguments: str, home: Path | None = None, check: bool = True, stdin: str | None = None, timeout: float = 90,
+    cwd: Path | None = None,
+) -> subprocess.CompletedProcess[str]:  # fmt: skip
+    """Run the command line in a process of its own."""
+    command = [sys.executable, "-m", "nunet_cli", *(["--home", str(home)] if home else []), *arguments]
+    done = subprocess.run(
+        command, capture_output=True, text=True, input=stdin, timeout=timeout, check=False, cwd=cwd or ROOT
+    )
+    if check and done.returncode:
+        raise AssertionError(f"{command} exited with {done.returncode}\n{done.stdout}\n{done.stderr}")
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def wait_until(condition: Callable[[], Any], timeout: float = 20, what: str = "the condition") -> Any:
+    """Return the first true value of a condition, polled; fail when it takes longer than `timeout` seconds."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"{what} did not come true in {timeout} s")
+
+
+@dataclass
+class Processes:
+    """Three nodes in processes of their own, which find each other by mDNS on loopback."""
+
+    folder: Path
+    running: list[Path]
+
+    @property
+    def authority(self) -> Path:
+        return self.folder / "a"
+
+    @property
+    def provider(self) -> Path:
+        return self.folder / "p"
+
+    @property
+    def requester(self) -> Path:
+        return self.folder / "r"
+
+    def start(self, home: Path, *options: str) -> None:
+        nunet("node", "start", *options, home=home)
+        self.running.append(home)
+
+    def stop(self, home: Path) -> None:
+        self.running.remove(home)
+        nunet("node", "stop", home=home)
+
+
+@pytest.fixture
+def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Processes]:
+    """Start authority and provider; the requester is up to the test."""
+    # a network of the test's own, so that tests that run at the same time do not meet
+    monkeypatch.setenv("NUNET_NETWORK_NAME", f"test-{tmp_path.name}-{os.getpid()}")
+    monkeypatch.setenv("NUNET_EXECUTOR_PROCESS_FOREIGN", "unsandboxed")
+    monkeypatch.setenv("NUNET_LIMITS_HEARTBEAT", "1s")
+    monkeypatch.setenv("NUNET_LIMITS_ANSWER_TIMEOUT", "5s")
+    nodes = Processes(tmp_path, [])
+    try:
+        nodes.start(nodes.authority, "--role", "contract-database", "--role", "oracle")
+        nunet("onboard", "--cpu", "1", "--memory", "1GiB", "--disk", "1GiB", "--price", "0.2", "--no-benchmark",
+              home=nodes.provider)  # fmt: skip
+        nodes.start(nodes.provider)
+        yield nodes
+    finally:
+        for home in list(nodes.running):
+            nunet("node", "stop", home=home, check=False)
+
+
+needs_docker = pytest.mark.skipif(
+    shutil.which("docker") is None
+    or subprocess.run(["docker", "info"], capture_output=True, check=False).returncode != 0,
+    reason="no Docker Engine answers",
+)

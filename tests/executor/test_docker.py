@@ -1,0 +1,119 @@
+"""The docker executor against a real Docker Engine, with an image made from busybox."""
+
+import io
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from nunet_cli.config import DockerConfig
+from nunet_cli.executor.base import ExecutorError, Exit, Task, make_scratch, output_file
+from nunet_cli.executor.docker import DockerExecutor
+from nunet_cli.jobs.capability import Cpu, Resources
+from nunet_cli.jobs.spec import ExecutorSpec
+from tests.conftest import needs_docker
+
+pytestmark = [pytest.mark.docker, needs_docker]
+IMAGE = "nunet-test:busybox"
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def image() -> Iterator[str]:
+    busybox = Path("/bin/busybox")
+    if not busybox.exists():
+        pytest.skip("needs busybox-static to make an image from")
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as tar:
+        tar.add(busybox, "bin/busybox")
+        for name in ("sh", "cat", "sort", "sha256sum", "tee", "sleep", "touch", "id", "dd", "wc", "ls", "echo"):
+            link = tarfile.TarInfo(f"bin/{name}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            tar.addfile(link)
+    subprocess.run(["docker", "import", "-", IMAGE], input=data.getvalue(), check=True, capture_output=True)
+    yield IMAGE
+    subprocess.run(["docker", "rmi", "-f", IMAGE], check=False, capture_output=True)
+
+
+def task(folder: Path, *command: str, image: str = IMAGE, memory: int = 32 * MIB) -> Task:
+    source = folder / "in"
+    source.write_text("b\na\n")
+    made = Task(
+        allocation_id=f"allocation-{folder.name}", spec=ExecutorSpec(type="docker", image=image, command=command),
+        resources=Resources(Cpu(0.5), memory, 16 * MIB), max_duration=30, max_log=4096, folder=folder / "scratch",
+        inputs=("in",),
+    )  # fmt: skip
+    make_scratch(made, {"in": source})
+    return made
+
+
+async def run(job: Task, executor: DockerExecutor | None = None) -> Exit:
+    executor = executor or DockerExecutor(DockerConfig())
+    await executor.prepare(job)
+    handle = await executor.start(job)
+    try:
+        with trio.fail_after(40):
+            return await executor.wait(job, handle)
+    finally:
+        with trio.CancelScope(shield=True):
+            await executor.cleanup(job, handle)
+
+
+async def test_image_command_output_and_exit_code(tmp_path: Path, image: str) -> None:
+    job = task(tmp_path, "sh", "-c", "sort in > out; cat out; echo bad >&2; id -u; exit 4")
+    ended = await run(job)
+    assert (ended.exit_code, ended.reason) == (4, "")
+    assert job.stdout.read_text().startswith("a\nb\n")
+    assert job.stdout.read_text().split()[-1] != "0"
+    assert job.stderr.read_text() == "bad\n"
+    made = output_file(job, "out")
+    assert made is not None
+    assert made.read_text() == "a\nb\n"
+
+
+async def test_no_network_and_nothing_to_write_but_the_jobs_own_folder(tmp_path: Path, image: str) -> None:
+    job = task(tmp_path, "sh", "-c", "ls /sys/class/net; touch /bin/x; echo x > in; touch ok && echo fine")
+    assert (await run(job)).exit_code == 0
+    assert job.stdout.read_text().split() == ["lo", "fine"]
+    assert "Read-only" in job.stderr.read_text()
+    assert (job.work / "in").read_text() == "b\na\n"
+
+
+async def test_memory_over_the_limit_ends_the_job(tmp_path: Path, image: str) -> None:
+    ended = await run(task(tmp_path, "sh", "-c", "dd if=/dev/zero of=/tmp/x bs=1M count=200; sort /dev/zero"))
+    assert ended.reason == "out_of_memory" or ended.exit_code != 0
+
+
+async def test_disk_over_the_limit_ends_the_job(tmp_path: Path, image: str) -> None:
+    ended = await run(task(tmp_path, "sh", "-c", "dd if=/dev/zero of=big bs=1M count=64; sleep 20", memory=256 * MIB))
+    assert ended.reason == "disk_full"
+
+
+async def test_a_restarted_node_finds_its_container(tmp_path: Path, image: str) -> None:
+    job = task(tmp_path, "sh", "-c", "sleep 2; echo survived")
+    handle = await DockerExecutor(DockerConfig()).start(job)
+    later = DockerExecutor(DockerConfig())
+    assert await later.attach(job, handle)
+    ended = await later.wait(job, handle)
+    await later.cleanup(job, handle)
+    assert ended.exit_code == 0
+    assert job.stdout.read_text() == "survived\n"
+    assert not await later.attach(job, handle)
+
+
+async def test_images_that_are_not_there_or_not_allowed_are_refused(tmp_path: Path, image: str) -> None:
+    for config, name, code in (
+        (DockerConfig(), "no-such-image:1", "no_image"),
+        (DockerConfig(images=("python:*",)), IMAGE, "image_not_allowed"),
+    ):
+        with pytest.raises(ExecutorError) as caught:
+            await DockerExecutor(config).prepare(task(tmp_path, "true", image=name))
+        assert caught.value.code == code
+
+
+async def test_an_engine_that_does_not_answer_is_no_executor(tmp_path: Path) -> None:
+    probe = await DockerExecutor(DockerConfig(host=f"unix://{tmp_path}/none.sock")).probe()
+    assert not probe.available

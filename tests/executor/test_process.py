@@ -1,0 +1,141 @@
+from pathlib import Path
+
+import psutil
+import pytest
+import trio
+
+from nunet_cli.executor.base import ExecutorError, Exit, Task, make_scratch, output_file
+from nunet_cli.executor.process import ProcessExecutor
+from nunet_cli.jobs.capability import Cpu, Resources
+from nunet_cli.jobs.spec import ExecutorSpec
+
+MIB = 2**20
+
+
+def task(folder: Path, *command: str, sandbox: bool = False, memory: int = 256 * MIB, **options: object) -> Task:
+    spec = ExecutorSpec(type="process", command=command, env={"GREETING": "hello"})
+    made = Task(
+        allocation_id="allocation-1", spec=spec, resources=Resources(Cpu(1), memory, 32 * MIB), max_duration=30,
+        max_log=4096, folder=folder / "scratch", sandbox=sandbox, **options,
+    )  # fmt: skip
+    make_scratch(made, {})
+    return made
+
+
+async def run(job: Task) -> Exit:
+    executor = ProcessExecutor()
+    await executor.prepare(job)
+    handle = await executor.start(job)
+    with trio.fail_after(30):
+        ended = await executor.wait(job, handle)
+    await executor.cleanup(job, handle)
+    return ended
+
+
+@pytest.fixture(params=[False, True], ids=["bare", "sandbox"])
+async def sandbox(request: pytest.FixtureRequest) -> bool:
+    if request.param and not await ProcessExecutor().can_sandbox():
+        pytest.skip("bubblewrap does not work here")
+    return bool(request.param)
+
+
+async def test_output_exit_code_and_environment(tmp_path: Path, sandbox: bool) -> None:
+    job = task(tmp_path, "sh", "-c", 'echo "$GREETING"; echo bad >&2; touch made; exit 3', sandbox=sandbox)
+    ended = await run(job)
+    assert (ended.exit_code, ended.reason) == (3, "")
+    assert job.stdout.read_text() == "hello\n"
+    assert job.stderr.read_text() == "bad\n"
+    assert output_file(job, "made") is not None
+
+
+async def test_nothing_of_the_nodes_environment_gets_in(
+    tmp_path: Path, sandbox: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NUNET_PASSPHRASE", "correct horse")
+    job = task(tmp_path, "env", sandbox=sandbox)
+    assert (await run(job)).exit_code == 0
+    assert "correct horse" not in job.stdout.read_text()
+
+
+async def test_a_sandboxed_job_sees_neither_the_disk_nor_the_network_nor_other_processes(tmp_path: Path) -> None:
+    if not await ProcessExecutor().can_sandbox():
+        pytest.skip("bubblewrap does not work here")
+    secret = tmp_path / "secret"
+    secret.write_text("key")
+    probe = (
+        f"cat {secret}; ls /root /home; cat /etc/passwd; ls /sys/class/net; echo pids $(ls /proc | grep -c '^[0-9]')"
+    )
+    job = task(tmp_path, "sh", "-c", probe, sandbox=True)
+    await run(job)
+    out = job.stdout.read_text()
+    assert "key" not in out
+    assert "root:x:" not in out
+    assert "eth0" not in out
+    assert int(out.split("pids ")[1]) < 8
+
+
+async def test_a_command_that_is_not_there_says_so(tmp_path: Path) -> None:
+    job = task(tmp_path, "no-such-program")
+    assert (await run(job)).exit_code == 127
+    assert "no-such-program: command not found" in job.stderr.read_text()
+
+
+async def test_memory_over_the_limit_ends_the_job(tmp_path: Path, sandbox: bool) -> None:
+    hog = "import mmap\nm = mmap.mmap(-1, 400 << 20)\nfor i in range(0, 400 << 20, 4096): m[i] = 1\nprint('kept')"
+    job = task(tmp_path, "python3", "-c", hog + "\nimport time; time.sleep(20)", sandbox=sandbox, memory=96 * MIB)
+    ended = await run(job)
+    assert ended.reason == "out_of_memory"
+
+
+async def test_a_file_over_the_disk_limit_ends_the_job(tmp_path: Path, sandbox: bool) -> None:
+    writer = "for n in 1 2 3 4 5 6; do dd if=/dev/zero of=f$n bs=1M count=16 2>/dev/null; done; sleep 20"
+    ended = await run(task(tmp_path, "sh", "-c", writer, sandbox=sandbox))
+    assert ended.reason == "disk_full"
+
+
+async def test_a_log_over_its_limit_is_cut_and_the_job_goes_on(tmp_path: Path) -> None:
+    job = task(tmp_path, "sh", "-c", "yes | head -c 1000000; echo done > done")
+    assert (await run(job)).exit_code == 0
+    assert job.stdout.stat().st_size < 5000
+    assert "over its limit" in job.stdout.read_text()
+    assert output_file(job, "done")
+
+
+async def test_stop_ends_the_whole_family(tmp_path: Path, sandbox: bool) -> None:
+    job = task(tmp_path, "sh", "-c", "trap '' TERM; sleep 301 & sleep 302", sandbox=sandbox)
+    executor = ProcessExecutor()
+    handle = await executor.start(job)
+    ended: list[Exit] = []
+
+    async def wait() -> None:
+        ended.append(await executor.wait(job, handle))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        family: list[psutil.Process] = []
+        with trio.fail_after(10):
+            while not any("302" in " ".join(process.cmdline()) for process in family):
+                await trio.sleep(0.05)
+                family = psutil.Process(int(handle)).children(recursive=True)
+        await executor.stop(job, handle)
+    _, alive = psutil.wait_procs(family, timeout=5)
+    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+    assert ended[0].exit_code not in (0, None)
+
+
+async def test_links_that_the_job_made_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("key")
+    job = task(tmp_path, "sh", "-c", f"ln -s {tmp_path}/secret out; ln -s {tmp_path} folder; mkdir sub; echo a > sub/a")
+    await run(job)
+    assert output_file(job, "out") is None
+    assert output_file(job, "folder/secret") is None
+    assert output_file(job, "../secret") is None
+    assert output_file(job, "sub/a") is not None
+
+
+async def test_a_job_that_needs_a_sandbox_is_refused_where_there_is_none(tmp_path: Path) -> None:
+    executor = ProcessExecutor()
+    executor._sandbox = False
+    with pytest.raises(ExecutorError) as caught:
+        await executor.prepare(task(tmp_path, "true", sandbox=True))
+    assert caught.value.code == "no_sandbox"

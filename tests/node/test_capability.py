@@ -1,0 +1,110 @@
+from pathlib import Path
+
+import msgspec
+import pytest
+import trio
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from nunet_cli.database.store import Store
+from nunet_cli.errors import StateError, UsageError
+from nunet_cli.jobs.capability import Capability, Cpu, Gpu, Resources
+from nunet_cli.node import capability
+from nunet_cli.node.benchmark import probe_machine, run_benchmark
+from nunet_cli.node.capability import CapabilityAccounting, OnboardOptions, plan_onboarding
+
+TOTAL = Resources(Cpu(4), 100, 100, (Gpu(vram=8), Gpu(vram=16)))
+LATER, PAST = "2999-01-01T00:00:00.000Z", "2000-01-01T00:00:00.000Z"
+WANTED = st.builds(
+    Resources, cpu=st.builds(Cpu, cores=st.sampled_from([0.0, 0.1, 0.5, 1.0, 3.0])), memory=st.integers(0, 60),
+    disk=st.integers(0, 60), gpus=st.lists(st.builds(Gpu, vram=st.sampled_from([0, 8, 16])), max_size=2).map(tuple),
+)  # fmt: skip
+NAMES = st.sampled_from(["b1", "b2", "b3", "b4"])
+
+
+class NeverOverCommitted(RuleBasedStateMachine):
+    """However locks, allocations and releases come, nothing is handed out twice and nothing gets lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store = Store(Path(":memory-not-used:"), read_only=True)
+        self.store.read_only = False
+        self.store._threaded = False
+        self.accounting = CapabilityAccounting(self.store)
+        self.run(lambda: self.accounting.set_registered_capability(Capability(resources=TOTAL), None))
+
+    @staticmethod
+    def run(make):  # type: ignore[no-untyped-def]
+        async def main():  # type: ignore[no-untyped-def]
+            return await make()
+
+        return trio.run(main)
+
+    def change(self, act) -> None:  # type: ignore[no-untyped-def]
+        before = self.accounting.get_available_capability()
+        try:
+            self.run(lambda: self.store.change(act))
+        except StateError:
+            assert self.accounting.get_available_capability() == before
+
+    @rule(name=NAMES, wanted=WANTED, until=st.sampled_from([LATER, PAST]))
+    def lock(self, name: str, wanted: Resources, until: str) -> None:
+        self.change(lambda t: self.accounting.lock(t, name, "job", wanted, until))
+
+    @rule(name=NAMES, wanted=WANTED)
+    def allocate(self, name: str, wanted: Resources) -> None:
+        self.change(lambda t: self.accounting.allocate(t, name, f"allocation-{name}", wanted))
+
+    @rule(name=NAMES, allocated=st.booleans())
+    def release(self, name: str, allocated: bool) -> None:
+        self.change(lambda t: self.accounting.release(t, f"allocation-{name}" if allocated else name))
+
+    @invariant()
+    def adds_up(self) -> None:
+        left = self.accounting.get_available_capability().resources
+        assert min(left.cpu.cores, left.memory, left.disk) >= 0
+        taken = [msgspec.convert(row["resources"], Resources) for row in self.accounting.taken(self.store)]
+        assert round(sum(item.cpu.cores for item in taken) + left.cpu.cores, 3) == 4
+        assert sum(item.memory for item in taken) + left.memory == 100
+        assert sum(len(item.gpus) for item in taken) + len(left.gpus) == 2
+
+
+TestNeverOverCommitted = NeverOverCommitted.TestCase
+TestNeverOverCommitted.settings = settings(max_examples=25, stateful_step_count=15, deadline=None)
+
+
+def test_a_lapsed_lock_gives_its_capability_back() -> None:
+    machine = NeverOverCommitted()
+    machine.lock("b1", Resources(memory=60), PAST)
+    assert machine.accounting.get_available_capability().resources.memory == 100
+    assert not machine.accounting.is_locked(machine.store, "b1")
+
+
+def test_headroom_and_refusals_name_the_flag(tmp_path: Path) -> None:
+    machine = probe_machine(tmp_path)
+    offered, _, _ = plan_onboarding(tmp_path, OnboardOptions())
+    assert offered.resources.memory <= machine.memory * 0.9
+    for options, text in (
+        (OnboardOptions(cpu=10_000), "--cpu: 10000 cores is more than 90% of"),
+        (OnboardOptions(memory="99TiB"), "--memory: 99 TiB is more than"),
+        (OnboardOptions(max_share=0.95), "--max-share: 0.95 is not between"),
+        (OnboardOptions(gpu=99), "--gpu: 99 asked for, this machine has"),
+        (OnboardOptions(cpu=-1), "--cpu: -1 is negative"),
+        (OnboardOptions(memory="lots"), "not a size: 'lots'"),
+        (OnboardOptions(price="free"), "not an amount of money"),
+        (OnboardOptions(localities=("SE",)), "--locality"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            plan_onboarding(tmp_path, options)
+        assert text in caught.value.message
+
+
+def test_the_benchmark_measures_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nunet_cli.node.benchmark.CPU_SECONDS", 0.05)
+    monkeypatch.setattr("nunet_cli.node.benchmark.MEMORY_SECONDS", 0.05)
+    seen: list[str] = []
+    measured = run_benchmark(tmp_path, lambda name, share: seen.append(name))
+    assert min(measured.cpu_hash, measured.memory_copy, measured.disk_write) > 0
+    assert seen == ["processor", "memory", "disk", "done"]
+    assert capability.HEADROOM == 0.9
