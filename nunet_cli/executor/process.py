@@ -94,7 +94,7 @@ class ProcessExecutor:
         else:
             command += task.spec.command
         folder = task.work / task.spec.workdir
-        if not task.sandbox and not folder.is_dir():
+        if not folder.is_dir():
             raise ExecutorError(f"the working folder {task.spec.workdir!r} is not there", code="no_workdir")
         try:
             # in this thread, not a worker's: the parent-death signal follows the thread that made the process

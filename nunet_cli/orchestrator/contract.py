@@ -18,6 +18,7 @@ from nunet_cli.network.messenger import Answer, Incoming
 from nunet_cli.orchestrator.context import Context, advance, plain, read
 from nunet_cli.orchestrator.match import sent_bid
 from nunet_cli.orchestrator.messages import ContractAgreement, ContractProposal
+from nunet_cli.orchestrator.request import offered_until
 from nunet_cli.tokenomics.contract import (
     DATABASE,
     ORACLE,
@@ -268,8 +269,8 @@ async def _on_proposal(ctx: Context, message: Incoming) -> Answer:
         raise ContractError(
             "the contract differs from the bid", code="terms_differ", details=_differences(agreement, document)
         )
-    if bid["timeout"] <= units.utc_now() and not ctx.accounting.is_locked(ctx.store, bid["id"]):
-        raise ContractError(f"the bid timed out at {bid['timeout']}", code="bid_timeout")
+    if offered_until(bid) <= units.utc_now() and not ctx.accounting.is_locked(ctx.store, bid["id"]):
+        raise ContractError(f"the bid timed out at {offered_until(bid)}", code="bid_timeout")
     if not await validate_provider(ctx, contract.requester, contract.contract_database):
         raise ContractError("the requester is not verified", code="not_verified_entity")
     agreed = document.sign(ctx.identity, PROVIDER)

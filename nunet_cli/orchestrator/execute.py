@@ -31,6 +31,7 @@ LOG_PIECE = 256 * 1024
 RESULT_LIFETIME = 14 * 86400
 SILENCE_BEATS = 10
 FETCH_TIMEOUT = 6 * 3600.0
+JOB_FAULTS = {"no_workdir", "inputs_too_large"}
 
 # -- provider ----------------------------------------------------------------------------------------------------------
 
@@ -134,7 +135,8 @@ async def _run(ctx: Context, running: Running, row: dict[str, Any], spec: JobSpe
     except (NunetError, trio.TooSlowError, OSError) as error:
         log.warning("allocation %s could not start: %s", row["id"], error)
         code = error.code if isinstance(error, NunetError) else "executor_error"
-        await _finish(ctx, running, row, _failure(row, started_at, code, str(error), fault="provider"))
+        fault = "job" if code in JOB_FAULTS else "provider"
+        await _finish(ctx, running, row, _failure(row, started_at, code, str(error), fault=fault))
         return
     exit_ = await _wait(ctx, running, row, started_at)
     if running.cancelled:

@@ -134,7 +134,7 @@ async def _on_job_request(ctx: Context, message: Incoming) -> Answer:
     row = sent_bid(ctx, body.bid_id, message.sender)
     if row["bid_request_id"] != body.bid_request.id or row["spec_cid"] != body.bid_request.spec_cid:
         raise RejectedMessageError("the job request is not what was bid for", code="wrong_bid")
-    if row["timeout"] <= units.utc_now():
+    if offered_until(row) <= units.utc_now():
         return "timeout_job_request", TimeoutJobRequest(row["id"], row["timeout"])
     known = ctx.store.find("bid_requests", body.bid_request.id)
     assert known is not None
@@ -146,13 +146,19 @@ async def _on_job_request(ctx: Context, message: Incoming) -> Answer:
     return await lock_resources(ctx, row, original)
 
 
+def offered_until(row: dict[str, Any]) -> str:
+    """Return how long an offer stands: a lock that lapses earlier is taken again, while there is room."""
+    return str(max(row["timeout"], row.get("offered_until", "")))
+
+
 async def lock_resources(ctx: Context, row: dict[str, Any], request: BidRequest) -> Answer:
     """Lock for a lease what a bid offers, and submit the bid again (seed 3: `lockResources`)."""
     until = units.format_time(units.now() + timedelta(seconds=ctx.config.lock_lease))
 
     def change(t: Transaction) -> None:
         ctx.accounting.lock(t, row["id"], row["job_id"], request.required_capability.resources, until)
-        t.put("bids", {**row, "resources_locked_until_timeout": True, "timeout": until})
+        locked = {"resources_locked_until_timeout": True, "timeout": until, "offered_until": offered_until(row)}
+        t.put("bids", {**row, **locked})
         t.save_event(row["job_id"], "resources_locked", bid_id=row["id"], until=until)
 
     try:

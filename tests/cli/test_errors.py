@@ -1,0 +1,128 @@
+"""Wrong input: one clear message with file and field, the documented exit code, no traceback."""
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import nunet
+
+
+def refused(*arguments: str, home: Path, code: int, stdin: str | None = None) -> str:
+    done = nunet(*arguments, home=home, check=False, stdin=stdin)
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: [", "job.yaml:1:8: not YAML"),
+        ("name: x\nexecutor: {type: process, command: [a]}\nmemroy: 5\n", "job.yaml:3: memroy: unknown field `memroy`"),
+        ("name: x\nexecutor: {type: process, command: [a]}\nresources: {memory: -1}\n", "resources.memory: a size"),
+        ("", "the file is empty"),
+        (
+            "name: x\nexecutor: {type: process, command: [a]}\ninputs: [{path: nothing.txt}]\n",
+            "inputs[0].path: there is no",
+        ),
+    ],
+)
+def test_a_bad_specification(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    assert message in refused("job", "post", str(path), home=tmp_path / "h", code=2)
+
+
+def test_a_specification_from_standard_input_and_one_that_is_not_there(tmp_path: Path) -> None:
+    text = "name: x\nexecutor: {type: process, command: ['true']}\n"
+    assert nunet("job", "validate", "-", stdin=text, home=tmp_path).stdout == "stdin: valid\n"
+    assert "stdin:1: name" in refused(
+        "job", "validate", "-", stdin="name: -\nexecutor: {type: x}\n", home=tmp_path, code=2
+    )
+    assert "none.yaml: No such file" in refused("job", "run", "none.yaml", home=tmp_path, code=2)
+
+
+def test_unknown_ids_and_peers(tmp_path: Path) -> None:
+    assert "no job 'job-0' here" in refused("job", "show", "job-0", home=tmp_path, code=2)
+    assert "no contract 'bafk' here" in refused("contract", "show", "bafk", home=tmp_path, code=2)
+    assert "unknown peer '12D3'" in refused("peer", "show", "12D3", home=tmp_path, code=2)
+    assert "not a peer" in refused("peer", "add", "somewhere:80", home=tmp_path, code=2)
+    path = tmp_path / "job.yaml"
+    path.write_text("name: x\nexecutor: {type: process, command: [a]}\n")
+    assert "unknown peer 'nobody'" in refused("job", "post", str(path), "--push", "nobody", home=tmp_path, code=2)
+
+
+def test_two_nodes_in_one_home(tmp_path: Path) -> None:
+    nunet("node", "start", home=tmp_path)
+    try:
+        assert "a node runs already" in refused("node", "start", home=tmp_path, code=3)
+        text = refused("node", "run", home=tmp_path, code=3)
+        assert "is in use by a node (pid " in text
+        assert "--local" in refused("job", "run", "examples/primes/job.yaml", "--local", home=tmp_path, code=3)
+    finally:
+        nunet("node", "stop", home=tmp_path)
+    assert "no node runs" in refused("node", "stop", home=tmp_path, code=3)
+    assert "no node runs" in refused("node", "status", home=tmp_path, code=3)
+
+
+def test_a_port_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setenv("NUNET_NETWORK_LISTEN", address)
+        text = refused("node", "run", home=tmp_path, code=3)
+    assert f"cannot listen on {address}: the port is in use" in text
+
+
+def test_a_damaged_key_file(tmp_path: Path) -> None:
+    nunet("whoami", home=tmp_path)
+    key = tmp_path / "identity.json"
+    key.write_text(key.read_text()[:20])
+    assert f"{key} is damaged" in refused("node", "run", home=tmp_path, code=3)
+    assert f"{key} is damaged" in refused("whoami", home=tmp_path, code=3)
+
+
+def test_a_damaged_store(tmp_path: Path) -> None:
+    (tmp_path / "store.db").write_bytes(b"not a database, but long enough to look at" * 100)
+    assert "store.db cannot be opened" in refused("node", "run", home=tmp_path, code=3)
+
+
+def test_configuration_is_checked_and_keeps_its_comments(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text("# ours\n[network]\nname = 'lab' # the lab\n")
+    nunet("config", "set", "network.rate", "50", home=tmp_path)
+    assert "# the lab" in path.read_text()
+    assert nunet("config", "get", "network.rate", home=tmp_path).stdout == "50\n"
+    assert "did you mean network.rate?" in refused("config", "get", "network.rat", home=tmp_path, code=2)
+    assert "expected a whole number" in refused("config", "set", "network.rate", "much", home=tmp_path, code=2)
+    assert "network.rate" in refused("config", "set", "network.rate", "0", home=tmp_path, code=2)
+    path.write_text("[network]\nnane = 'lab'\n")
+    text = refused("node", "run", home=tmp_path, code=2)
+    assert str(path) in text
+    assert "did you mean name?" in text
+
+
+def test_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nunet("config", "set", "network.name", "lab", home=tmp_path)
+    monkeypatch.setenv("NUNET_NETWORK_NAME", "other")
+    assert nunet("config", "get", "network.name", home=tmp_path).stdout == "other\n"
+    monkeypatch.setenv("NUNET_LIMITS_HEARTBEAT", "soon")
+    assert "NUNET_LIMITS_HEARTBEAT" in refused("config", "list", home=tmp_path, code=2)
+
+
+def test_onboarding_refuses_what_the_machine_does_not_have(tmp_path: Path) -> None:
+    assert "--cpu: 5000 cores is more than 90%" in refused("onboard", "--cpu", "5000", home=tmp_path, code=2)
+
+
+def test_formats(tmp_path: Path) -> None:
+    nunet("onboard", "--no-benchmark", "--memory", "1GiB", home=tmp_path)
+    document = json.loads(nunet("capability", "show", "--output", "json", home=tmp_path).stdout)
+    assert document["registered"]["resources"]["memory"] == 2**30
+    assert "memory: 1073741824" in nunet("capability", "show", "-o", "yaml", home=tmp_path).stdout
+    assert nunet("job", "list", "--output", "json", home=tmp_path).stdout == "[]\n"
+    assert nunet("job", "list", "--output", "jsonl", home=tmp_path).stdout == ""
+    nunet("offboard", home=tmp_path)
+    assert not json.loads(nunet("capability", "show", "-o", "json", home=tmp_path).stdout)["onboarded"]

@@ -1,0 +1,90 @@
+"""Network namespaces as separate hosts: real mDNS over a real (virtual) Ethernet."""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, wait_until
+
+HOSTS = ("a", "p", "r")
+
+
+def can_make_namespaces() -> bool:
+    if os.getuid() != 0 or shutil.which("ip") is None:
+        return False
+    probe = f"nunet-probe-{os.getpid()}"
+    if subprocess.run(["ip", "netns", "add", probe], capture_output=True, check=False).returncode:
+        return False
+    subprocess.run(["ip", "netns", "del", probe], check=False)
+    return True
+
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.skipif(not can_make_namespaces(), reason="needs root and Linux network namespaces"),
+]
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture
+def hosts() -> Iterator[dict[str, str]]:
+    """Three hosts on one bridge, in namespaces of the test's own; 10.213.7.0/24 exists nowhere else."""
+    tag = f"nn{os.getpid() % 10000}"
+    names = {host: f"{tag}{host}" for host in HOSTS}
+    switch = f"{tag}sw"
+    with contextlib.ExitStack() as stack:
+        for name in (switch, *names.values()):
+            ip("netns", "add", name)
+            stack.callback(subprocess.run, ["ip", "netns", "del", name], check=False)
+        ip("-n", switch, "link", "add", "br0", "type", "bridge")
+        ip("-n", switch, "link", "set", "br0", "up")
+        for number, name in enumerate(names.values(), 1):
+            ip("-n", switch, "link", "add", f"v{number}", "type", "veth", "peer", "name", "eth0", "netns", name)
+            ip("-n", switch, "link", "set", f"v{number}", "master", "br0", "up")
+            ip("-n", name, "addr", "add", f"10.213.7.{number}/24", "dev", "eth0")
+            ip("-n", name, "link", "set", "lo", "up")
+            ip("-n", name, "link", "set", "eth0", "up")
+            ip("-n", name, "route", "add", "224.0.0.0/4", "dev", "eth0")
+        yield names
+
+
+def on(host: str, home: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    command = ["ip", "netns", "exec", host, sys.executable, "-m", "nunet_cli", "--home", str(home), *arguments]
+    environment = {**os.environ, "NUNET_NETWORK_LISTEN": "0.0.0.0:0", "NUNET_EXECUTOR_PROCESS_FOREIGN": "unsandboxed"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def test_nodes_on_separate_hosts_find_each_other_and_settle(hosts: dict[str, str], tmp_path: Path) -> None:
+    homes = {host: tmp_path / host for host in HOSTS}
+    on(hosts["p"], homes["p"], "onboard", "--price", "0.3", "--memory", "1GiB", "--disk", "1GiB", "--no-benchmark")
+    try:
+        on(hosts["a"], homes["a"], "node", "start", "--role", "contract-database", "--role", "oracle")
+        on(hosts["p"], homes["p"], "node", "start")
+        on(hosts["r"], homes["r"], "node", "start")
+
+        def both_there() -> bool:
+            peers = json.loads(on(hosts["r"], homes["r"], "peer", "list", "--output", "json").stdout)
+            return sum(peer["connected"] for peer in peers) == 2
+
+        wait_until(both_there, timeout=5, what="both peers in the list")
+        peers = json.loads(on(hosts["r"], homes["r"], "peer", "list", "--output", "json").stdout)
+        assert {peer["addresses"][0].split(":")[0] for peer in peers} == {"10.213.7.1", "10.213.7.2"}
+        target = tmp_path / "out"
+        done = on(hosts["r"], homes["r"], "job", "run", "examples/word-count/job.yaml", "--output-dir", str(target))
+        assert "settled: 0.3 NTX paid" in done.stderr
+        assert json.loads((target / "counts.json").read_text())["the"] == 32
+    finally:
+        for host in HOSTS:
+            on(hosts[host], homes[host], "node", "stop", check=False)

@@ -1,0 +1,490 @@
+"""The lifecycle between real nodes on loopback: the happy path, and the ordinary ways to say no."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+
+from nunet_cli import units
+from nunet_cli.config import ExecutorConfig, NetworkConfig, ProcessConfig
+from nunet_cli.errors import (
+    ContractError,
+    DeclinedError,
+    DisputedError,
+    NoBidError,
+    NunetError,
+    StateError,
+)
+from nunet_cli.executor.base import ExecutorError
+from nunet_cli.jobs.job import Result
+from nunet_cli.network.documents import Document, make_document
+from nunet_cli.node.capability import OnboardOptions
+from nunet_cli.node.node import open_node
+from nunet_cli.orchestrator import contract, execute, invoke, match, request, settle
+from nunet_cli.orchestrator.orchestrate import orchestrate_job
+from nunet_cli.tokenomics.contract import FULFILLED
+from nunet_cli.tokenomics.oracle import verify_documents
+from tests.conftest import Market, config, open_market, wait_until
+
+MarketOf = Callable[..., Any]
+STAGES = (match.match, request.request, contract.close_contract, invoke.invoke, settle.settle)
+QUARTER = 250_000
+
+
+def spec(command: str = "true", *, price: str = "1", **fields: Any) -> str:
+    import json
+
+    body = {"name": "test", "executor": {"type": "process", "command": ["sh", "-c", command]}, "price": price}
+    return json.dumps({**body, **fields})
+
+
+def nothing_is_left(market: Market) -> None:
+    """No lock, no allocation, no held escrow, and the books add up."""
+    assert market.provider.accounting.taken(market.provider.ctx.store) == []
+    balances = market.balances()
+    assert sum(balances.values()) == 0
+    assert not any(balance for account, balance in balances.items() if account.startswith("escrow:"))
+    assert not list((market.provider.ctx.home / "allocations").glob("*"))
+
+
+async def settled_with_both(market: Market, job_id: str) -> None:
+    """Both parties have been told."""
+    with trio.fail_after(5):
+        for node in (market.requester, market.provider):
+            while True:
+                row = node.ctx.store.find("contracts", job_id, "job_id")
+                if row and row.get("told"):
+                    break
+                await trio.sleep(0.02)
+
+
+async def test_a_job_goes_all_the_way(market: MarketOf, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("one two three\n")
+    async with market() as m:
+        text = spec("cat in.txt; wc -w < in.txt > out.txt", inputs=[{"path": "in.txt"}], outputs=[{"path": "out.txt"}])
+        job_id = await m.post(text)
+        job = await orchestrate_job(m.requester.ctx, job_id)
+        assert job["state"] == "settled"
+        result = msgspec.convert(job["result"], Result)
+        await m.requester.ctx.blobs.copy_out(result.outputs[0].cid, tmp_path / "back")
+        assert (tmp_path / "back").read_text().strip() == "3"
+        assert m.requester.ctx.blobs.path(result.stdout_cid).read_text() == "one two three\n"
+        await settled_with_both(m, job_id)
+        opening = units.parse_amount("100")
+        assert m.balance(m.requester) == opening - QUARTER
+        assert m.balance(m.provider) == opening + QUARTER
+        for node in (m.requester, m.provider):
+            row = node.ctx.store.find("contracts", job_id, "job_id")
+            assert (row["state"], row["message"]) == ("settled", FULFILLED)
+        nothing_is_left(m)
+        stages = [event.removeprefix("job_") for event in m.event_types(job_id) if event.startswith("job_")]
+        assert stages == ["posted", "matching", "matched", "requested", "contracted", "invoked", "running",
+                          "completed", "verified", "settled"]  # fmt: skip
+
+
+async def test_every_stage_can_be_run_twice(market: MarketOf) -> None:
+    async with market() as m:
+        job_id = await m.post(spec("echo once >> log; cat log", outputs=[{"path": "log"}]))
+        for stage in STAGES:
+            first = await stage(m.requester.ctx, job_id)
+            assert await stage(m.requester.ctx, job_id) == first or first["state"] in ("invoked", "running")
+        assert m.balance(m.provider) == units.parse_amount("100") + QUARTER
+        assert len(m.provider.ctx.store.table("allocations")) == 1
+        assert len(m.authority.ctx.store.table("registered_contracts")) == 1
+
+
+async def test_volunteer_compute_moves_no_money_and_needs_no_price(market: MarketOf) -> None:
+    async with market(price="0") as m:
+        job_id = await m.post(spec(price="0"))
+        assert (await orchestrate_job(m.requester.ctx, job_id))["state"] == "settled"
+        assert m.requester.ctx.store.find("contracts", job_id, "job_id")["payment"] == "volunteer"
+        assert m.balance(m.requester) == m.balance(m.provider)
+
+
+async def test_push_asks_one_provider_alone(market: MarketOf) -> None:
+    async with market() as m:
+        job_id = await m.post(spec(), push=m.provider.identity.peer_id)
+        assert (await orchestrate_job(m.requester.ctx, job_id))["state"] == "settled"
+        job_id = await m.post(spec(), push=m.authority.identity.did)
+        with pytest.raises(NoBidError):
+            await match.match(m.requester.ctx, job_id)
+
+
+async def test_nobody_to_ask(tmp_path: Path) -> None:
+    async with open_node(tmp_path, config(default_search_timeout=1)) as node:
+        market = Market(node, node, node, tmp_path)
+        job_id = await market.post(spec())
+        with pytest.raises(NoBidError) as caught:
+            await orchestrate_job(node.ctx, job_id)
+        assert (caught.value.code, caught.value.exit_code) == ("no_peer", 4)
+        assert market.job(job_id)["state"] == "expired"
+        # and it can be tried again
+        with pytest.raises(NoBidError):
+            await match.match(node.ctx, job_id)
+
+
+async def test_a_machine_too_small_declines_and_says_by_how_much(market: MarketOf) -> None:
+    async with market(onboard=OnboardOptions(cpu=1, memory="512MiB", disk="512MiB", price="2")) as m:
+        job_id = await m.post(spec(resources={"cpu": 3, "memory": "1GiB"}))
+        with pytest.raises(NoBidError) as caught:
+            await match.match(m.requester.ctx, job_id)
+        (said,) = caught.value.details["answers"]
+        assert said["reasons"] == ["cpu.cores: 2 short", "memory: 512 MiB short", "price: 1 NTX above the limit"]
+        row = m.requester.ctx.store.find("bids", job_id, "job_id")
+        missed = {f["field"]: f["margin"] for f in row["comparison"]["fields"] if f["result"] == "worse"}
+        assert missed == {"cpu.cores": "-2", "memory": "-512 MiB", "price": "-1 NTX"}
+
+
+async def test_strangers_commands_are_refused_unless_configured(market: MarketOf) -> None:
+    closed = config(executor=ExecutorConfig(process=ProcessConfig()))
+    async with market(provider=closed) as m:
+        with pytest.raises(NoBidError) as caught:
+            await match.match(m.requester.ctx, await m.post(spec()))
+        assert "executors: no process here" in caught.value.details["answers"][0]["reasons"]
+
+
+async def test_a_provider_that_thinks_better_of_it_is_followed_by_the_next_bid(tmp_path: Path) -> None:
+    async with open_market(tmp_path, price="0.1") as m, open_node(tmp_path / "second", config()) as second:
+        await second.onboard(OnboardOptions(price="0.5"), None)
+        for address in (m.authority, m.requester):
+            await second.add_peer(address.ctx.transport.describe())
+        with trio.fail_after(5):
+            while len(m.requester.ctx.topics.subscribers("/nunet/bids")) < 2:
+                await trio.sleep(0.02)
+        job_id = await m.post(spec())
+        job = await match.match(m.requester.ctx, job_id)
+        assert len(job["shortlist"]) == 2
+        # the cheaper one has sold its machine in the meantime
+        full = m.provider.accounting.get_available_capability().resources
+        await m.provider.ctx.store.change(
+            lambda t: m.provider.accounting.lock(t, "other", "other", full, "2999-01-01T00:00:00.000Z")
+        )
+        job = await orchestrate_job(m.requester.ctx, job_id)
+        assert job["state"] == "settled"
+        assert m.balances()[second.identity.did] == units.parse_amount("100.5")
+        assert "job_request_declined" in m.event_types(job_id)
+
+
+async def test_when_everybody_declines_the_failure_says_what_each_said(market: MarketOf) -> None:
+    async with market() as m:
+        job_id = await m.post(spec())
+        await match.match(m.requester.ctx, job_id)
+        full = m.provider.accounting.get_available_capability().resources
+        await m.provider.ctx.store.change(
+            lambda t: m.provider.accounting.lock(t, "other", "other", full, "2999-01-01T00:00:00.000Z")
+        )
+        with pytest.raises(DeclinedError) as caught:
+            await request.request(m.requester.ctx, job_id)
+        assert caught.value.exit_code == 5
+        assert "short" in caught.value.details["refusals"][0]["reason"]
+        assert m.job(job_id)["state"] == "failed"
+
+
+async def test_a_bid_that_timed_out_is_said_so(market: MarketOf) -> None:
+    async with market(provider=config(bid_timeout=1)) as m:
+        job_id = await m.post(spec())
+        await match.match(m.requester.ctx, job_id)
+        await trio.sleep(1.2)
+        with pytest.raises(DeclinedError) as caught:
+            await request.request(m.requester.ctx, job_id)
+        assert "timed out" in caught.value.details["refusals"][0]["reason"]
+
+
+async def test_a_lock_is_a_lease_and_lapses(market: MarketOf) -> None:
+    async with market(provider=config(lock_lease=1)) as m:
+        await match.match(m.requester.ctx, job_id := await m.post(spec()))
+        await request.request(m.requester.ctx, job_id)
+        assert m.provider.accounting.get_locked_capabilities()
+        await trio.sleep(1.2)
+        assert not m.provider.accounting.get_locked_capabilities()
+        # a lapsed lock is taken again while there is room
+        assert (await orchestrate_job(m.requester.ctx, job_id))["state"] == "settled"
+
+
+async def test_lock_on_bid_saves_the_job_request(market: MarketOf) -> None:
+    async with market(provider=config(lock_on_bid=True)) as m:
+        job_id = await m.post(spec())
+        await match.match(m.requester.ctx, job_id)
+        assert len(m.provider.accounting.get_locked_capabilities()) == 1
+        assert (await orchestrate_job(m.requester.ctx, job_id))["state"] == "settled"
+        assert m.provider.ctx.store.table("events").search(lambda row: row["type"] == "resources_locked") == []
+        nothing_is_left(m)
+
+
+@pytest.mark.parametrize(
+    ("command", "fields", "reason"),
+    [
+        ("echo why >&2; exit 3", {}, "exit_code"),
+        ("sleep 30", {"time": {"max_duration": 1}}, "max_duration"),
+        ("true", {"outputs": [{"path": "missing"}]}, "missing_output"),
+        ("true", {"executor": {"type": "process", "command": ["true"], "workdir": "nowhere"}}, "no_workdir"),
+    ],
+)
+async def test_a_job_that_fails_is_refunded(market: MarketOf, command: str, fields: Any, reason: str) -> None:
+    async with market() as m:
+        job = await orchestrate_job(m.requester.ctx, job_id := await m.post(spec(command, **fields)))
+        assert job["state"] == "failed"
+        assert (job["error"]["code"], job["error"]["exit_code"]) == (reason, 1)
+        row = m.requester.ctx.store.find("contracts", job_id, "job_id")
+        assert row["state"] == "refunded"
+        assert m.balance(m.requester) == m.balance(m.provider) == units.parse_amount("100")
+        if reason == "exit_code":
+            data, _ = await execute.read_logs(m.requester.ctx, job, "stderr", 0, 0)
+            assert data == b"why\n"
+        await settled_with_both(m, job_id)
+        nothing_is_left(m)
+
+
+async def test_time_that_a_failing_job_used_is_paid_where_time_is_sold(market: MarketOf) -> None:
+    async with market(price="3600/h") as m:
+        job_id = await m.post(spec("sleep 0.5; exit 1", price="100", time={"max_duration": 20}))
+        job = await orchestrate_job(m.requester.ctx, job_id)
+        assert job["state"] == "failed"
+        paid = m.balance(m.provider) - units.parse_amount("100")
+        assert 500_000 <= paid <= 5_000_000
+        assert m.balance(m.requester) == units.parse_amount("100") - paid
+
+
+async def test_a_provider_failure_is_retried_elsewhere_only_as_the_job_allows(market: MarketOf) -> None:
+    async with market() as m:
+
+        async def broken(task: Any) -> str:
+            raise ExecutorError("the disk is broken")
+
+        m.provider.ctx.executors["process"].start = broken
+        with pytest.raises(NoBidError):
+            await orchestrate_job(m.requester.ctx, job_id := await m.post(spec(retry={"attempts": 1})))
+        job = m.job(job_id)
+        assert job["attempts"] == 1
+        assert job["excluded"] == [m.provider.identity.did]
+
+
+async def test_too_little_money_is_an_error_with_the_missing_amount(market: MarketOf) -> None:
+    async with market(price="150") as m:
+        with pytest.raises(ContractError) as caught:
+            await orchestrate_job(m.requester.ctx, job_id := await m.post(spec(price="200")))
+        assert (caught.value.code, caught.value.exit_code) == ("insufficient_funds", 6)
+        assert caught.value.details["missing"] == "50"
+        assert m.job(job_id)["state"] == "failed"
+
+
+async def test_an_entity_that_is_not_verified_gets_no_contract(market: MarketOf) -> None:
+    async with market() as m:
+        assert m.authority.contract_database is not None
+        await m.authority.contract_database.revoke(m.provider.identity.did)
+        job_id = await m.post(spec())
+        with pytest.raises(DeclinedError):
+            await orchestrate_job(m.requester.ctx, job_id)
+        assert "not verified" in m.job(job_id)["refusals"][0]["reason"]
+
+
+async def test_a_contract_that_differs_from_the_bid_by_anything_is_refused(market: MarketOf) -> None:
+    async with market() as m:
+        job_id = await m.post(spec())
+        await match.match(m.requester.ctx, job_id)
+        job = await request.request(m.requester.ctx, job_id)
+        bid = m.requester.ctx.store.find("bids", job["bid_id"])
+        cheaper = {**bid, "price": {**bid["price"], "amount": "0.01"}}
+        await m.requester.ctx.store.change(lambda t: t.put("bids", cheaper))
+        with pytest.raises(ContractError) as caught:
+            await contract.close_contract(m.requester.ctx, job_id)
+        assert "differs from the bid" in caught.value.message
+        assert m.provider.ctx.store.table("contracts").all() == []
+
+
+async def test_no_invocation_without_a_proved_contract(market: MarketOf) -> None:
+    async with market() as m:
+        job_id = await m.post(spec())
+        for stage in STAGES[:3]:
+            await stage(m.requester.ctx, job_id)
+        row = m.requester.ctx.store.find("contracts", job_id, "job_id")
+        forged = make_document(msgspec.json.decode(row["proof"]["content"])).sign(
+            m.requester.identity, "contract-database"
+        )
+        await m.requester.ctx.store.change(lambda t: t.put("contracts", {**row, "proof": msgspec.to_builtins(forged)}))
+        with pytest.raises(NunetError) as caught:
+            await invoke.invoke(m.requester.ctx, job_id)
+        assert caught.value.code == "bad_signature"
+        assert m.provider.ctx.store.table("allocations").all() == []
+
+
+async def test_a_result_that_lies_is_disputed_and_escrow_is_held(market: MarketOf) -> None:
+    async with market() as m:
+        job_id = await m.post(spec(outputs=[{"path": "out"}]))
+        for stage in STAGES[:4]:
+            await stage(m.requester.ctx, job_id)
+        await execute.follow(m.requester.ctx, job_id)
+        # the provider claims success for a job that wrote nothing
+        row = m.requester.ctx.store.find("contracts", job_id, "job_id")
+        honest = msgspec.convert(row["result"], Document).read(Result)
+        lie = msgspec.structs.replace(honest, state="completed", exit_code=0, reason="", fault="")
+        document = make_document(lie).sign(m.provider.identity, "provider")
+
+        def plant(t: Any) -> None:
+            t.put("contracts", {**row, "result": msgspec.to_builtins(document)})
+            t.put("jobs", {**t.find("jobs", job_id), "result": msgspec.to_builtins(lie)})
+
+        await m.requester.ctx.store.change(plant)
+        with pytest.raises(DisputedError) as caught:
+            await settle.settle(m.requester.ctx, job_id)
+        assert caught.value.exit_code == 7
+        assert m.job(job_id)["state"] == "disputed"
+        assert m.balances()[f"escrow:{row['id']}"] == QUARTER
+
+
+@pytest.mark.parametrize("stages", range(6))
+async def test_cancelling_leaves_nothing_behind_at_any_stage(market: MarketOf, stages: int) -> None:
+    async with market() as m:
+        job_id = await m.post(spec("sleep 60"))
+        for stage in STAGES[: min(stages, 4)]:
+            await stage(m.requester.ctx, job_id)
+        if stages == 5:
+            with trio.fail_after(10):
+                while m.job(job_id)["state"] != "running":
+                    await trio.sleep(0.02)
+        job = await m.requester.cancel_job(job_id)
+        assert job["state"] == "cancelled"
+        assert (await m.requester.cancel_job(job_id))["state"] == "cancelled"
+        nothing_is_left(m)
+        assert m.balance(m.requester) == m.balance(m.provider)
+        with pytest.raises(StateError):
+            await match.match(m.requester.ctx, job_id)
+
+
+async def test_a_requester_that_was_gone_learns_what_it_missed(tmp_path: Path) -> None:
+    async with open_market(tmp_path) as m:
+        async with open_node(tmp_path / "other", config()) as node:
+            for peer in (m.authority, m.provider):
+                await node.add_peer(peer.ctx.transport.describe())
+            away = Market(node, m.provider, m.authority, tmp_path)
+            job_id = await away.post(spec("echo late"))
+            for stage in STAGES[:4]:
+                await stage(node.ctx, job_id)
+        with trio.fail_after(10):
+            while m.provider.ctx.store.find("allocations", job_id, "job_id")["state"] != "completed":
+                await trio.sleep(0.02)
+        async with open_node(tmp_path / "other", config()) as node:
+            assert (await settle.settle(node.ctx, job_id))["state"] == "settled"
+
+
+async def test_a_provider_that_was_restarted_says_so_and_the_deposit_returns(tmp_path: Path) -> None:
+    authority = config()
+    async with (
+        open_node(tmp_path / "a", authority, roles=("contract-database", "oracle")) as a,
+        open_node(tmp_path / "r", config()) as r,
+    ):
+        await r.add_peer(a.ctx.transport.describe())
+        async with open_node(tmp_path / "p", config()) as p:
+            await p.onboard(OnboardOptions(price="0.25"), None)
+            await p.add_peer(a.ctx.transport.describe())
+            await r.add_peer(p.ctx.transport.describe())
+            market = Market(r, p, a, tmp_path)
+            job_id = await market.post(spec("sleep 60"))
+            for stage in STAGES[:4]:
+                await stage(r.ctx, job_id)
+            with trio.fail_after(10):
+                while market.job(job_id)["state"] != "running":
+                    await trio.sleep(0.02)
+        async with open_node(tmp_path / "p", config()) as p:
+            job = await orchestrate_job(r.ctx, job_id)
+            assert (job["state"], job["error"]["code"]) == ("failed", "provider_restarted")
+            market = Market(r, p, a, tmp_path)
+            assert market.balance(r) == units.parse_amount("100")
+            nothing_is_left(market)
+
+
+async def test_logs_can_be_read_while_the_job_runs(market: MarketOf) -> None:
+    async with market() as m:
+        job_id = await m.post(spec("echo first; while ! test -e go; do sleep 0.05; done; echo second"))
+        for stage in STAGES[:4]:
+            await stage(m.requester.ctx, job_id)
+        job = m.job(job_id)
+        data, ended = await execute.read_logs(m.requester.ctx, job, "stdout", 0, 5)
+        assert (data, ended) == (b"first\n", False)
+        (work,) = (m.provider.ctx.home / "allocations").glob("*/work")
+        (work / "go").touch()
+        rest, ended = b"", False
+        with trio.fail_after(10):
+            while not ended:
+                piece, ended = await execute.read_logs(m.requester.ctx, job, "stdout", 6 + len(rest), 2)
+                rest += piece
+        assert rest == b"second\n"
+
+
+async def test_an_overdue_contract_is_refunded_by_the_contract_database(market: MarketOf) -> None:
+    async with market() as m:
+        job_id = await m.post(spec())
+        for stage in STAGES[:3]:
+            await stage(m.requester.ctx, job_id)
+        assert m.balance(m.requester) == units.parse_amount("100") - QUARTER
+        row = m.authority.ctx.store.find("registered_contracts", job_id, "job_id")
+        assert await m.authority.contract_database.refund_expired() == []
+        past = {**row, "deadline": "2020-01-01T00:00:00.000Z"}
+        await m.authority.ctx.store.change(lambda t: t.put("registered_contracts", past))
+        with trio.fail_after(10):
+            while m.requester.ctx.store.find("contracts", job_id, "job_id")["state"] != "refunded":
+                await trio.sleep(0.05)
+        assert m.balance(m.requester) == units.parse_amount("100")
+
+
+async def test_a_silent_requester_cannot_keep_a_provider_from_its_money(market: MarketOf) -> None:
+    async with market() as m:
+        job_id = await m.post(spec())
+        for stage in STAGES[:4]:
+            await stage(m.requester.ctx, job_id)
+        await execute.follow(m.requester.ctx, job_id)
+        row = m.provider.ctx.store.find("contracts", job_id, "job_id")
+        past = {**row, "deadline": units.utc_now()}
+        await m.provider.ctx.store.change(lambda t: t.put("contracts", past))
+        await settle.settle_overdue(m.provider.ctx)
+        assert m.balance(m.provider) == units.parse_amount("100") + QUARTER
+        await settled_with_both(m, job_id)
+        assert m.job(job_id)["state"] == "settled"
+
+
+async def test_anybody_can_repeat_the_oracles_checks_and_a_changed_byte_is_found(market: MarketOf) -> None:
+    from nunet_cli.tokenomics.contract import JobVerification
+
+    async with market() as m:
+        job_id = await m.post(spec())
+        await orchestrate_job(m.requester.ctx, job_id)
+        row = m.requester.ctx.store.find("contracts", job_id, "job_id")
+        documents = {key: msgspec.convert(row[name], Document) for key, name in
+                     (("contract", "document"), ("proof", "proof"), ("result", "result"))}  # fmt: skip
+        whole = JobVerification(row["spec"], **documents)
+        assert all(check.passed for check in verify_documents(whole))
+        for key, document in documents.items():
+            changed = Document(document.content.replace("0", "1", 1), document.signatures)
+            bad = msgspec.structs.replace(whole, **{key: changed})
+            assert not all(check.passed for check in verify_documents(bad)), key
+
+
+async def test_the_books_add_up_and_the_log_is_whole(market: MarketOf) -> None:
+    async with market() as m:
+        for command in ("true", "false"):
+            await orchestrate_job(m.requester.ctx, await m.post(spec(command)))
+        database = m.authority.contract_database
+        assert database.check_log() >= 6
+        rows = m.authority.ctx.store.table("log").all()
+        changed = {**rows[2], "entry": rows[2]["entry"].replace("admit", "forge").replace("register", "forge")}
+        await m.authority.ctx.store.change(lambda t: t.table("log").update(changed, doc_ids=[rows[2].doc_id]))
+        with pytest.raises(ContractError, match="entry 3"):
+            database.check_log()
+
+
+def test_wait_until_reports_what_did_not_happen() -> None:
+    with pytest.raises(AssertionError, match="the impossible"):
+        wait_until(lambda: False, timeout=0.1, what="the impossible")
+
+
+async def test_another_network_name_keeps_nodes_apart(tmp_path: Path) -> None:
+    lab = config(network=NetworkConfig(listen="127.0.0.1:0", discovery=False, name="lab", secret="s"))
+    async with open_node(tmp_path / "a", lab) as a, open_node(tmp_path / "b", config()) as b:
+        await b.add_peer(a.ctx.transport.describe())
+        with trio.fail_after(5):
+            while not a.ctx.transport.rejections["handshake"]:
+                await trio.sleep(0.02)
+        assert not a.ctx.transport.connected()
