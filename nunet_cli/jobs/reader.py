@@ -150,6 +150,12 @@ def _explain(text: str, document: dict[str, Any]) -> tuple[str, str, str]:
     missing = re.match(r"Object missing required field `(.+)`", message)
     if missing:
         return f"the field `{missing[1]}` is missing", path, f"add {missing[1]}: …"
+    if "matching regex" in message:
+        return (
+            "a character that is not allowed here",
+            path,
+            "use letters, digits, '.', '_' and '-', a letter or digit first",
+        )
     return message[:1].lower() + message[1:], path, ""
 
 

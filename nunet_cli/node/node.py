@@ -128,6 +128,7 @@ class Node:
         while True:
             try:
                 await settle.settle_overdue(self.ctx)
+                await settle.settle_cancelled(self.ctx)
                 if self.contract_database is not None:
                     await self.contract_database.refund_expired()
             except NunetError as error:

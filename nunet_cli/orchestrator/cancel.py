@@ -13,9 +13,9 @@ from nunet_cli.network.documents import Document
 from nunet_cli.network.messenger import Answer, Incoming
 from nunet_cli.orchestrator import execute
 from nunet_cli.orchestrator.context import Context, advance, plain, read
-from nunet_cli.orchestrator.contract import set_contract
+from nunet_cli.orchestrator.contract import check_contract, set_contract
 from nunet_cli.orchestrator.match import sent_bid
-from nunet_cli.orchestrator.messages import JobCancel, JobCancelled
+from nunet_cli.orchestrator.messages import JobCancel, JobCancelled, JobCompleted
 from nunet_cli.orchestrator.settle import settle
 
 CANCEL_LIFETIME = 14 * 86400
@@ -36,8 +36,10 @@ async def cancel(ctx: Context, job_id: str) -> dict[str, Any]:
         raise StateError(f"job {job['id']} is {job['state']}: it cannot be cancelled any more")
     if job["state"] in ("contracted", "invoked", "running", "completed"):
         return await _cancel_contract(ctx, job)
-    note = ""
     row = ctx.store.find("contracts", job["contract_id"]) if job["contract_id"] else None
+    if row is not None and row["state"] == "agreed" and await _is_recorded(ctx, job, row):
+        return await _cancel_contract(ctx, ctx.job(job["id"]))
+    note = ""
     for bid_id in job["shortlist"] if job["state"] in ("matched", "requested") else []:
         bid = ctx.store.find("bids", bid_id)
         if bid is not None and bid["resources_locked_until_timeout"]:
@@ -49,6 +51,21 @@ async def cancel(ctx: Context, job_id: str) -> dict[str, Any]:
         return advance(t, job["id"], "cancelled", {"note": note})
 
     return await ctx.store.change(change)
+
+
+async def _is_recorded(ctx: Context, job: dict[str, Any], row: dict[str, Any]) -> bool:
+    """Say whether the contract database has recorded a contract whose proof never arrived here; then take the proof."""
+    try:
+        status = await check_contract(ctx, row["id"])
+    except NunetError:
+        return False
+
+    def change(t: Transaction) -> None:
+        set_contract(t, row["id"], "proved", proof=plain(status.proof))
+        advance(t, job["id"], "contracted", {"contract_id": row["id"], "deposit": row["deposit"]})
+
+    await ctx.store.change(change)
+    return True
 
 
 async def _release(ctx: Context, bid: dict[str, Any]) -> str:
@@ -124,27 +141,51 @@ async def _on_cancel(ctx: Context, message: Incoming) -> Answer:
     contract = execute.contract_with(ctx, body.contract_id, message.sender)
     allocation = ctx.store.find("allocations", contract["id"], "contract_id")
     if allocation is None:
-        return "job_cancelled", JobCancelled(await _cancel_unstarted(ctx, contract))
-    running = ctx.running.get(allocation["id"])
-    if allocation["state"] not in ALLOCATION_ENDS and running is not None:
-        running.cancelled = True
-        running.scope.cancel()
-        with trio.move_on_after(ctx.config.limits.answer_timeout - 1):
-            await running.ended.wait()
+        try:
+            return "job_cancelled", JobCancelled(await _cancel_unstarted(ctx, contract))
+        except StateError:
+            allocation = ctx.store.find("allocations", contract["id"], "contract_id")
+            assert allocation is not None
+    with trio.move_on_after(max(1, ctx.config.limits.answer_timeout - 1)):
+        await _end_allocation(ctx, allocation["id"])
     contract = ctx.store.find("contracts", contract["id"]) or contract
     return "job_cancelled", JobCancelled(read(contract, "result", Document) if contract["result"] else None)
 
 
+async def _end_allocation(ctx: Context, allocation_id: str) -> None:
+    """End an allocation, also one whose task is just about to begin; returns once its result is signed."""
+    while True:
+        row = ctx.store.find("allocations", allocation_id)
+        if row is None or row["state"] in ALLOCATION_ENDS:
+            return
+        running = ctx.running.get(allocation_id)
+        if running is None:
+            await trio.sleep(0.02)
+            continue
+        running.cancelled = True
+        running.scope.cancel()
+        await running.ended.wait()
+
+
 async def _cancel_unstarted(ctx: Context, contract: dict[str, Any]) -> Document:
     """Sign that nothing was done, release the lock, and let nothing be started under this contract any more."""
+    if contract["result"] is not None:
+        return read(contract, "result", Document)
     document = execute.nothing_done(ctx, contract)
+    body = JobCompleted(contract["id"], document)
+    message = ctx.messenger.outbox_row(contract["requester"], "job_error", body, lifetime=CANCEL_LIFETIME)
 
     def change(t: Transaction) -> None:
+        if t.find("allocations", contract["id"], "contract_id") is not None:
+            raise StateError("the job was just started", code="just_started")
         ctx.accounting.release(t, contract["bid_id"])
         row = t.find("contracts", contract["id"])
         assert row is not None
-        t.put("contracts", {**row, "result": row["result"] or plain(document)})
+        t.put("contracts", {**row, "result": plain(document)})
+        # the answer may find nobody, when the order had to wait for this node
+        ctx.messenger.enqueue(t, message)
         t.save_event(contract["job_id"], "contract_called_off", contract_id=contract["id"])
 
     await ctx.store.change(change)
+    ctx.messenger.wake()
     return document

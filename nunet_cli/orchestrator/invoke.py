@@ -136,6 +136,9 @@ async def create_allocation(ctx: Context, body: Invocation, contract: dict[str, 
         known = t.find("allocations", contract["id"], "contract_id")
         if known is not None:
             return known
+        current = t.find("contracts", contract["id"])
+        if current is None or current["result"] is not None:
+            raise StateError("the contract was called off", code="called_off")
         ctx.accounting.allocate(t, contract["bid_id"], allocation.id, spec.resources)
         row: dict[str, Any] = msgspec.to_builtins(allocation)
         t.put("allocations", row)

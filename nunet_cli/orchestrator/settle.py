@@ -264,6 +264,20 @@ async def _on_message(ctx: Context, message: Incoming) -> None:
     await ctx.store.change(change)
 
 
+async def settle_cancelled(ctx: Context) -> None:
+    """As a requester: settle contracts of jobs called off while the provider was away, once it has answered."""
+    contracts = Query()
+    rows = ctx.store.table("contracts").search((contracts.state == "proved") & (contracts.role == "requester"))
+    for row in rows:
+        job = ctx.store.find("jobs", row["job_id"])
+        if row["result"] is None or job is None or job["state"] not in ("cancelled", "failed"):
+            continue
+        try:
+            await _close(ctx, row, await verify_job(ctx, row))
+        except NunetError as error:
+            log.info("contract %s cannot be settled yet: %s", row["id"], error)
+
+
 # -- provider ----------------------------------------------------------------------------------------------------------
 
 

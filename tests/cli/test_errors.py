@@ -38,8 +38,8 @@ def test_a_bad_specification(text: str, message: str, tmp_path: Path) -> None:
 def test_a_specification_from_standard_input_and_one_that_is_not_there(tmp_path: Path) -> None:
     text = "name: x\nexecutor: {type: process, command: ['true']}\n"
     assert nunet("job", "validate", "-", stdin=text, home=tmp_path).stdout == "stdin: valid\n"
-    assert "stdin:1: name" in refused(
-        "job", "validate", "-", stdin="name: -\nexecutor: {type: x}\n", home=tmp_path, code=2
+    assert "stdin:1: name: a character that is not allowed here" in refused(
+        "job", "validate", "-", stdin="name: '-'\n", home=tmp_path, code=2
     )
     assert "none.yaml: No such file" in refused("job", "run", "none.yaml", home=tmp_path, code=2)
 

@@ -488,3 +488,48 @@ async def test_another_network_name_keeps_nodes_apart(tmp_path: Path) -> None:
             while not a.ctx.transport.rejections["handshake"]:
                 await trio.sleep(0.02)
         assert not a.ctx.transport.connected()
+
+
+async def test_a_job_called_off_while_the_provider_is_away_is_settled_when_it_is_back(tmp_path: Path) -> None:
+    async with (
+        open_node(tmp_path / "a", config(), roles=("contract-database", "oracle")) as a,
+        open_node(tmp_path / "r", config()) as r,
+    ):
+        await r.add_peer(a.ctx.transport.describe())
+        async with open_node(tmp_path / "p", config()) as p:
+            await p.onboard(OnboardOptions(price="0.25"), None)
+            await p.add_peer(a.ctx.transport.describe())
+            await r.add_peer(p.ctx.transport.describe())
+            market = Market(r, p, a, tmp_path)
+            job_id = await market.post(spec())
+            for stage in STAGES[:3]:
+                await stage(r.ctx, job_id)
+        r.ctx.config.limits.answer_timeout = 1
+        job = await r.cancel_job(job_id)
+        assert job["state"] == "cancelled"
+        assert "it is told when it is back" in job["note"]
+        async with open_node(tmp_path / "p", config()) as p:
+            await r.add_peer(p.ctx.transport.describe())
+            with trio.fail_after(15):
+                while r.ctx.store.find("contracts", job_id, "job_id")["state"] != "refunded":
+                    await trio.sleep(0.05)
+            market = Market(r, p, a, tmp_path)
+            assert market.balance(r) == units.parse_amount("100")
+            nothing_is_left(market)
+
+
+async def test_a_contract_whose_proof_never_arrived_is_refunded_when_the_job_is_called_off(market: MarketOf) -> None:
+    async with market() as m:
+        job_id = await m.post(spec())
+        for stage in STAGES[:3]:
+            await stage(m.requester.ctx, job_id)
+        row = m.requester.ctx.store.find("contracts", job_id, "job_id")
+
+        def forget(t: Any) -> None:
+            t.put("contracts", {**row, "state": "agreed", "proof": None})
+            t.put("jobs", {**t.find("jobs", job_id), "state": "requested"})
+
+        await m.requester.ctx.store.change(forget)
+        assert (await m.requester.cancel_job(job_id))["state"] == "cancelled"
+        assert m.balance(m.requester) == units.parse_amount("100")
+        nothing_is_left(m)

@@ -1,0 +1,197 @@
+"""A hostile peer: it has a key and knows the network, and tries everything else. The node goes on for others."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from nunet_cli.config import NetworkConfig
+from nunet_cli.network.envelope import ErrorMessage, seal
+from nunet_cli.network.identity import Identity, new_identity
+from nunet_cli.network.secure_channel import SecureChannel, network_identifier, open_client
+from nunet_cli.network.transport import ACK, BLOB_DATA, BLOB_END, BLOB_GET, ENVELOPE
+from nunet_cli.node.node import Node, open_node
+from nunet_cli.orchestrator.messages import JobSync
+from nunet_cli.orchestrator.orchestrate import orchestrate_job
+from tests.conftest import config, open_market
+
+
+class Hostile:
+    """A raw secure channel to a node."""
+
+    def __init__(self, identity: Identity, channel: SecureChannel, node: Node) -> None:
+        self.identity, self.channel, self.node = identity, channel, node
+
+    @classmethod
+    async def connect(cls, node: Node, identity: Identity | None = None) -> "Hostile":
+        identity = identity or new_identity()
+        stream = await trio.open_tcp_stream("127.0.0.1", node.ctx.transport.port)
+        channel = await open_client(stream, network_identifier("nunet"), identity, node.identity.public_key, 2**24)
+        return cls(identity, channel, node)
+
+    async def send(self, kind: int, payload: bytes) -> None:
+        await self.channel.send_frame(bytes([kind]) + payload)
+
+    async def envelope(self, type_: str, body: Any, **options: Any) -> bytes:
+        to = options.pop("to", self.node.identity.did)
+        _, raw = seal(self.identity, to, type_, body, **{"lifetime": 60, **options})
+        await self.send(ENVELOPE, raw)
+        return raw
+
+    async def until(self, *kinds: int) -> tuple[int, bytes]:
+        with trio.fail_after(5):
+            while True:
+                frame = await self.channel.receive_frame()
+                if frame[0] in kinds and b'"type":"hello"' not in frame:
+                    return frame[0], frame[1:]
+
+    async def rejected(self, code: str) -> None:
+        with trio.fail_after(5):
+            while not self.node.ctx.transport.rejections[code]:
+                await trio.sleep(0.01)
+
+
+@pytest.fixture
+async def node(tmp_path: Path):  # type: ignore[no-untyped-def]
+    async with open_node(tmp_path, config()) as opened:
+        yield opened
+
+
+BODY = JobSync("contract")
+
+
+async def test_forged_replayed_mistyped_and_misdirected_messages_are_counted_by_reason(node: Node) -> None:
+    other = new_identity()
+    peer = await Hostile.connect(node)
+    await peer.envelope("job_sync", BODY, to=other.did)
+    await peer.rejected("wrong_recipient")
+    await peer.envelope("no_such_type", BODY)
+    await peer.rejected("unknown_type")
+    _, raw = seal(other, node.identity.did, "job_sync", BODY, lifetime=60)
+    await peer.send(ENVELOPE, raw)
+    await peer.rejected("wrong_sender")
+    await peer.send(ENVELOPE, b"\0" * 64 + b"{}")
+    await peer.rejected("malformed")
+    _, raw = seal(peer.identity, node.identity.did, "job_sync", BODY, lifetime=60)
+    await peer.send(ENVELOPE, raw[:64] + raw[64:].replace(b"contract", b"contracT"))
+    await peer.rejected("bad_signature")
+    await peer.send(99, b"")
+    await peer.rejected("unknown_frame")
+
+
+async def test_a_body_that_does_not_fit_is_answered_with_the_field(node: Node) -> None:
+    peer = await Hostile.connect(node)
+    await peer.envelope("job_sync", ErrorMessage("code", "text"))
+    _, answer = await peer.until(ENVELOPE)
+    document = json.loads(answer[64:])
+    assert document["type"] == "error_message"
+    assert document["body"]["code"] == "bad_body"
+
+
+async def test_a_repeated_message_gets_the_first_answer_and_the_work_is_done_once(node: Node) -> None:
+    calls = []
+
+    async def behaviour(message: Any) -> Any:
+        calls.append(message.envelope.id)
+        return "error_message", ErrorMessage("number", str(len(calls)))
+
+    node.ctx.messenger.register("count", JobSync, behaviour)
+    peer = await Hostile.connect(node)
+    raw = await peer.envelope("count", BODY)
+    _, first = await peer.until(ENVELOPE)
+    await peer.send(ENVELOPE, raw)
+    _, second = await peer.until(ENVELOPE)
+    assert first == second
+    assert len(calls) == 1
+
+
+async def test_a_handler_that_breaks_stops_nothing(node: Node) -> None:
+    async def behaviour(message: Any) -> Any:
+        raise ZeroDivisionError
+
+    node.ctx.messenger.register("breaks", JobSync, behaviour)
+    peer = await Hostile.connect(node)
+    for _ in range(3):
+        await peer.envelope("breaks", BODY)
+        _, answer = await peer.until(ENVELOPE)
+        assert json.loads(answer[64:])["body"]["code"] == "internal"
+        assert b"Zero" not in answer
+
+
+async def test_a_frame_over_the_limit_ends_that_connection_alone(node: Node) -> None:
+    good, bad = await Hostile.connect(node), await Hostile.connect(node)
+    try:
+        await bad.send(ENVELOPE, b"x" * 2**21)
+    except Exception as error:
+        assert "closed" in str(error)
+    await bad.rejected("frame_too_large")
+    await good.envelope("job_sync", BODY)
+    assert (await good.until(ENVELOPE))[0] == ENVELOPE
+
+
+async def test_a_flood_is_cut_to_the_rate(tmp_path: Path) -> None:
+    slow = config(network=NetworkConfig(listen="127.0.0.1:0", discovery=False, rate=5))
+    async with open_node(tmp_path, slow) as node:
+        peer = await Hostile.connect(node)
+        for _ in range(100):
+            await peer.send(ACK + 1, b"12345678")
+        await peer.rejected("rate")
+        other = await Hostile.connect(node)
+        await other.envelope("job_sync", BODY)
+        assert (await other.until(ENVELOPE))[0] == ENVELOPE
+
+
+async def test_connections_from_one_address_are_capped(tmp_path: Path) -> None:
+    narrow = config(network=NetworkConfig(listen="127.0.0.1:0", discovery=False, max_connections_per_address=2))
+    async with open_node(tmp_path, narrow) as node:
+        kept = [await Hostile.connect(node) for _ in range(2)]
+        with pytest.raises(Exception, match="closed"):
+            await Hostile.connect(node)
+        assert node.ctx.transport.rejections["too_many_connections"] == 1
+        assert kept
+
+
+async def test_a_silent_client_is_dropped_after_the_handshake_timeout(tmp_path: Path) -> None:
+    hasty = config(network=NetworkConfig(listen="127.0.0.1:0", discovery=False, handshake_timeout=1))
+    async with open_node(tmp_path, hasty) as node:
+        stream = await trio.open_tcp_stream("127.0.0.1", node.ctx.transport.port)
+        with trio.fail_after(5):
+            assert await stream.receive_some() == b""
+
+
+async def test_blobs_are_for_those_they_were_granted_to(node: Node) -> None:
+    cid, _ = await node.ctx.blobs.add_bytes(b"secret output")
+    peer = await Hostile.connect(node)
+    for wanted in (cid, "../identity.json", "bafkrei", ""):
+        await peer.send(BLOB_GET, json.dumps({"stream": 1, "cid": wanted, "offset": 0}).encode())
+        kind, payload = await peer.until(BLOB_DATA, BLOB_END)
+        assert kind == BLOB_END
+        assert json.loads(payload)["error"] == "not here, or not for you"
+    await node.ctx.store.change(lambda t: node.ctx.blobs.grant(t, cid, peer.identity.did))
+    await peer.send(BLOB_GET, json.dumps({"stream": 7, "cid": cid, "offset": 7}).encode())
+    kind, payload = await peer.until(BLOB_DATA, BLOB_END)
+    assert (kind, payload) == (BLOB_DATA, struct.pack(">I", 7) + b"output")
+    await peer.send(BLOB_GET, b"[" * 500)
+    await peer.rejected("malformed")
+
+
+async def test_nobody_learns_of_a_contract_that_is_not_theirs(tmp_path: Path) -> None:
+    async with open_market(tmp_path) as m:
+        from nunet_cli.jobs.reader import read_spec
+        from nunet_cli.orchestrator.post import process_job
+        from nunet_cli.tokenomics.contract import CheckContract
+
+        text = "name: x\nexecutor: {type: process, command: ['true']}\nprice: 1\n"
+        job = await process_job(m.requester.ctx, read_spec(text), folder=tmp_path)
+        job = await orchestrate_job(m.requester.ctx, job["id"])
+        for node, type_, body in (
+            (m.provider, "job_sync", JobSync(job["contract_id"])),
+            (m.authority, "check_contract", CheckContract(job["contract_id"])),
+        ):
+            peer = await Hostile.connect(node)
+            await peer.envelope(type_, body)
+            _, answer = await peer.until(ENVELOPE)
+            assert json.loads(answer[64:])["body"]["code"] == "no_contract"
