@@ -49,6 +49,7 @@ def contract(row: dict[str, Any], *, whole: bool = False) -> dict[str, Any]:
             "deposit", "deadline", "created_at", "message",
         )
     }  # fmt: skip
+    view |= {f"{role}_peer": did_text(row[role]) for role in ("requester", "provider")}
     if whole:
         view["documents"] = {key: row[key] for key in ("document", "proof", "result", "verdict", "receipt")}
     return view

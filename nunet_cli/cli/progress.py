@@ -63,11 +63,18 @@ class Follower:
                     raise
             time.sleep(0.2)
 
+    def _say(self, line: str) -> None:
+        """Print a line; above the spinner, where there is one."""
+        if self._status is None:
+            note(line)
+        else:
+            self._status.console.print(line, markup=False, soft_wrap=True)
+
     def _show(self, event: dict[str, Any]) -> None:
         line = describe(event)
         if line and not self._quiet:
             stage, text = line
-            note(f"{stage:<9} {text}")
+            self._say(f"{stage:<9} {text}")
         if self._status is not None and event["type"] in WAITING:
             self._status.update(WAITING[event["type"]])
 

@@ -70,7 +70,7 @@ def list_contracts(output: OutputOption = Format.table, quiet: QuietOption = Fal
         "contract": lambda row: row["id"],
         "job": lambda row: short(row["job_id"]),
         "as": lambda row: row["role"],
-        "with": lambda row: short(row["provider"] if row["role"] == "requester" else row["requester"]),
+        "with": lambda row: short(row["provider_peer"] if row["role"] == "requester" else row["requester_peer"]),
         "deposit": lambda row: f"{row['deposit']} NTX",
         "state": lambda row: row["state"],
         "message": lambda row: row["message"],

@@ -27,6 +27,7 @@ from nunet_cli.jobs.job import Usage
 log = logging.getLogger("nunet.executor.process")
 
 MAX_PROCESSES = 256
+EAGER_TURNS = 20
 SANDBOXED = "bubblewrap sandbox"
 _SYSTEM_FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/alternatives", "/etc/ld.so.cache")
 _LAUNCHER = Path(__file__).with_name("launcher.py")
@@ -133,7 +134,8 @@ class ProcessExecutor:
         pid = running.popen.pid
         _, status, used = await trio.to_thread.run_sync(os.wait4, pid, 0, limiter=self._limiter, abandon_on_cancel=True)
         running.returncode = running.popen.returncode = os.waitstatus_to_exitcode(status)
-        running.cpu_seconds = used.ru_utime + used.ru_stime
+        # a sandbox's init does not always pass on what it has reaped: what was seen while it ran counts, too
+        running.cpu_seconds = max(running.cpu_seconds, used.ru_utime + used.ru_stime)
         running.peak_memory = max(running.peak_memory, used.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 
     async def _watch(self, task: Task, running: _Running) -> None:
@@ -154,7 +156,7 @@ class ProcessExecutor:
                 _kill_group(running.popen.pid, signal.SIGKILL)
                 return
             turn += 1
-            await trio.sleep(POLL_INTERVAL)
+            await trio.sleep(POLL_INTERVAL if turn > EAGER_TURNS else POLL_INTERVAL / 5)
 
     async def usage(self, task: Task, handle: str) -> Usage:
         """Return what the process group has used so far."""
