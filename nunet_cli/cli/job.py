@@ -5,11 +5,10 @@ from __future__ import annotations
 import base64
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nunet_cli.api.client import ApiClient
 from nunet_cli.cli.output import (
     Format,
     OutputOption,
@@ -24,6 +23,9 @@ from nunet_cli.cli.output import (
 )
 from nunet_cli.cli.state import connect, is_embedded
 from nunet_cli.errors import EXIT_INTERRUPTED, UsageError
+
+if TYPE_CHECKING:
+    from nunet_cli.api.client import ApiClient
 
 app = typer.Typer(help="Post jobs, run them, and look at them.", no_args_is_help=True)
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nunet_cli.api.client import ApiClient, socket_path
 from nunet_cli.errors import NodeError
 
 if TYPE_CHECKING:
+    from nunet_cli.api.client import ApiClient
     from nunet_cli.config import Config
 
 
@@ -52,6 +52,9 @@ class State:
         Raises:
             NodeError: another node was named, and it does not answer.
         """
+        # imported here: http.client is a fifth of what a bare command takes to start
+        from nunet_cli.api.client import ApiClient, socket_path
+
         if self.node:
             client = ApiClient(Path(self.node))
             if not client.answers():
@@ -90,6 +93,7 @@ def connect(*, read_only: bool = False, local: bool = False) -> Iterator[ApiClie
             )
         yield client
         return
+    from nunet_cli.api.client import ApiClient
     from nunet_cli.api.embedded import EmbeddedNode
 
     config = STATE.config()

@@ -32,7 +32,7 @@ from nunet_cli.network.topics import BIDS, Topics
 from nunet_cli.network.transport import TcpTransport
 from nunet_cli.node.benchmark import Benchmark
 from nunet_cli.node.capability import CapabilityAccounting, OnboardOptions, plan_onboarding
-from nunet_cli.orchestrator import cancel, contract, execute, invoke, match, orchestrate, request, settle
+from nunet_cli.orchestrator import allocation, cancel, contract, execute, invoke, match, orchestrate, request, settle
 from nunet_cli.orchestrator.context import Context
 from nunet_cli.tokenomics.contract_database import ContractDatabase
 from nunet_cli.tokenomics.oracle import Oracle
@@ -90,7 +90,7 @@ class Node:
             address = ctx.transport.advertised()
             self._discovery = Discovery(ctx.identity, ctx.transport.network_id, address, self._on_discovered)
             ctx.nursery.start_soon(self._discovery.run, ctx.topics.roles)
-        await execute.recover_allocations(ctx)
+        await allocation.recover_allocations(ctx)
         ctx.nursery.start_soon(self._housekeep)
         ctx.nursery.start_soon(self._watch_executors)
         for row in ctx.store.table("jobs").all():
@@ -199,11 +199,11 @@ class Node:
         await self._announce()
         while self.ctx.running:
             running = list(self.ctx.running.values())
-            for allocation in running if force else []:
-                allocation.cancelled = True
-                allocation.scope.cancel()
-            for allocation in running:
-                await allocation.ended.wait()
+            for one in running if force else []:
+                one.cancelled = True
+                one.scope.cancel()
+            for one in running:
+                await one.ended.wait()
 
     def get_allocation(self, allocation_id: str) -> dict[str, Any]:
         """Return an allocation of this node's by id or unambiguous prefix."""

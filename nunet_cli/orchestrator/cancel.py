@@ -12,6 +12,7 @@ from nunet_cli.jobs.states import ALLOCATION_ENDS, JOB_ENDS
 from nunet_cli.network.documents import Document
 from nunet_cli.network.messenger import Answer, Incoming
 from nunet_cli.orchestrator import execute
+from nunet_cli.orchestrator.allocation import nothing_done
 from nunet_cli.orchestrator.context import Context, advance, plain, read
 from nunet_cli.orchestrator.contract import check_contract, set_contract
 from nunet_cli.orchestrator.match import sent_bid
@@ -171,7 +172,7 @@ async def _cancel_unstarted(ctx: Context, contract: dict[str, Any]) -> Document:
     """Sign that nothing was done, release the lock, and let nothing be started under this contract any more."""
     if contract["result"] is not None:
         return read(contract, "result", Document)
-    document = execute.nothing_done(ctx, contract)
+    document = nothing_done(ctx, contract)
     body = JobCompleted(contract["id"], document)
     message = ctx.messenger.outbox_row(contract["requester"], "job_error", body, lifetime=CANCEL_LIFETIME)
 

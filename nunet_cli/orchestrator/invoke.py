@@ -15,7 +15,7 @@ from nunet_cli.network.blobs import Blobs
 from nunet_cli.network.documents import Document
 from nunet_cli.network.identity import content_id
 from nunet_cli.network.messenger import Answer, Incoming
-from nunet_cli.orchestrator import execute
+from nunet_cli.orchestrator.allocation import run_allocation
 from nunet_cli.orchestrator.context import Context, advance, plain, read
 from nunet_cli.orchestrator.contract import check_proof, set_contract
 from nunet_cli.orchestrator.messages import AllocationStartSuccess, Invocation
@@ -102,7 +102,7 @@ async def _on_invocation(ctx: Context, message: Incoming) -> Answer:
     if known is None:
         _check_invocation(body, document)
         known = await create_allocation(ctx, body, row)
-        ctx.nursery.start_soon(execute.run_allocation, ctx, known["id"])
+        ctx.nursery.start_soon(run_allocation, ctx, known["id"])
     return "allocation_start_success", AllocationStartSuccess(row["id"], known["id"], known["state"])
 
 
