@@ -1,0 +1,89 @@
+"""Content-addressed transfer between two nodes: whole, checked, and resumed after a cut."""
+
+import os
+from pathlib import Path
+
+import pytest
+import trio
+
+from nunet_cli.errors import NotFoundError, PeerError, RejectedMessageError
+from nunet_cli.network.blobs import CHUNK
+from nunet_cli.network.identity import content_id
+from nunet_cli.network.transport import BLOB_DATA
+from nunet_cli.node.node import Node, open_node
+from tests.conftest import config
+
+SIZE = 20 * CHUNK + 17
+
+
+async def give(node: Node, data: bytes, receiver: Node) -> str:
+    cid, _ = await node.ctx.blobs.add_bytes(data)
+    await node.ctx.store.change(lambda t: node.ctx.blobs.grant(t, cid, receiver.identity.did))
+    return cid
+
+
+async def test_a_blob_arrives_whole_with_progress(tmp_path: Path) -> None:
+    data = os.urandom(SIZE)
+    async with open_node(tmp_path / "a", config()) as a, open_node(tmp_path / "b", config()) as b:
+        await b.add_peer(a.ctx.transport.describe())
+        cid = await give(a, data, b)
+        seen: list[int] = []
+        path = await b.ctx.blobs.fetch(a.identity.did, cid, SIZE, seen.append)
+        assert path.read_bytes() == data
+        assert seen == sorted(seen)
+        assert seen[-1] == SIZE
+
+
+async def test_a_transfer_that_was_cut_goes_on_where_it_was(tmp_path: Path) -> None:
+    data = os.urandom(SIZE)
+    async with open_node(tmp_path / "a", config()) as a, open_node(tmp_path / "b", config()) as b:
+        await b.add_peer(a.ctx.transport.describe())
+        cid = await give(a, data, b)
+        arrived: list[int] = []
+
+        def cut(count: int) -> None:
+            arrived.append(count)
+            if len(arrived) == 5:
+                connection = b.ctx.transport.connection(a.identity.public_key)
+                assert connection is not None
+                connection.scope.cancel()
+
+        path = await b.ctx.blobs.fetch(a.identity.did, cid, SIZE, cut)
+        assert path.read_bytes() == data
+        # nothing was sent twice: the count never went back
+        assert arrived == sorted(set(arrived))
+
+
+async def test_what_is_not_what_was_asked_for_is_refused_and_thrown_away(tmp_path: Path) -> None:
+    async with open_node(tmp_path / "a", config()) as a, open_node(tmp_path / "b", config()) as b:
+        await b.add_peer(a.ctx.transport.describe())
+        cid = await give(a, b"honest", b)
+        a.ctx.blobs.path(cid).write_bytes(b"liar!!")
+        with pytest.raises(RejectedMessageError) as caught:
+            await b.ctx.blobs.fetch(a.identity.did, cid, 6)
+        assert caught.value.code == "wrong_content"
+        assert not list((tmp_path / "b" / "blobs" / "partial").iterdir())
+
+
+async def test_more_than_was_announced_is_refused(tmp_path: Path) -> None:
+    async with open_node(tmp_path / "a", config()) as a, open_node(tmp_path / "b", config()) as b:
+        await b.add_peer(a.ctx.transport.describe())
+        cid = await give(a, b"x" * 1000, b)
+        with pytest.raises(RejectedMessageError, match="more than 10 bytes"):
+            await b.ctx.blobs.fetch(a.identity.did, cid, 10)
+
+
+async def test_a_blob_that_is_not_given_is_an_error_of_the_peers(tmp_path: Path) -> None:
+    async with open_node(tmp_path / "a", config()) as a, open_node(tmp_path / "b", config()) as b:
+        await b.add_peer(a.ctx.transport.describe())
+        with pytest.raises(PeerError, match="not here, or not for you"):
+            await b.ctx.blobs.fetch(a.identity.did, content_id(b"nowhere"), 7)
+        with pytest.raises(NotFoundError):
+            await b.ctx.blobs.fetch(a.identity.did, "../../etc/passwd", 7)
+        # data that nobody asked for is dropped
+        await a.ctx.transport.wait_connected(b.identity.public_key)
+        connection = a.ctx.transport.connection(b.identity.public_key)
+        assert connection is not None
+        await connection.send(BLOB_DATA, b"\0\0\0\1garbage")
+        with trio.fail_after(5):
+            assert await b.ctx.transport.ping(a.identity.public_key) > 0
