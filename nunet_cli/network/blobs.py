@@ -13,7 +13,8 @@ import os
 import shutil
 import struct
 import tempfile
-from collections import Counter
+import weakref
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +55,9 @@ class Blobs:
         self._limiter = trio.CapacityLimiter(4)
         self._downloads: dict[int, _Download] = {}
         self._next_stream = 1
+        self._one_fetch: weakref.WeakValueDictionary[str, trio.Lock] = weakref.WeakValueDictionary()
+        # one fewer than a peer serves at once, as it counts a stream until its last frame has left
+        self._slots: defaultdict[str, trio.Semaphore] = defaultdict(lambda: trio.Semaphore(MAX_STREAMS_PER_PEER - 1))
         self._serving: Counter[bytes] = Counter()
         self._nursery: trio.Nursery | None = None
         if transport is not None:
@@ -158,6 +162,11 @@ class Blobs:
             PeerError: the peer does not give it, or stalls too often.
             RejectedMessageError: what arrived is something else.
         """
+        # two jobs may want the same blob: one fetches it, the other finds it here
+        async with self._one_fetch.setdefault(cid, trio.Lock()), self._slots[did]:
+            return await self._fetch(did, cid, size, progress)
+
+    async def _fetch(self, did: str, cid: str, size: int, progress: Progress | None) -> Path:
         path = self.path(cid)
         self._partial.mkdir(parents=True, exist_ok=True, mode=0o700)
         partial = self._partial / cid
@@ -193,28 +202,31 @@ class Blobs:
         try:
             request = json.dumps({"stream": stream, "cid": cid, "offset": arrived}).encode()
             await connection.send(BLOB_GET, request)
+            too_much = False
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_close_with, connection, sending)
-                while arrived < size:
-                    with trio.fail_after(STALL_TIMEOUT):
+                # nothing is raised in here: it would come out of the nursery as a group
+                with trio.CancelScope() as patience:
+                    while arrived < size and not too_much:
+                        patience.deadline = trio.current_time() + STALL_TIMEOUT
                         try:
                             chunk = await receiving.receive()
                         except trio.EndOfChannel:
                             break
-                    arrived += len(chunk)
-                    if arrived > size:
-                        raise RejectedMessageError(f"{short(did)} sends more than {size} bytes", code="wrong_content")
-                    file.write(chunk)
-                    if progress is not None:
-                        progress(arrived)
+                        arrived += len(chunk)
+                        too_much = arrived > size
+                        if not too_much:
+                            file.write(chunk)
+                            if progress is not None:
+                                progress(arrived)
                 nursery.cancel_scope.cancel()
+            if too_much:
+                file.truncate(0)
+                raise RejectedMessageError(f"{short(did)} sends more than {size} bytes", code="wrong_content")
+            if patience.cancelled_caught:
+                raise trio.TooSlowError
             file.flush()
             await trio.to_thread.run_sync(os.fsync, file.fileno(), limiter=self._limiter)
-        except* RejectedMessageError as group:
-            file.truncate(0)
-            raise group.exceptions[0] from None
-        except* trio.TooSlowError:
-            raise trio.TooSlowError from None
         finally:
             del self._downloads[stream]
             sending.close()

@@ -87,3 +87,25 @@ async def test_a_blob_that_is_not_given_is_an_error_of_the_peers(tmp_path: Path)
         await connection.send(BLOB_DATA, b"\0\0\0\1garbage")
         with trio.fail_after(5):
             assert await b.ctx.transport.ping(a.identity.public_key) > 0
+
+
+async def test_two_who_want_the_same_blob_at_once_both_get_it(tmp_path: Path) -> None:
+    data = os.urandom(SIZE)
+    async with open_node(tmp_path / "a", config()) as a, open_node(tmp_path / "b", config()) as b:
+        await b.add_peer(a.ctx.transport.describe())
+        cid = await give(a, data, b)
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(b.ctx.blobs.fetch, a.identity.did, cid, SIZE)
+        assert b.ctx.blobs.path(cid).read_bytes() == data
+
+
+async def test_many_blobs_at_once_wait_for_their_turn(tmp_path: Path) -> None:
+    async with open_node(tmp_path / "a", config()) as a, open_node(tmp_path / "b", config()) as b:
+        await b.add_peer(a.ctx.transport.describe())
+        blobs = [os.urandom(3 * CHUNK) for _ in range(12)]
+        cids = [await give(a, data, b) for data in blobs]
+        async with trio.open_nursery() as nursery:
+            for cid in cids:
+                nursery.start_soon(b.ctx.blobs.fetch, a.identity.did, cid, 3 * CHUNK)
+        assert [b.ctx.blobs.path(cid).read_bytes() for cid in cids] == blobs
