@@ -82,6 +82,9 @@ class Executor(Protocol):
     async def probe(self) -> Probe:
         """Say whether this executor works here."""
 
+    async def refusal(self, image: str) -> str:
+        """Say why an image cannot run here, or nothing; asked before a bid is made."""
+
     async def prepare(self, task: Task) -> None:
         """Make ready what the start needs, such as an image."""
 

@@ -32,6 +32,7 @@ STOP_SECONDS = 2
 ENGINE_TIMEOUT = 30
 NOBODY = 65534
 CALL_TIMEOUT = 60.0
+PROBE_TIMEOUT = 5.0
 
 
 class DockerExecutor:
@@ -50,16 +51,41 @@ class DockerExecutor:
         if not self._config.enabled:
             return Probe(False, "off in the configuration")
         try:
-            version = await self._call(lambda: self._engine().version()["Version"], timeout=5.0)
+            version = await self._call(lambda: self._engine().version()["Version"], timeout=PROBE_TIMEOUT)
         except (ExecutorError, trio.TooSlowError) as error:
             self._client = None
             return Probe(False, str(error) or "the engine does not answer")
         return Probe(True, f"Docker Engine {version}")
 
+    async def refusal(self, image: str) -> str:
+        """Say whether the allow-list leaves an image out, or it is not here and may not be pulled."""
+        if not self._is_allowed(image):
+            return "this provider does not run the image"
+        if self._config.pull:
+            return ""
+
+        def look() -> str:
+            import docker.errors
+
+            try:
+                self._engine().images.get(image)
+            except docker.errors.ImageNotFound:
+                return "the image is not on this provider"
+            return ""
+
+        try:
+            return await self._call(look, timeout=PROBE_TIMEOUT)
+        except (ExecutorError, trio.TooSlowError) as error:
+            return str(error) or "the engine does not answer"
+
+    def _is_allowed(self, image: str) -> bool:
+        patterns = self._config.images
+        return not patterns or any(fnmatch.fnmatchcase(image, pattern) for pattern in patterns)
+
     async def prepare(self, task: Task) -> None:
         """Check the image against the allow-list, and pull it if it is not here and pulling is allowed."""
         image = task.spec.image
-        if self._config.images and not any(fnmatch.fnmatchcase(image, pattern) for pattern in self._config.images):
+        if not self._is_allowed(image):
             raise ExecutorError(f"this provider does not run the image {image}", code="image_not_allowed")
 
         def ready() -> None:

@@ -15,6 +15,10 @@ class NullExecutor:
         """Always works."""
         return Probe(True, "does nothing")
 
+    async def refusal(self, image: str) -> str:
+        """There are no images here."""
+        return ""
+
     async def prepare(self, task: Task) -> None:
         """Nothing to prepare."""
 

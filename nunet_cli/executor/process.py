@@ -67,6 +67,10 @@ class ProcessExecutor:
             self._sandbox = await trio.to_thread.run_sync(_try_sandbox, limiter=self._limiter)
         return self._sandbox
 
+    async def refusal(self, image: str) -> str:
+        """There are no images here."""
+        return ""
+
     async def prepare(self, task: Task) -> None:
         """Refuse a job that needs a sandbox where there is none."""
         if task.sandbox and not await self.can_sandbox():

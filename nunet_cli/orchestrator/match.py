@@ -14,7 +14,7 @@ from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NoBidError, NunetError, PeerError, RejectedMessageError, StateError
 from nunet_cli.executor.process import SANDBOXED
 from nunet_cli.jobs.capability import Capability, PriceBid
-from nunet_cli.jobs.job import Bid, BidRequest, CapabilityComparison, Decline, TimeBid
+from nunet_cli.jobs.job import Bid, BidRequest, CapabilityComparison, Comparison, Decline, TimeBid
 from nunet_cli.jobs.spec import decode_spec, required_capability, total_price
 from nunet_cli.matching.accept import accept
 from nunet_cli.matching.compare import compare
@@ -266,7 +266,7 @@ async def _on_bid_request(ctx: Context, message: Incoming) -> Answer:
     request: BidRequest = message.body
     if request.requester.did != message.sender:
         raise RejectedMessageError("the bid request is not the sender's own", code="wrong_sender")
-    comparison, price = assess(ctx, request)
+    comparison, price = assess(ctx, request, await _compare_image(ctx, request))
     bid = create_bid(ctx, request, comparison, price) if comparison.verdict == "accept" else None
 
     def change(t: Transaction) -> bool:
@@ -290,13 +290,28 @@ async def _on_bid_request(ctx: Context, message: Incoming) -> Answer:
     return "bid", msgspec.structs.replace(bid, resources_locked_until_timeout=locked)
 
 
-def assess(ctx: Context, request: BidRequest) -> tuple[CapabilityComparison, PriceBid]:
-    """Compare a request with what this provider has left now, and decide; return the comparison and the price."""
+async def _compare_image(ctx: Context, request: BidRequest) -> tuple[Comparison, ...]:
+    """Compare the image that a job needs with those that can run here; nothing where there is none to compare."""
+    names = request.required_capability.executors
+    executor = ctx.executors.get(names[0]) if names and names[0] in ctx.available_executors else None
+    if executor is None or not request.image:
+        return ()
+    reason = await executor.refusal(request.image)
+    return (Comparison("executor.image", "worse" if reason else "equal", request.image, "", "", reason),)
+
+
+def assess(
+    ctx: Context, request: BidRequest, more: tuple[Comparison, ...] = ()
+) -> tuple[CapabilityComparison, PriceBid]:
+    """Compare a request with what this provider has left now, and decide; return the comparison and the price.
+
+    `more` are comparisons that the caller had to wait for.
+    """
     required = request.required_capability
     price = ctx.accounting.price()
     cost = total_price(units.parse_amount(price.amount), price.time_unit, max(1, required.time.max))
     available = offer_to(ctx, request.requester.did, cost)
-    fields = compare(required, available)
+    fields = compare(required, available) + more
     return accept(fields, ctx.accounting.preferences(), requester=request.requester.did, price=cost), price
 
 

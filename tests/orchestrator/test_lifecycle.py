@@ -27,7 +27,7 @@ from nunet_cli.orchestrator import contract, execute, invoke, match, request, se
 from nunet_cli.orchestrator.orchestrate import orchestrate_job
 from nunet_cli.tokenomics.contract import FULFILLED
 from nunet_cli.tokenomics.oracle import verify_documents
-from tests.conftest import Market, config, open_market, wait_until
+from tests.conftest import Market, config, needs_docker, open_market, wait_until
 
 MarketOf = Callable[..., Any]
 STAGES = (match.match, request.request, contract.close_contract, invoke.invoke, settle.settle)
@@ -533,3 +533,13 @@ async def test_a_contract_whose_proof_never_arrived_is_refunded_when_the_job_is_
         assert (await m.requester.cancel_job(job_id))["state"] == "cancelled"
         assert m.balance(m.requester) == units.parse_amount("100")
         nothing_is_left(m)
+
+
+@pytest.mark.docker
+@needs_docker
+async def test_an_image_that_is_not_there_is_declined_before_any_contract(market: MarketOf) -> None:
+    async with market() as m:
+        job_id = await m.post(spec(executor={"type": "docker", "image": "no-such-image:1"}))
+        with pytest.raises(NoBidError) as caught:
+            await match.match(m.requester.ctx, job_id)
+        assert caught.value.details["answers"][0]["reasons"] == ["executor.image: the image is not on this provider"]
