@@ -98,11 +98,12 @@ def parse_time(text: str) -> datetime:
     """
     try:
         when = datetime.fromisoformat(text)
-    except ValueError:
+        if when.tzinfo is None:
+            raise UsageError(f"a time needs a zone: {text!r}", hint="add Z for UTC")
+        return when.astimezone(UTC)
+    except (ValueError, OverflowError):
+        # the first and the last hours of the calendar cannot be told in another zone
         raise UsageError(f"not a time: {text!r}", hint="write RFC 3339, for example 2030-01-31T12:00:00Z") from None
-    if when.tzinfo is None:
-        raise UsageError(f"a time needs a zone: {text!r}", hint="add Z for UTC")
-    return when.astimezone(UTC)
 
 
 def utc_now() -> str:

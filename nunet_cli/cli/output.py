@@ -94,7 +94,7 @@ def table(rows: list[list[str]], headers: list[str]) -> None:
     for header in headers:
         grid.add_column(header.upper(), no_wrap=header in ("id", "job", "peer", "contract"), overflow="fold")
     for row in rows:
-        grid.add_row(*(Text(cell) for cell in row))
+        grid.add_row(*(Text(clean(cell)) for cell in row))
     out = console()
     lines = out.render_lines(grid, pad=False)
     for line in lines:
@@ -107,7 +107,7 @@ def table(rows: list[list[str]], headers: list[str]) -> None:
 
 def fields(pairs: dict[str, Any]) -> None:
     """Print names and values below each other, leaving out what is empty."""
-    shown = {name: _text(value) for name, value in pairs.items() if value not in (None, "", [], {})}
+    shown = {name: clean(_text(value)) for name, value in pairs.items() if value not in (None, "", [], {})}
     width = max((len(name) for name in shown), default=0)
     for name, value in shown.items():
         typer.echo(f"{name:<{width}}  {value}")
@@ -123,9 +123,16 @@ def _text(value: Any) -> str:
     return str(value)
 
 
+def clean(text: str) -> str:
+    """Return a text without control characters: what a peer wrote must not command the terminal."""
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
+
+
 def note(text: str) -> None:
     """Say something to the person, on stderr."""
-    typer.echo(text, err=True)
+    typer.echo(clean(text), err=True)
 
 
 def report(error: NunetError) -> None:

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from nunet_cli.api.client import ApiClient
-from nunet_cli.cli.output import console, note, short
+from nunet_cli.cli.output import clean, console, note, short
 from nunet_cli.errors import NodeError, NunetError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Follower:
         if self._status is None:
             note(line)
         else:
-            self._status.console.print(line, markup=False, soft_wrap=True)
+            self._status.console.print(clean(line), markup=False, soft_wrap=True)
 
     def _show(self, event: dict[str, Any]) -> None:
         line = describe(event)

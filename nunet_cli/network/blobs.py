@@ -281,7 +281,7 @@ class Blobs:
                     while chunk := await file.read(CHUNK):
                         await connection.send(BLOB_DATA, struct.pack(">I", stream) + chunk)
             await connection.send(BLOB_END, json.dumps({"stream": stream, "error": error}).encode())
-        except (PeerError, NunetError, OSError) as problem:
+        except (NunetError, OSError) as problem:
             log.info("sending %s to %s ended: %s", cid, peer.peer_id, problem)
         finally:
             self._serving[peer.public_key] -= 1

@@ -253,6 +253,8 @@ class Messenger:
                 await self._store.change(lambda t: t.table("outbox").remove(Query().id == row["id"]))
         except PeerError:
             pass
+        except Exception:
+            log.exception("a %s to %s could not be delivered", row["type"], short(row["to"]))
         finally:
             del self._pending[row["id"]]
             self._delivering.discard(row["id"])
@@ -329,6 +331,9 @@ class Messenger:
                 await connection.send(ACK, envelope.id.encode())
         except PeerError:
             pass
+        except Exception:
+            # the store, for example: the sender repeats the message, and a repetition may find things better
+            log.exception("a %s from %s could not be answered", envelope.type, short(envelope.from_))
         finally:
             self._in_progress[envelope.from_].discard(envelope.id)
             if not self._in_progress[envelope.from_]:

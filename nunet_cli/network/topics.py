@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from nunet_cli.errors import PeerError
 from nunet_cli.jobs.job import Id
 from nunet_cli.network.envelope import seal
 from nunet_cli.network.identity import Identity, key_from_did
@@ -54,7 +56,8 @@ class Topics:
         for peer in self._peers:
             connection = self._transport.connection(peer.public_key)
             if connection is not None:
-                await self._introduce(connection)
+                with suppress(PeerError):
+                    await self._introduce(connection)
 
     def subscribers(self, topic: str) -> list[Peer]:
         """Return the connected peers that subscribe to a topic."""

@@ -254,13 +254,7 @@ class TcpTransport:
         self.peers.seen(peer)
         try:
             with connection.scope:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._write, connection)
-                    nursery.start_soon(self._keep_alive, connection)
-                    for hook in self.on_connect:
-                        nursery.start_soon(hook, connection)
-                    await self._read(connection)
-                    nursery.cancel_scope.cancel()
+                await self._converse(connection)
         finally:
             connection.close()
             connection.closed.set()
@@ -275,6 +269,22 @@ class TcpTransport:
                 patience.shield = True
                 await channel.goodbye()
             await trio.aclose_forcefully(stream)
+
+    async def _converse(self, connection: Connection) -> None:
+        """Run a connection's tasks; whatever goes wrong in them ends this connection, and nothing else."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write, connection)
+                nursery.start_soon(self._keep_alive, connection)
+                for hook in self.on_connect:
+                    nursery.start_soon(hook, connection)
+                await self._read(connection)
+                nursery.cancel_scope.cancel()
+        except* PeerError:
+            log.debug("the connection to %s closed while something was sent", connection.peer.peer_id)
+        except* Exception:
+            self.rejections["internal"] += 1
+            log.exception("the connection to %s failed", connection.peer.peer_id)
 
     async def _write(self, connection: Connection) -> None:
         try:

@@ -113,7 +113,10 @@ class Node:
     async def _watch_executors(self) -> None:
         while True:
             await trio.sleep(PROBE_INTERVAL)
-            await self.probe_executors()
+            try:
+                await self.probe_executors()
+            except Exception:
+                log.exception("probing the executors")
 
     async def _announce(self) -> None:
         roles = self.roles
@@ -131,8 +134,9 @@ class Node:
                 await settle.settle_cancelled(self.ctx)
                 if self.contract_database is not None:
                     await self.contract_database.refund_expired()
-            except NunetError as error:
-                log.warning("housekeeping: %s", error)
+            except Exception:
+                # what fails now, a full disk for example, is tried again
+                log.exception("housekeeping")
             await trio.sleep(HOUSEKEEPING_INTERVAL)
 
     # -- jobs --------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,13 @@ async def run_allocation(ctx: Context, allocation_id: str, *, attached: bool = F
     running = ctx.running[allocation_id] = Running(task, ctx.executors[spec.executor.type])
     try:
         with running.scope:
-            await _run(ctx, running, row, spec, attached=attached)
+            try:
+                await _run(ctx, running, row, spec, attached=attached)
+            except Exception as error:
+                # an engine that goes away, a full disk: the requester is told, and the node goes on
+                log.exception("allocation %s failed", row["id"])
+                with trio.CancelScope(shield=True):
+                    await _end_broken(ctx, running, row, error)
         if running.cancelled:
             with trio.CancelScope(shield=True):
                 await _end_cancelled(ctx, running, row)
@@ -161,7 +168,8 @@ async def _wait(ctx: Context, running: Running, row: dict[str, Any], started_at:
 
 async def _beat(ctx: Context, running: Running, row: dict[str, Any]) -> None:
     while True:
-        await job_update(ctx, running, row)
+        with suppress(NunetError, trio.TooSlowError):
+            await job_update(ctx, running, row)
         await trio.sleep(ctx.config.limits.heartbeat)
 
 
@@ -221,6 +229,20 @@ def _failure(
         started_at=started_at or units.utc_now(), ended_at=units.utc_now(), reason=reason, message=message[:4000],
         fault=fault,
     )  # fmt: skip
+
+
+async def _end_broken(ctx: Context, running: Running, row: dict[str, Any], error: Exception) -> None:
+    with suppress(NunetError, trio.TooSlowError):
+        if row["handle"]:
+            await running.executor.stop(running.task, row["handle"])
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    message = f"the provider could not go on: {error}"
+    try:
+        await _finish(ctx, running, row, _failure(row, row["started_at"], "provider_error", message, fault="provider"))
+    except Exception:
+        # found again, and reported, when the node starts the next time
+        log.exception("the end of allocation %s could not be recorded", row["id"])
 
 
 async def _end_cancelled(ctx: Context, running: Running, row: dict[str, Any]) -> None:

@@ -543,3 +543,17 @@ async def test_an_image_that_is_not_there_is_declined_before_any_contract(market
         with pytest.raises(NoBidError) as caught:
             await match.match(m.requester.ctx, job_id)
         assert caught.value.details["answers"][0]["reasons"] == ["executor.image: the image is not on this provider"]
+
+
+async def test_an_executor_that_breaks_fails_the_job_and_not_the_node(market: MarketOf) -> None:
+    async with market() as m:
+
+        async def breaks(*_: Any) -> Any:
+            raise RuntimeError("the engine went away")
+
+        m.provider.ctx.executors["process"].wait = breaks
+        job = await orchestrate_job(m.requester.ctx, job_id := await m.post(spec("sleep 60")))
+        assert (job["state"], job["error"]["code"]) == ("failed", "provider_error")
+        assert "the engine went away" in job["error"]["message"]
+        await settled_with_both(m, job_id)
+        nothing_is_left(m)

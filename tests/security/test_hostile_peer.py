@@ -195,3 +195,36 @@ async def test_nobody_learns_of_a_contract_that_is_not_theirs(tmp_path: Path) ->
             await peer.envelope(type_, body)
             _, answer = await peer.until(ENVELOPE)
             assert json.loads(answer[64:])["body"]["code"] == "no_contract"
+
+
+async def test_times_at_the_edge_of_the_calendar_are_refused_like_others(node: Node) -> None:
+    peer = await Hostile.connect(node)
+    _, raw = seal(peer.identity, node.identity.did, "job_sync", BODY, lifetime=60)
+    document = json.loads(raw[64:])
+    for field in ("sent_at", "expires_at"):
+        for edge in ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"):
+            text = json.dumps({**document, field: edge}).encode()
+            before = node.ctx.transport.rejections["malformed"]
+            await peer.send(ENVELOPE, peer.identity.sign(b"nunet-envelope-v1\n" + text) + text)
+            with trio.fail_after(5):
+                while node.ctx.transport.rejections["malformed"] == before:
+                    await trio.sleep(0.01)
+
+
+async def test_what_nobody_foresaw_ends_one_connection_and_not_the_node(node: Node) -> None:
+    async def breaks(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    node.ctx.transport.on_frame[200] = breaks
+    bad, good = await Hostile.connect(node), await Hostile.connect(node)
+    await bad.send(200, b"")
+    await bad.rejected("internal")
+    await good.envelope("job_sync", BODY)
+    assert (await good.until(ENVELOPE))[0] == ENVELOPE
+
+
+def test_what_a_peer_wrote_does_not_command_the_terminal() -> None:
+    from nunet_cli.cli.output import clean
+
+    assert "\x1b" not in clean("\x1b[2Jgone\x07\r")
+    assert clean("fine: ünï\tlines\n") == "fine: ünï\tlines\n"
