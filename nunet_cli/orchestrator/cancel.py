@@ -41,9 +41,10 @@ async def cancel(ctx: Context, job_id: str) -> dict[str, Any]:
     if row is not None and row["state"] == "agreed" and await _is_recorded(ctx, job, row):
         return await _cancel_contract(ctx, ctx.job(job["id"]))
     note = ""
-    for bid_id in job["shortlist"] if job["state"] in ("matched", "requested") else []:
+    for place, bid_id in enumerate(job["shortlist"] if job["state"] in ("matched", "requested") else []):
         bid = ctx.store.find("bids", bid_id)
-        if bid is not None and bid["resources_locked_until_timeout"]:
+        # the one that was asked last may have locked, and its answer may never have arrived
+        if bid is not None and (bid["resources_locked_until_timeout"] or place == job["place"]):
             note = await _release(ctx, bid) or note
 
     def change(t: Transaction) -> dict[str, Any]:

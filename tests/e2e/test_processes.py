@@ -154,7 +154,7 @@ def test_kill_9_after_any_stage_loses_nothing(processes: Processes, tmp_path: Pa
     nothing_is_left(processes)
 
 
-@pytest.mark.parametrize("when", ["match", "contract", "execute"])
+@pytest.mark.parametrize("when", ["match", "request", "contract", "invoke", "execute"])
 def test_ctrl_c_leaves_nothing_behind(processes: Processes, tmp_path: Path, when: str) -> None:
     spec = job_file(tmp_path, "sleep 60")
     process = subprocess.Popen(
