@@ -113,7 +113,7 @@ def describe(event: dict[str, Any]) -> tuple[str, str] | None:
         return "execute", f"{data['count']} output files fetched and checked ({data['bytes']} bytes with the logs)"
     if kind == "job_verified":
         return "settle", f"verified by the oracle ({data.get('checks', 'all')} checks)"
-    if kind in ("job_settled", "job_cancelled") and "paid" in data:
+    if kind in ("job_settled", "job_cancelled", "job_failed") and "paid" in data:
         back = f", {data['refunded']} NTX returned" if data.get("refunded", "0") != "0" else ""
         return "settle", f"{kind.removeprefix('job_')}: {data['paid']} NTX paid{back}"
     if kind == "message":

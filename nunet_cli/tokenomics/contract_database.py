@@ -268,7 +268,8 @@ class ContractDatabase:
             t.put("registered_contracts", row)
             t.save_event(contract.job_id, f"contract_{outcome}", contract_id=contract_id, paid=units.format_amount(due))
             for did in (contract.requester, contract.provider):
-                told = Message(contract_id, reason, receipt, units.format_amount(ledger.balance(t, did)))
+                text = reason if reason == FULFILLED else f"Contract {outcome}: {reason}"
+                told = Message(contract_id, text, receipt, units.format_amount(ledger.balance(t, did)))
                 self._messenger.enqueue(t, self._messenger.outbox_row(did, "message", told, lifetime=MESSAGE_LIFETIME))
             return receipt
 
