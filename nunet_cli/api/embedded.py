@@ -85,7 +85,7 @@ class EmbeddedNode:
         await run_node(
             self._home, self._config, passphrase=self._passphrase, ready=ready,
             until=lambda node: node.stop_requested.wait(), read_only=self._read_only, local=self._local,
-            socket=self.socket,
+            socket=self.socket, announce=False,
         )  # fmt: skip
 
 

@@ -82,6 +82,7 @@ async def run_node(
     until: Callable[[Node], Any],
     read_only: bool = False,
     local: bool = False,
+    announce: bool = True,
     socket: Path | None = None,
 ) -> Any:
     """Run a node with its API until `until` returns; return what it returns.
@@ -95,13 +96,16 @@ async def run_node(
         until: an async function of the node; the node stops when it ends.
         read_only: only look at the store.
         local: run a provider and an authority beside it, on loopback, in homes of their own below this one.
+        announce: whether mDNS tells others of this node.
         socket: where to serve, instead of the home's own socket.
     """
     async with contextlib.AsyncExitStack() as stack:
         if local:
             config = await _open_local_market(stack, home, config)
         node = await stack.enter_async_context(
-            open_node(home, config, roles=roles, passphrase=passphrase, read_only=read_only, isolated=local)
+            open_node(
+                home, config, roles=roles, passphrase=passphrase, read_only=read_only, isolated=local, announce=announce
+            )
         )
         await stack.enter_async_context(served(node, socket or socket_path(home)))
         try:

@@ -22,7 +22,7 @@ from nunet_cli.cli.output import (
     table,
 )
 from nunet_cli.cli.state import connect, is_embedded
-from nunet_cli.errors import EXIT_INTERRUPTED, UsageError
+from nunet_cli.errors import EXIT_INTERRUPTED, NunetError, UsageError
 
 if TYPE_CHECKING:
     from nunet_cli.api.client import ApiClient
@@ -144,9 +144,17 @@ def _interrupted(client: ApiClient, row: dict[str, Any], *, embedded: bool) -> N
         note(f"\nnunet: job {job['id']} ({job['state']}) goes on in the running node")
         note(f"follow it with: nunet job run --job {job['id']}; stop it with: nunet job cancel {job['id']}")
         raise typer.Exit(EXIT_INTERRUPTED)
-    note(f"\nnunet: interrupted while {job['state']}: calling the job off …")
-    if job["next"] is not None:
-        job = client.post(f"/jobs/{job['id']}/cancel", timeout=60)
+    try:
+        if job["state"] in ("completed", "verified"):
+            note("\nnunet: interrupted when the job had been done: settling …")
+            client.post(f"/jobs/{job['id']}/stages/settle", timeout=60)
+        elif job["next"] is not None:
+            note(f"\nnunet: interrupted while {job['state']}: calling the job off …")
+            client.post(f"/jobs/{job['id']}/cancel", timeout=60)
+    except NunetError as error:
+        # the job may have ended in the meantime; its state says how
+        note(f"nunet: {error.message}")
+    job = client.get(f"/jobs/{job['id']}")
     note(f"nunet: job {job['id']} is {job['state']}" + (f"; {job['note']}" if job.get("note") else ""))
     raise typer.Exit(EXIT_INTERRUPTED)
 

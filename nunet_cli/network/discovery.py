@@ -60,7 +60,7 @@ class Discovery:
         self._info: ServiceInfo | None = None
         self._token: trio.lowlevel.TrioToken | None = None
 
-    async def run(self, roles: tuple[str, ...], *, announce: bool = True) -> None:
+    async def run(self, roles: tuple[str, ...], announce: bool = True) -> None:
         """Announce and watch until cancelled; a machine without multicast is no error, only a warning."""
         self._token = trio.lowlevel.current_trio_token()
         try:

@@ -51,9 +51,13 @@ class Node:
         ctx: its parts.
         accounting: its capability.
         roles: the roles it takes beside requester and provider.
+        announce: whether mDNS tells others of it.
     """
 
-    def __init__(self, ctx: Context, accounting: CapabilityAccounting, roles: tuple[str, ...]) -> None:
+    def __init__(
+        self, ctx: Context, accounting: CapabilityAccounting, roles: tuple[str, ...], *, announce: bool = True
+    ) -> None:
+        self._is_announced = announce
         self.ctx, self.accounting = ctx, accounting
         self.started_at = units.utc_now()
         self.stop_requested = trio.Event()
@@ -89,7 +93,7 @@ class Node:
         if ctx.config.network.discovery:
             address = ctx.transport.advertised()
             self._discovery = Discovery(ctx.identity, ctx.transport.network_id, address, self._on_discovered)
-            ctx.nursery.start_soon(self._discovery.run, ctx.topics.roles)
+            ctx.nursery.start_soon(self._discovery.run, ctx.topics.roles, self._is_announced)
         await allocation.recover_allocations(ctx)
         ctx.nursery.start_soon(self._housekeep)
         ctx.nursery.start_soon(self._watch_executors)
@@ -280,6 +284,7 @@ async def open_node(
     read_only: bool = False,
     threaded: bool = True,
     isolated: bool = False,
+    announce: bool = True,
 ) -> AsyncIterator[Node]:
     """Own a home and run its node for the duration of the context.
 
@@ -290,6 +295,7 @@ async def open_node(
         passphrase: opens a sealed key.
         read_only: no lock, no network, no changes: only to look at what the store holds.
         threaded: False runs the store's changes inline, for a virtual clock.
+        announce: False looks for others with mDNS, and is not found by it: for a node of a moment.
         isolated: peers of earlier runs are not dialled, and those of this run not remembered.
 
     Raises:
@@ -312,7 +318,7 @@ async def open_node(
                 messenger=messenger, topics=topics, blobs=Blobs(home, store, transport), accounting=accounting,
                 executors=make_executors(config), nursery=nursery, started_at=trio.current_time(),
             )  # fmt: skip
-            node = Node(ctx, accounting, roles)
+            node = Node(ctx, accounting, roles, announce=announce)
             if not read_only:
                 await node.start()
             try:

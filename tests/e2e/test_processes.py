@@ -175,6 +175,25 @@ def test_ctrl_c_leaves_nothing_behind(processes: Processes, tmp_path: Path, when
         assert contract["state"] in ("refunded", "refused")
 
 
+def test_ctrl_c_when_the_work_is_done_pays_for_it(processes: Processes, tmp_path: Path) -> None:
+    spec = job_file(tmp_path, "true")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nunet_cli", "--home", str(processes.requester), "job", "run", str(spec)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("execute   completed"):
+            break
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    # the settlement takes milliseconds: the signal may find the job settled, or the command gone
+    assert process.wait(60) in (0, 130)
+    assert "Traceback" not in rest
+    assert output("job", "list", home=processes.requester)[0]["state"] == "settled"
+    nothing_is_left(processes)
+
+
 def test_ctrl_c_with_a_running_node_says_what_goes_on(processes: Processes, tmp_path: Path) -> None:
     processes.start(processes.requester)
     spec = job_file(tmp_path, "sleep 60")
