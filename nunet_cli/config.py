@@ -80,6 +80,7 @@ class LimitsConfig(Struct, forbid_unknown_fields=True):
     answer_timeout: Seconds = 10
     heartbeat: Seconds = 2
     settlement_window: Seconds = 600
+    input_patience: Seconds = 600
 
 
 class Config(Struct, forbid_unknown_fields=True):
@@ -101,6 +102,7 @@ class Config(Struct, forbid_unknown_fields=True):
 _DURATIONS = {
     "default_search_timeout", "lock_lease", "bid_timeout", "network.handshake_timeout", "network.idle_timeout",
     "limits.answer_timeout", "limits.heartbeat", "limits.settlement_window",
+    "limits.input_patience",
 }  # fmt: skip
 _SIZES = {"network.max_frame", "limits.input_size", "limits.output_size", "limits.log_size"}
 _RESERVED = {"NUNET_HOME", "NUNET_NODE", "NUNET_PASSPHRASE", "NUNET_DEBUG"}

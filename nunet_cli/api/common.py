@@ -40,6 +40,18 @@ async def body_of(request: Request, kind: type[T]) -> T:
         raise UsageError(f"bad request: {error}") from None
 
 
+def number_of(request: Request, name: str) -> int:
+    """Return a whole number from the query, 0 where it is not given.
+
+    Raises:
+        UsageError: it is something else, or negative.
+    """
+    text = request.query_params.get(name, "0")
+    if not text.isdecimal() or len(text) > 15:
+        raise UsageError(f"`{name}` must be a whole number, not {text[:40]!r}")
+    return int(text)
+
+
 def status_of(error: NunetError) -> int:
     """Return the HTTP status for an error."""
     if isinstance(error, NotFoundError):

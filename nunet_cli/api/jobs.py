@@ -16,14 +16,14 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from nunet_cli.api import views
-from nunet_cli.api.common import body_of, node_of
+from nunet_cli.api.common import body_of, node_of, number_of
 from nunet_cli.errors import NotFoundError, StateError, UsageError
 from nunet_cli.jobs.reader import read_spec, spec_from_object
 from nunet_cli.jobs.states import JOB_ENDS
 from nunet_cli.node.node import Node
 from nunet_cli.orchestrator.contract import close_contract
 from nunet_cli.orchestrator.execute import collect_outputs, read_logs
-from nunet_cli.orchestrator.invoke import invoke
+from nunet_cli.orchestrator.invoke import invoke, send_inputs
 from nunet_cli.orchestrator.match import match
 from nunet_cli.orchestrator.post import process_job
 from nunet_cli.orchestrator.request import request as request_stage
@@ -106,6 +106,8 @@ async def run_stage(request: Request) -> Response:
             done = await match(node.ctx, row["id"], timeout=options.timeout)
         elif stage in STAGES:
             done = await STAGES[stage](node.ctx, row["id"])
+            if stage == "invoke":
+                done = await send_inputs(node.ctx, row["id"])
         else:
             raise NotFoundError(f"no stage {stage!r}")
     return JSONResponse(views.job(done))
@@ -134,7 +136,7 @@ async def cancel_job(request: Request) -> Response:
 async def job_events(request: Request) -> Response:
     """Return a job's events; with `follow=1` as a stream of server-sent events that goes on."""
     node, row = _job(request)
-    after = int(request.query_params.get("after", "0"))
+    after = number_of(request, "after")
     if request.query_params.get("follow") != "1":
         return JSONResponse(node.ctx.store.events(row["id"], after))
     return StreamingResponse(_stream(node, row["id"], after), media_type="text/event-stream")
@@ -159,11 +161,7 @@ async def job_logs(request: Request) -> Response:
     stream = request.query_params.get("stream", "stdout")
     if stream not in ("stdout", "stderr"):
         raise UsageError(f"no stream {stream!r}", hint="stdout or stderr")
-    try:
-        offset = max(0, int(request.query_params.get("offset", "0")))
-        wait = min(MAX_WAIT, max(0.0, float(request.query_params.get("wait", "0"))))
-    except ValueError:
-        raise UsageError("`offset` and `wait` are numbers") from None
+    offset, wait = number_of(request, "offset"), min(MAX_WAIT, number_of(request, "wait"))
     data, ended = await read_logs(node.ctx, row, stream, offset, wait)
     return JSONResponse({"data": base64.b64encode(data).decode(), "next_offset": offset + len(data), "ended": ended})
 

@@ -35,7 +35,6 @@ SpecArgument = Annotated[
 ]
 PushOption = Annotated[str, typer.Option("--push", help="Ask this provider alone.", metavar="PEER")]
 PullOption = Annotated[bool, typer.Option("--pull", help="Ask the network, whatever the configuration says.")]
-MISSED = ("field", "required", "available", "margin")
 FolderOption = Annotated[Path | None, typer.Option("--output-dir", help="Where to write the outputs.", metavar="DIR")]
 
 

@@ -34,7 +34,10 @@ log = logging.getLogger("nunet.blobs")
 CHUNK = 128 * 1024
 MAX_STREAMS_PER_PEER = 4
 STALL_TIMEOUT = 20.0
-ATTEMPTS = 5
+# a peer that is merely away (its node was over with its command, its machine restarts) is given this long to return
+PATIENCE = 60.0
+MAX_PAUSE = 2.0
+TOO_MANY = "too many transfers at once"
 Progress = Callable[[int], None]
 
 
@@ -149,7 +152,9 @@ class Blobs:
         """Allow a peer to fetch a blob, as part of a change."""
         transaction.put("grants", {"id": f"{cid}/{did}"})
 
-    async def fetch(self, did: str, cid: str, size: int, progress: Progress | None = None) -> Path:
+    async def fetch(
+        self, did: str, cid: str, size: int, progress: Progress | None = None, *, patience: float = PATIENCE
+    ) -> Path:
         """Return a blob's file, fetching it from a peer if it is not here.
 
         Args:
@@ -157,25 +162,32 @@ class Blobs:
             cid: what is wanted; what arrives is checked against it.
             size: its size in bytes; more than that is refused.
             progress: called with the number of bytes that are here.
+            patience: seconds without a new byte after which it is given up; the peer may be away for that long.
 
         Raises:
-            PeerError: the peer does not give it, or stalls too often.
+            PeerError: the peer does not give it, or nothing more came for too long.
             RejectedMessageError: what arrived is something else.
         """
         # two jobs may want the same blob: one fetches it, the other finds it here
         async with self._one_fetch.setdefault(cid, trio.Lock()), self._slots[did]:
-            return await self._fetch(did, cid, size, progress)
+            return await self._fetch(did, cid, size, progress, patience)
 
-    async def _fetch(self, did: str, cid: str, size: int, progress: Progress | None) -> Path:
+    async def _fetch(self, did: str, cid: str, size: int, progress: Progress | None, patience: float) -> Path:
         path = self.path(cid)
         self._partial.mkdir(parents=True, exist_ok=True, mode=0o700)
         partial = self._partial / cid
-        for attempt in range(ATTEMPTS):
+        pause, here, heard = 0.05, -1, trio.current_time()
+        while True:
             if path.exists():
                 return path
+            arrived = partial.stat().st_size if partial.exists() else 0
+            if arrived > here:
+                pause, here, heard = 0.05, arrived, trio.current_time()
+            elif trio.current_time() - heard > patience:
+                raise PeerError(f"{short(did)} stalled while sending {cid}", code="transfer_stalled")
             try:
                 with partial.open("ab") as file:
-                    await self._fetch_rest(did, cid, size, file, progress)
+                    await self._fetch_rest(did, cid, size, file, progress, min(STALL_TIMEOUT, patience))
                 digest = await trio.to_thread.run_sync(_digest, partial, limiter=self._limiter)
                 if cid_from_digest(digest) != cid:
                     partial.unlink()
@@ -183,18 +195,21 @@ class Blobs:
                 partial.rename(path)
                 return path
             except trio.TooSlowError:
-                log.info("transfer of %s stalled (attempt %d)", cid, attempt + 1)
+                log.info("transfer of %s stalled at %d bytes", cid, here)
             except PeerError as error:
                 if error.code == "blob_refused":
                     raise
-                log.info("transfer of %s was cut (attempt %d): %s", cid, attempt + 1, error)
-        raise PeerError(f"{short(did)} stalled while sending {cid}", code="transfer_stalled")
+                log.info("transfer of %s was cut at %d bytes: %s", cid, here, error)
+            await trio.sleep(pause)
+            pause = min(MAX_PAUSE, pause * 2)
 
-    async def _fetch_rest(self, did: str, cid: str, size: int, file: BinaryIO, progress: Progress | None) -> None:
+    async def _fetch_rest(
+        self, did: str, cid: str, size: int, file: BinaryIO, progress: Progress | None, stall: float
+    ) -> None:
         if self._transport is None:
             raise PeerError("this node has no network")
         arrived = file.seek(0, os.SEEK_END)
-        with trio.fail_after(STALL_TIMEOUT):
+        with trio.fail_after(stall):
             connection = await self._transport.wait_connected(key_from_did(did))
         sending, receiving = trio.open_memory_channel[bytes](8)
         stream, self._next_stream = self._next_stream, self._next_stream % (2**31) + 1
@@ -208,7 +223,7 @@ class Blobs:
                 # nothing is raised in here: it would come out of the nursery as a group
                 with trio.CancelScope() as patience:
                     while arrived < size and not too_much:
-                        patience.deadline = trio.current_time() + STALL_TIMEOUT
+                        patience.deadline = trio.current_time() + stall
                         try:
                             chunk = await receiving.receive()
                         except trio.EndOfChannel:
@@ -231,7 +246,8 @@ class Blobs:
             del self._downloads[stream]
             sending.close()
         if arrived < size:
-            if download.error:
+            # a stream of a connection that was cut may still be counted; the next attempt finds it gone
+            if download.error and download.error != TOO_MANY:
                 raise PeerError(f"{short(did)} does not give {cid}: {download.error}", code="blob_refused")
             raise PeerError("the connection was cut")
 
@@ -266,11 +282,15 @@ class Blobs:
         assert self._nursery is not None
         self._nursery.start_soon(self._serve, connection, stream, cid, offset)
 
+    def is_serving(self, did: str) -> bool:
+        """Say whether a peer is taking blobs just now."""
+        return self._serving[key_from_did(did)] > 0
+
     async def _serve(self, connection: Connection, stream: int, cid: str, offset: int) -> None:
         peer = connection.peer
         error = ""
         if self._serving[peer.public_key] >= MAX_STREAMS_PER_PEER:
-            error = "too many transfers at once"
+            error = TOO_MANY
         elif self._store.table("grants").get(Query().id == f"{cid}/{peer.did}") is None or not self.has(cid):
             error = "not here, or not for you"
         self._serving[peer.public_key] += 1

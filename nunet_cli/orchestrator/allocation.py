@@ -134,7 +134,9 @@ async def _prepare(ctx: Context, running: Running, row: dict[str, Any], spec: Jo
     files: dict[str, Path] = {}
     with trio.fail_after(FETCH_TIMEOUT):
         for item in spec.inputs:
-            files[item.to] = await ctx.blobs.fetch(row["requester"], item.cid, item.size)
+            files[item.to] = await ctx.blobs.fetch(
+                row["requester"], item.cid, item.size, patience=ctx.config.limits.input_patience
+            )
     if files:
         await ctx.store.save_event(row["job_id"], "inputs_received", count=len(files), bytes=total)
     await running.executor.prepare(running.task)

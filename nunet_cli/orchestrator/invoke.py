@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import trio
 
 from nunet_cli import units
 from nunet_cli.database.store import Transaction
@@ -63,6 +64,27 @@ def _invoked(t: Transaction, job_id: str, allocation_id: str, event: dict[str, A
         t.put("jobs", row)
         return row
     return advance(t, job_id, "invoked", event, allocation_id=allocation_id)
+
+
+async def send_inputs(ctx: Context, job_id: str) -> dict[str, Any]:
+    """Stay until the provider has taken the inputs and begun, or has shown no interest for `answer_timeout`.
+
+    A node that lives on serves the inputs in any case; this is for a node that would end with its command.
+    """
+    quiet_since = trio.current_time()
+    while True:
+        event = ctx.store.new_event
+        job = ctx.job(job_id)
+        if job["state"] != "invoked" or not decode_spec(job["spec"]).inputs:
+            return job
+        contract = ctx.store.find("contracts", job["contract_id"])
+        assert contract is not None
+        if ctx.blobs.is_serving(contract["provider"]):
+            quiet_since = trio.current_time()
+        elif trio.current_time() - quiet_since > ctx.config.limits.answer_timeout:
+            return job
+        with trio.move_on_after(0.1):
+            await event.wait()
 
 
 async def send_invocation(ctx: Context, contract: dict[str, Any], spec: str) -> AllocationStartSuccess:

@@ -8,7 +8,7 @@ import trio
 
 from nunet_cli.errors import NotFoundError, PeerError, RejectedMessageError
 from nunet_cli.network.blobs import CHUNK
-from nunet_cli.network.identity import content_id
+from nunet_cli.network.identity import content_id, new_identity
 from nunet_cli.network.transport import BLOB_DATA
 from nunet_cli.node.node import Node, open_node
 from tests.conftest import config
@@ -52,6 +52,39 @@ async def test_a_transfer_that_was_cut_goes_on_where_it_was(tmp_path: Path) -> N
         assert path.read_bytes() == data
         # nothing was sent twice: the count never went back
         assert arrived == sorted(set(arrived))
+
+
+async def test_a_peer_that_was_away_is_waited_for(tmp_path: Path) -> None:
+    data = os.urandom(SIZE)
+    async with open_node(tmp_path / "b", config()) as b:
+        async with open_node(tmp_path / "a", config()) as a:
+            await b.add_peer(a.ctx.transport.describe())
+            cid = await give(a, data, b)
+            with trio.fail_after(5):
+                while not a.ctx.transport.connected():
+                    await a.ctx.transport.wait_change(0.1)
+        async with trio.open_nursery() as nursery:
+            began = trio.Event()
+
+            async def fetch() -> None:
+                began.set()
+                path = await b.ctx.blobs.fetch(a.identity.did, cid, SIZE, patience=30)
+                assert path.read_bytes() == data
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(fetch)
+            await began.wait()
+            async with open_node(tmp_path / "a", config()):
+                with trio.fail_after(20):
+                    await trio.sleep_forever()
+
+
+async def test_a_peer_that_stays_away_is_given_up(tmp_path: Path) -> None:
+    async with open_node(tmp_path / "b", config()) as b:
+        with pytest.raises(PeerError) as caught:
+            with trio.fail_after(30):
+                await b.ctx.blobs.fetch(new_identity().did, content_id(b"gone"), 4, patience=0.2)
+        assert caught.value.code == "transfer_stalled"
 
 
 async def test_what_is_not_what_was_asked_for_is_refused_and_thrown_away(tmp_path: Path) -> None:
