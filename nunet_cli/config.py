@@ -29,6 +29,7 @@ class NetworkConfig(Struct, forbid_unknown_fields=True):
     secret: Annotated[str, Meta(max_length=200)] = ""
     listen: Address = "0.0.0.0:0"
     peers: tuple[str, ...] = ()
+    topics: tuple[Annotated[str, Meta(pattern=r"^/[\x21-\x7e]{1,199}$")], ...] = ()
     discovery: bool = True
     max_frame: Annotated[int, Meta(ge=2**16, le=2**26)] = 2**20
     max_connections: Annotated[int, Meta(ge=1, le=10**5)] = 256

@@ -48,6 +48,29 @@ def format_size(count: int) -> str:
     raise AssertionError("unreachable")
 
 
+_BANDWIDTHS = {"": 1, "bit": 1, "kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
+
+
+def parse_bandwidth(text: str | int) -> int:
+    """Return bits a second for `100Mbit`, `1 Gbit/s` or a plain count.
+
+    Raises:
+        UsageError: not a bandwidth.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)(?:/s)?\s*", str(text))
+    if match is None or match[2].lower() not in _BANDWIDTHS:
+        raise UsageError(f"not a bandwidth: {text!r}", hint="write for example 100Mbit or 1Gbit/s")
+    return int(Decimal(match[1]) * _BANDWIDTHS[match[2].lower()])
+
+
+def format_bandwidth(bits: float) -> str:
+    """Return bits a second as people write them: `100 Mbit/s`."""
+    for unit, factor in (("Gbit", 10**9), ("Mbit", 10**6), ("kbit", 10**3)):
+        if bits >= factor:
+            return f"{bits / factor:g} {unit}/s"
+    return f"{bits:g} bit/s"
+
+
 def parse_duration(text: str | int | float) -> int:
     """Return whole seconds for `90m`, `1h30m`, `45s` or a plain count of seconds; at least 1.
 

@@ -17,8 +17,8 @@ import pytest
 
 from nunet_cli.config import Config, ExecutorConfig, LimitsConfig, NetworkConfig, ProcessConfig
 from nunet_cli.jobs.reader import read_spec
-from nunet_cli.node.capability import OnboardOptions
 from nunet_cli.node.node import Node, open_node
+from nunet_cli.node.onboarding import OnboardOptions
 from nunet_cli.orchestrator.post import process_job
 
 ROOT = Path(__file__).parent.parent

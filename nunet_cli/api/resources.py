@@ -18,7 +18,7 @@ from nunet_cli.api.common import body_of, node_of
 from nunet_cli.errors import ContractError, NunetError, PeerError, StateError
 from nunet_cli.network.identity import did_from_key, key_from_any
 from nunet_cli.node.benchmark import Benchmark
-from nunet_cli.node.capability import OnboardOptions
+from nunet_cli.node.onboarding import OnboardOptions
 from nunet_cli.orchestrator.contract import check_contract
 from nunet_cli.tokenomics import ledger
 from nunet_cli.tokenomics.contract import DATABASE, AccountStatement, AskStatement

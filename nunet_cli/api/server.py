@@ -23,8 +23,8 @@ from nunet_cli.api.common import on_error
 from nunet_cli.config import Config
 from nunet_cli.errors import NotFoundError, NunetError, UsageError
 from nunet_cli.executor.process import ProcessExecutor
-from nunet_cli.node.capability import OnboardOptions
 from nunet_cli.node.node import Node, open_node
+from nunet_cli.node.onboarding import OnboardOptions
 
 log = logging.getLogger("nunet.api")
 

@@ -42,7 +42,7 @@ def onboard(
     import msgspec
 
     from nunet_cli.node.benchmark import run_benchmark
-    from nunet_cli.node.capability import OnboardOptions, plan_onboarding
+    from nunet_cli.node.onboarding import OnboardOptions, plan_onboarding
 
     options = OnboardOptions(
         cpu=cpu, memory=memory, disk=disk, gpu=gpu, price=price, max_share=max_share, max_duration=max_duration,

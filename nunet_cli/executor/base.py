@@ -36,7 +36,8 @@ class Probe:
 class Task:
     """One job as an executor sees it. `folder` is the scratch folder; sizes are bytes.
 
-    `inputs` are the places of the input files in the working folder; `sandbox` is required unless it says otherwise.
+    `inputs` are the places of the input files in the working folder; `sandbox` is required unless it says otherwise;
+    `restarts` says how often a service was started again, and with it that its logs go on.
     """
 
     allocation_id: str
@@ -48,6 +49,7 @@ class Task:
     inputs: tuple[str, ...] = ()
     sandbox: bool = True
     labels: dict[str, str] = field(default_factory=dict)
+    restarts: int = 0
 
     @property
     def work(self) -> Path:
@@ -99,6 +101,9 @@ class Executor(Protocol):
 
     async def usage(self, task: Task, handle: str) -> Usage:
         """Return what the job has used so far."""
+
+    async def check(self, task: Task, handle: str, command: tuple[str, ...]) -> bool:
+        """Run a command beside the job, and say whether it ended with 0; the caller sets the timeout."""
 
     async def stop(self, task: Task, handle: str) -> None:
         """End the job, politely and then not; once it returns, nothing of it runs."""

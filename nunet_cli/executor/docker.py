@@ -126,8 +126,6 @@ class DockerExecutor:
         binds = {str(task.work): {"bind": "/job", "mode": "rw"}}
         for place in task.inputs:
             binds[str(task.work / place)] = {"bind": f"/job/{place}", "mode": "ro"}
-        for place in task.inputs:
-            binds[str(task.work / place)] = {"bind": f"/job/{place}", "mode": "ro"}
         memory = max(task.resources.memory, 6 * 2**20)
         options: dict[str, Any] = {
             "environment": {"HOME": "/job", **task.spec.env},
@@ -194,7 +192,7 @@ class DockerExecutor:
             stream = self._engine().api.logs(
                 handle, stdout=name == "stdout", stderr=name == "stderr", stream=True, follow=True
             )
-            with path.open("wb", buffering=0) as file:
+            with path.open("ab" if task.restarts else "wb", buffering=0) as file:
                 for chunk in stream:
                     if kept < task.max_log:
                         file.write(chunk[: task.max_log - kept])
@@ -238,6 +236,14 @@ class DockerExecutor:
         best = Usage(max(now.cpu_seconds, known.cpu_seconds), 0.0, max(now.max_memory, known.max_memory))
         self._usage[task.allocation_id] = best
         return best
+
+    async def check(self, task: Task, handle: str, command: tuple[str, ...]) -> bool:
+        """Run a command in the container."""
+
+        def run() -> bool:
+            return bool(self._engine().containers.get(handle).exec_run(list(command)).exit_code == 0)
+
+        return await self._call(run)
 
     async def stop(self, task: Task, handle: str) -> None:
         """Stop the container: a polite signal, and after a grace period a sure one."""

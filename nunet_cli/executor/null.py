@@ -38,6 +38,10 @@ class NullExecutor:
         """Nothing was used."""
         return Usage()
 
+    async def check(self, task: Task, handle: str, command: tuple[str, ...]) -> bool:
+        """Nothing is always well."""
+        return True
+
     async def stop(self, task: Task, handle: str) -> None:
         """Nothing runs."""
 

@@ -28,6 +28,7 @@ log = logging.getLogger("nunet.executor.process")
 
 MAX_PROCESSES = 256
 EAGER_TURNS = 20
+CHECK_SECONDS = 3600
 SANDBOXED = "bubblewrap sandbox"
 _SYSTEM_FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/alternatives", "/etc/ld.so.cache")
 _LAUNCHER = Path(__file__).with_name("launcher.py")
@@ -170,6 +171,21 @@ class ProcessExecutor:
     def _usage(running: _Running) -> Usage:
         wall = round(time.monotonic() - running.started, 3)
         return Usage(round(running.cpu_seconds, 3), wall, running.peak_memory)
+
+    async def check(self, task: Task, handle: str, command: tuple[str, ...]) -> bool:
+        """Run a command in the job's folder, in a sandbox of its own where the job has one: it sees the job's files."""
+        environment = _environment(task)
+        whole = [*_bubblewrap(task, environment), "--", *command] if task.sandbox else list(command)
+        with trio.move_on_after(CHECK_SECONDS):
+            try:
+                done = await trio.run_process(
+                    whole, cwd=task.work, env=environment, check=False, stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+                )  # fmt: skip
+            except OSError as error:
+                raise ExecutorError(f"the health check cannot be run: {error}") from None
+            return done.returncode == 0
+        return False
 
     async def stop(self, task: Task, handle: str) -> None:
         """End the process group: a polite signal, and after a grace period a sure one."""

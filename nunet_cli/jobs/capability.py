@@ -107,6 +107,21 @@ class Locality(Struct, forbid_unknown_fields=True, frozen=True):
     exclude: bool = False
 
 
+class Storage(Struct, forbid_unknown_fields=True, frozen=True):
+    """Storage of one kind, for example `ssd`; `size` in bytes."""
+
+    type: Name
+    size: Size = 0
+
+
+class Connectivity(Struct, forbid_unknown_fields=True, frozen=True):
+    """How a machine is reached: open `ports`, `bandwidth` in bits a second, whether it is in a VPN."""
+
+    ports: Annotated[tuple[Annotated[int, Meta(ge=1, le=65535)], ...], Meta(max_length=256)] = ()
+    bandwidth: Annotated[int, Meta(ge=0, le=10**15)] = 0
+    vpn: bool = False
+
+
 class TimeCapability(Struct, forbid_unknown_fields=True, frozen=True):
     """How long a job may run, in seconds; 0 means no limit on a machine."""
 
@@ -131,5 +146,8 @@ class Capability(Struct, forbid_unknown_fields=True, frozen=True):
     resources: Resources = field(default_factory=Resources)
     libraries: Annotated[tuple[Library, ...], Few] = ()
     localities: Annotated[tuple[Locality, ...], Few] = ()
+    storage: Annotated[tuple[Storage, ...], Few] = ()
+    connectivity: Connectivity = field(default_factory=Connectivity)
     price: PriceBid = field(default_factory=PriceBid)
     time: TimeCapability = field(default_factory=TimeCapability)
+    kycs: Annotated[tuple[Name, ...], Few] = ()

@@ -43,19 +43,46 @@ class CapabilityComparison(Struct, forbid_unknown_fields=True, frozen=True):
     reasons: Annotated[tuple[Text, ...], Many] = ()
 
 
-class CapabilityComparator(Struct, forbid_unknown_fields=True, frozen=True):
-    """A provider's preferences (seed 2: `capabilityComparator`): what it accepts beyond having the capability.
+Rule = Annotated[str, Meta(min_length=1, max_length=1000)]
 
-    `minimum_price` is micro-NTX for a whole job; `allow` and `deny` hold DIDs, and an empty `allow` admits everybody.
+
+class SoftConstraint(Struct, forbid_unknown_fields=True, frozen=True):
+    """A wish: `rank` is CEL and gives 0 to 1 (true counts 1), `weight` is the points that 1 is worth."""
+
+    rank: Rule
+    weight: Annotated[float, Meta(ge=0, le=1000)] = 10.0
+
+
+class Weights(Struct, forbid_unknown_fields=True, frozen=True):
+    """The points that a bid can earn for each reason to prefer it."""
+
+    price: Annotated[float, Meta(ge=0, le=1000)] = 60.0
+    start: Annotated[float, Meta(ge=0, le=1000)] = 20.0
+    load: Annotated[float, Meta(ge=0, le=1000)] = 10.0
+    distance: Annotated[float, Meta(ge=0, le=1000)] = 10.0
+
+
+class CapabilityComparator(Struct, forbid_unknown_fields=True, frozen=True):
+    """A node's preferences (seed 2: `capabilityComparator`): what it accepts beyond what the capability says.
+
+    As a provider it accepts jobs for which every rule of `rules` (CEL) holds; as a requester it takes bids for which
+    every rule of `bid_rules` holds, and ranks them by `weights`. `minimum_price` is micro-NTX for a whole job; `allow`
+    and `deny` hold DIDs of the other party, and an empty `allow` admits everybody.
     """
 
+    rules: Annotated[tuple[Rule, ...], Meta(max_length=32)] = ()
+    bid_rules: Annotated[tuple[Rule, ...], Meta(max_length=32)] = ()
+    weights: Weights = field(default_factory=Weights)
     minimum_price: Annotated[int, Meta(ge=0)] = 0
     allow: Annotated[tuple[Did, ...], Many] = ()
     deny: Annotated[tuple[Did, ...], Many] = ()
 
 
 class BidRequest(Struct, forbid_unknown_fields=True, frozen=True):
-    """What a requester publishes to get offers (seed 2: `bidRequest`)."""
+    """What a requester publishes to get offers (seed 2: `bidRequest`).
+
+    `hard` are constraints in CEL; `start_by` is the latest time at which the job may start, empty for at once.
+    """
 
     id: Id
     job_id: Id
@@ -64,7 +91,10 @@ class BidRequest(Struct, forbid_unknown_fields=True, frozen=True):
     spec_cid: Id
     deadline: Time
     topic: Annotated[str, Meta(max_length=200)] = ""
-    image: Annotated[str, Meta(max_length=400)] = ""
+    name: Annotated[str, Meta(max_length=200)] = ""
+    images: Annotated[tuple[Annotated[str, Meta(max_length=400)], ...], Meta(max_length=100)] = ()
+    hard: Annotated[tuple[Rule, ...], Meta(max_length=32)] = ()
+    start_by: Annotated[str, Meta(max_length=40)] = ""
 
 
 class TimeBid(Struct, forbid_unknown_fields=True, frozen=True):
@@ -75,7 +105,10 @@ class TimeBid(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Bid(Struct, forbid_unknown_fields=True, frozen=True):
-    """A provider's offer (seed 2: `bid`), valid until `timeout`."""
+    """A provider's offer (seed 2: `bid`), valid until `timeout`.
+
+    `offer` is what the provider has left at `time.start`, `load` the share of it that is taken now, 0 to 1.
+    """
 
     id: Id
     bid_request_id: Id
@@ -88,6 +121,8 @@ class Bid(Struct, forbid_unknown_fields=True, frozen=True):
     valid_offer: bool = True
     resources_locked_until_timeout: bool = False
     comparison: CapabilityComparison = field(default_factory=CapabilityComparison)
+    offer: Capability = field(default_factory=Capability)
+    load: Annotated[float, Meta(ge=0, le=1)] = 0.0
 
 
 class Decline(Struct, forbid_unknown_fields=True, frozen=True):
@@ -141,7 +176,10 @@ class Result(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Allocation(Struct):
-    """The execution space of one job on the provider's machine (seeds 1 and 5: `Allocation`)."""
+    """The execution space of one job on the provider's machine (seeds 1 and 5: `Allocation`).
+
+    `handles` find its programs, by the names that they have in a pod; a job's only program has an empty name.
+    """
 
     id: str
     job_id: str
@@ -149,7 +187,7 @@ class Allocation(Struct):
     requester: str
     executor: str
     state: str = "created"
-    handle: str = ""
+    handles: dict[str, str] = {}
     error: str = ""
     usage: dict[str, Any] = {}
     created_at: str = ""

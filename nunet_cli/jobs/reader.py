@@ -6,6 +6,8 @@ import difflib
 import json
 import re
 import tomllib
+from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -13,12 +15,25 @@ import yaml
 
 from nunet_cli import units
 from nunet_cli.errors import UsageError
-from nunet_cli.jobs.spec import DEFAULT_RESOURCES, MAX_SPEC_BYTES, JobSpec, check_spec
+from nunet_cli.jobs.check import check_spec
+from nunet_cli.jobs.spec import DEFAULT_RESOURCES, MAX_SPEC_BYTES, JobSpec
+from nunet_cli.jobs.tree import MAX_DEPTH
 
-_UNITS = {
+
+def _duration_or_zero(text: str | float) -> int:
+    return 0 if text in (0, "0", "0s") else units.parse_duration(text)
+
+
+_UNITS: dict[tuple[str, str], Callable[[Any], int]] = {
     ("resources", "memory"): units.parse_size,
     ("resources", "disk"): units.parse_size,
     ("time", "max_duration"): units.parse_duration,
+    ("schedule", "every"): units.parse_duration,
+    ("service", "delay"): _duration_or_zero,
+    ("service.health", "interval"): units.parse_duration,
+    ("service.health", "timeout"): units.parse_duration,
+    ("service.health", "start_period"): _duration_or_zero,
+    ("connectivity", "bandwidth"): units.parse_bandwidth,
 }
 
 
@@ -37,13 +52,10 @@ def read_spec(text: str, *, source: str = "job.yaml") -> JobSpec:
     document, lines = _parse(text, source)
     if not isinstance(document, dict):
         raise UsageError(f"{source}: a job specification is a mapping of fields, this is {_kind(document)}")
-    document = {"resources": {}, **document}
     try:
-        _normalise(document)
+        _convert_tree(document, "")
         spec = msgspec.convert(document, JobSpec)
         check_spec(spec)
-    except msgspec.ValidationError as error:
-        message, path, hint = _explain(str(error), document)
     except UsageError as error:
         message, path, hint = error.message, error.details.get("path", ""), error.hint
     else:
@@ -98,8 +110,31 @@ def _collect_lines(node: yaml.Node, path: str, lines: dict[str, int], source: st
             _collect_lines(value, f"{path}[{index}]", lines, source)
 
 
+def _convert_tree(document: dict[str, Any], where: str, depth: int = 0) -> None:
+    """Normalise a job and its children in place, and check their types, the innermost first.
+
+    Raises:
+        UsageError: with `details["path"]`, the place of the field in the whole document.
+    """
+    children = document.get("children")
+    for index, child in enumerate(children if isinstance(children, list) and depth <= MAX_DEPTH else []):
+        if isinstance(child, dict):
+            _convert_tree(child, f"{where}children[{index}].", depth + 1)
+    try:
+        _normalise(document)
+        msgspec.convert(document, JobSpec)
+    except msgspec.ValidationError as error:
+        message, path, hint = _explain(str(error), document)
+    except UsageError as error:
+        message, path, hint = error.message, error.details.get("path", ""), error.hint
+    else:
+        return
+    raise UsageError(message, hint=hint, details={"path": (where + path).rstrip(".")})
+
+
 def _normalise(document: dict[str, Any]) -> None:
     """Turn the texts with units into integers, in place, and fill what a person may leave out."""
+    document.setdefault("resources", {})
     resources = document["resources"]
     if isinstance(resources, dict):
         cpu = resources.get("cpu")
@@ -111,7 +146,9 @@ def _normalise(document: dict[str, Any]) -> None:
             if isinstance(gpu, dict) and "vram" in gpu:
                 gpu["vram"] = _convert(units.parse_size, gpu["vram"], f"resources.gpus[{index}].vram")
     for (section, name), parse in _UNITS.items():
-        part = document.get(section)
+        part: Any = document
+        for key in section.split("."):
+            part = part.get(key) if isinstance(part, dict) else None
         if isinstance(part, dict) and name in part:
             part[name] = _convert(parse, part[name], f"{section}.{name}")
     price = document.get("price")
@@ -120,12 +157,28 @@ def _normalise(document: dict[str, Any]) -> None:
     if isinstance(price, dict) and "max" in price:
         _convert(units.parse_price, price["max"], "price.max")
         price["max"] = str(price["max"])
+    storage = document.get("storage")
+    for index, item in enumerate(storage if isinstance(storage, list) else []):
+        if isinstance(item, dict) and "size" in item:
+            item["size"] = _convert(units.parse_size, item["size"], f"storage[{index}].size")
+    time = document.get("time")
+    for name in ("start", "deadline"):
+        # YAML reads an unquoted time as one
+        if isinstance(time, dict) and isinstance(time.get(name), (datetime, int)):
+            value = time[name]
+            time[name] = _as_text(value)
     executor = document.get("executor")
     if isinstance(executor, dict) and isinstance(executor.get("env"), dict):
         executor["env"] = {str(k): v if isinstance(v, str) else json.dumps(v) for k, v in executor["env"].items()}
     for item in document["inputs"] if isinstance(document.get("inputs"), list) else []:
         if isinstance(item, dict) and "to" not in item and isinstance(item.get("path"), str):
             item["to"] = item["path"].rstrip("/").rsplit("/", 1)[-1]
+
+
+def _as_text(value: datetime | int) -> str:
+    if isinstance(value, int):
+        return str(value)
+    return units.format_time(value.replace(tzinfo=value.tzinfo or UTC).astimezone(UTC))
 
 
 def _convert(parse: Any, value: Any, path: str) -> Any:
@@ -168,8 +221,11 @@ def _fields_at(path: str) -> list[str]:
         if field is None:
             return []
         inner = field.type
-        while isinstance(inner, (msgspec.inspect.VarTupleType, msgspec.inspect.Metadata)):
-            inner = inner.item_type if isinstance(inner, msgspec.inspect.VarTupleType) else inner.type
+        while isinstance(inner, (msgspec.inspect.VarTupleType, msgspec.inspect.Metadata, msgspec.inspect.UnionType)):
+            if isinstance(inner, msgspec.inspect.UnionType):
+                inner = next(kind for kind in inner.types if not isinstance(kind, msgspec.inspect.NoneType))
+            else:
+                inner = inner.item_type if isinstance(inner, msgspec.inspect.VarTupleType) else inner.type
         kind = getattr(inner, "cls", None)
         if kind is None:
             return []

@@ -8,8 +8,8 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from nunet_cli import units
-from nunet_cli.errors import UsageError
-from nunet_cli.jobs.capability import Capability, Library, Locality, Name, PriceBid, Resources, TimeCapability
+from nunet_cli.jobs.capability import Connectivity, Library, Locality, Name, Resources, Storage
+from nunet_cli.jobs.job import Rule, SoftConstraint
 
 MAX_SPEC_BYTES = 256 * 1024
 MAX_FILES = 1000
@@ -50,16 +50,31 @@ class PriceSpec(Struct, forbid_unknown_fields=True, frozen=True):
     type: Literal["any", "per_result", "per_time_unit"] = "any"
 
 
+Moment = Annotated[str, Meta(max_length=60)]
+JobName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+
 class TimeSpec(Struct, forbid_unknown_fields=True, frozen=True):
-    """`max_duration`: seconds the job may run."""
+    """When and how long: `max_duration` is the seconds the job may run.
+
+    `start` is the earliest time at which a provider is looked for, `deadline` the latest at which one may take the job:
+    until then the search goes on. Both are RFC 3339, or a duration from the posting on; empty means now.
+    """
 
     max_duration: Annotated[int, Meta(ge=1, le=10**8)] = 3600
+    start: Moment = ""
+    deadline: Moment = ""
 
 
 class VerifySpec(Struct, forbid_unknown_fields=True, frozen=True):
-    """How the oracle verifies the result: `attested` checks the signed documents, the exit code and the outputs."""
+    """How the oracle verifies the result.
 
-    policy: Literal["attested"] = "attested"
+    `attested` checks the signed documents, the exit code and the outputs; `replicate` has `n` providers run the job and
+    takes what most of them agree on; `reexecute` has the oracle's own machine run it again.
+    """
+
+    policy: Literal["attested", "replicate", "reexecute"] = "attested"
+    n: Annotated[int, Meta(ge=2, le=15)] = 3
     outputs_not_empty: bool = False
 
 
@@ -69,49 +84,104 @@ class RetrySpec(Struct, forbid_unknown_fields=True, frozen=True):
     attempts: Annotated[int, Meta(ge=0, le=20)] = 0
 
 
-class JobSpec(Struct, forbid_unknown_fields=True, frozen=True):
-    """A job as a person describes it (seed 1: `jobDescription`)."""
+class Constraints(Struct, forbid_unknown_fields=True, frozen=True):
+    """Beyond the capability: `hard` ones (CEL) must hold, `soft` ones make one bid better than another."""
 
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-    executor: ExecutorSpec
+    hard: Annotated[tuple[Rule, ...], Meta(max_length=32)] = ()
+    soft: Annotated[tuple[SoftConstraint, ...], Meta(max_length=32)] = ()
+
+
+class BatchSpec(Struct, forbid_unknown_fields=True, frozen=True):
+    """An array of `count` jobs that differ in their index; at most `parallel` at once (0: all)."""
+
+    count: Annotated[int, Meta(ge=1, le=1000)] = 1
+    parallel: Annotated[int, Meta(ge=0, le=1000)] = 0
+
+
+class ScheduleSpec(Struct, forbid_unknown_fields=True, frozen=True):
+    """When a recurring job runs: `cron` (five fields, UTC) or `every` so many seconds; `count` times, 0 for ever."""
+
+    cron: Annotated[str, Meta(max_length=100)] = ""
+    every: Annotated[int, Meta(ge=0, le=10**8)] = 0
+    count: Annotated[int, Meta(ge=0, le=10**6)] = 0
+
+
+class HealthSpec(Struct, forbid_unknown_fields=True, frozen=True):
+    """A command that ends with 0 while a service is well; seconds. After `retries` failures in a row it is not."""
+
+    command: Annotated[tuple[Argument, ...], Meta(min_length=1, max_length=1000)]
+    interval: Annotated[int, Meta(ge=1, le=86400)] = 10
+    timeout: Annotated[int, Meta(ge=1, le=3600)] = 5
+    start_period: Annotated[int, Meta(ge=0, le=86400)] = 0
+    retries: Annotated[int, Meta(ge=1, le=100)] = 3
+
+
+class ServiceSpec(Struct, forbid_unknown_fields=True, frozen=True):
+    """How a service is kept up: started again `on_failure` or `always`, at most `max_restarts` times."""
+
+    restart: Literal["never", "on_failure", "always"] = "on_failure"
+    max_restarts: Annotated[int, Meta(ge=0, le=10**6)] = 10
+    delay: Annotated[int, Meta(ge=0, le=3600)] = 1
+    health: HealthSpec | None = None
+
+
+class JobLink(Struct, forbid_unknown_fields=True, frozen=True, rename={"from_": "from"}):
+    """A link between two children, by name (seed 1: `jobs.JobLink`).
+
+    `depends_on`: `to` starts when `from` is settled. `data`: so it does, and `output` of `from` (all outputs where it
+    is empty) is put into the folder of `to`, at `path`. `colocate`: `to` runs at the provider of `from`. `constraint`
+    is CEL that a bid for `to` must fulfil; it may name `linked`, what the provider of `from` has.
+    """
+
+    from_: JobName
+    to: JobName
+    kind: Literal["depends_on", "data", "colocate"] = "depends_on"
+    output: Annotated[str, Meta(max_length=400)] = ""
+    path: Annotated[str, Meta(max_length=400)] = ""
+    constraint: Annotated[str, Meta(max_length=1000)] = ""
+
+
+class Pod(Struct, forbid_unknown_fields=True, frozen=True):
+    """Children that must share one machine (seed 1: `jobs.Pod`): their needs are summed, and bid for as one."""
+
+    id: JobName
+    jobs: Annotated[tuple[JobName, ...], Meta(min_length=1, max_length=100)]
+
+
+class JobSpec(Struct, forbid_unknown_fields=True, frozen=True):
+    """A job as a person describes it (seed 1: `jobDescription`): a program, or a group of children.
+
+    A group with `pod` runs all its children on one machine.
+    """
+
+    name: JobName
+    executor: ExecutorSpec | None = None
     version: Literal[1] = 1
-    type: Literal["task"] = "task"
+    type: Literal["task", "batch", "recurring", "service"] = "task"
     description: Annotated[str, Meta(max_length=2000)] = ""
     resources: Resources = field(default_factory=Resources)
     libraries: Annotated[tuple[Library, ...], Meta(max_length=64)] = ()
     localities: Annotated[tuple[Locality, ...], Meta(max_length=64)] = ()
+    storage: Annotated[tuple[Storage, ...], Meta(max_length=64)] = ()
+    connectivity: Connectivity = field(default_factory=Connectivity)
+    kycs: Annotated[tuple[Name, ...], Meta(max_length=64)] = ()
+    constraints: Constraints = field(default_factory=Constraints)
     price: PriceSpec = field(default_factory=PriceSpec)
     time: TimeSpec = field(default_factory=TimeSpec)
     inputs: Annotated[tuple[InputSpec, ...], Meta(max_length=MAX_FILES)] = ()
     outputs: Annotated[tuple[OutputSpec, ...], Meta(max_length=MAX_FILES)] = ()
     verify: VerifySpec = field(default_factory=VerifySpec)
     retry: RetrySpec = field(default_factory=RetrySpec)
+    batch: BatchSpec | None = None
+    schedule: ScheduleSpec | None = None
+    service: ServiceSpec | None = None
+    children: Annotated[tuple[JobSpec, ...], Meta(max_length=1000)] = ()
+    links: Annotated[tuple[JobLink, ...], Meta(max_length=4000)] = ()
+    pods: Annotated[tuple[Pod, ...], Meta(max_length=200)] = ()
+    pod: bool = False
 
 
 DEFAULT_RESOURCES = {"cpu": {"cores": 1}, "memory": 256 * 2**20, "disk": 256 * 2**20}
-
-
-def required_capability(spec: JobSpec) -> Capability:
-    """Return what a provider must have for the job (seed 2: `requiredCapability`).
-
-    The price in it is the most that the requester pays for the whole job: a rate is multiplied by the duration.
-    """
-    limit = units.format_amount(price_limit(spec))
-    return Capability(
-        executors=(spec.executor.type,),
-        job_types=(spec.type,),
-        resources=spec.resources,
-        libraries=spec.libraries,
-        localities=spec.localities,
-        price=PriceBid(amount=limit),
-        time=TimeCapability(max=spec.time.max_duration),
-    )
-
-
-def price_limit(spec: JobSpec) -> int:
-    """Return the most that the whole job may cost, in micro-NTX."""
-    micro, unit = units.parse_price(spec.price.max)
-    return total_price(micro, unit, spec.time.max_duration)
 
 
 def total_price(micro: int, time_unit: str, seconds: float) -> int:
@@ -131,42 +201,6 @@ def is_safe_path(path: str) -> bool:
     )  # fmt: skip
 
 
-def check_spec(spec: JobSpec) -> None:
-    """Check the rules that span several fields.
-
-    Raises:
-        UsageError: with `details["path"]` naming the field, for example `executor.image`.
-    """
-
-    def wrong(path: str, message: str, hint: str = "") -> UsageError:
-        return UsageError(message, hint=hint, details={"path": path})
-
-    if spec.executor.type == "docker" and not spec.executor.image:
-        raise wrong("executor.image", "a docker job needs `image`", "add image: NAME:TAG under executor")
-    if spec.executor.type != "docker" and spec.executor.image:
-        raise wrong("executor.image", f"a {spec.executor.type} job has no `image`", "did you mean type: docker?")
-    if spec.executor.type == "process" and not spec.executor.command:
-        raise wrong("executor.command", "a process job needs `command`", "add command: [program, argument, …]")
-    places: set[str] = set()
-    for index, item in enumerate(spec.inputs):
-        if bool(item.path) == bool(item.cid) and not (item.cid and item.size):
-            raise wrong(f"inputs[{index}]", "an input needs either `path` or `cid`")
-        if not is_safe_path(item.to):
-            raise wrong(f"inputs[{index}].to", f"an input must stay inside the job's folder: {item.to!r}")
-        if item.to in places:
-            raise wrong(f"inputs[{index}].to", f"two inputs go to the same place: {item.to!r}")
-        places.add(item.to)
-    names: set[str] = set()
-    for index, output in enumerate(spec.outputs):
-        name = output_name(output)
-        if not is_safe_path(output.path) or not is_safe_path(name) or "/" in name:
-            raise wrong(f"outputs[{index}]", f"an output must stay inside the job's folder: {output.path!r}")
-        if name in names or name in ("stdout", "stderr"):
-            raise wrong(f"outputs[{index}].name", f"the output name {name!r} is taken", "give it another name")
-        names.add(name)
-    price_limit(spec)
-
-
 def output_name(output: OutputSpec) -> str:
     """Return the name that an output comes back under: its own, or the last part of its path."""
     return output.name or output.path.rsplit("/", 1)[-1]
@@ -175,22 +209,6 @@ def output_name(output: OutputSpec) -> str:
 def encode_spec(spec: JobSpec) -> bytes:
     """Return the exact bytes that the contract names by content id."""
     return msgspec.json.encode(spec)
-
-
-def decode_spec(data: bytes | str) -> JobSpec:
-    """Return a specification that came from a peer or the store, checked.
-
-    Raises:
-        UsageError: it is not one.
-    """
-    if len(data) > MAX_SPEC_BYTES:
-        raise UsageError(f"a job specification may have at most {MAX_SPEC_BYTES} bytes")
-    try:
-        spec = msgspec.json.decode(data, type=JobSpec)
-    except msgspec.MsgspecError as error:
-        raise UsageError(f"not a job specification: {error}") from None
-    check_spec(spec)
-    return spec
 
 
 def to_builtins(value: Any) -> Any:

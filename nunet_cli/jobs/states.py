@@ -28,6 +28,17 @@ JOB_TRANSITIONS: dict[str, set[str]] = {
     "resolved": set(),
 }
 
+# a group, and a job inside a pod, has no contract of its own
+GROUP_TRANSITIONS: dict[str, set[str]] = {
+    "posted": {"running", "settled", *_OPEN_ENDS},
+    "running": {"running", "settled", "disputed", *_OPEN_ENDS},
+    "disputed": {"resolved"},
+    "settled": set(),
+    "failed": set(),
+    "cancelled": set(),
+    "resolved": set(),
+}
+
 CONTRACT_TRANSITIONS: dict[str, set[str]] = {
     "proposed": {"agreed", "refused"},
     "agreed": {"proved", "refused"},

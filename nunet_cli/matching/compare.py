@@ -6,18 +6,24 @@ import re
 from collections.abc import Callable
 
 from nunet_cli import units
+from nunet_cli.jobs import expressions
 from nunet_cli.jobs.capability import Capability, Gpu, Library, take_gpu
+from nunet_cli.jobs.expressions import Variables
 from nunet_cli.jobs.job import Comparison
 
 Comparator = Callable[[Capability, Capability], list[Comparison]]
 
 
-def compare(required: Capability, available: Capability) -> tuple[Comparison, ...]:
-    """Compare every field that the job asks for.
+def compare(
+    required: Capability, available: Capability, hard: tuple[str, ...] = (), names: Variables | None = None
+) -> tuple[Comparison, ...]:
+    """Compare every field that the job asks for, and its hard constraints.
 
     Args:
         required: what the job needs; its price is the most that the requester pays for the whole job.
         available: what the machine has left; its price is what this job would cost.
+        hard: CEL expressions that must hold.
+        names: what the expressions may name, from `expressions.variables`; made from the two where it is missing.
 
     Returns:
         One comparison per field: `better` and `equal` serve the job, `worse` and `error` do not.
@@ -25,7 +31,19 @@ def compare(required: Capability, available: Capability) -> tuple[Comparison, ..
     found: list[Comparison] = []
     for comparator in COMPARATORS:
         found += comparator(required, available)
+    if hard:
+        known = names or expressions.variables(node=available, job=required)
+        found += [_constraint(f"constraints.hard[{index}]", text, known) for index, text in enumerate(hard)]
     return tuple(found)
+
+
+def _constraint(field: str, text: str, names: Variables) -> Comparison:
+    had = expressions.values_in(text, names)
+    try:
+        fulfilled = expressions.holds(text, names)
+    except expressions.ExpressionError as error:
+        return Comparison(field, "error", text, had, "", error.message)
+    return Comparison(field, "equal" if fulfilled else "worse", text, had, "", "" if fulfilled else "does not hold")
 
 
 def _amount(field: str, wanted: float, there: float, write: Callable[[float], str]) -> Comparison:
@@ -161,6 +179,37 @@ def _localities(required: Capability, available: Capability) -> list[Comparison]
     return found
 
 
+def _storage(required: Capability, available: Capability) -> list[Comparison]:
+    there: dict[str, int] = {}
+    for item in available.storage:
+        there[item.type.lower()] = there.get(item.type.lower(), 0) + item.size
+    return [
+        _amount(f"storage.{wanted.type}", wanted.size, there.get(wanted.type.lower(), 0), _size)
+        if wanted.type.lower() in there
+        else Comparison(f"storage.{wanted.type}", "worse", _size(wanted.size), "none", "-" + _size(wanted.size), "none")
+        for wanted in required.storage
+    ]
+
+
+def _connectivity(required: Capability, available: Capability) -> list[Comparison]:
+    wanted, there = required.connectivity, available.connectivity
+    found = _names("connectivity.ports", tuple(map(str, wanted.ports)), tuple(map(str, there.ports)))
+    if wanted.bandwidth:
+        found.append(_amount("connectivity.bandwidth", wanted.bandwidth, there.bandwidth, units.format_bandwidth))
+    if wanted.vpn:
+        reason = "" if there.vpn else "not in a VPN"
+        found.append(
+            Comparison(
+                "connectivity.vpn", "equal" if there.vpn else "worse", "yes", "yes" if there.vpn else "no", "", reason
+            )
+        )
+    return found
+
+
+def _kycs(required: Capability, available: Capability) -> list[Comparison]:
+    return _names("kycs", required.kycs, available.kycs)
+
+
 def _price(required: Capability, available: Capability) -> list[Comparison]:
     limit, cost = units.parse_amount(required.price.amount), units.parse_amount(available.price.amount)
     asked, had = f"at most {required.price.amount} NTX", f"{available.price.amount} NTX"
@@ -180,5 +229,6 @@ def _time(required: Capability, available: Capability) -> list[Comparison]:
 
 
 COMPARATORS: tuple[Comparator, ...] = (
-    _executors, _job_types, _cpu, _memory, _disk, _gpus, _libraries, _localities, _price, _time,
+    _executors, _job_types, _cpu, _memory, _disk, _gpus, _libraries, _localities, _storage,
+    _connectivity, _price, _time, _kycs,
 )  # fmt: skip

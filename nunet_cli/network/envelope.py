@@ -77,13 +77,15 @@ def seal(
     return envelope, identity.sign(PREFIX + text) + text
 
 
-def unseal(raw: bytes, *, me: str, topics: frozenset[str] = frozenset(), now: datetime | None = None) -> Envelope:
+def unseal(
+    raw: bytes, *, me: str, topics: frozenset[str] | None = frozenset(), now: datetime | None = None
+) -> Envelope:
     """Check a message's form, recipient, times and signature, in that order, and return it.
 
     Args:
         raw: the bytes as received.
         me: the receiver's DID.
-        topics: topics that the receiver subscribes to.
+        topics: topics that the receiver subscribes to; None takes every recipient, for passing on.
         now: the present time, for a test's clock.
 
     Raises:
@@ -95,7 +97,7 @@ def unseal(raw: bytes, *, me: str, topics: frozenset[str] = frozenset(), now: da
         sent, expires = units.parse_time(envelope.sent_at), units.parse_time(envelope.expires_at)
     except (msgspec.MsgspecError, NunetError, UnicodeDecodeError, RecursionError) as error:
         raise RejectedMessageError(f"not an envelope: {error}", code="malformed") from None
-    if envelope.to != me and envelope.to not in topics:
+    if topics is not None and envelope.to != me and envelope.to not in topics:
         raise RejectedMessageError("the message is for somebody else", code="wrong_recipient")
     now = now or units.now()
     if sent > now + MAX_SKEW:

@@ -9,7 +9,7 @@ from typing import Any
 from nunet_cli import units
 from nunet_cli.database.store import Store
 from nunet_cli.errors import NotFoundError, UsageError
-from nunet_cli.network.identity import did_from_key, key_from_peer_id, peer_id_from_key
+from nunet_cli.network.identity import did_from_key, key_from_did, key_from_peer_id, peer_id_from_key
 
 MAX_PEERS = 10_000
 MAX_ADDRESSES = 8
@@ -96,6 +96,10 @@ class Peers:
     def get(self, public_key: bytes) -> Peer | None:
         """Return the peer with this key, or None."""
         return self._peers.get(public_key)
+
+    def find(self, did: str) -> Peer | None:
+        """Return the peer with this DID, or None."""
+        return self._peers.get(key_from_did(did))
 
     def add(self, public_key: bytes, address: Address | None, source: str) -> Peer | None:
         """Note that a peer exists, and where; None for this node itself, or when too many are known."""

@@ -23,7 +23,7 @@ from nunet_cli.network.peers import Address, Peer, Peers, parse_address
 
 log = logging.getLogger("nunet.network")
 
-ENVELOPE, ACK, PING, PONG, BLOB_GET, BLOB_DATA, BLOB_END = range(1, 8)
+ENVELOPE, ACK, PING, PONG, BLOB_GET, BLOB_DATA, BLOB_END, RELAY, RELAYED = range(1, 10)
 SEND_TIMEOUT = 30.0
 QUEUE_FRAMES = 64
 DIAL_INTERVAL = 0.25
@@ -310,7 +310,7 @@ class TcpTransport:
             self.peers.seen(peer)
             kind = frame[0] if frame else 0
             # what this node asked for does not count against the peer's rate
-            if kind not in (BLOB_DATA, BLOB_END, ACK, PONG) and not connection.bucket.take():
+            if kind not in (BLOB_DATA, BLOB_END, ACK, PONG, RELAYED) and not connection.bucket.take():
                 self.rejections["rate"] += 1
                 continue
             if kind == PING:

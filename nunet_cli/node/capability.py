@@ -6,33 +6,31 @@ Lock → allocate → release are parts of the transaction that makes them true.
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+from datetime import timedelta
 from typing import Any
 
 import msgspec
-import psutil
 from msgspec import structs
 from tinydb import Query
 
 from nunet_cli import units
 from nunet_cli.database.store import Store, Transaction
-from nunet_cli.errors import StateError, UsageError
-from nunet_cli.jobs.capability import Capability, Gpu, Locality, PriceBid, Resources, TimeCapability
+from nunet_cli.errors import StateError
+from nunet_cli.jobs.capability import Capability, PriceBid, Resources
 from nunet_cli.jobs.job import CapabilityComparator
-from nunet_cli.node.benchmark import Benchmark, probe_libraries, probe_machine
+from nunet_cli.node.benchmark import Benchmark
+from nunet_cli.node.monitor import Monitor
 
 log = logging.getLogger("nunet.capability")
 
-HEADROOM = 0.9
-JOB_TYPES = ("task",)
 TABLE = "capabilities"
 
 
 class CapabilityAccounting:
     """The node's capability, as rows of the table `capabilities`: `registered`, one per lock, one per allocation."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, monitor: Monitor) -> None:
+        self._store, self.monitor = store, monitor
         self.executors: dict[str, str] = {}
 
     def is_onboarded(self) -> bool:
@@ -75,8 +73,12 @@ class CapabilityAccounting:
         rows = source.table(TABLE).search(Query().kind.one_of(["lock", "allocation"]))
         return [dict(row) for row in rows if row["kind"] == "allocation" or row["expires_at"] > now]
 
-    def available(self, source: Store | Transaction) -> Capability:
-        """Return what is left (seed: `getAvailableCapability`).
+    def available(self, source: Store | Transaction, at: str = "") -> Capability:
+        """Return what is left (second seed: `getAvailableCapability`), now or at a later time.
+
+        Args:
+            source: where to read.
+            at: a time, RFC 3339, for which only what is taken beyond it counts; empty for now.
 
         Raises:
             StateError: more is taken than there is, which never happens as long as every change goes through here.
@@ -84,11 +86,45 @@ class CapabilityAccounting:
         registered = self.get_registered_capability(source)
         left = registered.resources
         for row in self.taken(source):
+            if at and row.get("ends_at", "") and row["ends_at"] <= at:
+                continue
             try:
                 left = left.minus(msgspec.convert(row["resources"], Resources))
             except ValueError as error:
                 raise StateError(f"more {error} is taken than there is", code="over_committed") from None
         return structs.replace(registered, resources=left, executors=tuple(self.executors))
+
+    def earliest_start(self, source: Store | Transaction, resources: Resources) -> str:
+        """Return when resources are free at the latest, by what runs and is locked; empty when they never are."""
+        now = units.utc_now()
+        ends = sorted({str(row["ends_at"]) for row in self.taken(source) if row.get("ends_at")})
+        for at in [now, *(end for end in ends if end > now)]:
+            if self.available(source, at).resources.fits(resources):
+                return at
+        return ""
+
+    def load(self, source: Store | Transaction) -> float:
+        """Return the larger share of the registered processor or memory that is taken, 0 to 1."""
+        registered = self.get_registered_capability(source).resources
+        left = self.available(source).resources
+        shares = [0.0]
+        for there, free in ((registered.cpu.cores, left.cpu.cores), (registered.memory, left.memory)):
+            shares += [1 - free / there] if there else []
+        return round(min(1.0, max(shares)), 3)
+
+    def machine(self) -> dict[str, Any]:
+        """Return what the monitor sees on the machine, whoever uses it."""
+        load = self.monitor.load()
+        return {"cpu_load": load.cpu, "memory_free": load.memory_free, "disk_free": load.disk_free}
+
+    async def set_available_capability(self) -> Capability:
+        """Forget locks that have lapsed, and return what is available then (second seed: `setAvailableCapability`)."""
+        await self._store.change(self._sweep)
+        return self.get_available_capability()
+
+    @staticmethod
+    def _sweep(t: Transaction) -> None:
+        t.table(TABLE).remove((Query().kind == "lock") & (Query().expires_at < units.utc_now()))
 
     def get_available_capability(self) -> Capability:
         """Return what is left now."""
@@ -98,35 +134,57 @@ class CapabilityAccounting:
         """Return the locks that hold."""
         return [row for row in self.taken(self._store) if row["kind"] == "lock"]
 
-    def lock(self, t: Transaction, bid_id: str, job_id: str, resources: Resources, until: str) -> None:
+    def lock(
+        self, t: Transaction, bid_id: str, job_id: str, resources: Resources, until: str, duration: int = 0
+    ) -> None:
         """Reserve resources for a bid until a time; a second lock of the same bid replaces the first.
+
+        Args:
+            t: the change that this is part of.
+            bid_id: the bid.
+            job_id: its job.
+            resources: what to reserve.
+            until: when the lease ends, RFC 3339.
+            duration: the seconds that the job may run after that, for when the resources are free again.
 
         Raises:
             StateError: what is left does not suffice.
         """
         t.table(TABLE).remove(Query().id == bid_id)
-        self._take(t, {"id": bid_id, "kind": "lock", "job_id": job_id, "expires_at": until}, resources)
+        ends = units.format_time(units.parse_time(until) + timedelta(seconds=duration))
+        row = {"id": bid_id, "kind": "lock", "job_id": job_id, "expires_at": until, "ends_at": ends}
+        self._take(t, row, resources)
+
+    async def lock_capability(self, job_id: str, resources: Resources, seconds: int) -> str:
+        """Reserve resources for a job of the owner's choice (second seed: `lockCapability`); return the lock's id.
+
+        Raises:
+            StateError: what is left does not suffice.
+        """
+        key, until = f"lock-{job_id}", units.format_time(units.now() + timedelta(seconds=seconds))
+        await self._store.change(lambda t: self.lock(t, key, job_id, resources, until))
+        return key
 
     def is_locked(self, source: Store | Transaction, bid_id: str) -> bool:
         """Say whether a bid's lock is there and has not expired."""
         row = source.find(TABLE, bid_id)
         return row is not None and bool(row["expires_at"] > units.utc_now())
 
-    def allocate(self, t: Transaction, bid_id: str, allocation_id: str, resources: Resources) -> None:
+    def allocate(
+        self, t: Transaction, bid_id: str, allocation_id: str, resources: Resources, duration: int = 0
+    ) -> None:
         """Turn a bid's lock into an allocation; a lock that lapsed is made good if there is still room.
 
         Raises:
             StateError: there is none, or others use the machine so much that the job has no room.
         """
         t.table(TABLE).remove(Query().id == bid_id)
-        self._take(t, {"id": allocation_id, "kind": "allocation", "job_id": "", "expires_at": ""}, resources)
-        free = psutil.virtual_memory().available
-        if resources.memory > free:
-            raise StateError(
-                f"the machine has {units.format_size(free)} of memory free, the job needs"
-                f" {units.format_size(resources.memory)}",
-                code="machine_busy",
-            )
+        ends = units.format_time(units.now() + timedelta(seconds=duration))
+        row = {"id": allocation_id, "kind": "allocation", "job_id": "", "expires_at": "", "ends_at": ends}
+        self._take(t, row, resources)
+        missing = self.monitor.missing(resources)
+        if missing:
+            raise StateError(missing, code="machine_busy")
 
     def _take(self, t: Transaction, row: dict[str, Any], resources: Resources) -> None:
         left = self.available(t).resources
@@ -139,101 +197,25 @@ class CapabilityAccounting:
     def release(self, t: Transaction, key: str) -> None:
         """Give back what a bid locked, or what an allocation has; and sweep locks that have lapsed."""
         t.table(TABLE).remove(Query().id == key)
-        now = units.utc_now()
-        t.table(TABLE).remove((Query().kind == "lock") & (Query().expires_at < now))
+        self._sweep(t)
 
-    def preferences(self) -> CapabilityComparator:
-        """Return the provider's preferences (seed: `getPreferences`)."""
+    def get_preferences(self) -> CapabilityComparator:
+        """Return this node's preferences, as a provider and as a requester (second seed: `getPreferences`)."""
         row = self._store.find("preferences", "comparator")
         return msgspec.convert(row["comparator"], CapabilityComparator) if row else CapabilityComparator()
 
-    async def set_preferences(self, comparator: CapabilityComparator, price: PriceBid) -> None:
-        """Keep the provider's preferences and price (seed: `setPreferences`)."""
-        row = {"id": "comparator", "comparator": msgspec.to_builtins(comparator), "price": msgspec.to_builtins(price)}
-        await self._store.change(lambda t: t.put("preferences", row))
+    async def set_preferences(self, comparator: CapabilityComparator, price: PriceBid | None = None) -> None:
+        """Keep the preferences, and the provider's price where one is given (second seed: `setPreferences`)."""
+
+        def change(t: Transaction) -> None:
+            known = t.find("preferences", "comparator") or {"price": msgspec.to_builtins(PriceBid())}
+            row = {"id": "comparator", "comparator": msgspec.to_builtins(comparator), "price": known["price"]}
+            t.put("preferences", row | ({"price": msgspec.to_builtins(price)} if price is not None else {}))
+            t.save_event("", "preferences_set", rules=len(comparator.rules), bid_rules=len(comparator.bid_rules))
+
+        await self._store.change(change)
 
     def price(self) -> PriceBid:
         """Return the provider's price; nothing, for volunteer compute."""
         row = self._store.find("preferences", "comparator")
         return msgspec.convert(row["price"], PriceBid) if row else PriceBid()
-
-
-class OnboardOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """What a person asks for at onboarding; None takes the most that the headroom rule allows."""
-
-    cpu: float | None = None
-    memory: str | None = None
-    disk: str | None = None
-    gpu: int | None = None
-    price: str = "0"
-    max_share: float = HEADROOM
-    max_duration: str | None = None
-    localities: tuple[str, ...] = ()
-
-
-def plan_onboarding(home: Path, options: OnboardOptions) -> tuple[Capability, PriceBid, Resources]:
-    """Return the capability to register, the price, and what the machine has in all.
-
-    Raises:
-        UsageError: more is asked for than the machine, or the share of it, has; the message names the flag.
-    """
-    machine = probe_machine(home)
-    share = options.max_share
-    if not 0 < share <= HEADROOM:
-        raise UsageError(
-            f"--max-share: {share:g} is not between 0 and {HEADROOM:g}",
-            hint=f"at least {1 - HEADROOM:.0%} of the machine stays with its owner",
-        )
-    micro, unit = units.parse_price(options.price)
-    kind: Any = "per_time_unit" if unit else "per_result"
-    price = PriceBid(type=kind, time_unit=unit, amount=units.format_amount(micro))  # type: ignore[arg-type]  # checked by parse_price
-    cores = _share("--cpu", options.cpu, machine.cpu.cores, share, lambda value: f"{value:g} cores")
-    memory = _share("--memory", _size(options.memory), machine.memory, share, _written)
-    disk = _share("--disk", _size(options.disk), machine.disk, share, _written)
-    resources = Resources(
-        cpu=structs.replace(machine.cpu, cores=round(cores, 3)), memory=int(memory), disk=int(disk),
-        gpus=_gpus(options.gpu, machine.gpus),
-    )  # fmt: skip
-    longest = units.parse_duration(options.max_duration) if options.max_duration else 0
-    capability = Capability(
-        job_types=JOB_TYPES, resources=resources, libraries=probe_libraries(),
-        localities=tuple(_locality(text) for text in options.localities), price=price, time=TimeCapability(max=longest),
-    )  # fmt: skip
-    return capability, price, machine
-
-
-def _size(text: str | None) -> float | None:
-    return None if text is None else float(units.parse_size(text))
-
-
-def _written(value: float) -> str:
-    return units.format_size(int(value))
-
-
-def _share(flag: str, wanted: float | None, there: float, share: float, write: Any) -> float:
-    most = there * share
-    if wanted is None:
-        return most
-    if wanted < 0:
-        raise UsageError(f"{flag}: {wanted:g} is negative")
-    if wanted > most:
-        raise UsageError(
-            f"{flag}: {write(wanted)} is more than {share:.0%} of the {write(there)} that this machine has",
-            hint=f"at most {write(most)}",
-        )
-    return wanted
-
-
-def _gpus(count: int | None, there: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
-    if count is None:
-        return there
-    if count < 0 or count > len(there):
-        raise UsageError(f"--gpu: {count} asked for, this machine has {len(there)}")
-    return there[:count]
-
-
-def _locality(text: str) -> Locality:
-    kind, equals, name = text.partition("=")
-    if not (kind and equals and name):
-        raise UsageError(f"--locality: {text!r}", hint="write KIND=NAME, for example country=SE")
-    return Locality(kind, name)

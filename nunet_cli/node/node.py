@@ -6,6 +6,7 @@ import contextlib
 import logging
 import signal
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,34 @@ from nunet_cli.executor.docker import DockerExecutor
 from nunet_cli.executor.null import NullExecutor
 from nunet_cli.executor.process import ProcessExecutor
 from nunet_cli.jobs.capability import Capability, Resources
-from nunet_cli.jobs.job import CapabilityComparator
 from nunet_cli.jobs.states import ALLOCATION_ENDS, JOB_ENDS
 from nunet_cli.network.blobs import Blobs
 from nunet_cli.network.discovery import Discovery
 from nunet_cli.network.identity import Identity, load_or_create
 from nunet_cli.network.messenger import Messenger
 from nunet_cli.network.peers import Address, Peer, Peers, parse_peer
+from nunet_cli.network.relay import Relay
 from nunet_cli.network.topics import BIDS, Topics
 from nunet_cli.network.transport import TcpTransport
 from nunet_cli.node.benchmark import Benchmark
-from nunet_cli.node.capability import CapabilityAccounting, OnboardOptions, plan_onboarding
-from nunet_cli.orchestrator import allocation, cancel, contract, execute, invoke, match, orchestrate, request, settle
+from nunet_cli.node.capability import CapabilityAccounting
+from nunet_cli.node.monitor import Monitor
+from nunet_cli.node.onboarding import OnboardOptions, plan_onboarding
+from nunet_cli.orchestrator import (
+    allocation,
+    bid,
+    cancel,
+    contract,
+    disputes,
+    execute,
+    invoke,
+    match,
+    orchestrate,
+    request,
+    settle,
+)
 from nunet_cli.orchestrator.context import Context
+from nunet_cli.orchestrator.reexecute import reexecute
 from nunet_cli.tokenomics.contract_database import ContractDatabase
 from nunet_cli.tokenomics.oracle import Oracle
 
@@ -65,12 +81,12 @@ class Node:
         self.roles = roles
         self._orchestrating: dict[str, trio.CancelScope] = {}
         self._discovery: Discovery | None = None
-        for room in (match, request, contract, invoke, execute, settle, cancel):
+        for room in (match, bid, request, contract, invoke, execute, settle, disputes, cancel):
             room.register(ctx)
         if "contract-database" in roles:
             self.contract_database = ContractDatabase(ctx.identity, ctx.store, ctx.config, ctx.messenger)
         if "oracle" in roles:
-            self.oracle = Oracle(ctx.identity, ctx.store, ctx.messenger)
+            self.oracle = Oracle(ctx.identity, ctx.store, ctx.messenger, partial(reexecute, ctx))
 
     @property
     def identity(self) -> Identity:
@@ -87,6 +103,7 @@ class Node:
             ctx.peers.add(key, address, "static")
         await ctx.nursery.start(ctx.messenger.run)
         await ctx.nursery.start(ctx.blobs.run)
+        await ctx.nursery.start(ctx.relay.run)
         await self.probe_executors()
         await self._announce()
         await ctx.nursery.start(ctx.transport.run)
@@ -126,7 +143,7 @@ class Node:
         roles = self.roles
         topics: frozenset[str] = frozenset()
         if self.accounting.is_onboarded():
-            roles, topics = ("provider", *roles), frozenset({BIDS})
+            roles, topics = ("provider", *roles), frozenset({BIDS, *self.ctx.config.network.topics})
         await self.ctx.topics.set(roles=roles, topics=topics)
         if self._discovery is not None:
             await self._discovery.update(roles)
@@ -197,7 +214,7 @@ class Node:
             except ValueError as error:
                 raise StateError(f"running jobs have more {error} than that", hint="wait for them to end") from None
         await self.accounting.set_registered_capability(capability, benchmark)
-        await self.accounting.set_preferences(CapabilityComparator(), price)
+        await self.accounting.set_preferences(self.accounting.get_preferences(), price)
         await self._announce()
         return capability
 
@@ -207,11 +224,10 @@ class Node:
         await self._announce()
         while self.ctx.running:
             running = list(self.ctx.running.values())
-            for one in running if force else []:
-                one.cancelled = True
-                one.scope.cancel()
-            for one in running:
-                await one.ended.wait()
+            for actor in running if force else []:
+                await cancel.route_to_allocation(self.ctx, actor.allocation_id, "cancel")
+            for actor in running:
+                await actor.ended.wait()
 
     def get_allocation(self, allocation_id: str) -> dict[str, Any]:
         """Return an allocation of this node's by id or unambiguous prefix."""
@@ -285,6 +301,7 @@ async def open_node(
     threaded: bool = True,
     isolated: bool = False,
     announce: bool = True,
+    monitor: Monitor | None = None,
 ) -> AsyncIterator[Node]:
     """Own a home and run its node for the duration of the context.
 
@@ -312,11 +329,13 @@ async def open_node(
         messenger = Messenger(identity, transport, store)
         topics = Topics(identity, transport, messenger, peers, f"nunet/{__version__}")
         async with trio.open_nursery() as nursery:
-            accounting = CapabilityAccounting(store)
+            relay = Relay(identity, transport, messenger, peers)
+            accounting = CapabilityAccounting(store, monitor or Monitor(home))
             ctx = Context(
                 home=home, config=config, identity=identity, store=store, peers=peers, transport=transport,
-                messenger=messenger, topics=topics, blobs=Blobs(home, store, transport), accounting=accounting,
-                executors=make_executors(config), nursery=nursery, started_at=trio.current_time(),
+                messenger=messenger, topics=topics, relay=relay,
+                blobs=Blobs(home, store, transport), accounting=accounting, executors=make_executors(config),
+                nursery=nursery, started_at=trio.current_time(),
             )  # fmt: skip
             node = Node(ctx, accounting, roles, announce=announce)
             if not read_only:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +16,62 @@ import msgspec
 import trio
 
 from nunet_cli import units
+from nunet_cli.actor import Actor
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError
-from nunet_cli.executor.base import Executor, ExecutorError, Exit, Task, make_scratch, output_file
-from nunet_cli.jobs.job import OutputFile, Result, Usage
-from nunet_cli.jobs.spec import JobSpec, decode_spec, output_name
+from nunet_cli.executor.base import Exit
+from nunet_cli.jobs.check import decode_spec
+from nunet_cli.jobs.job import Result, Usage
+from nunet_cli.jobs.spec import JobSpec
 from nunet_cli.jobs.states import ALLOCATION_ENDS, ALLOCATION_TRANSITIONS, check_transition
+from nunet_cli.jobs.tree import programs
 from nunet_cli.network.blobs import Blobs
 from nunet_cli.network.documents import Document, make_document
 from nunet_cli.orchestrator.context import Context, plain
 from nunet_cli.orchestrator.messages import JobCompleted, JobStatusUpdate
+from nunet_cli.orchestrator.part import Part, add_usage, collect, make_part, prepare, start
+from nunet_cli.orchestrator.pod import Ended, run_pod, run_single
 from nunet_cli.tokenomics.contract import PROVIDER
 
 log = logging.getLogger("nunet.allocation")
 
 RESULT_LIFETIME = 14 * 86400
-FETCH_TIMEOUT = 6 * 3600.0
 JOB_FAULTS = {"no_workdir", "inputs_too_large"}
 
 
-@dataclass
-class Running:
-    """An allocation that runs now: `cancelled` once the requester has called it off."""
+class AllocationActor(Actor):
+    """An allocation that runs now (second seed: an allocation is an actor, and the node routes messages to it).
 
-    task: Task
-    executor: Executor
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    cancelled: bool = False
-    ended: trio.Event = field(default_factory=trio.Event)
+    Its mailbox takes `cancel` and `status`. `cancelled` is set once the requester has called it off.
+    """
+
+    def __init__(self, allocation_id: str, parts: list[Part]) -> None:
+        super().__init__({"cancel": self._on_cancel, "status": self._on_status})
+        self.allocation_id, self.parts = allocation_id, parts
+        self.scope = trio.CancelScope()
+        self.cancelled = False
+        self.ended = trio.Event()
+
+    async def _on_cancel(self, _body: Any) -> str:
+        self.cancelled = True
+        self.scope.cancel()
+        return "cancelling"
+
+    async def _on_status(self, _body: Any) -> Usage:
+        return await self.usage()
+
+    async def usage(self) -> Usage:
+        """Return what all its programs have used so far."""
+        total = Usage()
+        for part in self.parts:
+            total = add_usage(total, await part.usage())
+        return total
+
+    async def stop(self) -> None:
+        """End every program; once it returns, nothing of them runs."""
+        for part in self.parts:
+            if part.handle:
+                await part.executor.stop(part.task, part.handle)
 
 
 async def run_allocation(ctx: Context, allocation_id: str, *, attached: bool = False) -> None:
@@ -59,126 +87,125 @@ async def run_allocation(ctx: Context, allocation_id: str, *, attached: bool = F
     contract = ctx.store.find("contracts", row["contract_id"])
     assert contract is not None
     spec = decode_spec(contract["spec"])
-    task = _task(ctx, row, spec)
-    running = ctx.running[allocation_id] = Running(task, ctx.executors[spec.executor.type])
+    actor = ctx.running[allocation_id] = AllocationActor(allocation_id, make_parts(ctx, row, spec))
+    over = False
     try:
-        with running.scope:
-            try:
-                await _run(ctx, running, row, spec, attached=attached)
-            except Exception as error:
-                # an engine that goes away, a full disk: the requester is told, and the node goes on
-                log.exception("allocation %s failed", row["id"])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(actor.run_mailbox)
+            with actor.scope:
+                await _run_safely(ctx, actor, row, spec, attached=attached)
+            if actor.cancelled:
                 with trio.CancelScope(shield=True):
-                    await _end_broken(ctx, running, row, error)
-        if running.cancelled:
-            with trio.CancelScope(shield=True):
-                await _end_cancelled(ctx, running, row)
-    except trio.Cancelled:
-        # the node stops: a process goes with it, a container stays and is found again
-        if task.spec.type == "process":
-            with trio.move_on_after(10) as patience:
-                patience.shield = True
-                await running.executor.stop(task, row["handle"])
-        raise
+                    await _end_cancelled(ctx, actor, row, spec)
+            over = True
+            nursery.cancel_scope.cancel()
     finally:
+        with trio.move_on_after(10) as patience:
+            patience.shield = True
+            # the node stops: a process goes with it, a container stays and is found again
+            for part in actor.parts if not over else ():
+                if part.task.spec.type == "process" and part.handle:
+                    await part.executor.stop(part.task, part.handle)
         ctx.running.pop(allocation_id, None)
-        running.ended.set()
+        actor.ended.set()
 
 
-def _task(ctx: Context, row: dict[str, Any], spec: JobSpec) -> Task:
-    process = ctx.config.executor.process
-    trusted = row["requester"] == ctx.identity.did or row["requester"] in process.trusted
-    # whoever may run without a sandbox still gets one where there is one
-    bare = (trusted or process.foreign == "unsandboxed") and not _has_sandbox(ctx)
-    return Task(
-        allocation_id=row["id"], spec=spec.executor, resources=spec.resources, max_duration=spec.time.max_duration,
-        max_log=ctx.config.limits.log_size, folder=ctx.home / "allocations" / row["id"],
-        inputs=tuple(item.to for item in spec.inputs), sandbox=not bare,
-        labels={"org.nunet.node": ctx.identity.did, "org.nunet.job": row["job_id"]},
-    )  # fmt: skip
+async def _run_safely(
+    ctx: Context, actor: AllocationActor, row: dict[str, Any], spec: JobSpec, *, attached: bool
+) -> None:
+    try:
+        await _run(ctx, actor, row, spec, attached=attached)
+    except Exception as error:
+        # an engine that goes away, a full disk: the requester is told, and the node goes on
+        log.exception("allocation %s failed", row["id"])
+        with trio.CancelScope(shield=True):
+            await _end_broken(ctx, actor, row, error)
 
 
-def _has_sandbox(ctx: Context) -> bool:
-    return ctx.available_executors.get("process", "").startswith("bubblewrap")
+def make_parts(ctx: Context, row: dict[str, Any], spec: JobSpec) -> list[Part]:
+    """Return the programs of an allocation, with the handles of those that were started."""
+    found = [make_part(ctx, row, child, child.name) for child in spec.children] or [make_part(ctx, row, spec)]
+    handles = row.get("handles", {})
+    for part in found:
+        part.handle, part.started_at = handles.get(part.name, ""), row["started_at"]
+    return found
 
 
-async def _run(ctx: Context, running: Running, row: dict[str, Any], spec: JobSpec, *, attached: bool) -> None:
-    task, executor = running.task, running.executor
-    started_at = row["started_at"] or units.utc_now()
+async def _run(ctx: Context, actor: AllocationActor, row: dict[str, Any], spec: JobSpec, *, attached: bool) -> None:
+    async def started(part: Part) -> None:
+        row["started_at"] = row["started_at"] or part.started_at
+        row["handles"] = {**row.get("handles", {}), part.name: part.handle}
+        await _note_started(ctx, row)
+
     try:
         if not attached:
             await set_allocation(ctx, row["id"], "starting")
-            await _prepare(ctx, running, row, spec)
-            handle = await executor.start(task)
-            started_at = units.utc_now()
-            await set_allocation(ctx, row["id"], "running", handle=handle, started_at=started_at)
-            row["handle"] = handle
+        if spec.pod:
+            ended = await _beating(ctx, actor, row, lambda: run_pod(ctx, spec, actor.parts, started))
+        else:
+            (part,) = actor.parts
+            if not attached:
+                await prepare(ctx, part, {})
+                await start(part)
+                await started(part)
+            ended = await _beating(ctx, actor, row, lambda: run_single(ctx, part, started))
     except (NunetError, trio.TooSlowError, OSError) as error:
         log.warning("allocation %s could not start: %s", row["id"], error)
         code = error.code if isinstance(error, NunetError) else "executor_error"
         fault = "job" if code in JOB_FAULTS else "provider"
-        await _finish(ctx, running, row, _failure(row, started_at, code, str(error), fault=fault))
+        await _finish(ctx, actor, row, _failure(row, row["started_at"], code, str(error), fault=fault))
         return
-    exit_ = await _wait(ctx, running, row, started_at)
-    if running.cancelled:
+    if actor.cancelled:
         return
     with trio.CancelScope(shield=True):
-        result = await _result(ctx, running, row, spec, exit_, started_at)
-        await _finish(ctx, running, row, result)
+        await _finish(ctx, actor, row, await result_of(ctx, row, ended))
 
 
-async def _prepare(ctx: Context, running: Running, row: dict[str, Any], spec: JobSpec) -> None:
-    total = sum(item.size for item in spec.inputs)
-    if total > min(ctx.config.limits.input_size, max(spec.resources.disk, 2**20)):
-        raise ExecutorError(f"the inputs have {total} bytes, more than the job's disk", code="inputs_too_large")
-    files: dict[str, Path] = {}
-    with trio.fail_after(FETCH_TIMEOUT):
-        for item in spec.inputs:
-            files[item.to] = await ctx.blobs.fetch(
-                row["requester"], item.cid, item.size, patience=ctx.config.limits.input_patience
-            )
-    if files:
-        await ctx.store.save_event(row["job_id"], "inputs_received", count=len(files), bytes=total)
-    await running.executor.prepare(running.task)
-    await trio.to_thread.run_sync(make_scratch, running.task, files)
-
-
-async def _wait(ctx: Context, running: Running, row: dict[str, Any], started_at: str) -> Exit:
-    """Wait for the job with its wall-time limit, sending heartbeats; return how it ended."""
-    used = (units.now() - units.parse_time(started_at)).total_seconds()
-    left = max(0.0, running.task.max_duration - used)
-    ended: list[Exit] = []
-    overdue = False
+async def _beating(
+    ctx: Context, actor: AllocationActor, row: dict[str, Any], run: Callable[[], Awaitable[Ended]]
+) -> Ended:
+    """Run the programs, sending heartbeats all along."""
+    problem: Exception | None = None
+    ended: Ended | None = None
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_beat, ctx, running, row)
-
-        async def wait() -> None:
-            ended.append(await running.executor.wait(running.task, row["handle"]))
-
-        async with trio.open_nursery() as waiter:
-            waiter.start_soon(wait)
-            with trio.move_on_after(left) as limit:
-                while not ended:
-                    await trio.sleep(0.02)
-            if limit.cancelled_caught and not ended:
-                overdue = True
-                await running.executor.stop(running.task, row["handle"])
+        nursery.start_soon(_beat, ctx, actor, row)
+        try:
+            ended = await run()
+        except Exception as error:
+            # raised outside of the nursery, which would make a group of it
+            problem = error
         nursery.cancel_scope.cancel()
-    exit_ = ended[0]
-    return Exit(exit_.exit_code, exit_.usage, "max_duration") if overdue else exit_
+    if problem is not None:
+        raise problem
+    assert ended is not None
+    return ended
 
 
-async def _beat(ctx: Context, running: Running, row: dict[str, Any]) -> None:
+async def _note_started(ctx: Context, row: dict[str, Any]) -> None:
+    """Record the handle of a program that was started; the allocation runs from the first one on."""
+    fields = {"handles": row["handles"], "started_at": row["started_at"]}
+
+    def change(t: Transaction) -> None:
+        current = t.find("allocations", row["id"])
+        assert current is not None
+        if current["state"] == "starting":
+            _set_allocation(t, row["id"], "running", fields)
+        else:
+            t.put("allocations", {**current, **fields})
+
+    await ctx.store.change(change)
+
+
+async def _beat(ctx: Context, actor: AllocationActor, row: dict[str, Any]) -> None:
     while True:
         with suppress(NunetError, trio.TooSlowError):
-            await job_update(ctx, running, row)
+            await job_update(ctx, actor, row)
         await trio.sleep(ctx.config.limits.heartbeat)
 
 
-async def job_update(ctx: Context, running: Running, row: dict[str, Any]) -> JobStatusUpdate:
+async def job_update(ctx: Context, actor: AllocationActor, row: dict[str, Any]) -> JobStatusUpdate:
     """Send a sign of life with what is used so far (seed 6: `executor.jobUpdate`), and return it."""
-    usage = await running.executor.usage(running.task, row["handle"])
-    update = JobStatusUpdate(row["contract_id"], row["id"], "running", usage, units.utc_now())
+    update = JobStatusUpdate(row["contract_id"], row["id"], "running", await actor.usage(), units.utc_now())
     await ctx.messenger.tell(row["requester"], "job_status_update", update)
     return update
 
@@ -189,36 +216,31 @@ _REASONS = {
     "too_many_processes": "the job started too many processes",
     "max_duration": "the job ran longer than its max_duration",
     "missing_output": "the job did not write its outputs",
+    "unhealthy": "the service failed its health check",
 }
 
 
-async def _result(
-    ctx: Context, running: Running, row: dict[str, Any], spec: JobSpec, exit_: Exit, started_at: str
-) -> Result:
-    """Take the outputs and logs in as blobs and return the result; shielded, as the job has ended."""
-    task = running.task
-    outputs, missing, total = [], [], 0
-    for item in spec.outputs:
-        file = output_file(task, item.path)
-        size = file.stat().st_size if file is not None else 0
-        if file is None or total + size > ctx.config.limits.output_size:
-            missing.append(item.path)
-            continue
-        total += size
-        cid, size = await ctx.blobs.add_file(file)
-        outputs.append(OutputFile(output_name(item), cid, size))
-    stdout_cid, stdout_size = await ctx.blobs.add_file(task.stdout)
-    stderr_cid, stderr_size = await ctx.blobs.add_file(task.stderr)
+async def result_of(ctx: Context, row: dict[str, Any], ended: Ended) -> Result:
+    """Take the logs in as blobs and return the result; shielded, as the job has ended."""
+    folder = ctx.home / "allocations" / row["id"]
+    logs = []
+    for name in ("stdout", "stderr"):
+        file = folder / name
+        logs.append(await ctx.blobs.add_file(file) if file.exists() else ("", 0))
+    exit_ = ended.exit
     reason, message = exit_.reason, _REASONS.get(exit_.reason, "")
     if not reason and exit_.exit_code != 0:
         reason, message = "exit_code", f"the job exited with {exit_.exit_code}"
-    elif not reason and missing:
-        reason, message = "missing_output", f"the job did not write {', '.join(missing)}"
+    elif not reason and ended.missing:
+        reason, message = "missing_output", f"the job did not write {', '.join(ended.missing)}"
+    if ended.failed:
+        message = f"{ended.failed}: {message}"
+    (stdout_cid, stdout_size), (stderr_cid, stderr_size) = logs
     return Result(
         job_id=row["job_id"], contract_id=row["contract_id"], allocation_id=row["id"],
-        state="failed" if reason else "completed", exit_code=exit_.exit_code, started_at=started_at,
-        ended_at=units.utc_now(), usage=exit_.usage, outputs=tuple(outputs), stdout_cid=stdout_cid,
-        stdout_size=stdout_size, stderr_cid=stderr_cid, stderr_size=stderr_size, reason=reason, message=message,
+        state="failed" if reason else "completed", exit_code=exit_.exit_code, started_at=row["started_at"],
+        ended_at=units.utc_now(), usage=exit_.usage, outputs=tuple(ended.outputs), stdout_cid=stdout_cid,
+        stdout_size=stdout_size, stderr_cid=stderr_cid, stderr_size=stderr_size, reason=reason, message=message[:4000],
         fault="job" if reason else "",
     )  # fmt: skip
 
@@ -233,44 +255,56 @@ def _failure(
     )  # fmt: skip
 
 
-async def _end_broken(ctx: Context, running: Running, row: dict[str, Any], error: Exception) -> None:
+async def _end_broken(ctx: Context, actor: AllocationActor, row: dict[str, Any], error: Exception) -> None:
     with suppress(NunetError, trio.TooSlowError):
-        if row["handle"]:
-            await running.executor.stop(running.task, row["handle"])
+        await actor.stop()
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     message = f"the provider could not go on: {error}"
     try:
-        await _finish(ctx, running, row, _failure(row, row["started_at"], "provider_error", message, fault="provider"))
+        await _finish(ctx, actor, row, _failure(row, row["started_at"], "provider_error", message, fault="provider"))
     except Exception:
         # found again, and reported, when the node starts the next time
         log.exception("the end of allocation %s could not be recorded", row["id"])
 
 
-async def _end_cancelled(ctx: Context, running: Running, row: dict[str, Any]) -> None:
-    usage = Usage()
+async def _end_cancelled(ctx: Context, actor: AllocationActor, row: dict[str, Any], spec: JobSpec) -> None:
+    usage = await actor.usage()
+    await actor.stop()
+    if spec.type == "service" and row["started_at"]:
+        # to be stopped is how a service ends well
+        outputs, missing = await collect(ctx, actor.parts[0], ctx.config.limits.output_size)
+        ended = Ended(Exit(0, usage), outputs, missing)
+        await _finish(ctx, actor, row, await result_of(ctx, row, ended))
+        return
     started_at = row["started_at"] or units.utc_now()
-    if row["handle"]:
-        usage = await running.executor.usage(running.task, row["handle"])
-        await running.executor.stop(running.task, row["handle"])
     result = _failure(row, started_at, "cancelled", "called off by the requester", fault="", state="cancelled")
-    await _finish(ctx, running, row, msgspec.structs.replace(result, usage=usage))
+    await _finish(ctx, actor, row, msgspec.structs.replace(result, usage=usage))
 
 
-async def _finish(ctx: Context, running: Running, row: dict[str, Any], result: Result) -> None:
+async def _finish(ctx: Context, actor: AllocationActor, row: dict[str, Any], result: Result) -> None:
     """Sign the result; keep it, free the capability and queue the news in one change; then clean up."""
     await finish_allocation(ctx, row, result)
     try:
-        if row["handle"]:
-            await running.executor.cleanup(running.task, row["handle"])
-        await trio.to_thread.run_sync(lambda: shutil.rmtree(running.task.folder, ignore_errors=True))
+        for part in actor.parts:
+            if part.handle:
+                await part.executor.cleanup(part.task, part.handle)
+        await ctx.blocking(remove_folder, ctx.home / "allocations" / row["id"])
     except (NunetError, trio.TooSlowError) as error:
         log.warning("cleaning up after %s: %s", row["id"], error)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove an allocation's folder."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 async def finish_allocation(ctx: Context, row: dict[str, Any], result: Result) -> Document:
     """Record the end of an allocation with its signed result, and queue the message to the requester."""
     document = make_document(result).sign(ctx.identity, PROVIDER)
+    known = ctx.store.find("contracts", row["contract_id"])
+    assert known is not None
+    inputs = [item.cid for part in programs(decode_spec(known["spec"])) for item in part.inputs]
     type_ = "job_completed" if result.state == "completed" else "job_error"
     message = ctx.messenger.outbox_row(
         row["requester"], type_, JobCompleted(row["contract_id"], document), lifetime=RESULT_LIFETIME
@@ -292,6 +326,9 @@ async def finish_allocation(ctx: Context, row: dict[str, Any], result: Result) -
         for cid in (result.stdout_cid, result.stderr_cid, *(output.cid for output in result.outputs)):
             if cid:
                 Blobs.grant(t, cid, row["requester"])
+        for cid in inputs if contract["oracle"] else ():
+            # an oracle may run the job again
+            Blobs.grant(t, cid, contract["oracle"])
         ctx.messenger.enqueue(t, message)
         t.save_event(
             row["job_id"], f"allocation_{result.state}", allocation_id=row["id"], exit_code=result.exit_code,
@@ -303,19 +340,19 @@ async def finish_allocation(ctx: Context, row: dict[str, Any], result: Result) -
     return document
 
 
-async def set_allocation(ctx: Context, allocation_id: str, state: str, **fields: Any) -> dict[str, Any]:
+async def set_allocation(ctx: Context, allocation_id: str, state: str) -> dict[str, Any]:
     """Put an allocation into a state, with its event."""
+    return await ctx.store.change(lambda t: _set_allocation(t, allocation_id, state, {}))
 
-    def change(t: Transaction) -> dict[str, Any]:
-        row = t.find("allocations", allocation_id)
-        assert row is not None
-        check_transition(ALLOCATION_TRANSITIONS, row["state"], state, f"allocation {allocation_id}")
-        row.update(fields, state=state)
-        t.put("allocations", row)
-        t.save_event(row["job_id"], f"allocation_{state}", allocation_id=allocation_id)
-        return row
 
-    return await ctx.store.change(change)
+def _set_allocation(t: Transaction, allocation_id: str, state: str, fields: dict[str, Any]) -> dict[str, Any]:
+    row = t.find("allocations", allocation_id)
+    assert row is not None
+    check_transition(ALLOCATION_TRANSITIONS, row["state"], state, f"allocation {allocation_id}")
+    row.update(fields, state=state)
+    t.put("allocations", row)
+    t.save_event(row["job_id"], f"allocation_{state}", allocation_id=allocation_id)
+    return row
 
 
 def nothing_done(ctx: Context, contract: dict[str, Any]) -> Document:
@@ -335,12 +372,18 @@ async def recover_allocations(ctx: Context) -> None:
         if row["state"] == "created":
             ctx.nursery.start_soon(run_allocation, ctx, row["id"])
             continue
-        task = _task(ctx, row, decode_spec(contract["spec"]))
+        spec = decode_spec(contract["spec"])
+        parts = make_parts(ctx, row, spec)
+        alive = False
         try:
-            alive = bool(row["handle"]) and await ctx.executors[row["executor"]].attach(task, row["handle"])
+            found = [part for part in parts if part.handle and await part.executor.attach(part.task, part.handle)]
+            # a pod is more than its containers: its order is lost with the node, so it is ended
+            alive = bool(found) and not spec.pod
+            for part in found if spec.pod else []:
+                await part.executor.stop(part.task, part.handle)
+                await part.executor.cleanup(part.task, part.handle)
         except (NunetError, trio.TooSlowError) as error:
             log.warning("allocation %s cannot be looked for: %s", row["id"], error)
-            alive = False
         if alive:
             await ctx.store.save_event(row["job_id"], "allocation_attached", allocation_id=row["id"])
             ctx.nursery.start_soon(_run_attached, ctx, row["id"])
@@ -348,7 +391,7 @@ async def recover_allocations(ctx: Context) -> None:
             message = "the provider was restarted while the job ran"
             result = _failure(row, row["started_at"], "provider_restarted", message, fault="provider")
             await finish_allocation(ctx, dict(row), result)
-            await trio.to_thread.run_sync(lambda folder=task.folder: shutil.rmtree(folder, ignore_errors=True))  # type: ignore[misc]  # the default binds the loop's value
+            await ctx.blocking(remove_folder, ctx.home / "allocations" / row["id"])
 
 
 async def _run_attached(ctx: Context, allocation_id: str) -> None:

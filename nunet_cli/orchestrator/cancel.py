@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import suppress
 from typing import Any
 
 import trio
@@ -12,12 +14,14 @@ from nunet_cli.jobs.states import ALLOCATION_ENDS, JOB_ENDS
 from nunet_cli.network.documents import Document
 from nunet_cli.network.messenger import Answer, Incoming
 from nunet_cli.orchestrator import execute
-from nunet_cli.orchestrator.allocation import nothing_done
+from nunet_cli.orchestrator.allocation import AllocationActor, nothing_done
+from nunet_cli.orchestrator.bid import sent_bid
 from nunet_cli.orchestrator.context import Context, advance, plain, read
 from nunet_cli.orchestrator.contract import check_contract, set_contract
-from nunet_cli.orchestrator.match import sent_bid
 from nunet_cli.orchestrator.messages import JobCancel, JobCancelled, JobCompleted
 from nunet_cli.orchestrator.settle import settle
+
+log = logging.getLogger("nunet.cancel")
 
 CANCEL_LIFETIME = 14 * 86400
 
@@ -35,6 +39,10 @@ async def cancel(ctx: Context, job_id: str) -> dict[str, Any]:
         return job
     if (job["state"] in JOB_ENDS and job["state"] != "expired") or job["state"] in ("verified", "disputed"):
         raise StateError(f"job {job['id']} is {job['state']}: it cannot be cancelled any more")
+    if job["kind"] == "member":
+        raise StateError("a job in a pod is cancelled with its pod", hint=f"run: nunet job cancel {job['parent']}")
+    if job["kind"] != "job":
+        return await _cancel_group(ctx, job)
     if job["state"] in ("contracted", "invoked", "running", "completed"):
         return await _cancel_contract(ctx, job)
     row = ctx.store.find("contracts", job["contract_id"]) if job["contract_id"] else None
@@ -53,6 +61,30 @@ async def cancel(ctx: Context, job_id: str) -> dict[str, Any]:
         return advance(t, job["id"], "cancelled", {"note": note})
 
     return await ctx.store.change(change)
+
+
+async def _cancel_group(ctx: Context, job: dict[str, Any]) -> dict[str, Any]:
+    ended = await cancel_children(ctx, job)
+    note = f"{ended} of {len(job['units'])} children had ended" if ended else ""
+    return await ctx.store.change(lambda t: advance(t, job["id"], "cancelled", {"note": note}, note=note))
+
+
+async def cancel_children(ctx: Context, job: dict[str, Any]) -> int:
+    """Call off every child of a group that has not ended; return how many had."""
+    ended: list[str] = []
+
+    async def call_off(child_id: str) -> None:
+        try:
+            async with ctx.one_at_a_time(child_id):
+                await cancel(ctx, child_id)
+        except NunetError as error:
+            log.info("child %s is not cancelled: %s", child_id, error)
+            ended.append(child_id)
+
+    async with trio.open_nursery() as nursery:
+        for child_id in job["units"].values():
+            nursery.start_soon(call_off, child_id)
+    return len(ended)
 
 
 async def _is_recorded(ctx: Context, job: dict[str, Any], row: dict[str, Any]) -> bool:
@@ -154,19 +186,26 @@ async def _on_cancel(ctx: Context, message: Incoming) -> Answer:
     return "job_cancelled", JobCancelled(read(contract, "result", Document) if contract["result"] else None)
 
 
+async def route_to_allocation(ctx: Context, allocation_id: str, type_: str) -> AllocationActor | None:
+    """Put a message into the mailbox of an allocation (second seed: `routeToAllocation`); None if it has ended."""
+    actor: AllocationActor | None = ctx.running.get(allocation_id)
+    if actor is not None:
+        with suppress(trio.BrokenResourceError):
+            await actor.send_message(type_)
+    return actor
+
+
 async def _end_allocation(ctx: Context, allocation_id: str) -> None:
     """End an allocation, also one whose task is just about to begin; returns once its result is signed."""
     while True:
         row = ctx.store.find("allocations", allocation_id)
         if row is None or row["state"] in ALLOCATION_ENDS:
             return
-        running = ctx.running.get(allocation_id)
-        if running is None:
+        actor = await route_to_allocation(ctx, allocation_id, "cancel")
+        if actor is None:
             await trio.sleep(0.02)
             continue
-        running.cancelled = True
-        running.scope.cancel()
-        await running.ended.wait()
+        await actor.ended.wait()
 
 
 async def _cancel_unstarted(ctx: Context, contract: dict[str, Any]) -> Document:

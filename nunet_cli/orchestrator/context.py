@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -19,11 +19,12 @@ from nunet_cli.errors import ContractError, NunetError, StateError
 from nunet_cli.executor.base import Executor
 from nunet_cli.jobs.capability import Capability, PriceBid, Resources
 from nunet_cli.jobs.job import CapabilityComparator
-from nunet_cli.jobs.states import JOB_TRANSITIONS, check_transition
+from nunet_cli.jobs.states import GROUP_TRANSITIONS, JOB_TRANSITIONS, check_transition
 from nunet_cli.network.blobs import Blobs
 from nunet_cli.network.identity import Identity
 from nunet_cli.network.messenger import Messenger
 from nunet_cli.network.peers import Peers
+from nunet_cli.network.relay import Relay
 from nunet_cli.network.topics import Topics
 from nunet_cli.network.transport import TcpTransport
 
@@ -36,22 +37,35 @@ class Accounting(Protocol):
     def is_onboarded(self) -> bool:
         """Say whether this node offers capability."""
 
-    def available(self, source: Store | Transaction) -> Capability:
-        """Return registered minus allocated minus locked capability."""
+    def available(self, source: Store | Transaction, at: str = "") -> Capability:
+        """Return registered minus allocated minus locked capability, now or at a later time."""
 
-    def preferences(self) -> CapabilityComparator:
-        """Return the provider's preferences."""
+    def earliest_start(self, source: Store | Transaction, resources: Resources) -> str:
+        """Return when resources are free at the latest; empty when they never are."""
+
+    def load(self, source: Store | Transaction) -> float:
+        """Return the share that is taken, 0 to 1."""
+
+    def machine(self) -> dict[str, Any]:
+        """Return what the monitor sees: `cpu_load`, `memory_free`, `disk_free`."""
+
+    def get_preferences(self) -> CapabilityComparator:
+        """Return the node's preferences."""
 
     def price(self) -> PriceBid:
         """Return the provider's price."""
 
-    def lock(self, t: Transaction, bid_id: str, job_id: str, resources: Resources, until: str) -> None:
+    def lock(
+        self, t: Transaction, bid_id: str, job_id: str, resources: Resources, until: str, duration: int = 0
+    ) -> None:
         """Reserve resources for a bid until a time; a second lock of the same bid replaces the first."""
 
     def is_locked(self, source: Store | Transaction, bid_id: str) -> bool:
         """Say whether a bid's lock is there and has not expired."""
 
-    def allocate(self, t: Transaction, bid_id: str, allocation_id: str, resources: Resources) -> None:
+    def allocate(
+        self, t: Transaction, bid_id: str, allocation_id: str, resources: Resources, duration: int = 0
+    ) -> None:
         """Turn a bid's lock into an allocation."""
 
     def release(self, t: Transaction, key: str) -> None:
@@ -70,6 +84,7 @@ class Context:
     transport: TcpTransport
     messenger: Messenger
     topics: Topics
+    relay: Relay
     blobs: Blobs
     accounting: Accounting
     executors: dict[str, Executor]
@@ -77,6 +92,9 @@ class Context:
     started_at: float
     available_executors: dict[str, str] = field(default_factory=dict)
     running: dict[str, Any] = field(default_factory=dict)
+    # grows when a peer says that it has become free: whoever waits for a provider looks again
+    news: int = 0
+    limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(8))
     _job_locks: defaultdict[str, trio.Lock] = field(default_factory=lambda: defaultdict(trio.Lock))
 
     @contextlib.asynccontextmanager
@@ -87,6 +105,10 @@ class Context:
             yield
         if not lock.locked() and not lock.statistics().tasks_waiting:
             self._job_locks.pop(job_id, None)
+
+    async def blocking(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Run a function that waits for the disk, in a worker thread."""
+        return await trio.to_thread.run_sync(function, *arguments, limiter=self.limiter)
 
     def job(self, job_id: str) -> dict[str, Any]:
         """Return a job's row by its id or an unambiguous prefix."""
@@ -134,11 +156,26 @@ def advance(
     row = t.find("jobs", job_id)
     if row is None:
         raise StateError(f"job {job_id} is gone")
-    check_transition(JOB_TRANSITIONS, row["state"], state, f"job {job_id}")
+    table = JOB_TRANSITIONS if row["kind"] == "job" else GROUP_TRANSITIONS
+    check_transition(table, row["state"], state, f"job {job_id}")
     row.update(fields, state=state, changed_at=units.utc_now())
     t.put("jobs", row)
     t.save_event(job_id, f"job_{state}", **(event or {}))
+    for member_id in row["members"]:
+        _follow_pod(t, member_id, row)
     return row
+
+
+_MEMBER_FIELDS = ("contract_id", "allocation_id", "bid_id", "error", "usage")
+
+
+def _follow_pod(t: Transaction, member_id: str, pod: dict[str, Any]) -> None:
+    """Give a member of a pod the pod's state."""
+    member = t.find("jobs", member_id)
+    assert member is not None
+    shared = {name: pod[name] for name in _MEMBER_FIELDS if name in pod}
+    t.put("jobs", {**member, **shared, "state": pod["state"], "changed_at": pod["changed_at"]})
+    t.save_event(member_id, f"job_{pod['state']}", pod=pod["id"])
 
 
 def error_fields(error: NunetError) -> dict[str, Any]:

@@ -11,12 +11,12 @@ from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import ContractError, NunetError, RejectedMessageError, StateError
 from nunet_cli.jobs.capability import PriceBid, Resources
-from nunet_cli.jobs.spec import decode_spec
+from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.states import CONTRACT_TRANSITIONS, check_transition
 from nunet_cli.network.documents import Document, make_document, require_signature
 from nunet_cli.network.messenger import Answer, Incoming
+from nunet_cli.orchestrator.bid import sent_bid
 from nunet_cli.orchestrator.context import Context, advance, plain, read
-from nunet_cli.orchestrator.match import sent_bid
 from nunet_cli.orchestrator.messages import ContractAgreement, ContractProposal
 from nunet_cli.orchestrator.request import offered_until
 from nunet_cli.tokenomics.contract import (
@@ -113,14 +113,15 @@ def generate_job_contract(
     return make_document(
         _contract(
             bid, requester=ctx.identity.did, provider=bid["did"], database=database, oracle=oracle,
-            verification=spec.verify.policy, deadline=deadline, created_at=units.utc_now(),
+            verification=spec.verify.policy, deadline=deadline,
+            replicas=spec.verify.n if spec.verify.policy == "replicate" else 1, created_at=units.utc_now(),
         )
     )  # fmt: skip
 
 
 def _contract(
     bid: dict[str, Any], *, requester: str, provider: str, database: str, oracle: str, verification: Any,
-    deadline: str, created_at: str,
+    deadline: str, created_at: str, replicas: int,
 ) -> Contract:  # fmt: skip
     """Return the contract that follows from a bid; both parties make it, and it must come out the same."""
     price = msgspec.convert(bid["price"], PriceBid)
@@ -131,6 +132,7 @@ def _contract(
         terms=Terms(
             spec_cid=bid["spec_cid"], price=price, max_duration=duration,
             deposit=units.format_amount(deposit_for(price, duration)), verification=verification, deadline=deadline,
+            replicas=replicas,
         ),
         payment="escrow" if check_payment_info(price, duration) else "volunteer", created_at=created_at,
     )  # fmt: skip
@@ -284,7 +286,7 @@ async def _on_proposal(ctx: Context, message: Incoming) -> Answer:
         if signed:
             raise ContractError("there is a contract for this bid already", code="bid_used")
         # a lock that lapsed in the meantime is taken again, if there is still room
-        ctx.accounting.lock(t, bid["id"], bid["job_id"], resources, lease)
+        ctx.accounting.lock(t, bid["id"], bid["job_id"], resources, lease, bid["time"]["duration"])
         t.put("contracts", {**contract_row(agreed, PROVIDER, ""), "state": "agreed"})
         t.save_event(bid["job_id"], "contract_agreed", contract_id=agreed.cid, deposit=contract.terms.deposit)
 
@@ -303,7 +305,7 @@ def generate_job_agreement(ctx: Context, bid: dict[str, Any], proposed: Contract
         _contract(
             bid, requester=bid["did"], provider=ctx.identity.did, database=proposed.contract_database,
             oracle=proposed.oracle, verification=proposed.terms.verification, deadline=proposed.terms.deadline,
-            created_at=proposed.created_at,
+            created_at=proposed.created_at, replicas=proposed.terms.replicas,
         )
     )  # fmt: skip
 

@@ -12,8 +12,10 @@ import trio
 from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NotFoundError, NunetError, PeerError, RejectedMessageError, StateError
+from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.job import Result, Usage
 from nunet_cli.jobs.states import ALLOCATION_ENDS
+from nunet_cli.jobs.tree import output_names
 from nunet_cli.network.documents import Document, require_signature
 from nunet_cli.network.messenger import Answer, Incoming
 from nunet_cli.orchestrator.context import Context, advance, plain, read
@@ -153,6 +155,12 @@ async def take_result(ctx: Context, contract: dict[str, Any], document: Document
     result = document.read(Result)
     if result.contract_id != contract["id"] or result.job_id != contract["job_id"]:
         raise RejectedMessageError("the result belongs to another contract", code="wrong_result")
+    # the names become files of ours: nothing is taken that the job did not ask for
+    unasked = {output.name for output in result.outputs} - set(output_names(decode_spec(contract["spec"])))
+    if unasked:
+        raise RejectedMessageError(
+            f"the result has outputs that nobody asked for: {sorted(unasked)[0]!r}", code="wrong_result"
+        )
 
     def change(t: Transaction) -> None:
         row = t.find("contracts", contract["id"])

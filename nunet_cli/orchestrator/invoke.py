@@ -10,8 +10,9 @@ import trio
 from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import ContractError, NunetError, PeerError, RejectedMessageError, StateError
+from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.job import Allocation
-from nunet_cli.jobs.spec import decode_spec
+from nunet_cli.jobs.tree import programs, required_capability
 from nunet_cli.network.blobs import Blobs
 from nunet_cli.network.documents import Document
 from nunet_cli.network.identity import content_id
@@ -46,8 +47,9 @@ async def invoke(ctx: Context, job_id: str) -> dict[str, Any]:
     spec = decode_spec(job["spec"])
 
     def grant(t: Transaction) -> None:
-        for item in spec.inputs:
+        for item in (item for part in programs(spec) for item in part.inputs):
             Blobs.grant(t, item.cid, contract["provider"])
+            Blobs.grant(t, item.cid, contract["oracle"])
 
     await ctx.store.change(grant)
     started = await send_invocation(ctx, contract, job["spec"])
@@ -75,7 +77,7 @@ async def send_inputs(ctx: Context, job_id: str) -> dict[str, Any]:
     while True:
         event = ctx.store.new_event
         job = ctx.job(job_id)
-        if job["state"] != "invoked" or not decode_spec(job["spec"]).inputs:
+        if job["state"] != "invoked" or not any(part.inputs for part in programs(decode_spec(job["spec"]))):
             return job
         contract = ctx.store.find("contracts", job["contract_id"])
         assert contract is not None
@@ -149,9 +151,10 @@ async def create_allocation(ctx: Context, body: Invocation, contract: dict[str, 
         StateError: what was locked is not free any more.
     """
     spec = decode_spec(body.spec)
+    needs = required_capability(spec)
     allocation = Allocation(
         id=new_id("allocation"), job_id=contract["job_id"], contract_id=contract["id"],
-        requester=contract["requester"], executor=spec.executor.type, created_at=units.utc_now(),
+        requester=contract["requester"], executor=",".join(needs.executors), created_at=units.utc_now(),
     )  # fmt: skip
 
     def change(t: Transaction) -> dict[str, Any]:
@@ -161,7 +164,7 @@ async def create_allocation(ctx: Context, body: Invocation, contract: dict[str, 
         current = t.find("contracts", contract["id"])
         if current is None or current["result"] is not None:
             raise StateError("the contract was called off", code="called_off")
-        ctx.accounting.allocate(t, contract["bid_id"], allocation.id, spec.resources)
+        ctx.accounting.allocate(t, contract["bid_id"], allocation.id, needs.resources, needs.time.max)
         row: dict[str, Any] = msgspec.to_builtins(allocation)
         t.put("allocations", row)
         set_contract(t, contract["id"], "proved", proof=plain(body.proof), spec=body.spec)

@@ -1,7 +1,11 @@
-"""Stage 2, search and match: bid requests go out, bids and refusals come in, the best bids are shortlisted."""
+"""Stage 2, search and match: bid requests go out, bids and refusals come in, the best bids are shortlisted.
+
+The provider's half is in `bid`.
+"""
 
 from __future__ import annotations
 
+import logging
 from datetime import timedelta
 from typing import Any
 
@@ -11,34 +15,41 @@ from tinydb import Query
 
 from nunet_cli import units
 from nunet_cli.database.store import Transaction
-from nunet_cli.errors import NoBidError, NunetError, PeerError, RejectedMessageError, StateError
-from nunet_cli.executor.process import SANDBOXED
-from nunet_cli.jobs.capability import Capability, PriceBid
-from nunet_cli.jobs.job import Bid, BidRequest, CapabilityComparison, Comparison, Decline, TimeBid
-from nunet_cli.jobs.spec import decode_spec, required_capability, total_price
-from nunet_cli.matching.accept import accept
-from nunet_cli.matching.compare import compare
-from nunet_cli.matching.rank import bid_price, rank
+from nunet_cli.errors import NoBidError, NunetError, RejectedMessageError, StateError
+from nunet_cli.jobs import expressions
+from nunet_cli.jobs.capability import Capability
+from nunet_cli.jobs.check import decode_spec
+from nunet_cli.jobs.job import Bid, BidRequest, Decline
+from nunet_cli.jobs.spec import JobSpec
+from nunet_cli.jobs.tree import programs, required_capability
+from nunet_cli.matching.accept import refusals, unwanted
+from nunet_cli.matching.rank import RankedBid, Wishes, bid_names, bid_price, rank, start_delay
 from nunet_cli.network.identity import key_from_did, peer_cid_from_key, peer_id_from_key
-from nunet_cli.network.messenger import Answer, Incoming
+from nunet_cli.network.messenger import Incoming
 from nunet_cli.network.topics import BIDS
-from nunet_cli.orchestrator.context import Context, advance, error_fields, plain
+from nunet_cli.orchestrator.context import Context, advance, error_fields, plain, read
 from nunet_cli.orchestrator.post import new_id
+
+log = logging.getLogger("nunet.match")
 
 SETTLE_TIME = 2.0
 ENOUGH_BIDS = 50
 SHORTLIST = 5
-
-# -- requester ---------------------------------------------------------------------------------------------------------
+RELAY_WAIT = 2.0
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+SOON = 2.0
 
 
 async def match(ctx: Context, job_id: str, *, timeout: float | None = None) -> dict[str, Any]:
     """Ask for bids and shortlist the best; a job that is matched already is left as it is.
 
+    A job with a deadline is searched for again, with growing pauses and whenever the network changes, until somebody
+    can take it; its row says what it waits for.
+
     Args:
         ctx: the node's parts.
         job_id: the job.
-        timeout: seconds to search, instead of `default_search_timeout`.
+        timeout: seconds of one single search, instead of `default_search_timeout` and the deadline.
 
     Raises:
         StateError: the job is past this stage.
@@ -47,54 +58,138 @@ async def match(ctx: Context, job_id: str, *, timeout: float | None = None) -> d
     job = ctx.job(job_id)
     if job["state"] == "matched" and job["shortlist"]:
         return job
+    if job["kind"] != "job":
+        raise StateError(f"job {job['id']} is a {job['kind']}", hint=f"run it with: nunet job run --job {job['id']}")
     if job["state"] not in ("posted", "matching", "expired", "matched"):
         raise StateError(f"job {job['id']} is {job['state']}: it has been matched")
-    request = await _new_bid_request(ctx, job)
-    search = ctx.config.default_search_timeout if timeout is None else timeout
-    await publish_bid_request(ctx, request, push=job["push"], timeout=search)
-    return await select_best_bid(ctx, job["id"], request.id)
-
-
-async def _new_bid_request(ctx: Context, job: dict[str, Any]) -> BidRequest:
     spec = decode_spec(job["spec"])
+    search = ctx.config.default_search_timeout if timeout is None else timeout
+    if timeout is None and spec.time.start:
+        await _wait(ctx, job["id"], spec.time.start, "its start time", frozenset())
+    tries = 0
+    while True:
+        request = await _new_bid_request(ctx, ctx.job(job["id"]), spec)
+        topics = [job["topic"]] if job.get("topic") else []
+        await publish_bid_request(ctx, request, *topics, push=job["push"], timeout=search)
+        try:
+            return await select_best_bid(ctx, job["id"], request.id)
+        except NoBidError as error:
+            again = _next_try(error, spec.time.deadline, tries) if timeout is None else ""
+            if not again:
+                await _expire(ctx, job["id"], error)
+                raise
+            tries += 1
+            known = frozenset(peer.did for peer in ctx.topics.subscribers(request.topic))
+            await _wait(ctx, job["id"], again, error.message, known)
+
+
+async def _expire(ctx: Context, job_id: str, error: NoBidError) -> None:
+    event, fields = {"reason": error.code, "message": error.message}, error_fields(error)
+    await ctx.store.change(lambda t: advance(t, job_id, "expired", event, error=fields, waiting=None))
+
+
+def _next_try(error: NoBidError, deadline: str, tries: int) -> str:
+    """Return when to search again: after a pause that doubles, or when a busy provider is free; empty for never."""
+    if not deadline or deadline <= units.utc_now():
+        return ""
+    pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**tries)
+    again = units.format_time(units.now() + timedelta(seconds=pause))
+    starts = error.details.get("start")
+    # who said when it is free is asked then
+    return min(deadline, max(starts, units.utc_now()) if starts and starts < again else again)
+
+
+async def _wait(ctx: Context, job_id: str, until: str, what: str, known: frozenset[str]) -> None:
+    """Wait for a time, or for a provider that was not there or has become free; say so with the job meanwhile."""
+
+    def begin(t: Transaction) -> None:
+        row = t.find("jobs", job_id)
+        assert row is not None
+        t.put("jobs", {**row, "waiting": {"for": what, "next_try": until, "since": units.utc_now()}})
+        t.save_event(job_id, "job_waiting", reason=what, next_try=until)
+
+    news, is_start = ctx.news, not known and what == "its start time"
+    if until > units.utc_now():
+        await ctx.store.change(begin)
+    while (left := (units.parse_time(until) - units.now()).total_seconds()) > 0:
+        await ctx.transport.wait_change(min(left, 1.0))
+        there = {peer.did for peer in ctx.topics.subscribers(BIDS)}
+        if not is_start and (there - known or ctx.news != news):
+            break
+
+
+async def _new_bid_request(ctx: Context, job: dict[str, Any], spec: JobSpec) -> BidRequest:
     search = timedelta(seconds=ctx.config.default_search_timeout)
+    images = tuple(part.executor.image for part in programs(spec) if part.executor is not None and part.executor.image)
     request = BidRequest(
-        id=new_id("request"), job_id=job["id"], requester=ctx.identity.node_id,
-        required_capability=required_capability(spec), spec_cid=job["spec_cid"],
-        deadline=units.format_time(units.now() + search), topic="" if job["push"] else BIDS, image=spec.executor.image,
+        id=new_id("request"), job_id=job["id"], requester=ctx.identity.node_id, name=spec.name,
+        required_capability=required_capability(spec), spec_cid=job["spec_cid"], start_by=spec.time.deadline,
+        deadline=units.format_time(units.now() + search), topic="" if job["push"] else job.get("topic") or BIDS,
+        images=tuple(dict.fromkeys(images)), hard=spec.constraints.hard,
     )  # fmt: skip
 
     def change(t: Transaction) -> None:
         t.put("bid_requests", {**plain(request), "direction": "sent", "at": units.utc_now()})
-        advance(t, job["id"], "matching", {"bid_request_id": request.id}, bid_request_id=request.id, error=None)
+        event = {"bid_request_id": request.id}
+        advance(t, job["id"], "matching", event, bid_request_id=request.id, error=None, waiting=None)
 
     await ctx.store.change(change)
     return request
 
 
-async def publish_bid_request(ctx: Context, request: BidRequest, *, push: str = "", timeout: float = 10) -> None:
-    """Send a bid request to every subscriber of its topic, or to one peer, and register what they answer.
+async def publish_bid_request(
+    ctx: Context, request: BidRequest, *topics: str, push: str = "", timeout: float = 10
+) -> None:
+    """Send a bid request to every subscriber of its topics, or to one peer, and register what they answer.
 
-    Peers that appear during the search are asked as well. It ends when everybody known has answered, when there are
-    enough bids, or after `timeout` seconds (seed 2: `publishBidRequest`).
+    Peers that appear during the search are asked as well, whoever has not answered is asked again, and peers that are
+    not connected get the request by relay. It ends when everybody known has answered, when there are enough bids, or
+    after `timeout` seconds (seed 2: `publishBidRequest`).
     """
     asked: set[str] = set()
     waiting: set[str] = set()
     end = trio.current_time() + timeout
+    relayed = _Relayed(patience=trio.current_time())
     with trio.move_on_at(end + 1):
         async with trio.open_nursery() as nursery:
             while trio.current_time() < end:
-                targets = [push] if push else [peer.did for peer in ctx.topics.subscribers(request.topic)]
+                targets = [push] if push else _subscribers(ctx, topics or (request.topic,))
                 for did in targets:
                     if did not in asked:
                         asked.add(did)
                         waiting.add(did)
                         nursery.start_soon(_ask, ctx, request, did, end - trio.current_time(), waiting)
-                everybody = bool(asked) and not waiting and (bool(push) or _is_settled(ctx))
+                if not push and not relayed.begun and _is_settled(ctx):
+                    relayed.begun = True
+                    nursery.start_soon(_relay, ctx, request, topics or (request.topic,), relayed, timeout)
+                settled = bool(push) or (_is_settled(ctx) and relayed.done and trio.current_time() >= relayed.patience)
+                everybody = bool(asked or relayed.count) and not waiting and settled
                 if everybody or len(_answers(ctx, request.job_id, request.id, "bid")) >= ENOUGH_BIDS:
                     nursery.cancel_scope.cancel()
                     break
                 await ctx.transport.wait_change(0.1)
+
+
+class _Relayed(msgspec.Struct):
+    """How far a request has gone by relay: whether that is done, to how many nodes, and how long to wait for them."""
+
+    patience: float
+    begun: bool = False
+    done: bool = False
+    count: int = 0
+
+
+def _subscribers(ctx: Context, topics: tuple[str, ...]) -> list[str]:
+    return list(dict.fromkeys(peer.did for topic in topics for peer in ctx.topics.subscribers(topic)))
+
+
+async def _relay(ctx: Context, request: BidRequest, topics: tuple[str, ...], relayed: _Relayed, timeout: float) -> None:
+    for topic in topics:
+        relayed.count += await ctx.relay.publish(topic, "bid_request", request, lifetime=timeout + 5)
+    if relayed.count:
+        relayed.patience = trio.current_time() + min(RELAY_WAIT, timeout)
+    relayed.done = True
+    ctx.transport.notify()
 
 
 def _answers(ctx: Context, job_id: str, request_id: str, *kinds: str) -> list[dict[str, Any]]:
@@ -147,7 +242,8 @@ async def register_bid(ctx: Context, request: BidRequest, message: Incoming) -> 
     row |= {"evidence": message.evidence, "score": None, "rank": None, "why": "", "verdict": "offered"}
 
     def change(t: Transaction) -> None:
-        if t.find("bids", bid.id) is not None:
+        known = t.table("bids").search(Query().bid_request_id == request.id)
+        if t.find("bids", bid.id) is not None or any(old["did"] == message.sender for old in known):
             return
         t.put("bids", row)
         t.save_event(
@@ -196,37 +292,84 @@ async def _register(ctx: Context, request: BidRequest, row: dict[str, Any]) -> N
 async def select_best_bid(ctx: Context, job_id: str, request_id: str) -> dict[str, Any]:
     """Rank the bids of a request and keep the shortlist with the job (seed 2: `selectBestBid`).
 
+    Bids that the preferences refuse are left out, each with its reasons. Who can start now is preferred to who cannot.
+
     Raises:
-        NoBidError: there is none.
+        NoBidError: there is none for now; code `not_yet` with `details["start"]` where a provider can start later.
     """
-    job = ctx.job(job_id)
+    job, now = ctx.job(job_id), units.utc_now()
     rows = _answers(ctx, job_id, request_id)
-    excluded = set(job.get("excluded", []))
-    offers = [row for row in rows if row["kind"] == "bid" and row["did"] not in excluded]
-    bids = [msgspec.convert({k: v for k, v in row.items() if k in Bid.__struct_fields__}, Bid) for row in offers]
-    now = units.utc_now()
-    valid = [bid for bid in bids if bid.valid_offer and bid.timeout > now]
+    spec = decode_spec(job["spec"])
+    comparator = ctx.accounting.get_preferences()
+    wishes = Wishes(job["limit"], comparator.weights, spec.constraints.soft, required_capability(spec), spec.name)
     distance = {peer.did: peer.rtt for peer in ctx.peers if peer.rtt is not None}
-    ranked = rank(valid, limit=job["limit"], now=now, distance=distance)
-    if not ranked:
-        error = _no_bid(rows)
-        event = {"reason": error.code, "message": error.message}
-        await ctx.store.change(lambda t: advance(t, job_id, "expired", event, error=error_fields(error)))
-        raise error
+    valid, refused = [], {}
+    for row in rows:
+        if row["kind"] != "bid":
+            continue
+        if row["did"] in job.get("excluded", []):
+            refused[row["id"]] = ["excluded: it has run this job, or runs another replica of it"]
+            continue
+        bid = msgspec.convert({k: v for k, v in row.items() if k in Bid.__struct_fields__}, Bid)
+        reasons = unwanted(comparator, row["did"])
+        names = bid_names(bid, wishes, now=now, rtt=distance.get(row["did"]))
+        reasons += [f"{item.field}: {item.required}: {item.reason}"
+                    for item in refusals(comparator.bid_rules, names, "preferences.bid_rules")]  # fmt: skip
+        reasons += _link_refusals(ctx, job, names)
+        if reasons:
+            refused[bid.id] = reasons
+        elif bid.valid_offer and bid.timeout > now:
+            valid.append(bid)
+    ranked = rank(valid, wishes, now=now, distance=distance)
+    ready = [item for item in ranked if start_delay(item.bid, now) <= SOON]
+    shortlist = [item.bid.id for item in ready[:SHORTLIST]]
 
     def change(t: Transaction) -> dict[str, Any]:
+        for bid_id, reasons in refused.items():
+            row = t.find("bids", bid_id)
+            assert row is not None
+            verdict = "excluded" if reasons[0].startswith("excluded") else "unwanted"
+            t.put("bids", {**row, "verdict": verdict, "reasons": reasons})
         for item in ranked:
             row = t.find("bids", item.bid.id)
             assert row is not None
-            verdict = "best" if item.rank == 1 else "shortlisted" if item.rank <= SHORTLIST else "offered"
+            place = shortlist.index(item.bid.id) if item.bid.id in shortlist else -1
+            verdict = "best" if place == 0 else "shortlisted" if place > 0 else "offered" if item in ready else "later"
             row.update(score=item.score, rank=item.rank, why=item.why, verdict=verdict)
             t.put("bids", row)
-        shortlist = [item.bid.id for item in ranked[:SHORTLIST]]
-        best = ranked[0]
+        if not ready:
+            return ctx.job(job_id)
+        best = ready[0]
         event = {"bids": len(ranked), "best": best.bid.id, "bidder": best.bid.bidder.peer_id, "why": best.why}
-        return advance(t, job_id, "matched", event, shortlist=shortlist, place=0, bid_id=shortlist[0])
+        return advance(
+            t, job_id, "matched", event, shortlist=shortlist, place=0, bid_id=shortlist[0], waiting=None, refusals=[]
+        )
 
-    return await ctx.store.change(change)
+    changed = await ctx.store.change(change)
+    if not ready:
+        raise _not_yet(ranked) if ranked else _no_bid(_answers(ctx, job_id, request_id))
+    return changed
+
+
+def _link_refusals(ctx: Context, job: dict[str, Any], names: expressions.Variables) -> list[str]:
+    """Return the constraints of links to this job that a bid does not fulfil."""
+    found = []
+    for rule in job.get("link_rules", []):
+        bid = ctx.store.find("bids", rule["bid_id"])
+        linked = read(bid, "offer", Capability) if bid is not None else Capability()
+        known = {**names, "linked": {**expressions.describe(linked), "did": bid["did"] if bid is not None else ""}}
+        found += [f"{item.field}: {item.required}: {item.reason}"
+                  for item in refusals((rule["constraint"],), known, f"links.{rule['from']}")]  # fmt: skip
+    return found
+
+
+def _not_yet(ranked: list[RankedBid]) -> NoBidError:
+    soonest = min(ranked, key=lambda item: item.bid.time.start)
+    start = soonest.bid.time.start
+    return NoBidError(
+        f"{soonest.bid.bidder.peer_id} is busy, and can start at {start}",
+        code="not_yet", details={"start": start}, hint="the job is offered again then",
+    )  # fmt: skip
 
 
 def _no_bid(rows: list[dict[str, Any]]) -> NoBidError:
@@ -238,9 +381,13 @@ def _no_bid(rows: list[dict[str, Any]]) -> NoBidError:
         )
     said = [{"peer": row["bidder"]["peer_id"], "kind": row["kind"], "reasons": row.get("reasons", [])} for row in rows]
     declined = sum(row["kind"] == "decline" for row in rows)
+    refused = sum(row["verdict"] == "unwanted" for row in rows)
+    excluded = sum(row["verdict"] == "excluded" for row in rows)
     silent = sum(row["kind"] == "silent" for row in rows)
     parts = [f"{declined} declined"] if declined else []
     parts += [f"{silent} did not answer"] if silent else []
+    parts += [f"{refused} bid against the preferences"] if refused else []
+    parts += [f"{excluded} cannot be taken a second time"] if excluded else []
     return NoBidError(
         f"no acceptable bid: {', '.join(parts) or 'the bids are no longer valid'}",
         hint="see why with: nunet job explain JOB",
@@ -248,110 +395,44 @@ def _no_bid(rows: list[dict[str, Any]]) -> NoBidError:
     )
 
 
-# -- provider ----------------------------------------------------------------------------------------------------------
-
-
 def register(ctx: Context) -> None:
-    """Take bid requests, and know bids and refusals as answers."""
+    """Know bids and refusals as answers, and take those that come by relay."""
 
-    async def on_bid_request(message: Incoming) -> Answer:
-        return await _on_bid_request(ctx, message)
+    async def on_answer(message: Incoming) -> None:
+        await _on_relayed_answer(ctx, message)
 
-    ctx.messenger.register("bid_request", BidRequest, on_bid_request)
-    ctx.messenger.register("bid", Bid)
-    ctx.messenger.register("decline", Decline)
-
-
-async def _on_bid_request(ctx: Context, message: Incoming) -> Answer:
-    request: BidRequest = message.body
-    if request.requester.did != message.sender:
-        raise RejectedMessageError("the bid request is not the sender's own", code="wrong_sender")
-    comparison, price = assess(ctx, request, await _compare_image(ctx, request))
-    bid = create_bid(ctx, request, comparison, price) if comparison.verdict == "accept" else None
-
-    def change(t: Transaction) -> bool:
-        if t.find("bid_requests", request.id) is None:
-            t.put("bid_requests", {**plain(request), "direction": "received", "at": units.utc_now()})
-        locked = False
-        if bid is not None:
-            if ctx.config.lock_on_bid:
-                ctx.accounting.lock(t, bid.id, request.job_id, request.required_capability.resources, bid.timeout)
-                locked = True
-            row = {**plain(bid), "kind": "bid", "direction": "sent", "did": message.sender, "at": units.utc_now()}
-            t.put("bids", {**row, "resources_locked_until_timeout": locked, "verdict": "offered"})
-            t.save_event(request.job_id, "bid_sent", bid_id=bid.id, requester=request.requester.peer_id)
-        else:
-            t.save_event(request.job_id, "decline_sent", reasons=list(comparison.reasons))
-        return locked
-
-    locked = await ctx.store.change(change)
-    if bid is None:
-        return "decline", Decline(request.id, request.job_id, ctx.identity.node_id, comparison)
-    return "bid", msgspec.structs.replace(bid, resources_locked_until_timeout=locked)
+    ctx.messenger.register("bid", Bid, on_answer)
+    ctx.messenger.register("decline", Decline, on_answer)
 
 
-async def _compare_image(ctx: Context, request: BidRequest) -> tuple[Comparison, ...]:
-    """Compare the image that a job needs with those that can run here; nothing where there is none to compare."""
-    names = request.required_capability.executors
-    executor = ctx.executors.get(names[0]) if names and names[0] in ctx.available_executors else None
-    if executor is None or not request.image:
-        return ()
-    reason = await executor.refusal(request.image)
-    return (Comparison("executor.image", "worse" if reason else "equal", request.image, "", "", reason),)
+async def _on_relayed_answer(ctx: Context, message: Incoming) -> None:
+    """Register a bid or refusal of a provider that got the request by relay."""
+    body: Bid | Decline = message.body
+    row = ctx.store.find("bid_requests", body.bid_request_id)
+    if row is None or row["direction"] != "sent":
+        raise RejectedMessageError("there is no such bid request", code="wrong_bid")
+    job = ctx.store.find("jobs", row["job_id"])
+    if job is None or job["state"] != "matching" or job.get("bid_request_id") != row["id"]:
+        raise StateError("the search is over", code="search_over")
+    if len(_answers(ctx, row["job_id"], row["id"])) >= ENOUGH_BIDS:
+        raise StateError("there are enough bids", code="enough_bids")
+    request = msgspec.convert({k: row[k] for k in BidRequest.__struct_fields__}, BidRequest)
+    if isinstance(body, Bid):
+        await register_bid(ctx, request, message)
+    else:
+        await _register_decline(ctx, request, message)
+    ctx.transport.notify()
 
 
-def assess(
-    ctx: Context, request: BidRequest, more: tuple[Comparison, ...] = ()
-) -> tuple[CapabilityComparison, PriceBid]:
-    """Compare a request with what this provider has left now, and decide; return the comparison and the price.
-
-    `more` are comparisons that the caller had to wait for.
-    """
-    required = request.required_capability
-    price = ctx.accounting.price()
-    cost = total_price(units.parse_amount(price.amount), price.time_unit, max(1, required.time.max))
-    available = offer_to(ctx, request.requester.did, cost)
-    fields = compare(required, available) + more
-    return accept(fields, ctx.accounting.preferences(), requester=request.requester.did, price=cost), price
+def get_registered_bids(ctx: Context, bid_request_id: str) -> list[dict[str, Any]]:
+    """Return the bids received for a request, best first (second seed: `getRegisteredBids`)."""
+    rows = ctx.store.table("bids").search(Query().bid_request_id == bid_request_id)
+    bids = [row for row in rows if row["kind"] == "bid" and row["direction"] == "received"]
+    return sorted(bids, key=lambda row: (row["rank"] or 10**6, row["at"]))
 
 
-def offer_to(ctx: Context, requester: str, cost: int) -> Capability:
-    """Return what this provider offers a requester: what is left, the executors it may use, and the cost."""
-    available = ctx.accounting.available(ctx.store)
-    usable = tuple(name for name in available.executors if may_use(ctx, name, requester))
-    return msgspec.structs.replace(available, executors=usable, price=PriceBid(amount=units.format_amount(cost)))
-
-
-def may_use(ctx: Context, executor: str, requester: str) -> bool:
-    """Say whether a requester's jobs may use an executor here; commands of strangers only as configured."""
-    if executor not in ctx.available_executors:
-        return False
-    if executor != "process" or requester == ctx.identity.did:
-        return True
-    process = ctx.config.executor.process
-    if requester in process.trusted or process.foreign == "unsandboxed":
-        return True
-    return process.foreign == "sandboxed" and ctx.available_executors["process"] == SANDBOXED
-
-
-def create_bid(ctx: Context, request: BidRequest, comparison: CapabilityComparison, price: PriceBid) -> Bid:
-    """Return the offer (seed 2: `createBid`)."""
-    now = units.now()
-    timeout = units.format_time(now + timedelta(seconds=ctx.config.bid_timeout))
-    return Bid(
-        id=new_id("bid"), bid_request_id=request.id, job_id=request.job_id, bidder=ctx.identity.node_id, price=price,
-        time=TimeBid(start=units.format_time(now), duration=max(1, request.required_capability.time.max)),
-        timeout=timeout, spec_cid=request.spec_cid, comparison=comparison,
-    )  # fmt: skip
-
-
-def sent_bid(ctx: Context, bid_id: str, requester: str) -> dict[str, Any]:
-    """Return a bid of this provider's that was made to a requester.
-
-    Raises:
-        PeerError: there is no such bid.
-    """
-    row = ctx.store.find("bids", bid_id)
-    if row is None or row["direction"] != "sent" or row["did"] != requester:
-        raise PeerError(f"no bid {bid_id} was made to you", code="no_bid_here")
-    return row
+def compute_providers_index(ctx: Context, job_id: str) -> list[dict[str, Any]]:
+    """Return the bids for a job with rank, score and why (seed 2: `computeProvidersIndex`); it survives restarts."""
+    rows = ctx.store.table("bids").search(Query().job_id == job_id)
+    bids = [row for row in rows if row["kind"] == "bid" and row["direction"] == "received"]
+    return sorted(bids, key=lambda row: (row["bid_request_id"], row["rank"] or 10**6, row["at"]))

@@ -13,8 +13,10 @@ from nunet_cli.jobs.states import JOB_ENDS
 from nunet_cli.orchestrator.context import Context, advance, error_fields
 from nunet_cli.orchestrator.contract import PROVIDER_REFUSED, close_contract
 from nunet_cli.orchestrator.execute import follow
+from nunet_cli.orchestrator.group import run_group
 from nunet_cli.orchestrator.invoke import invoke
 from nunet_cli.orchestrator.match import match
+from nunet_cli.orchestrator.replicas import run_replicas
 from nunet_cli.orchestrator.request import next_bid, request
 from nunet_cli.orchestrator.settle import settle
 
@@ -38,10 +40,23 @@ async def orchestrate_job(ctx: Context, job_id: str) -> dict[str, Any]:
                 return job
             if job["state"] == "disputed":
                 raise DisputedError("the job is disputed")
-            await _next_stage(ctx, job)
+            if job["kind"] == "member":
+                raise StateError("a job in a pod runs with its pod", hint=f"run: nunet job run --job {job['parent']}")
+            if job["kind"] == "group":
+                return await run_group(ctx, job_id, orchestrate_job)
+            if job["kind"] == "replicas":
+                return await run_replicas(ctx, job_id, _one_stage)
+            await next_stage(ctx, job)
 
 
-async def _next_stage(ctx: Context, job: dict[str, Any]) -> None:
+async def _one_stage(ctx: Context, job_id: str) -> dict[str, Any]:
+    async with ctx.one_at_a_time(job_id):
+        await next_stage(ctx, ctx.job(job_id))
+    return ctx.job(job_id)
+
+
+async def next_stage(ctx: Context, job: dict[str, Any]) -> None:
+    """Take a job with a contract of its own through the stage that its state asks for."""
     state, job_id = job["state"], job["id"]
     if state in ("posted", "matching", "expired"):
         await match(ctx, job_id)

@@ -1,4 +1,4 @@
-"""Stage 1, posting: read, validate, add metadata, keep the job and its inputs (seed 1: `processJob`)."""
+"""Stage 1, posting: validate, add metadata, keep the job, its children and its inputs (seed 1: `processJob`)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import structs
 
 from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import UsageError
-from nunet_cli.jobs.spec import InputSpec, JobSpec, encode_spec, price_limit
+from nunet_cli.jobs.check import moment
+from nunet_cli.jobs.spec import InputSpec, JobSpec, encode_spec
+from nunet_cli.jobs.tree import arrange, expand_batch, is_group, price_limit
 from nunet_cli.network.identity import content_id, did_from_key, key_from_any
 from nunet_cli.orchestrator.context import Context
 
@@ -24,9 +27,10 @@ def new_id(prefix: str) -> str:
 
 
 async def process_job(
-    ctx: Context, spec: JobSpec, *, folder: Path, push: str = "", pull: bool = False, orchestrate: bool = False
-) -> dict[str, Any]:
-    """Keep a new job, with its inputs by content id, and return its row.
+    ctx: Context, spec: JobSpec, *, folder: Path, push: str = "", pull: bool = False, topic: str = "",
+    orchestrate: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Keep a new job with its children, and its inputs by content id, and return its row.
 
     Args:
         ctx: the node's parts.
@@ -34,6 +38,7 @@ async def process_job(
         folder: what the paths of the inputs are relative to.
         push: peer id or DID to ask alone; empty asks the network.
         pull: ask the network even where `default_orchestration_type` is push.
+        topic: ask the subscribers of this topic instead of all providers.
         orchestrate: whether the node takes the job through all stages by itself, also after a restart.
 
     Raises:
@@ -42,25 +47,93 @@ async def process_job(
     target = did_from_key(_target_key(ctx, push)) if push else ""
     if not push and not pull and ctx.config.default_orchestration_type == "push":
         raise UsageError("default_orchestration_type is push", hint="name a provider with --push PEER, or use --pull")
-    inputs = []
-    for index, item in enumerate(spec.inputs):
-        inputs.append(await _take_input(ctx, item, folder, f"inputs[{index}]"))
-    spec = msgspec.structs.replace(spec, inputs=tuple(inputs))
-    text = encode_spec(spec)
-    job_id = new_id("job")
-    row = {
-        "id": job_id, "name": spec.name, "state": "posted", "requester": ctx.identity.did, "spec": text.decode(),
-        "spec_cid": content_id(text), "push": target, "orchestrate": orchestrate, "created_at": units.utc_now(),
-        "changed_at": units.utc_now(), "limit": price_limit(spec), "shortlist": [], "place": 0, "attempts": 0,
-        "bid_id": "", "contract_id": "", "allocation_id": "", "error": None,
-    }  # fmt: skip
+    if topic and not topic.startswith("/"):
+        raise UsageError(f"--topic: {topic!r}", hint="a topic begins with a slash, for example /lab/gpu")
+    spec = await _complete(ctx, spec, folder, "")
+    shared = {"push": target, "topic": topic}
+    rows = job_rows(spec, ctx.identity.did, shared)
+    rows[0]["orchestrate"] = orchestrate
 
     def change(t: Transaction) -> None:
-        t.put("jobs", row)
-        t.save_event(job_id, "job_posted", name=spec.name)
+        for row in rows:
+            put_job(t, row)
 
     await ctx.store.change(change)
-    return row
+    return rows[0]
+
+
+def put_job(t: Transaction, row: dict[str, Any]) -> None:
+    """Keep a new job, with its event."""
+    t.put("jobs", row)
+    event = {"name": row["name"], "kind": row["kind"]} | ({"parent": row["parent"]} if row["parent"] else {})
+    t.save_event(row["id"], "job_posted", **event)
+
+
+async def _complete(ctx: Context, spec: JobSpec, folder: Path, where: str) -> JobSpec:
+    """Return a specification with its inputs by content id and its times as times, children too."""
+    children = [
+        await _complete(ctx, child, folder, f"{where}children[{index}].") for index, child in enumerate(spec.children)
+    ]
+    inputs = [await _take_input(ctx, item, folder, f"{where}inputs[{index}]") for index, item in enumerate(spec.inputs)]
+    now = units.now()
+    time = structs.replace(spec.time, start=moment(spec.time.start, now), deadline=moment(spec.time.deadline, now))
+    return structs.replace(spec, children=tuple(children), inputs=tuple(inputs), time=time)
+
+
+def job_rows(
+    spec: JobSpec, requester: str, shared: dict[str, Any], *, parent: str = "", kind: str = ""
+) -> list[dict[str, Any]]:
+    """Return the rows of a job and of everything below it, the job's own first.
+
+    Args:
+        spec: the job, complete.
+        requester: whose job it is.
+        shared: fields that all of them have: `push` and `topic`.
+        parent: the id of the group that it belongs to.
+        kind: `member` for a job inside a pod, whose state is the pod's; empty for what the specification says.
+    """
+    text = encode_spec(spec)
+    job_id, now = new_id("job"), units.utc_now()
+    row: dict[str, Any] = {
+        "id": job_id, "name": spec.name, "state": "posted", "requester": requester, "spec": text.decode(),
+        "spec_cid": content_id(text), **shared, "orchestrate": False, "created_at": now, "changed_at": now,
+        "limit": price_limit(spec), "shortlist": [], "place": 0, "attempts": 0, "bid_id": "", "contract_id": "",
+        "allocation_id": "", "error": None, "parent": parent, "kind": kind or kind_of(spec), "units": {}, "members": [],
+    }  # fmt: skip
+    rows = [row]
+    if row["kind"] == "group":
+        for name, unit in group_units(spec).items():
+            below = job_rows(unit, requester, shared, parent=job_id)
+            row["units"][name] = below[0]["id"]
+            rows += below
+    elif row["kind"] == "replicas":
+        for index in range(spec.verify.n):
+            replica = job_rows(spec, requester, shared, parent=job_id, kind="job")
+            replica[0]["name"] = f"{spec.name}-r{index}"
+            row["units"][replica[0]["name"]] = replica[0]["id"]
+            rows += replica
+    elif spec.pod and kind != "member":
+        for member in spec.children:
+            (below_row,) = job_rows(member, requester, shared, parent=job_id, kind="member")
+            row["members"].append(below_row["id"])
+            rows.append(below_row)
+    return rows
+
+
+def kind_of(spec: JobSpec) -> str:
+    """Return how a job is orchestrated: as a `job`, a `group` of jobs, or `replicas` of one job."""
+    if is_group(spec):
+        return "group"
+    return "replicas" if spec.verify.policy == "replicate" else "job"
+
+
+def group_units(spec: JobSpec) -> dict[str, JobSpec]:
+    """Return what a group is orchestrated as; a recurring job has none until its first time comes."""
+    if spec.type == "recurring":
+        return {}
+    if spec.type == "batch":
+        return {child.name: child for child in expand_batch(spec).children}
+    return arrange(spec).units
 
 
 def _target_key(ctx: Context, push: str) -> bytes:

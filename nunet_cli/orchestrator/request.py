@@ -12,8 +12,8 @@ from nunet_cli.database.store import Transaction
 from nunet_cli.errors import DeclinedError, NunetError, RejectedMessageError, StateError
 from nunet_cli.jobs.job import Bid, BidRequest
 from nunet_cli.network.messenger import Answer, Incoming
+from nunet_cli.orchestrator.bid import assess, sent_bid
 from nunet_cli.orchestrator.context import Context, advance, error_fields, plain
-from nunet_cli.orchestrator.match import assess, sent_bid
 from nunet_cli.orchestrator.messages import DeclineJobRequest, JobRequest, TimeoutJobRequest
 
 # -- requester ---------------------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ async def _on_job_request(ctx: Context, message: Incoming) -> Answer:
     assert known is not None
     original = msgspec.convert({k: known[k] for k in BidRequest.__struct_fields__}, BidRequest)
     if not ctx.accounting.is_locked(ctx.store, row["id"]):
-        comparison, _ = assess(ctx, original)
+        comparison = assess(ctx, original).comparison
         if comparison.verdict != "accept":
             return await _decline(ctx, row, "; ".join(comparison.reasons))
     return await lock_resources(ctx, row, original)
@@ -156,7 +156,7 @@ async def lock_resources(ctx: Context, row: dict[str, Any], request: BidRequest)
     until = units.format_time(units.now() + timedelta(seconds=ctx.config.lock_lease))
 
     def change(t: Transaction) -> None:
-        ctx.accounting.lock(t, row["id"], row["job_id"], request.required_capability.resources, until)
+        ctx.accounting.lock(t, row["id"], row["job_id"], request.required_capability.resources, until, _duration(row))
         locked = {"resources_locked_until_timeout": True, "timeout": until, "offered_until": offered_until(row)}
         t.put("bids", {**row, **locked})
         t.save_event(row["job_id"], "resources_locked", bid_id=row["id"], until=until)
@@ -167,6 +167,10 @@ async def lock_resources(ctx: Context, row: dict[str, Any], request: BidRequest)
         return await _decline(ctx, row, error.message)
     bid = msgspec.convert({k: row[k] for k in Bid.__struct_fields__}, Bid)
     return "bid", msgspec.structs.replace(bid, resources_locked_until_timeout=True, timeout=until)
+
+
+def _duration(row: dict[str, Any]) -> int:
+    return int(row["time"]["duration"])
 
 
 async def _decline(ctx: Context, row: dict[str, Any], reason: str) -> Answer:

@@ -20,16 +20,18 @@ from nunet_cli.errors import (
     RejectedMessageError,
     StateError,
 )
+from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.job import Result
-from nunet_cli.jobs.spec import decode_spec
 from nunet_cli.network.documents import Document, require_signature
 from nunet_cli.network.messenger import Incoming
 from nunet_cli.orchestrator import execute
 from nunet_cli.orchestrator.context import Context, advance, error_fields, plain, read
 from nunet_cli.orchestrator.contract import note_balance, set_contract
+from nunet_cli.orchestrator.replicas import other_replicas
 from nunet_cli.tokenomics.contract import (
     DATABASE,
     ORACLE,
+    REQUESTER,
     AccountStatement,
     Contract,
     JobVerification,
@@ -43,6 +45,8 @@ from nunet_cli.tokenomics.contract import (
 from nunet_cli.tokenomics.payment import amount_due
 
 log = logging.getLogger("nunet.settle")
+
+REEXECUTION_SLACK = 120
 
 # -- requester ---------------------------------------------------------------------------------------------------------
 
@@ -61,6 +65,8 @@ async def settle(ctx: Context, job_id: str) -> dict[str, Any]:
         job = await execute.follow(ctx, job["id"])
     if job["state"] == "settled":
         return job
+    if job["state"] == "disputed":
+        raise DisputedError("the job is disputed: escrow is held until that is resolved")
     if job["state"] not in ("completed", "verified"):
         raise StateError(f"job {job['id']} is {job['state']}: there is nothing to settle")
     result = msgspec.convert(job["result"], Result)
@@ -81,8 +87,13 @@ async def settle(ctx: Context, job_id: str) -> dict[str, Any]:
     return ctx.job(job["id"])
 
 
-async def verify_job(ctx: Context, contract: dict[str, Any]) -> Document | None:
+async def verify_job(ctx: Context, contract: dict[str, Any], *, reexecute: bool = False) -> Document | None:
     """Ask the oracle for its verdict (seed 7: `oracle.verifyJob`); None for a failed job that earns nothing.
+
+    Args:
+        ctx: the node's parts.
+        contract: this node's row of it.
+        reexecute: ask the oracle to run the job itself, whatever the contract says: evidence for a dispute.
 
     Raises:
         ContractError: the oracle does not answer, or not properly.
@@ -92,11 +103,14 @@ async def verify_job(ctx: Context, contract: dict[str, Any]) -> Document | None:
     text, result = document.read(Contract), result_document.read(Result)
     if result.state != "completed" and not amount_due(text.terms, result):
         return None
-    body = JobVerification(contract["spec"], document, read(contract, "proof", Document), result_document)
+    job = ctx.store.find("jobs", contract["job_id"])
+    replicas = other_replicas(ctx, job) if job is not None and contract["role"] == REQUESTER else ()
+    again = reexecute or text.terms.verification == "reexecute"
+    proof = read(contract, "proof", Document)
+    body = JobVerification(contract["spec"], document, proof, result_document, replicas, reexecute=reexecute)
+    timeout = ctx.config.limits.answer_timeout + (2 * text.terms.max_duration + REEXECUTION_SLACK if again else 0)
     try:
-        answer = await ctx.messenger.request(
-            text.oracle, "job_verification", body, timeout=ctx.config.limits.answer_timeout
-        )
+        answer = await ctx.messenger.request(text.oracle, "job_verification", body, timeout=timeout)
         if not isinstance(answer.body, Verdict):
             raise RejectedMessageError("the oracle did not answer with a verdict", code="bad_answer")
         verdict = answer.body.verdict
@@ -192,7 +206,13 @@ def _keep_receipt(t: Transaction, contract_id: str, receipt: Document, balance: 
 def _finish_job(t: Transaction, job_id: str, receipt: Document, result: Result) -> None:
     job = t.find("jobs", job_id)
     content = receipt.read(Receipt)
-    if job is None or job["state"] not in ("completed", "verified"):
+    if job is None:
+        return
+    if job["state"] == "disputed":
+        event = {"paid": content.paid, "refunded": content.refunded, "message": content.reason}
+        advance(t, job_id, "resolved", event, paid=content.paid, message=content.reason)
+        return
+    if job["state"] not in ("completed", "verified"):
         return
     money = {"paid": content.paid, "refunded": content.refunded, "message": content.reason}
     if result.state == "completed" and content.outcome == "settled":
@@ -218,8 +238,11 @@ def _fail_or_retry(t: Transaction, job: dict[str, Any], result: Result, money: d
         )  # fmt: skip
         return
     message = result.message or result.reason or "the contract was refunded"
+    code = result.reason or "job_failed"
+    if result.state == "completed":
+        message, code = money["message"], "rejected"
     error = JobFailedError(
-        message, code=result.reason or "job_failed", hint=f"see: nunet job logs {job['id']}",
+        message, code=code, hint=f"see: nunet job logs {job['id']}",
         details={"exit_code": result.exit_code, "fault": result.fault},
     )  # fmt: skip
     advance(t, job["id"], "failed", {**money, "reason": result.reason}, error=error_fields(error), paid=money["paid"])

@@ -16,14 +16,18 @@ REQUESTER, PROVIDER, DATABASE, ORACLE = "requester", "provider", "contract-datab
 
 
 class Terms(Struct, forbid_unknown_fields=True, frozen=True):
-    """What is agreed: the job by content id, the price, the deposit in NTX, the duration in seconds, the deadline."""
+    """What is agreed: the job by content id, the price, the deposit in NTX, the duration in seconds, the deadline.
+
+    `replicas` says how many providers run the job, where their results are compared.
+    """
 
     spec_cid: Id
     price: PriceBid
     max_duration: Annotated[int, Meta(ge=1, le=10**9)]
     deposit: Amount
-    verification: Literal["attested"]
+    verification: Literal["attested", "replicate", "reexecute"]
     deadline: Time
+    replicas: Annotated[int, Meta(ge=1, le=15)] = 1
 
 
 class Contract(Struct, forbid_unknown_fields=True, frozen=True):
@@ -67,9 +71,10 @@ class JobVerificationResult(Struct, forbid_unknown_fields=True, frozen=True):
     contract_id: Id
     result_cid: Id
     oracle: Did
-    verdict: Literal["verified", "rejected"]
+    verdict: Literal["verified", "rejected", "inconclusive"]
     checks: Annotated[tuple[Check, ...], Meta(max_length=100)]
     verified_at: Time
+    policy: Literal["attested", "replicate", "reexecute"] = "attested"
 
 
 class Receipt(Struct, forbid_unknown_fields=True, frozen=True):
@@ -179,13 +184,26 @@ class AccountStatement(Struct, forbid_unknown_fields=True, frozen=True):
     entries: Annotated[tuple[StatementEntry, ...], Meta(max_length=1000)] = ()
 
 
+class Replica(Struct, forbid_unknown_fields=True, frozen=True):
+    """Another provider's run of the same job."""
+
+    contract: Document
+    proof: Document
+    result: Document
+
+
 class JobVerification(Struct, forbid_unknown_fields=True, frozen=True):
-    """What the oracle gets to see (seed 7: `jobVerification`): the job, the contract with its proof, and the result."""
+    """What the oracle gets to see (seed 7: `jobVerification`): the job, the contract with its proof, and the result.
+
+    `replicas` are the other providers' runs; `reexecute` asks the oracle to run the job itself, for a dispute.
+    """
 
     spec: Annotated[str, Meta(max_length=256 * 1024)]
     contract: Document
     proof: Document
     result: Document
+    replicas: Annotated[tuple[Replica, ...], Meta(max_length=15)] = ()
+    reexecute: bool = False
 
 
 class Verdict(Struct, forbid_unknown_fields=True, frozen=True):

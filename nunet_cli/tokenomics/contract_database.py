@@ -6,8 +6,7 @@ contract is settled exactly once, however often it is asked for.
 
 from __future__ import annotations
 
-import hashlib
-import json
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -17,13 +16,14 @@ from tinydb import Query
 from nunet_cli import units
 from nunet_cli.config import Config
 from nunet_cli.database.store import Store, Transaction
-from nunet_cli.errors import ContractError, DisputedError, NotFoundError
+from nunet_cli.errors import ContractError, DisputedError, NotFoundError, RejectedMessageError
 from nunet_cli.jobs.job import Result
 from nunet_cli.jobs.states import CONTRACT_TRANSITIONS, check_transition
 from nunet_cli.network.documents import Document, make_document, require_signature
 from nunet_cli.network.identity import Identity, key_from_did
 from nunet_cli.network.messenger import Answer, Incoming, Messenger
-from nunet_cli.tokenomics import ledger
+from nunet_cli.tokenomics import chain, ledger
+from nunet_cli.tokenomics import dispute as disputes
 from nunet_cli.tokenomics.contract import (
     DATABASE,
     FULFILLED,
@@ -51,7 +51,6 @@ from nunet_cli.tokenomics.payment import amount_due, deposit_for
 
 MESSAGE_LIFETIME = 14 * 86400
 MAX_DEADLINE = timedelta(days=366)
-GENESIS = "0" * 64
 
 
 class ContractDatabase:
@@ -70,6 +69,8 @@ class ContractDatabase:
         messenger.register("check_contract", CheckContract, self._on_check_contract, ephemeral=True)
         messenger.register("register_contract", RegisterContract, self._on_register)
         messenger.register("settle_contract", SettleContract, self._on_settle)
+        messenger.register("dispute_contract", disputes.DisputeContract, self._on_dispute)
+        messenger.register("ask_dispute", disputes.AskDispute, self._on_ask_dispute, ephemeral=True)
         messenger.register("ask_statement", AskStatement, self._on_statement, ephemeral=True)
 
     # -- verified entities -------------------------------------------------------------------------------------------
@@ -98,7 +99,7 @@ class ContractDatabase:
         def change(t: Transaction) -> dict[str, Any]:
             row = {"id": did, "status": "revoked", "at": units.utc_now(), "note": note or "revoked by the operator"}
             t.put("registry", row)
-            self._append(t, "revoke", did=did)
+            chain.append(t, "revoke", did=did)
             return row
 
         return await self._store.change(change)
@@ -113,7 +114,7 @@ class ContractDatabase:
 
         def change(t: Transaction) -> int:
             ledger.transfer(t, ledger.ISSUANCE, did, micro, "deposit")
-            self._append(t, "deposit", did=did, amount=units.format_amount(micro))
+            chain.append(t, "deposit", did=did, amount=units.format_amount(micro))
             return ledger.balance(t, did)
 
         return await self._store.change(change)
@@ -121,7 +122,7 @@ class ContractDatabase:
     def _admit(self, t: Transaction, did: str, note: str) -> dict[str, Any]:
         row = {"id": did, "status": "approved", "at": units.utc_now(), "note": note}
         t.put("registry", row)
-        self._append(t, "admit", did=did)
+        chain.append(t, "admit", did=did)
         opening = units.parse_amount(self._config.registry.opening_balance)
         if opening and self._config.registry.admission == "open" and not ledger.exists(t, did):
             ledger.transfer(t, ledger.ISSUANCE, did, opening, "opening")
@@ -155,7 +156,7 @@ class ContractDatabase:
                 return msgspec.convert(again["proof"], Document)
             if deposit:
                 ledger.transfer(t, contract.requester, ledger.escrow(contract_id), deposit, "escrow", contract_id)
-            head = self._append(t, "register", contract_id=contract_id, deposit=contract.terms.deposit)
+            head = chain.append(t, "register", contract_id=contract_id, deposit=contract.terms.deposit)
             proof = make_document(
                 Proof(1, contract_id, self._identity.did, contract.terms.deposit, units.utc_now(), head)
             ).sign(self._identity, DATABASE)
@@ -165,6 +166,7 @@ class ContractDatabase:
                     "id": contract_id, "job_id": contract.job_id, "state": "proved", "requester": contract.requester,
                     "provider": contract.provider, "deadline": contract.terms.deadline,
                     "document": msgspec.to_builtins(document), "proof": msgspec.to_builtins(proof), "receipt": None,
+                    "result": None,
                 },
             )  # fmt: skip
             t.save_event(contract.job_id, "contract_registered", contract_id=contract_id)
@@ -208,12 +210,19 @@ class ContractDatabase:
         if result.contract_id != request.contract_id:
             raise ContractError("the result belongs to another contract", code="wrong_result")
         due = amount_due(contract.terms, result)
+        if row["state"] == "disputed":
+            raise DisputedError("the contract is in dispute: its escrow is held", details={"contract": row["id"]})
         if result.state == "completed" or due:
             verdict = self._verdict(contract, request)
             if verdict.verdict != "verified":
-                failed = ", ".join(check.name for check in verdict.checks if not check.passed)
-                await self._set_state(request.contract_id, "disputed")
-                raise DisputedError(f"the oracle rejected the result: {failed}", details={"contract": row["id"]})
+                failed = ", ".join(f"{check.name}: {check.detail}" for check in verdict.checks if not check.passed)
+                reason = f"the oracle {'rejected' if verdict.verdict == 'rejected' else 'cannot verify'} the result"
+                evidence = (request.result, request.verdict) if request.verdict is not None else (request.result,)
+                body = disputes.DisputeContract(row["id"], f"{reason}: {failed}"[:4000], evidence)
+                receipt = await self.dispute(body, sender)
+                if receipt is not None:
+                    return receipt
+                raise DisputedError(f"{reason}: {failed}", details={"contract": row["id"]})
         outcome = "settled" if result.state == "completed" or due else "refunded"
         reason = FULFILLED if result.state == "completed" else (result.reason or result.state)
         return await self._close(request.contract_id, outcome, due, reason)
@@ -226,6 +235,104 @@ class ContractDatabase:
         if verdict.contract_id != request.contract_id or verdict.result_cid != request.result.cid:
             raise ContractError("the verdict belongs to another result", code="wrong_verdict")
         return verdict
+
+    # -- disputes ----------------------------------------------------------------------------------------------------
+
+    async def dispute(self, request: disputes.DisputeContract, sender: str) -> Document | None:
+        """Open a dispute, or add evidence to one: escrow is held until it is resolved.
+
+        Returns:
+            The receipt, where a verdict among the evidence that rests on a quorum resolves it at once; else None.
+
+        Raises:
+            NotFoundError: no such contract of the sender's.
+            ContractError: it is settled, or the dispute resolved already.
+        """
+        row = self._contract_of(request.contract_id, sender)
+        contract = msgspec.convert(row["document"], Document).read(Contract)
+        result = self._result_among(contract, row["id"], request.documents)
+
+        def change(t: Transaction) -> disputes.Dispute:
+            current = t.find("registered_contracts", row["id"])
+            assert current is not None
+            if current["receipt"] is not None:
+                raise ContractError(f"the contract is {current['state']} already", code="already_settled")
+            known = disputes.find(t, row["id"])
+            if known is None:
+                known = disputes.Dispute(row["id"], sender, units.utc_now(), request.text or "no reason given")
+                current["state"] = "disputed"
+                chain.append(t, "disputed", contract_id=row["id"], by=sender)
+                t.save_event(contract.job_id, "contract_disputed", contract_id=row["id"], reason=known.reason)
+            known = disputes.add_evidence(known, sender, request.text, request.documents)
+            disputes.put(t, known)
+            if result is not None:
+                current["result"] = msgspec.to_builtins(result)
+            t.put("registered_contracts", current)
+            return known
+
+        known = await self._store.change(change)
+        documents = tuple(document for item in known.evidence for document in item.documents)
+        held = self._store.find("registered_contracts", row["id"])
+        assert held is not None
+        if held.get("result"):
+            disputed = msgspec.convert(held["result"], Document)
+            decision = disputes.quorum_decision(contract, documents, disputed.cid)
+            if decision is not None:
+                return await self._resolve(row["id"], decision, "quorum")
+        return None
+
+    @staticmethod
+    def _result_among(contract: Contract, contract_id: str, documents: tuple[Document, ...]) -> Document | None:
+        for document in documents:
+            try:
+                result = document.read(Result)
+            except RejectedMessageError:
+                continue
+            if result.contract_id == contract_id and document.is_signed(contract.provider, PROVIDER):
+                return document
+        return None
+
+    async def resolve(self, contract_id: str, decision: disputes.Decision, share: str = "0.5") -> Document:
+        """Decide a dispute (operator); return the receipt.
+
+        Raises:
+            NotFoundError: no such contract.
+            ContractError: it is not in dispute.
+        """
+        row = self._store.resolve("registered_contracts", contract_id, what="recorded contract")
+        if row["state"] != "disputed":
+            raise ContractError(f"the contract is {row['state']}, not disputed", code="not_disputed")
+        return await self._resolve(row["id"], decision, "operator", share)
+
+    async def _resolve(self, contract_id: str, decision: disputes.Decision, by: Any, share: str = "0.5") -> Document:
+        row = self._store.find("registered_contracts", contract_id)
+        assert row is not None
+        contract = msgspec.convert(row["document"], Document).read(Contract)
+        result = msgspec.convert(row["result"], Document).read(Result) if row.get("result") else None
+        due = disputes.amount_for(contract, result, decision, share)
+
+        def note(t: Transaction) -> None:
+            known = disputes.find(t, contract_id)
+            assert known is not None
+            decided = msgspec.structs.replace(known, decision=decision, by=by, paid=units.format_amount(due))
+            disputes.put(t, decided)
+
+        reason = f"dispute resolved by {'a quorum' if by == 'quorum' else 'the operator'}: {decision}"
+        return await self._close(contract_id, "settled" if due else "refunded", due, reason, also=note)
+
+    async def _on_dispute(self, message: Incoming) -> Answer:
+        await self.dispute(message.body, message.sender)
+        return "dispute", self._dispute_of(message.body.contract_id)
+
+    async def _on_ask_dispute(self, message: Incoming) -> Answer:
+        self._contract_of(message.body.contract_id, message.sender)
+        return "dispute", self._dispute_of(message.body.contract_id)
+
+    def _dispute_of(self, contract_id: str) -> disputes.Dispute:
+        known = disputes.find(self._store, contract_id)
+        if known is None:
+            raise NotFoundError(f"there is no dispute about {contract_id}", code="no_dispute")
+        return known
 
     async def refund_expired(self) -> list[str]:
         """Give deposits back whose contract's deadline, and the time to settle after it, have passed; return their ids.
@@ -242,7 +349,10 @@ class ContractDatabase:
             await self._close(contract_id, "refunded", 0, "no verified result before the deadline")
         return overdue
 
-    async def _close(self, contract_id: str, outcome: str, due: int, reason: str) -> Document:
+    async def _close(
+        self, contract_id: str, outcome: str, due: int, reason: str, *,
+        also: Callable[[Transaction], None] | None = None,
+    ) -> Document:  # fmt: skip
         def change(t: Transaction) -> Document:
             row = t.find("registered_contracts", contract_id)
             assert row is not None
@@ -256,7 +366,7 @@ class ContractDatabase:
                 ledger.transfer(t, account, contract.provider, due, "payment", contract_id)
             if deposit - due:
                 ledger.transfer(t, account, contract.requester, deposit - due, "refund", contract_id)
-            head = self._append(t, outcome, contract_id=contract_id, paid=units.format_amount(due))
+            head = chain.append(t, outcome, contract_id=contract_id, paid=units.format_amount(due))
             receipt = make_document(
                 Receipt(
                     1, contract_id, self._identity.did, outcome,  # type: ignore[arg-type]  # checked by the transition
@@ -266,6 +376,8 @@ class ContractDatabase:
             ).sign(self._identity, DATABASE)  # fmt: skip
             row.update(state=outcome, receipt=msgspec.to_builtins(receipt))
             t.put("registered_contracts", row)
+            if also is not None:
+                also(t)
             t.save_event(contract.job_id, f"contract_{outcome}", contract_id=contract_id, paid=units.format_amount(due))
             for did in (contract.requester, contract.provider):
                 text = reason if reason == FULFILLED else f"Contract {outcome}: {reason}"
@@ -277,50 +389,19 @@ class ContractDatabase:
         self._messenger.wake()
         return receipt
 
-    async def _set_state(self, contract_id: str, state: str) -> None:
-        def change(t: Transaction) -> None:
-            row = t.find("registered_contracts", contract_id)
-            assert row is not None
-            if row["state"] != state:
-                check_transition(CONTRACT_TRANSITIONS, row["state"], state, f"contract {contract_id}")
-                row["state"] = state
-                t.put("registered_contracts", row)
-                self._append(t, state, contract_id=contract_id)
-                t.save_event(row["job_id"], f"contract_{state}", contract_id=contract_id)
-
-        await self._store.change(change)
-
     def _contract_of(self, contract_id: str, did: str) -> dict[str, Any]:
         row = self._store.find("registered_contracts", contract_id)
         if row is None or did not in (row["requester"], row["provider"]):
             raise NotFoundError(f"no contract {contract_id} of yours is recorded here", code="no_contract")
         return row
 
-    # -- the log -----------------------------------------------------------------------------------------------------
-
-    def _append(self, t: Transaction, kind: str, **data: Any) -> str:
-        last = t.find("log_head", "head")
-        previous = last["hash"] if last else GENESIS
-        entry = json.dumps({"at": units.utc_now(), "kind": kind, **data}, sort_keys=True)
-        head = hashlib.sha256(previous.encode() + b"\n" + entry.encode()).hexdigest()
-        t.table("log").insert({"previous": previous, "hash": head, "entry": entry})
-        t.put("log_head", {"id": "head", "hash": head})
-        return head
-
     def check_log(self) -> int:
-        """Check the whole chain; return its length.
+        """Check the whole log; return its length.
 
         Raises:
             ContractError: naming the first entry that does not fit.
         """
-        previous, number = GENESIS, 0
-        for row in self._store.table("log").all():
-            number += 1
-            expected = hashlib.sha256(previous.encode() + b"\n" + row["entry"].encode()).hexdigest()
-            if row["previous"] != previous or row["hash"] != expected:
-                raise ContractError(f"the log was changed at entry {number}", code="log_broken")
-            previous = row["hash"]
-        return number
+        return chain.check(self._store.table("log").all())
 
     # -- messages ----------------------------------------------------------------------------------------------------
 

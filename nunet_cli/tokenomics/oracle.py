@@ -2,18 +2,25 @@
 
 Policy `attested`: the chain of signatures holds, the result belongs to the contract, time used and outputs fit the
 terms, and the exit code is 0 where the result claims success. Outputs are held to their content ids by the requester,
-who refuses what does not hash to them.
+who refuses what does not hash to them. `replicate` compares with other providers' results, `reexecute` with a run of
+the oracle's own.
 """
 
 from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Literal
 
 import msgspec
 
 from nunet_cli import units
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import ContractError, NunetError, UsageError
+from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.job import Result
-from nunet_cli.jobs.spec import JobSpec, decode_spec, output_name
+from nunet_cli.jobs.spec import JobSpec
+from nunet_cli.jobs.tree import output_names
 from nunet_cli.network.documents import Document, make_document
 from nunet_cli.network.identity import Identity, content_id
 from nunet_cli.network.messenger import Answer, Incoming, Messenger
@@ -27,17 +34,32 @@ from nunet_cli.tokenomics.contract import (
     JobVerification,
     JobVerificationResult,
     Proof,
+    Replica,
     Verdict,
 )
 
 GRACE_SECONDS = 30
 
 
-class Oracle:
-    """The role's behaviour."""
+Reexecution = Callable[[JobVerification, str], Awaitable[Result]]
+Policy = Literal["attested", "replicate", "reexecute"]
+Outcome = Literal["verified", "rejected", "inconclusive"]
 
-    def __init__(self, identity: Identity, store: Store, messenger: Messenger) -> None:
-        self._identity, self._store = identity, store
+
+class Oracle:
+    """The role's behaviour.
+
+    Args:
+        identity: the key that signs verdicts.
+        store: where they are kept.
+        messenger: carries the messages.
+        reexecute: runs a job on the oracle's own machine; None where it cannot.
+    """
+
+    def __init__(
+        self, identity: Identity, store: Store, messenger: Messenger, reexecute: Reexecution | None = None
+    ) -> None:
+        self._identity, self._store, self._reexecute = identity, store, reexecute
         messenger.register("job_verification", JobVerification, self._on_verification)
 
     async def verify_job(self, request: JobVerification, sender: str) -> Document:
@@ -51,9 +73,19 @@ class Oracle:
             raise ContractError("the contract names another oracle", code="wrong_oracle")
         if sender not in (contract.requester, contract.provider):
             raise ContractError("only a party can ask for a verdict", code="not_a_party")
-        key = f"{request.contract.cid}/{request.result.cid}"
+        policy = self._policy(request, contract, sender)
+        key = f"{request.contract.cid}/{request.result.cid}/{policy}"
+        row = self._store.find("verdicts", key)
+        if row is not None:
+            return msgspec.convert(row["document"], Document)
         checks = verify_documents(request)
-        verdict = "verified" if all(check.passed for check in checks) else "rejected"
+        verdict: Outcome = "verified" if all(check.passed for check in checks) else "rejected"
+        if verdict == "verified" and policy == "replicate":
+            verdict, more = compare_replicas(request)
+            checks += more
+        elif verdict == "verified" and policy == "reexecute":
+            verdict, check = await self._run_again(request, sender)
+            checks += (check,)
 
         def change(t: Transaction) -> Document:
             known = t.find("verdicts", key)
@@ -61,9 +93,8 @@ class Oracle:
                 return msgspec.convert(known["document"], Document)
             document = make_document(
                 JobVerificationResult(
-                    1, request.contract.cid, request.result.cid, self._identity.did,
-                    verdict,  # type: ignore[arg-type]  # one of the two literals above
-                    checks, units.utc_now(),
+                    1, request.contract.cid, request.result.cid, self._identity.did, verdict, checks[:100],
+                    units.utc_now(), policy,
                 )
             ).sign(self._identity, ORACLE)  # fmt: skip
             t.put("verdicts", {"id": key, "job_id": contract.job_id, "document": msgspec.to_builtins(document)})
@@ -72,8 +103,91 @@ class Oracle:
 
         return await self._store.change(change)
 
+    @staticmethod
+    def _policy(request: JobVerification, contract: Contract, sender: str) -> Policy:
+        """Return how to verify: a provider whose requester keeps the other results to itself is judged by its own."""
+        if request.reexecute:
+            return "reexecute"
+        silent = contract.terms.deadline <= units.utc_now() and sender == contract.provider
+        if contract.terms.verification == "replicate" and not request.replicas and silent:
+            return "attested"
+        return contract.terms.verification
+
+    async def _run_again(self, request: JobVerification, sender: str) -> tuple[Outcome, Check]:
+        if self._reexecute is None:
+            return "inconclusive", Check("reexecution", False, "this oracle cannot run jobs")
+        result = request.result.read(Result)
+        try:
+            again = await self._reexecute(request, sender)
+        except NunetError as error:
+            return "inconclusive", Check("reexecution", False, error.message[:4000])
+        if outcome_of(again) == outcome_of(result):
+            return "verified", Check("reexecution", True)
+        return "rejected", Check("reexecution", False, f"the oracle's own run differs: {_difference(again, result)}")
+
     async def _on_verification(self, message: Incoming) -> Answer:
         return "job_verification_result", Verdict(await self.verify_job(message.body, message.sender))
+
+
+def outcome_of(result: Result) -> tuple[tuple[str, str], ...]:
+    """Return what results are compared by: the outputs by name and content id; standard output where there are none."""
+    outputs = tuple(sorted((output.name, output.cid) for output in result.outputs))
+    return outputs or (("stdout", result.stdout_cid),)
+
+
+def _difference(ours: Result, theirs: Result) -> str:
+    if ours.state != theirs.state:
+        return f"it {ours.state}: {ours.message}"[:4000]
+    mine = dict(outcome_of(ours))
+    other = dict(outcome_of(theirs))
+    return ", ".join(sorted(name for name in mine.keys() | other.keys() if mine.get(name) != other.get(name)))[:4000]
+
+
+def compare_replicas(request: JobVerification) -> tuple[Outcome, tuple[Check, ...]]:
+    """Compare a result with those of the other providers; more than half of the agreed number must have the same.
+
+    Returns:
+        `verified` for the quorum's result, `rejected` for another one, `inconclusive` where there is no quorum.
+    """
+    contract, own = request.contract.read(Contract), request.result.read(Result)
+    needed = contract.terms.replicas // 2 + 1
+    votes = {contract.provider: outcome_of(own)}
+    checks = []
+    for index, replica in enumerate(request.replicas):
+        problem, provider, outcome = _read_replica(contract, replica)
+        checks.append(Check(f"replica_{index}", not problem, problem))
+        if not problem and provider not in votes and outcome is not None:
+            votes[provider] = outcome
+    counted = Counter(votes.values())
+    winner, count = counted.most_common(1)[0]
+    detail = f"{count} of {contract.terms.replicas} providers agree, {needed} are needed"
+    if count < needed:
+        return "inconclusive", (*checks, Check("quorum", False, detail))
+    if outcome_of(own) != winner:
+        return "rejected", (*checks, Check("quorum", False, f"{detail}, and this result is another one"))
+    return "verified", (*checks, Check("quorum", True))
+
+
+def _read_replica(contract: Contract, replica: Replica) -> tuple[str, str, tuple[tuple[str, str], ...] | None]:
+    """Return what is wrong with a replica's documents, whose it is, and its outcome (None for a failed one)."""
+    try:
+        other = replica.contract.read(Contract)
+        proof, result = replica.proof.read(Proof), replica.result.read(Result)
+    except NunetError as error:
+        return error.message, "", None
+    fits = (
+        other.requester == contract.requester and other.terms.spec_cid == contract.terms.spec_cid
+        and other.provider != contract.provider and proof.contract_id == replica.contract.cid
+        and result.contract_id == replica.contract.cid
+    )  # fmt: skip
+    signed = (
+        replica.contract.is_signed(other.requester, REQUESTER) and replica.contract.is_signed(other.provider, PROVIDER)
+        and replica.proof.is_signed(contract.contract_database, DATABASE)
+        and replica.result.is_signed(other.provider, PROVIDER)
+    )  # fmt: skip
+    if not fits or not signed:
+        return "it is not another provider's run of this job", "", None
+    return "", other.provider, outcome_of(result) if result.state == "completed" else None
 
 
 def verify_documents(request: JobVerification) -> tuple[Check, ...]:
@@ -119,8 +233,7 @@ def _check_run(spec: JobSpec, contract: Contract, result: Result, check: object)
         return
     check("exit_code", result.exit_code == 0, f"the job exited with {result.exit_code}")
     sizes = {output.name: output.size for output in result.outputs}
-    for output in spec.outputs:
-        name = output_name(output)
+    for name in output_names(spec):
         check(f"output_{name}"[:120], name in sizes, "the output is missing")
         if spec.verify.outputs_not_empty:
             check(f"output_not_empty_{name}"[:120], sizes.get(name, 0) > 0, "the output is empty")

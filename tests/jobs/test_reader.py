@@ -3,8 +3,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nunet_cli.errors import UsageError
+from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.reader import read_spec
-from nunet_cli.jobs.spec import decode_spec, encode_spec, price_limit, required_capability
+from nunet_cli.jobs.spec import encode_spec
+from nunet_cli.jobs.tree import price_limit, required_capability
 
 GOOD = """
 name: count
@@ -64,7 +66,7 @@ def test_json_and_toml_say_the_same() -> None:
         ("name: x\nexecutor: {type: 'null'}\noutputs: [{path: stdout}]\n", "output name 'stdout' is taken", ""),
         ("name: x\nexecutor: {type: 'null'}\nprice: much\n", "job.yaml:3: price.max: not an amount", ""),
         ("name: x\nexecutor: {type: 'null'}\ntime: {max_duration: never}\n", "job.yaml:3: time.max_duration", ""),
-        ("name: x\nexecutor: {type: 'null'}\ntype: service\n", "job.yaml:3: type: invalid enum value", ""),
+        ("name: x\nexecutor: {type: 'null'}\ntype: daemon\n", "job.yaml:3: type: invalid enum value", ""),
     ],
 )
 def test_wrong_input_names_line_field_and_remedy(text: str, message: str, hint: str) -> None:

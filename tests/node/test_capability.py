@@ -10,9 +10,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from nunet_cli.database.store import Store
 from nunet_cli.errors import StateError, UsageError
 from nunet_cli.jobs.capability import Capability, Cpu, Gpu, Resources
-from nunet_cli.node import capability
+from nunet_cli.node import onboarding
 from nunet_cli.node.benchmark import probe_machine, run_benchmark
-from nunet_cli.node.capability import CapabilityAccounting, OnboardOptions, plan_onboarding
+from nunet_cli.node.capability import CapabilityAccounting
+from nunet_cli.node.monitor import Monitor
+from nunet_cli.node.onboarding import OnboardOptions, plan_onboarding
 
 TOTAL = Resources(Cpu(4), 100, 100, (Gpu(vram=8), Gpu(vram=16)))
 LATER, PAST = "2999-01-01T00:00:00.000Z", "2000-01-01T00:00:00.000Z"
@@ -31,7 +33,7 @@ class NeverOverCommitted(RuleBasedStateMachine):
         self.store = Store(Path(":memory-not-used:"), read_only=True)
         self.store.read_only = False
         self.store._threaded = False
-        self.accounting = CapabilityAccounting(self.store)
+        self.accounting = CapabilityAccounting(self.store, Monitor(Path("/")))
         self.run(lambda: self.accounting.set_registered_capability(Capability(resources=TOTAL), None))
 
     @staticmethod
@@ -107,4 +109,4 @@ def test_the_benchmark_measures_something(tmp_path: Path, monkeypatch: pytest.Mo
     measured = run_benchmark(tmp_path, lambda name, share: seen.append(name))
     assert min(measured.cpu_hash, measured.memory_copy, measured.disk_write) > 0
     assert seen == ["processor", "memory", "disk", "done"]
-    assert capability.HEADROOM == 0.9
+    assert onboarding.HEADROOM == 0.9

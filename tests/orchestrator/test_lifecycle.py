@@ -21,8 +21,8 @@ from nunet_cli.errors import (
 from nunet_cli.executor.base import ExecutorError
 from nunet_cli.jobs.job import Result
 from nunet_cli.network.documents import Document, make_document
-from nunet_cli.node.capability import OnboardOptions
 from nunet_cli.node.node import open_node
+from nunet_cli.node.onboarding import OnboardOptions
 from nunet_cli.orchestrator import contract, execute, invoke, match, request, settle
 from nunet_cli.orchestrator.orchestrate import orchestrate_job
 from nunet_cli.tokenomics.contract import FULFILLED

@@ -1,0 +1,214 @@
+"""The shape of a job: children, links and pods, and what they add up to (seed 1: a job is a recursive structure)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from msgspec import structs
+
+from nunet_cli import units
+from nunet_cli.errors import UsageError
+from nunet_cli.jobs.capability import Capability, Connectivity, Cpu, PriceBid, Resources, TimeCapability
+from nunet_cli.jobs.spec import JobLink, JobSpec, output_name, total_price
+
+MAX_DEPTH = 8
+MAX_JOBS = 2000
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """The children of a group as they are orchestrated: single jobs and whole pods, with the links between them.
+
+    `unit_of` names the unit that each child is in; `links` keep the children's own names.
+    """
+
+    units: dict[str, JobSpec]
+    links: tuple[JobLink, ...]
+    unit_of: dict[str, str]
+
+    def before(self, unit: str) -> list[tuple[str, JobLink]]:
+        """Return the units that a unit waits for, each with the link that says so."""
+        return [(self.unit_of[link.from_], link) for link in self.links if self.unit_of[link.to] == unit]
+
+
+def is_group(spec: JobSpec) -> bool:
+    """Say whether a job is orchestrated as several: a group that is no pod, a batch, or a recurring one."""
+    return spec.type in ("batch", "recurring") or (bool(spec.children) and not spec.pod)
+
+
+def programs(spec: JobSpec) -> Iterator[JobSpec]:
+    """Yield the jobs in a tree that have a program."""
+    if spec.executor is not None:
+        yield spec
+    for child in spec.children:
+        yield from programs(child)
+
+
+def count_jobs(spec: JobSpec, depth: int = 0) -> int:
+    """Return how many jobs a tree holds, batches counted in full.
+
+    Raises:
+        UsageError: it is deeper than `MAX_DEPTH`.
+    """
+    if depth > MAX_DEPTH:
+        raise UsageError(f"children may be nested {MAX_DEPTH} deep", details={"path": "children"})
+    own = spec.batch.count if spec.batch is not None else 1
+    return own + sum(count_jobs(child, depth + 1) for child in spec.children)
+
+
+def arrange(spec: JobSpec) -> Arrangement:
+    """Return a group's children with each pod made one unit."""
+    pod_of = {name: pod.id for pod in spec.pods for name in pod.jobs}
+    unit_of = {child.name: pod_of.get(child.name, child.name) for child in spec.children}
+    found: dict[str, JobSpec] = {}
+    for child in spec.children:
+        unit = unit_of[child.name]
+        if unit == child.name and child.name not in pod_of:
+            found[unit] = child
+        elif unit not in found:
+            members = tuple(c for c in spec.children if unit_of[c.name] == unit)
+            inner = tuple(link for link in spec.links if unit_of[link.from_] == unit_of[link.to] == unit)
+            found[unit] = make_pod(unit, members, inner)
+    outer = tuple(link for link in spec.links if unit_of[link.from_] != unit_of[link.to])
+    return Arrangement(found, outer, unit_of)
+
+
+def make_pod(name: str, members: tuple[JobSpec, ...], links: tuple[JobLink, ...]) -> JobSpec:
+    """Return the job that stands for a pod: it has its members' constraints, and runs as long as their longest path."""
+    first = members[0]
+    pod = JobSpec(
+        name=name, children=members, links=links, pod=True, resources=pod_resources(members),
+        verify=first.verify, retry=first.retry,
+        constraints=structs.replace(
+            first.constraints,
+            hard=tuple(dict.fromkeys(rule for member in members for rule in member.constraints.hard)),
+            soft=tuple(dict.fromkeys(wish for member in members for wish in member.constraints.soft)),
+        ),
+    )  # fmt: skip
+    starts = [member.time.start for member in members if member.time.start]
+    deadlines = [member.time.deadline for member in members if member.time.deadline]
+    time = structs.replace(
+        pod.time, max_duration=duration(pod), start=max(starts, default=""), deadline=min(deadlines, default="")
+    )
+    return structs.replace(pod, time=time)
+
+
+def pod_resources(members: tuple[JobSpec, ...]) -> Resources:
+    """Return the sum of what the members of a pod need (seed 1: `Pod`)."""
+    total = Resources()
+    for member in members:
+        total = total.plus(member.resources)
+    mhz = max(member.resources.cpu.mhz for member in members)
+    arch = next((m.resources.cpu.arch for m in members if m.resources.cpu.arch), "")
+    model = next((m.resources.cpu.model for m in members if m.resources.cpu.model), "")
+    return structs.replace(total, cpu=Cpu(total.cpu.cores, mhz, arch, model))
+
+
+def duration(spec: JobSpec) -> int:
+    """Return the seconds that a job or pod may run: for a pod, those of its longest path."""
+    if not spec.pod:
+        return spec.time.max_duration
+    longest: dict[str, int] = {}
+    by_name = {child.name: child for child in spec.children}
+    for name in order(list(by_name), [(link.from_, link.to) for link in spec.links]):
+        earlier = [longest[link.from_] for link in spec.links if link.to == name and link.kind != "colocate"]
+        longest[name] = max(earlier, default=0) + by_name[name].time.max_duration
+    return max(longest.values())
+
+
+def order(names: list[str], edges: list[tuple[str, str]]) -> list[str]:
+    """Return names so that every edge goes forward; what is free keeps its order.
+
+    Raises:
+        UsageError: the edges run in a circle; the message names it.
+    """
+    left, done = list(names), []
+    while left:
+        ready = [name for name in left if not any(to == name and source in left for source, to in edges)]
+        if not ready:
+            raise UsageError(
+                f"the links run in a circle: {' → '.join(_circle(left, edges))}", details={"path": "links"}
+            )
+        done += ready
+        left = [name for name in left if name not in ready]
+    return done
+
+
+def _circle(left: list[str], edges: list[tuple[str, str]]) -> list[str]:
+    path = [left[0]]
+    while True:
+        before = next(source for source, to in edges if to == path[-1] and source in left)
+        if before in path:
+            return [*path[path.index(before) :], before][::-1]
+        path.append(before)
+
+
+def output_names(spec: JobSpec) -> list[str]:
+    """Return the names that the outputs of a job or pod come back under; a pod's have the member's name before them."""
+    if spec.executor is not None:
+        return [output_name(item) for item in spec.outputs]
+    return [f"{child.name}/{output_name(item)}" for child in spec.children for item in child.outputs]
+
+
+def expand_batch(spec: JobSpec) -> JobSpec:
+    """Return a batch as a group: one task for each index, with `{index}` put into its command and output paths.
+
+    The index, from 0 on, is in the environment too: `NUNET_BATCH_INDEX`, `NUNET_BATCH_COUNT`.
+    """
+    assert spec.executor is not None
+    assert spec.batch is not None
+    children = []
+    for index in range(spec.batch.count):
+
+        def put(text: str, number: int = index) -> str:
+            return text.replace("{index}", str(number))
+
+        env = {**{name: put(value) for name, value in spec.executor.env.items()},
+               "NUNET_BATCH_INDEX": str(index), "NUNET_BATCH_COUNT": str(spec.batch.count)}  # fmt: skip
+        executor = structs.replace(spec.executor, command=tuple(map(put, spec.executor.command)), env=env)
+        outputs = tuple(structs.replace(item, path=put(item.path), name=put(item.name)) for item in spec.outputs)
+        child = structs.replace(
+            spec, name=f"{spec.name[:90]}-{index}", type="task", executor=executor, outputs=outputs, batch=None
+        )
+        children.append(child)
+    return JobSpec(
+        name=spec.name, type="batch", description=spec.description, batch=spec.batch, children=tuple(children)
+    )
+
+
+def required_capability(spec: JobSpec) -> Capability:
+    """Return what a provider must have for a job or a pod (seed 2: `requiredCapability`).
+
+    The price in it is the most that the requester pays for the whole job: a rate is multiplied by the duration.
+    """
+    parts = list(programs(spec))
+
+    def union(pick: Callable[[JobSpec], tuple[Any, ...]]) -> tuple[Any, ...]:
+        return tuple(dict.fromkeys(item for part in parts for item in pick(part)))
+
+    return Capability(
+        executors=tuple(dict.fromkeys(part.executor.type for part in parts if part.executor is not None)),
+        job_types=tuple(dict.fromkeys(part.type for part in parts)),
+        resources=pod_resources(spec.children) if spec.pod else spec.resources,
+        libraries=union(lambda part: part.libraries),
+        localities=union(lambda part: part.localities),
+        storage=union(lambda part: part.storage),
+        connectivity=Connectivity(
+            ports=union(lambda part: part.connectivity.ports),
+            bandwidth=max(part.connectivity.bandwidth for part in parts),
+            vpn=any(part.connectivity.vpn for part in parts),
+        ),
+        price=PriceBid(amount=units.format_amount(price_limit(spec))),
+        time=TimeCapability(max=duration(spec)),
+        kycs=union(lambda part: part.kycs),
+    )
+
+
+def price_limit(spec: JobSpec) -> int:
+    """Return the most that the whole job may cost, in micro-NTX; for a group, that of all its children."""
+    if spec.children:
+        return sum(price_limit(child) for child in spec.children)
+    micro, unit = units.parse_price(spec.price.max)
+    return total_price(micro, unit, spec.time.max_duration) * (spec.batch.count if spec.batch is not None else 1)

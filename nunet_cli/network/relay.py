@@ -1,0 +1,194 @@
+"""Publications beyond the next peer: signed once, passed on a few hops, never twice.
+
+A publication is an envelope to a topic. Whoever gets one checks its signature, passes it on to the peers that cannot
+have it yet, and says how many those are; so the publisher knows whether waiting for distant answers makes sense.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+
+import msgspec
+import trio
+from msgspec import Meta, Struct
+
+from nunet_cli.errors import NunetError, PeerError, RejectedMessageError
+from nunet_cli.network.envelope import body_of, seal, unseal
+from nunet_cli.network.identity import Identity, key_from_did
+from nunet_cli.network.messenger import Incoming, Messenger
+from nunet_cli.network.peers import Address, Peers, parse_address
+from nunet_cli.network.transport import RELAY, RELAYED, Connection, TcpTransport
+
+log = logging.getLogger("nunet.relay")
+
+MAX_HOPS = 3
+MAX_SEEN = 20_000
+MAX_SKIPPED = 256
+# publications of one origin that are passed on and handled, in a minute
+MAX_PER_ORIGIN = 120
+ACK_WAIT = 1.0
+Subscriber = Callable[[Incoming], Awaitable[None]]
+
+
+class _Route(Struct, forbid_unknown_fields=True, frozen=True):
+    """What goes with a publication: hops left, who has it (first 8 bytes of each key), where its origin listens."""
+
+    hops: Annotated[int, Meta(ge=0, le=16)]
+    skip: Annotated[tuple[Annotated[str, Meta(max_length=16)], ...], Meta(max_length=MAX_SKIPPED)] = ()
+    origin: Annotated[str, Meta(max_length=300)] = ""
+
+
+class _Forwarded(Struct, forbid_unknown_fields=True, frozen=True):
+    """The answer to a publication: to how many peers it went on."""
+
+    id: Annotated[str, Meta(max_length=120)]
+    count: Annotated[int, Meta(ge=0, le=10**6)]
+
+
+class Relay:
+    """Publishing, passing on, and handing publications to this node's own subscribers."""
+
+    def __init__(self, identity: Identity, transport: TcpTransport, messenger: Messenger, peers: Peers) -> None:
+        self._identity, self._transport, self._messenger, self._peers = identity, transport, messenger, peers
+        self._subscribers: dict[str, tuple[type[Struct], Subscriber]] = {}
+        self._seen: OrderedDict[str, None] = OrderedDict()
+        self._minute, self._from_origin = 0, Counter[str]()
+        self._forwarded: dict[str, list[int]] = {}
+        self._nursery: trio.Nursery | None = None
+        transport.on_frame[RELAY] = self._on_relay
+        transport.on_frame[RELAYED] = self._on_relayed
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Own the tasks that handle publications, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            await trio.sleep_forever()
+
+    def on_publication(self, type_: str, kind: type[Struct], subscriber: Subscriber) -> None:
+        """Say what to do with publications of a type, on the topics that this node subscribes to."""
+        self._subscribers[type_] = (kind, subscriber)
+
+    async def publish(self, topic: str, type_: str, body: Struct, *, lifetime: float) -> int:
+        """Publish beyond the direct peers; return to how many more nodes the direct peers passed it on.
+
+        Args:
+            topic: who subscribes to it takes it.
+            type_: the message's type.
+            body: its body.
+            lifetime: seconds until it is not passed on any more.
+        """
+        envelope, raw = seal(self._identity, topic, type_, body, lifetime=lifetime)
+        self._note_seen(f"{envelope.from_}/{envelope.id}")
+        counts = self._forwarded[envelope.id] = []
+        try:
+            sent = await self._send(raw, _Route(MAX_HOPS), self._identity.public_key, None)
+            with trio.move_on_after(ACK_WAIT):
+                while len(counts) < sent:
+                    await self._transport.wait_change(0.05)
+            return sum(counts)
+        finally:
+            del self._forwarded[envelope.id]
+
+    async def _send(self, raw: bytes, route: _Route, origin: bytes, via: bytes | None) -> int:
+        """Send to every connected peer that cannot have it; return how many those are."""
+        there = [peer for peer in self._transport.connected() if peer.public_key not in (origin, via)]
+        new = [peer for peer in there if peer.public_key[:8].hex() not in route.skip]
+        skip = (*route.skip, *(peer.public_key[:8].hex() for peer in there), self._identity.public_key[:8].hex())
+        onward = msgspec.structs.replace(route, skip=tuple(dict.fromkeys(skip))[-MAX_SKIPPED:])
+        frame = msgspec.json.encode(onward) + b"\n" + raw
+        sent = 0
+        for peer in new:
+            connection = self._transport.connection(peer.public_key)
+            if connection is None:
+                continue
+            with trio.move_on_after(1):
+                try:
+                    await connection.send(RELAY, frame)
+                    sent += 1
+                except PeerError:
+                    continue
+        return sent
+
+    def _note_seen(self, key: str) -> bool:
+        """Remember a publication; False when it was seen before."""
+        if key in self._seen:
+            return False
+        self._seen[key] = None
+        while len(self._seen) > MAX_SEEN:
+            self._seen.popitem(last=False)
+        return True
+
+    def _within_rate(self, origin: str) -> bool:
+        minute = int(trio.current_time() // 60)
+        if minute != self._minute:
+            self._minute, self._from_origin = minute, Counter()
+        self._from_origin[origin] += 1
+        return self._from_origin[origin] <= MAX_PER_ORIGIN
+
+    async def _on_relay(self, connection: Connection, _kind: int, payload: bytes) -> None:
+        head, _, raw = payload.partition(b"\n")
+        try:
+            route = msgspec.json.decode(head, type=_Route)
+        except msgspec.MsgspecError:
+            raise RejectedMessageError("not a publication", code="malformed") from None
+        envelope = unseal(raw, me="", topics=None)
+        if not envelope.to.startswith("/"):
+            raise RejectedMessageError("a publication goes to a topic", code="wrong_recipient")
+        origin = key_from_did(envelope.from_)
+        count = 0
+        if origin != self._identity.public_key and self._note_seen(f"{envelope.from_}/{envelope.id}"):
+            if not self._within_rate(envelope.from_):
+                raise RejectedMessageError("too many publications of one origin", code="rate")
+            if not route.origin:
+                route = msgspec.structs.replace(route, origin=self._address_of(origin))
+            hops = min(route.hops, MAX_HOPS) - 1
+            if hops > 0:
+                onward = msgspec.structs.replace(route, hops=hops)
+                count = await self._send(raw, onward, origin, connection.peer.public_key)
+            known = self._subscribers.get(envelope.type)
+            # a direct peer is asked directly: it would be asked twice
+            is_far = self._transport.connection(origin) is None
+            if known is not None and envelope.to in self._messenger.topics and is_far and self._nursery is not None:
+                body = body_of(envelope, known[0])
+                self._note_origin(origin, route.origin)
+                self._nursery.start_soon(self._handle, known[1], Incoming(envelope, body, raw))
+        try:
+            await connection.send(RELAYED, msgspec.json.encode(_Forwarded(envelope.id, count)))
+        except PeerError:
+            pass
+
+    def _address_of(self, origin: bytes) -> str:
+        peer = self._peers.get(origin)
+        return f"{peer.addresses[0][0]}:{peer.addresses[0][1]}" if peer is not None and peer.addresses else ""
+
+    def _note_origin(self, origin: bytes, text: str) -> None:
+        """Make the origin a known peer, so that it can be answered."""
+        address: Address | None = None
+        try:
+            address = parse_address(text) if text else None
+        except NunetError:
+            log.debug("a publication names an origin at %r", text)
+        if address is not None and self._peers.add(origin, address, "relay") is not None:
+            self._transport.dial_soon()
+
+    async def _handle(self, subscriber: Subscriber, message: Incoming) -> None:
+        try:
+            await subscriber(message)
+        except NunetError as error:
+            log.info("a publication of %s was refused: %s", message.sender, error)
+        except Exception:
+            log.exception("a publication of %s could not be handled", message.sender)
+
+    async def _on_relayed(self, _connection: Connection, _kind: int, payload: bytes) -> None:
+        try:
+            answer = msgspec.json.decode(payload, type=_Forwarded)
+        except msgspec.MsgspecError:
+            raise RejectedMessageError("not an answer to a publication", code="malformed") from None
+        counts = self._forwarded.get(answer.id)
+        if counts is not None and len(counts) < MAX_SEEN:
+            counts.append(answer.count)
+            self._transport.notify()

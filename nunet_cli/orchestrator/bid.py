@@ -1,0 +1,173 @@
+"""Stage 2, the provider's half: a bid request is compared, accepted or declined, and answered with a signed bid."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+
+from nunet_cli import units
+from nunet_cli.database.store import Transaction
+from nunet_cli.errors import PeerError, RejectedMessageError
+from nunet_cli.executor.process import SANDBOXED
+from nunet_cli.jobs import expressions
+from nunet_cli.jobs.capability import Capability, PriceBid
+from nunet_cli.jobs.job import Bid, BidRequest, CapabilityComparison, Comparison, Decline, TimeBid
+from nunet_cli.jobs.spec import total_price
+from nunet_cli.matching.accept import accept
+from nunet_cli.matching.compare import compare
+from nunet_cli.network.messenger import Answer, Incoming
+from nunet_cli.orchestrator.context import Context, plain
+from nunet_cli.orchestrator.post import new_id
+
+RELAYED_LIFETIME = 120
+
+
+def register(ctx: Context) -> None:
+    """Take bid requests, sent directly or relayed."""
+
+    async def on_bid_request(message: Incoming) -> Answer:
+        return await _on_bid_request(ctx, message)
+
+    async def on_relayed(message: Incoming) -> None:
+        type_, body = await _on_bid_request(ctx, message)
+        await ctx.messenger.post(message.sender, type_, body, lifetime=RELAYED_LIFETIME)
+
+    ctx.messenger.register("bid_request", BidRequest, on_bid_request)
+    ctx.relay.on_publication("bid_request", BidRequest, on_relayed)
+
+
+async def _on_bid_request(ctx: Context, message: Incoming) -> Answer:
+    request: BidRequest = message.body
+    if request.requester.did != message.sender:
+        raise RejectedMessageError("the bid request is not the sender's own", code="wrong_sender")
+    images = await _compare_images(ctx, request)
+    offer = assess(ctx, request, images)
+    if offer.comparison.verdict != "accept":
+        offer = _later(ctx, request, images) or offer
+    bid = create_bid(ctx, request, offer) if offer.comparison.verdict == "accept" else None
+
+    def change(t: Transaction) -> bool:
+        if t.find("bid_requests", request.id) is None:
+            t.put("bid_requests", {**plain(request), "direction": "received", "at": units.utc_now()})
+        if bid is None:
+            t.save_event(request.job_id, "decline_sent", bid_request_id=request.id,
+                         reasons=list(offer.comparison.reasons))  # fmt: skip
+            return False
+        locked = False
+        if ctx.config.lock_on_bid and not offer.start:
+            resources = request.required_capability.resources
+            ctx.accounting.lock(t, bid.id, request.job_id, resources, bid.timeout, bid.time.duration)
+            locked = True
+        row = {**plain(bid), "kind": "bid", "direction": "sent", "did": message.sender, "at": units.utc_now()}
+        t.put("bids", {**row, "resources_locked_until_timeout": locked, "verdict": "offered"})
+        t.save_event(request.job_id, "bid_sent", bid_id=bid.id, bid_request_id=request.id,
+                     requester=request.requester.peer_id)  # fmt: skip
+        return locked
+
+    locked = await ctx.store.change(change)
+    if bid is None:
+        return "decline", Decline(request.id, request.job_id, ctx.identity.node_id, offer.comparison)
+    return "bid", msgspec.structs.replace(bid, resources_locked_until_timeout=locked)
+
+
+async def _compare_images(ctx: Context, request: BidRequest) -> tuple[Comparison, ...]:
+    """Compare the images that are asked for with what the docker executor would run."""
+    executor = ctx.executors.get("docker")
+    if executor is None or "docker" not in ctx.available_executors:
+        return ()
+    found = []
+    for image in request.images:
+        reason = await executor.refusal(image)
+        found.append(Comparison("executor.image", "worse" if reason else "equal", image, "", "", reason))
+    return tuple(found)
+
+
+class Offer(msgspec.Struct, frozen=True):
+    """What a request comes to here: the comparison with its verdict, the price, what is left, and a later start."""
+
+    comparison: CapabilityComparison
+    price: PriceBid
+    available: Capability
+    start: str = ""
+
+
+def assess(ctx: Context, request: BidRequest, more: tuple[Comparison, ...] = (), *, at: str = "") -> Offer:
+    """Compare a request with what this provider has left, and decide (seed 2: `compare`, then `accept`).
+
+    Args:
+        ctx: the node's parts.
+        request: the bid request.
+        more: comparisons that the caller had to wait for.
+        at: a later time to look at instead of now.
+    """
+    required = request.required_capability
+    price = ctx.accounting.price()
+    cost = total_price(units.parse_amount(price.amount), price.time_unit, max(1, required.time.max))
+    available = _offered(ctx, request.requester.did, cost, at)
+    peer = ctx.peers.find(request.requester.did)
+    names = expressions.variables(
+        node=available, job=required, job_name=request.name, price=cost, peer_did=request.requester.did,
+        rtt=peer.rtt if peer is not None else None, load=ctx.accounting.load(ctx.store),
+        machine=ctx.accounting.machine(),
+    )  # fmt: skip
+    fields = compare(required, available, request.hard, names) + more
+    comparator = ctx.accounting.get_preferences()
+    comparison = accept(fields, comparator, requester=request.requester.did, price=cost, names=names)
+    return Offer(comparison, price, available, at)
+
+
+def _later(ctx: Context, request: BidRequest, more: tuple[Comparison, ...]) -> Offer | None:
+    """Return an offer for a later start, where the requester waits and this machine is only busy."""
+    if not request.start_by:
+        return None
+    start = ctx.accounting.earliest_start(ctx.store, request.required_capability.resources)
+    if not start or start > request.start_by:
+        return None
+    offer = assess(ctx, request, more, at=start)
+    return offer if offer.comparison.verdict == "accept" else None
+
+
+def _offered(ctx: Context, requester: str, cost: int, at: str) -> Capability:
+    """Return what this provider offers a requester: what is left, the executors it may use, and the cost."""
+    available = ctx.accounting.available(ctx.store, at)
+    usable = tuple(name for name in available.executors if may_use(ctx, name, requester))
+    return msgspec.structs.replace(available, executors=usable, price=PriceBid(amount=units.format_amount(cost)))
+
+
+def may_use(ctx: Context, executor: str, requester: str) -> bool:
+    """Say whether a requester's jobs may use an executor here; commands of strangers only as configured."""
+    if executor not in ctx.available_executors:
+        return False
+    if executor != "process" or requester == ctx.identity.did:
+        return True
+    process = ctx.config.executor.process
+    if requester in process.trusted or process.foreign == "unsandboxed":
+        return True
+    return process.foreign == "sandboxed" and ctx.available_executors["process"] == SANDBOXED
+
+
+def create_bid(ctx: Context, request: BidRequest, offer: Offer) -> Bid:
+    """Return the offer as a bid (seed 2: `createBid`); its start counts what runs and is locked here."""
+    now = units.now()
+    start = units.parse_time(offer.start) if offer.start else now
+    timeout = units.format_time(start + timedelta(seconds=ctx.config.bid_timeout))
+    return Bid(
+        id=new_id("bid"), bid_request_id=request.id, job_id=request.job_id, bidder=ctx.identity.node_id,
+        price=offer.price, timeout=timeout, spec_cid=request.spec_cid, comparison=offer.comparison,
+        time=TimeBid(start=units.format_time(start), duration=max(1, request.required_capability.time.max)),
+        offer=offer.available, load=ctx.accounting.load(ctx.store),
+    )  # fmt: skip
+
+
+def sent_bid(ctx: Context, bid_id: str, requester: str) -> dict[str, Any]:
+    """Return a bid of this provider's that was made to a requester.
+
+    Raises:
+        PeerError: there is no such bid.
+    """
+    row = ctx.store.find("bids", bid_id)
+    if row is None or row["direction"] != "sent" or row["did"] != requester:
+        raise PeerError(f"no bid {bid_id} was made to you", code="no_bid_here")
+    return row

@@ -1,0 +1,89 @@
+"""Stage 7, when it goes wrong: a party's half of a dispute; the contract database's is `tokenomics.dispute`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nunet_cli.database.store import Transaction
+from nunet_cli.errors import ContractError, NunetError
+from nunet_cli.network.documents import Document
+from nunet_cli.orchestrator.context import Context, advance, error_fields, plain, read
+from nunet_cli.orchestrator.contract import set_contract
+from nunet_cli.tokenomics.dispute import AskDispute, Dispute, DisputeContract
+
+
+def register(ctx: Context) -> None:
+    """Know the answer of the contract database."""
+    ctx.messenger.register("dispute", Dispute)
+
+
+async def add(
+    ctx: Context, contract_id: str, text: str, *, documents: tuple[Document, ...] = (), with_result: bool = False
+) -> Dispute:
+    """Open a dispute about one of this node's contracts, or add evidence to it; return it as it stands.
+
+    Args:
+        ctx: the node's parts.
+        contract_id: the contract, or its beginning.
+        text: what is to be said.
+        documents: signed documents that show it.
+        with_result: put the provider's result among them, so that a verdict on it can end the dispute.
+
+    Raises:
+        NotFoundError: no such contract here.
+        ContractError: it is settled, or the contract database does not answer.
+    """
+    row = ctx.store.resolve("contracts", contract_id, what="contract")
+    if row["receipt"] is not None:
+        raise ContractError(f"the contract is {row['state']} already", code="already_settled")
+    if with_result and row["result"]:
+        documents = (read(row, "result", Document), *documents)
+    dispute = await send(ctx, row["contract_database"], row["id"], text, documents)
+
+    def change(t: Transaction) -> None:
+        _note(t, row["id"], dispute)
+
+    await ctx.store.change(change)
+    return dispute
+
+
+def _note(t: Transaction, contract_id: str, dispute: Dispute) -> None:
+    row = t.find("contracts", contract_id)
+    assert row is not None
+    t.put("contracts", {**row, "dispute": plain(dispute)})
+    if row["state"] == "proved":
+        set_contract(t, contract_id, "disputed")
+        job = t.find("jobs", row["job_id"])
+        if row["role"] == "requester" and job is not None and job["state"] in ("completed", "verified"):
+            error = ContractError(f"in dispute: {dispute.reason}", code="disputed")
+            advance(t, job["id"], "disputed", {"reason": dispute.reason}, error=error_fields(error))
+
+
+async def send(ctx: Context, database: str, contract_id: str, text: str, documents: tuple[Document, ...]) -> Dispute:
+    """Send evidence to a contract database.
+
+    Raises:
+        ContractError: what it answered, or that it did not.
+    """
+    return await _request(ctx, database, "dispute_contract", DisputeContract(contract_id, text, documents))
+
+
+async def ask(ctx: Context, contract_id: str) -> Dispute:
+    """Ask the contract database for the dispute about one of this node's contracts.
+
+    Raises:
+        NotFoundError: no such contract here.
+        ContractError: there is none, or the contract database does not answer.
+    """
+    row = ctx.store.resolve("contracts", contract_id, what="contract")
+    return await _request(ctx, row["contract_database"], "ask_dispute", AskDispute(row["id"]))
+
+
+async def _request(ctx: Context, database: str, type_: str, body: Any) -> Dispute:
+    try:
+        answer = await ctx.messenger.request(database, type_, body, timeout=ctx.config.limits.answer_timeout)
+    except NunetError as error:
+        raise ContractError(error.message, code=error.code, hint=error.hint, details=error.details) from None
+    if not isinstance(answer.body, Dispute):
+        raise ContractError("the contract database answered something else", code="bad_answer")
+    return answer.body

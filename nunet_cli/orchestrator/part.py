@@ -1,0 +1,217 @@
+"""Stage 6, one program of an allocation: its inputs, its run within limits, its restarts and health, its outputs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from nunet_cli import units
+from nunet_cli.errors import NunetError
+from nunet_cli.executor.base import Executor, ExecutorError, Exit, Task, make_scratch, output_file
+from nunet_cli.jobs.job import OutputFile, Usage
+from nunet_cli.jobs.spec import HealthSpec, JobSpec, ServiceSpec, output_name
+from nunet_cli.orchestrator.context import Context
+
+log = logging.getLogger("nunet.part")
+
+FETCH_TIMEOUT = 6 * 3600.0
+Started = Callable[["Part"], Awaitable[None]]
+
+
+@dataclass
+class Part:
+    """One program: `name` is empty for a job of its own, or the member's name in a pod."""
+
+    name: str
+    spec: JobSpec
+    task: Task
+    executor: Executor
+    job_id: str
+    requester: str
+    handle: str = ""
+    started_at: str = ""
+    spent: Usage = field(default_factory=Usage)
+
+    async def usage(self) -> Usage:
+        """Return what the program has used so far, in all its starts."""
+        return add_usage(self.spent, await self.executor.usage(self.task, self.handle)) if self.handle else self.spent
+
+
+def add_usage(first: Usage, second: Usage) -> Usage:
+    """Return the sum of the seconds, and the larger memory."""
+    return Usage(
+        round(first.cpu_seconds + second.cpu_seconds, 3), round(first.wall_seconds + second.wall_seconds, 3),
+        max(first.max_memory, second.max_memory),
+    )  # fmt: skip
+
+
+def make_part(ctx: Context, row: dict[str, Any], spec: JobSpec, name: str = "") -> Part:
+    """Return a program of an allocation, ready to be prepared."""
+    assert spec.executor is not None
+    process = ctx.config.executor.process
+    trusted = row["requester"] == ctx.identity.did or row["requester"] in process.trusted
+    has_sandbox = ctx.available_executors.get("process", "").startswith("bubblewrap")
+    # whoever may run without a sandbox still gets one where there is one
+    bare = (trusted or process.foreign == "unsandboxed") and not has_sandbox
+    folder = ctx.home / "allocations" / row["id"]
+    task = Task(
+        allocation_id=f"{row['id']}/{name}" if name else row["id"], spec=spec.executor, resources=spec.resources,
+        max_duration=spec.time.max_duration, max_log=ctx.config.limits.log_size, sandbox=not bare,
+        folder=folder / name if name else folder, inputs=tuple(item.to for item in spec.inputs),
+        labels={"org.nunet.node": ctx.identity.did, "org.nunet.job": row["job_id"]},
+    )  # fmt: skip
+    return Part(name, spec, task, ctx.executors[spec.executor.type], row["job_id"], row["requester"])
+
+
+async def prepare(ctx: Context, part: Part, given: dict[str, Path]) -> None:
+    """Fetch the inputs from the requester, and make the scratch folder.
+
+    Args:
+        ctx: the node's parts.
+        part: the program.
+        given: inputs that are here already: place in the folder → file.
+
+    Raises:
+        ExecutorError: the inputs have no room, or the executor cannot be made ready.
+        PeerError: the requester does not give the inputs.
+    """
+    spec = part.spec
+    total = sum(item.size for item in spec.inputs) + sum(file.stat().st_size for file in given.values())
+    if total > min(ctx.config.limits.input_size, max(spec.resources.disk, 2**20)):
+        raise ExecutorError(f"the inputs have {total} bytes, more than the job's disk", code="inputs_too_large")
+    files = dict(given)
+    with trio.fail_after(FETCH_TIMEOUT):
+        for item in spec.inputs:
+            files[item.to] = await ctx.blobs.fetch(
+                part.requester, item.cid, item.size, patience=ctx.config.limits.input_patience
+            )
+    if files:
+        event = {"count": len(files), "bytes": total} | ({"member": part.name} if part.name else {})
+        await ctx.store.save_event(part.job_id, "inputs_received", **event)
+    await part.executor.prepare(part.task)
+    part.task = replace(part.task, inputs=tuple(files))
+    await ctx.blocking(make_scratch, part.task, files)
+
+
+async def start(part: Part) -> None:
+    """Start the program."""
+    part.handle = await part.executor.start(part.task)
+    part.started_at = units.utc_now()
+
+
+async def wait(ctx: Context, part: Part, restarted: Started) -> Exit:
+    """Wait for the program's end within its wall time; a service is started again as it says.
+
+    Args:
+        ctx: the node's parts.
+        part: the program, started.
+        restarted: called when a service has been started again, to record its new handle.
+    """
+    service = part.spec.service or ServiceSpec()
+    first_start = part.started_at
+    while True:
+        used = (units.now() - units.parse_time(first_start)).total_seconds()
+        exit_ = await _wait_once(ctx, part, max(0.0, part.task.max_duration - used))
+        exit_ = replace(exit_, usage=add_usage(part.spent, exit_.usage))
+        if part.spec.type != "service" or exit_.reason == "max_duration":
+            break
+        clean = exit_.exit_code == 0 and not exit_.reason
+        if service.restart == "never" or (clean and service.restart == "on_failure"):
+            break
+        if part.task.restarts >= service.max_restarts:
+            break
+        event = {"restart": part.task.restarts + 1, "exit_code": exit_.exit_code, "reason": exit_.reason}
+        await ctx.store.save_event(part.job_id, "service_restarted", **event)
+        part.spent = exit_.usage
+        await part.executor.cleanup(part.task, part.handle)
+        part.handle = ""
+        await trio.sleep(service.delay)
+        part.task = replace(part.task, restarts=part.task.restarts + 1)
+        part.handle = await part.executor.start(part.task)
+        await restarted(part)
+    # a service that was up for the whole time it was paid for has done its work
+    return replace(exit_, exit_code=0, reason="") if _is_over(part, exit_) else exit_
+
+
+def _is_over(part: Part, exit_: Exit) -> bool:
+    return part.spec.type == "service" and exit_.reason == "max_duration"
+
+
+async def _wait_once(ctx: Context, part: Part, left: float) -> Exit:
+    ended: list[Exit] = []
+    reason = ""
+    health = part.spec.service.health if part.spec.service is not None else None
+    sick = trio.Event()
+    over = trio.Event()
+    async with trio.open_nursery() as nursery:
+
+        async def run() -> None:
+            ended.append(await part.executor.wait(part.task, part.handle))
+            over.set()
+
+        async with trio.open_nursery() as waiter:
+            waiter.start_soon(run)
+            if health is not None:
+                nursery.start_soon(_watch_health, ctx, part, health, sick)
+            with trio.move_on_after(left) as limit:
+                async with trio.open_nursery() as either:
+                    for event in (over, sick):
+                        either.start_soon(_first, event, either.cancel_scope)
+            if not ended and (limit.cancelled_caught or sick.is_set()):
+                reason = "unhealthy" if sick.is_set() else "max_duration"
+                await part.executor.stop(part.task, part.handle)
+        nursery.cancel_scope.cancel()
+    return replace(ended[0], reason=reason) if reason else ended[0]
+
+
+async def _first(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
+
+
+async def _watch_health(ctx: Context, part: Part, health: HealthSpec, sick: trio.Event) -> None:
+    await trio.sleep(health.start_period)
+    failures, told = 0, ""
+    while True:
+        await trio.sleep(health.interval)
+        well = False
+        with trio.move_on_after(health.timeout):
+            try:
+                well = await part.executor.check(part.task, part.handle, health.command)
+            except NunetError as error:
+                log.info("health of %s: %s", part.task.allocation_id, error)
+        failures = 0 if well else failures + 1
+        state = "healthy" if well else "unhealthy" if failures >= health.retries else told
+        if state != told:
+            told = state
+            await ctx.store.save_event(part.job_id, f"service_{state}", failures=failures)
+        if failures >= health.retries:
+            sick.set()
+            return
+
+
+async def collect(ctx: Context, part: Part, room: int) -> tuple[list[OutputFile], list[str]]:
+    """Take the outputs in as blobs; return them, and the paths that are missing or have no room.
+
+    Args:
+        ctx: the node's parts.
+        part: the program, ended.
+        room: the bytes that the outputs may have.
+    """
+    outputs, missing, total = [], [], 0
+    for item in part.spec.outputs:
+        file = output_file(part.task, item.path)
+        size = file.stat().st_size if file is not None else 0
+        if file is None or total + size > room:
+            missing.append(f"{part.name}/{item.path}" if part.name else item.path)
+            continue
+        total += size
+        cid, size = await ctx.blobs.add_file(file)
+        name = output_name(item)
+        outputs.append(OutputFile(f"{part.name}/{name}" if part.name else name, cid, size))
+    return outputs, missing

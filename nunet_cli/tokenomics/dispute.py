@@ -1,0 +1,135 @@
+"""Disputes: escrow is held, both parties add evidence, and a quorum or the operator decides to pay, split or refund."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from nunet_cli import units
+from nunet_cli.database.store import Transaction
+from nunet_cli.errors import ContractError, NunetError
+from nunet_cli.jobs.job import Did, Id, Text, Time
+from nunet_cli.network.documents import Document
+from nunet_cli.tokenomics.contract import ORACLE, Contract, JobVerificationResult
+from nunet_cli.tokenomics.payment import amount_due
+
+MAX_EVIDENCE = 100
+Decision = Literal["pay", "split", "refund"]
+
+
+class DisputeContract(Struct, forbid_unknown_fields=True, frozen=True):
+    """Open a dispute, or add evidence to one: in words, and with signed documents."""
+
+    contract_id: Id
+    text: Text = ""
+    documents: Annotated[tuple[Document, ...], Meta(max_length=16)] = ()
+
+
+class AskDispute(Struct, forbid_unknown_fields=True, frozen=True):
+    """Ask for the state of a dispute; only the parties are told."""
+
+    contract_id: Id
+
+
+class Evidence(Struct, forbid_unknown_fields=True, frozen=True):
+    """What a party said."""
+
+    did: Did
+    at: Time
+    text: Text = ""
+    documents: Annotated[tuple[Document, ...], Meta(max_length=16)] = ()
+
+
+class Dispute(Struct, forbid_unknown_fields=True, frozen=True):
+    """A dispute as the contract database has it; `decision` is empty until `by` (quorum or operator) resolved it."""
+
+    contract_id: Id
+    opened_by: Did
+    opened_at: Time
+    reason: Text
+    evidence: Annotated[tuple[Evidence, ...], Meta(max_length=MAX_EVIDENCE)] = ()
+    decision: Literal["", "pay", "split", "refund"] = ""
+    by: Literal["", "quorum", "operator"] = ""
+    paid: Annotated[str, Meta(max_length=40)] = ""
+
+
+def find(source: Any, contract_id: str) -> Dispute | None:
+    """Return the dispute about a contract, or None."""
+    row = source.find("disputes", contract_id)
+    return msgspec.convert({k: v for k, v in row.items() if k in Dispute.__struct_fields__}, Dispute) if row else None
+
+
+def put(t: Transaction, dispute: Dispute) -> None:
+    """Keep a dispute, as part of a change."""
+    t.put("disputes", {"id": dispute.contract_id, **msgspec.to_builtins(dispute)})
+
+
+def add_evidence(dispute: Dispute, did: str, text: str, documents: tuple[Document, ...]) -> Dispute:
+    """Return a dispute with one more piece of evidence; the same one twice is one.
+
+    Raises:
+        ContractError: it is resolved, or there is too much already.
+    """
+    if dispute.decision:
+        raise ContractError(f"the dispute was resolved: {dispute.decision}", code="dispute_resolved")
+    if any((item.did, item.text, item.documents) == (did, text, documents) for item in dispute.evidence):
+        return dispute
+    if len(dispute.evidence) >= MAX_EVIDENCE:
+        raise ContractError("there is too much evidence already", code="too_much_evidence")
+    return msgspec.structs.replace(
+        dispute, evidence=(*dispute.evidence, Evidence(did, units.utc_now(), text, documents))
+    )
+
+
+def quorum_decision(contract: Contract, documents: tuple[Document, ...], result_cid: str) -> Decision | None:
+    """Return what a verdict among the evidence decides: one that rests on running the job more than once.
+
+    Args:
+        contract: the contract in dispute.
+        documents: what a party gave as evidence.
+        result_cid: the result in dispute; a verdict on another one decides nothing.
+    """
+    for document in documents:
+        if not document.is_signed(contract.oracle, ORACLE):
+            continue
+        try:
+            verdict = document.read(JobVerificationResult)
+        except NunetError:
+            continue
+        if verdict.result_cid == result_cid and verdict.policy in ("replicate", "reexecute"):
+            if verdict.verdict == "verified":
+                return "pay"
+            if verdict.verdict == "rejected":
+                return "refund"
+    return None
+
+
+def amount_for(contract: Contract, result: Any, decision: Decision, share: str = "0.5") -> int:
+    """Return what a decision pays the provider, in micro-NTX.
+
+    Args:
+        contract: the contract.
+        result: the provider's result, or None where there is none.
+        decision: `pay` what the result has earned (all of the deposit where there is none), `refund` all, or `split`.
+        share: for a split, the provider's share of the deposit, 0 to 1, as a decimal.
+
+    Raises:
+        ContractError: the share is none.
+    """
+    deposit = units.parse_amount(contract.terms.deposit)
+    if decision == "refund":
+        return 0
+    if decision == "pay":
+        return min(deposit, amount_due(contract.terms, result)) if result is not None else deposit
+    try:
+        part = Decimal(share)
+    except ArithmeticError:
+        raise ContractError(
+            f"not a share: {share!r}", code="bad_share", hint="between 0 and 1, for example 0.5"
+        ) from None
+    if not 0 <= part <= 1:
+        raise ContractError(f"a share is between 0 and 1, not {share}", code="bad_share")
+    return int(deposit * part)

@@ -1,0 +1,220 @@
+"""What the oracle decides beyond a signature: replicas, re-execution, and disputes to their end."""
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+
+from nunet_cli import units
+from nunet_cli.errors import ContractError, DisputedError, JobFailedError, NunetError
+from nunet_cli.jobs.job import Result
+from nunet_cli.network.documents import Document, make_document
+from nunet_cli.node.node import Node, open_node
+from nunet_cli.node.onboarding import OnboardOptions
+from nunet_cli.orchestrator import allocation, disputes, settle
+from nunet_cli.orchestrator.group import outputs_of
+from nunet_cli.orchestrator.orchestrate import next_stage, orchestrate_job
+from nunet_cli.orchestrator.settle import verify_job
+from tests.conftest import Market, config, open_market
+
+MarketOf = Callable[..., Any]
+OPENING = units.parse_amount("100")
+
+
+def spec(command: str, **fields: Any) -> str:
+    body = {
+        "name": "sum", "executor": {"type": "process", "command": ["sh", "-c", command]}, "price": "2",
+        "resources": {"cpu": 0.2, "memory": "64MiB", "disk": "16MiB"}, "outputs": [{"path": "out"}],
+    }  # fmt: skip
+    return json.dumps({**body, **fields})
+
+
+@contextlib.asynccontextmanager
+async def market_of(folder: Path, count: int) -> AsyncIterator[tuple[Market, list[Node]]]:
+    """A market with several providers."""
+    async with open_market(folder, price="1") as m, contextlib.AsyncExitStack() as stack:
+        providers = [m.provider]
+        for number in range(1, count):
+            node = await stack.enter_async_context(open_node(folder / f"provider-{number}", config()))
+            await node.onboard(OnboardOptions(price="1"), None)
+            for other in (m.authority, m.requester):
+                await node.add_peer(other.ctx.transport.describe())
+            providers.append(node)
+        with trio.fail_after(5):
+            while len(m.requester.ctx.topics.subscribers("/nunet/bids")) < count:
+                await trio.sleep(0.02)
+        yield m, providers
+
+
+def lie(node: Node) -> None:
+    """Let a provider's machine compute something wrong, as one that cheats would."""
+    executor = node.ctx.executors["process"]
+    wait = executor.wait
+
+    async def cheat(task: Any, handle: str) -> Any:
+        ended = await wait(task, handle)
+        (task.work / "out").write_text("42\n")
+        return ended
+
+    executor.wait = cheat  # type: ignore[method-assign]
+
+
+async def test_replicas_agree_and_each_provider_is_paid(tmp_path: Path) -> None:
+    async with market_of(tmp_path, 3) as (m, providers):
+        job = await orchestrate_job(m.requester.ctx, await m.post(spec("echo 5 > out", verify={"policy": "replicate"})))
+        assert (job["state"], job["paid"]) == ("settled", "3")
+        assert {m.balance(node) for node in providers} == {OPENING + units.MICRO}
+        contracts = m.requester.ctx.store.table("contracts").all()
+        assert {row["provider"] for row in contracts} == {node.identity.did for node in providers}
+        output = outputs_of(m.requester.ctx, job)["out"]
+        assert m.requester.ctx.blobs.path(output.cid).read_text() == "5\n"
+
+
+async def test_the_odd_one_out_is_not_paid_and_the_quorums_output_is_the_result(tmp_path: Path) -> None:
+    async with market_of(tmp_path, 3) as (m, providers):
+        lie(providers[0])
+        job = await orchestrate_job(m.requester.ctx, await m.post(spec("echo 5 > out", verify={"policy": "replicate"})))
+        assert (job["state"], job["paid"]) == ("settled", "2")
+        assert m.balance(providers[0]) == OPENING
+        assert m.balance(providers[1]) == m.balance(providers[2]) == OPENING + units.MICRO
+        assert m.balance(m.requester) == OPENING - 2 * units.MICRO
+        output = outputs_of(m.requester.ctx, job)["out"]
+        assert m.requester.ctx.blobs.path(output.cid).read_text() == "5\n"
+        (odd,) = [row for row in m.requester.ctx.store.table("contracts").all() if row["state"] == "refunded"]
+        assert odd["provider"] == providers[0].identity.did
+        dispute = await disputes.ask(m.requester.ctx, odd["id"])
+        assert (dispute.decision, dispute.by) == ("refund", "quorum")
+
+
+async def test_without_a_quorum_all_are_disputed_and_escrow_is_held(tmp_path: Path) -> None:
+    async with market_of(tmp_path, 2) as (m, providers):
+        lie(providers[1])
+        with pytest.raises(DisputedError, match="0 of 2 providers agree on the result, 2 are needed"):
+            text = spec("echo 5 > out", verify={"policy": "replicate", "n": 2})
+            await orchestrate_job(m.requester.ctx, job_id := await m.post(text))
+        assert m.job(job_id)["state"] == "disputed"
+        held = [balance for name, balance in m.balances().items() if name.startswith("escrow:") and balance]
+        assert held == [units.MICRO] * 2
+
+
+async def test_too_few_providers_for_the_replicas_call_the_job_off(tmp_path: Path) -> None:
+    async with market_of(tmp_path, 2) as (m, _):
+        with pytest.raises(JobFailedError, match="no acceptable bid"), trio.fail_after(40):
+            await orchestrate_job(m.requester.ctx, await m.post(spec("echo > out", verify={"policy": "replicate"})))
+        assert m.balance(m.requester) == OPENING
+
+
+async def test_the_oracle_runs_the_job_again_and_finds_a_cheat(tmp_path: Path) -> None:
+    async with open_market(tmp_path, price="1") as m:
+        (tmp_path / "in").write_text("6\n")
+        text = spec("cat in > out", verify={"policy": "reexecute"}, inputs=[{"path": "in"}])
+        assert (await orchestrate_job(m.requester.ctx, await m.post(text)))["state"] == "settled"
+        lie(m.provider)
+        job = await orchestrate_job(m.requester.ctx, job_id := await m.post(text))
+        assert (job["state"], job["error"]["code"]) == ("failed", "rejected")
+        row = m.requester.ctx.store.find("contracts", job_id, "job_id")
+        assert row["state"] == "refunded"
+        assert m.balance(m.provider) == OPENING + units.MICRO
+        assert not list((m.authority.ctx.home / "allocations").glob("*"))
+
+
+async def disputed(m: Market, **fields: Any) -> tuple[str, str]:
+    """Run a job whose empty output its `verify` rejects; return the ids of job and contract."""
+    text = spec("touch out", verify={"outputs_not_empty": True}, **fields)
+    with pytest.raises(DisputedError):
+        await orchestrate_job(m.requester.ctx, job_id := await m.post(text))
+    return job_id, m.job(job_id)["contract_id"]
+
+
+@pytest.mark.parametrize(
+    ("decision", "share", "paid"), [("pay", "", "1"), ("split", "0.25", "0.25"), ("refund", "", "0")]
+)
+async def test_the_operator_ends_a_dispute_and_both_are_told(
+    market: MarketOf, decision: Any, share: str, paid: str
+) -> None:
+    async with market(price="1") as m:
+        job_id, contract_id = await disputed(m)
+        assert m.balances()[f"escrow:{contract_id}"] == units.MICRO
+        for node, text in ((m.requester, "there is nothing in it"), (m.provider, "it ran as it was written")):
+            await disputes.add(node.ctx, contract_id, text)
+        known = await disputes.ask(m.provider.ctx, contract_id)
+        assert [(e.did, e.text) for e in known.evidence[-2:]] == [
+            (m.requester.identity.did, "there is nothing in it"), (m.provider.identity.did, "it ran as it was written"),
+        ]  # fmt: skip
+        assert m.authority.contract_database is not None
+        await m.authority.contract_database.resolve(contract_id, decision, share or "0.5")
+        with trio.fail_after(5):
+            for node in (m.requester, m.provider):
+                while not (row := node.ctx.store.find("contracts", contract_id)).get("told"):
+                    await trio.sleep(0.02)
+                assert decision in row["message"]
+        assert (m.job(job_id)["state"], m.job(job_id)["paid"]) == ("resolved", paid)
+        assert m.balance(m.provider) == OPENING + units.parse_amount(paid)
+        assert m.balances()[f"escrow:{contract_id}"] == 0
+        assert sum(m.balances().values()) == 0
+        with pytest.raises(ContractError, match="not disputed"):
+            await m.authority.contract_database.resolve(contract_id, "pay")
+        with pytest.raises(NunetError, match="already"):
+            await disputes.add(m.requester.ctx, contract_id, "one more thing")
+
+
+async def test_a_verdict_of_a_second_run_ends_a_dispute(market: MarketOf) -> None:
+    async with market(price="1") as m:
+        job_id = await m.post(spec("echo 5 > out"))
+        with trio.fail_after(20):
+            while m.job(job_id)["state"] != "completed":
+                await next_stage(m.requester.ctx, m.job(job_id))
+        contract = m.requester.ctx.store.find("contracts", job_id, "job_id")
+        assert contract is not None
+        await disputes.add(m.requester.ctx, contract["id"], "I do not believe it", with_result=True)
+        with pytest.raises(DisputedError):
+            await settle.settle(m.requester.ctx, job_id)
+        row = m.provider.ctx.store.find("contracts", job_id, "job_id")
+        verdict = await verify_job(m.provider.ctx, row, reexecute=True)
+        assert verdict is not None
+        dispute = await disputes.add(m.provider.ctx, contract["id"], "run it yourself", documents=(verdict,))
+        assert (dispute.decision, dispute.by, dispute.paid) == ("pay", "quorum", "1")
+        assert m.balance(m.provider) == OPENING + units.MICRO
+
+
+async def test_evidence_of_strangers_and_verdicts_of_others_decide_nothing(market: MarketOf, tmp_path: Path) -> None:
+    async with market(price="1") as m, open_node(tmp_path / "stranger", config()) as stranger:
+        await stranger.add_peer(m.authority.ctx.transport.describe())
+        _, contract_id = await disputed(m)
+        row = m.provider.ctx.store.find("contracts", contract_id)
+        with pytest.raises(NunetError, match="no contract"):
+            await disputes.send(stranger.ctx, row["contract_database"], contract_id, "pay me", ())
+        # the provider signs a verdict itself
+        forged = make_document(
+            {"v": 1, "contract_id": contract_id, "result_cid": msgspec.convert(row["result"], Document).cid, "oracle": row["oracle"],
+             "verdict": "verified", "checks": [], "verified_at": units.utc_now(), "policy": "reexecute"}
+        ).sign(m.provider.identity, "oracle")  # fmt: skip
+        dispute = await disputes.add(m.provider.ctx, contract_id, "see", documents=(forged,))
+        assert dispute.decision == ""
+
+
+async def test_outputs_that_nobody_asked_for_are_refused(market: MarketOf, tmp_path: Path) -> None:
+    """A hostile provider's file names never become paths on the requester's machine."""
+    async with market(price="1") as m:
+        sign = allocation.make_document
+
+        def hostile(value: Any) -> Document:
+            if isinstance(value, Result) and value.outputs:
+                bad = msgspec.structs.replace(value.outputs[0], name=str(tmp_path / "owned"))
+                value = msgspec.structs.replace(value, outputs=(bad,))
+            return sign(value)
+
+        allocation.make_document = hostile
+        try:
+            job_id = await m.post(spec("echo 5 > out", time={"max_duration": 1}))
+            with trio.move_on_after(4):
+                await orchestrate_job(m.requester.ctx, job_id)
+        finally:
+            allocation.make_document = sign
+        assert m.job(job_id)["state"] == "running"
+        assert m.job(job_id).get("result") is None
