@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 
 from nunet_cli.errors import UsageError
+from nunet_cli.world import world
 
 MICRO = 1_000_000
 CURRENCY = "NTX"
@@ -105,7 +106,7 @@ def format_duration(seconds: float) -> str:
 
 def now() -> datetime:
     """Return the wall-clock time in UTC."""
-    return datetime.now(UTC)
+    return world().now()
 
 
 def format_time(when: datetime) -> str:

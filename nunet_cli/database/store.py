@@ -22,6 +22,7 @@ from tinydb import Query
 from nunet_cli import units
 from nunet_cli.database.storage import Database, SqliteStorage, SqliteTable
 from nunet_cli.errors import NodeError, NotFoundError, UsageError
+from nunet_cli.world import in_thread
 
 T = TypeVar("T")
 STORE_FILE = "store.db"
@@ -61,13 +62,11 @@ class Store:
     Args:
         home: the node's folder.
         read_only: no changes, no lock; an absent store reads as an empty one.
-        threaded: run changes in a worker thread; False runs them inline, for a virtual clock.
     """
 
-    def __init__(self, home: Path, *, read_only: bool = False, threaded: bool = True) -> None:
+    def __init__(self, home: Path, *, read_only: bool = False) -> None:
         self.home = home
         self.read_only = read_only
-        self._threaded = threaded
         self._limiter = trio.CapacityLimiter(1)
         self._new_event = trio.Event()
         path: str | Path = home / STORE_FILE
@@ -121,10 +120,7 @@ class Store:
         if self.read_only:
             raise NodeError("this command only reads the store")
         run = partial(self._run, function)
-        if self._threaded:
-            value, events = await trio.to_thread.run_sync(run, limiter=self._limiter)
-        else:
-            value, events = run()
+        value, events = await in_thread(run, limiter=self._limiter)
         if events:
             self._new_event.set()
             self._new_event = trio.Event()

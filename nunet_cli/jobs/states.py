@@ -40,11 +40,14 @@ GROUP_TRANSITIONS: dict[str, set[str]] = {
 }
 
 CONTRACT_TRANSITIONS: dict[str, set[str]] = {
-    "proposed": {"agreed", "refused"},
-    "agreed": {"proved", "refused"},
+    "proposed": {"agreed", "refused", "expired"},
+    # a party that never saw the proof learns of it by the receipt
+    "agreed": {"proved", "refused", "expired", "settled", "refunded", "disputed"},
     "proved": {"settled", "refunded", "disputed"},
     "disputed": {"settled", "refunded"},
     "refused": set(),
+    # never proved, and not invoked, before the deadline
+    "expired": {"refunded"},
     "settled": set(),
     "refunded": set(),
 }

@@ -28,6 +28,7 @@ from nunet_cli.errors import NotFoundError, NunetError, PeerError, RejectedMessa
 from nunet_cli.network.identity import cid_from_digest, content_id, is_content_id, key_from_did
 from nunet_cli.network.messenger import short
 from nunet_cli.network.transport import BLOB_DATA, BLOB_END, BLOB_GET, Connection, TcpTransport
+from nunet_cli.world import in_thread
 
 log = logging.getLogger("nunet.blobs")
 
@@ -91,13 +92,13 @@ class Blobs:
 
     async def add_file(self, source: Path) -> tuple[str, int]:
         """Copy a file into the blobs; return its content id and size in bytes."""
-        return await trio.to_thread.run_sync(self._copy_in, source, limiter=self._limiter)
+        return await in_thread(self._copy_in, source, limiter=self._limiter)
 
     async def add_bytes(self, data: bytes) -> tuple[str, int]:
         """Keep bytes as a blob; return its content id and size."""
         cid = content_id(data)
         if not self.has(cid):
-            await trio.to_thread.run_sync(self._write_in, data, cid, limiter=self._limiter)
+            await in_thread(self._write_in, data, cid, limiter=self._limiter)
         return cid, len(data)
 
     def _copy_in(self, source: Path) -> tuple[str, int]:
@@ -145,7 +146,7 @@ class Blobs:
             Path(file.name).chmod(0o666 & ~mask)
             Path(file.name).rename(target)
 
-        await trio.to_thread.run_sync(copy, limiter=self._limiter)
+        await in_thread(copy, limiter=self._limiter)
 
     @staticmethod
     def grant(transaction: Transaction, cid: str, did: str) -> None:
@@ -188,7 +189,7 @@ class Blobs:
             try:
                 with partial.open("ab") as file:
                     await self._fetch_rest(did, cid, size, file, progress, min(STALL_TIMEOUT, patience))
-                digest = await trio.to_thread.run_sync(_digest, partial, limiter=self._limiter)
+                digest = await in_thread(_digest, partial, limiter=self._limiter)
                 if cid_from_digest(digest) != cid:
                     partial.unlink()
                     raise RejectedMessageError(f"{short(did)} sent something else than {cid}", code="wrong_content")
@@ -241,7 +242,7 @@ class Blobs:
             if patience.cancelled_caught:
                 raise trio.TooSlowError
             file.flush()
-            await trio.to_thread.run_sync(os.fsync, file.fileno(), limiter=self._limiter)
+            await in_thread(os.fsync, file.fileno(), limiter=self._limiter)
         finally:
             del self._downloads[stream]
             sending.close()
@@ -296,9 +297,9 @@ class Blobs:
         self._serving[peer.public_key] += 1
         try:
             if not error:
-                async with await trio.open_file(self.path(cid), "rb") as file:
-                    await file.seek(offset)
-                    while chunk := await file.read(CHUNK):
+                with self.path(cid).open("rb") as file:
+                    file.seek(offset)
+                    while chunk := await in_thread(file.read, CHUNK, limiter=self._limiter):
                         await connection.send(BLOB_DATA, struct.pack(">I", stream) + chunk)
             await connection.send(BLOB_END, json.dumps({"stream": stream, "error": error}).encode())
         except (NunetError, OSError) as problem:

@@ -5,7 +5,6 @@ The signature is over a prefix and the exact bytes sent; nothing is encoded a se
 
 from __future__ import annotations
 
-import uuid
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 
@@ -16,6 +15,7 @@ from nunet_cli import units
 from nunet_cli.errors import NunetError, RejectedMessageError
 from nunet_cli.jobs.job import Did, Id, Text, Time
 from nunet_cli.network.identity import Identity, verify
+from nunet_cli.world import world
 
 PREFIX = b"nunet-envelope-v1\n"
 SIGNATURE_SIZE = 64
@@ -69,7 +69,7 @@ def seal(
     """
     sent = now or units.now()
     envelope = Envelope(
-        v=1, id=uuid.uuid4().hex, type=type_, from_=identity.did, to=to, sent_at=units.format_time(sent),
+        v=1, id=world().token(16), type=type_, from_=identity.did, to=to, sent_at=units.format_time(sent),
         expires_at=units.format_time(sent + timedelta(seconds=lifetime)), reply_to=reply_to,
         body=msgspec.Raw(msgspec.json.encode(body)),
     )  # fmt: skip

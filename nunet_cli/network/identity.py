@@ -24,6 +24,7 @@ import nacl.utils
 
 from nunet_cli.errors import IdentityError
 from nunet_cli.jobs.job import NodeID
+from nunet_cli.world import world
 
 KEY_FILE = "identity.json"
 _ED25519_MULTICODEC = b"\xed\x01"
@@ -163,7 +164,8 @@ class Identity:
 
 def new_identity() -> Identity:
     """Make a random key and uuid."""
-    return Identity(seed=nacl.utils.random(32), uuid=str(uuid.uuid4()))
+    token = world().token
+    return Identity(seed=bytes.fromhex(token(32)), uuid=str(uuid.UUID(hex=token(16), version=4)))
 
 
 def load_or_create(home: Path, passphrase: str | None = None) -> Identity:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from typing import Any
+
+import trio
 
 from nunet_cli import units
 from nunet_cli.database.store import Store
@@ -141,13 +142,21 @@ class Peers:
 
     def to_dial(self) -> list[Peer]:
         """Return the peers that are not connected and whose back-off is over."""
-        now = time.monotonic()
+        now = trio.current_time()
         return [p for p in self._peers.values() if not p.connected and p.addresses and p.next_dial <= now]
+
+    def next_dial(self, dialling: set[bytes]) -> float:
+        """Return the seconds until the next peer may be dialled, at most a minute; those in `dialling` do not count."""
+        waiting = [
+            peer.next_dial for peer in self._peers.values()
+            if not peer.connected and peer.addresses and peer.public_key not in dialling
+        ]  # fmt: skip
+        return min(60.0, max(0.02, min(waiting, default=60.0 + trio.current_time()) - trio.current_time()))
 
     def failed(self, peer: Peer) -> None:
         """Note a failed dial: the next one waits, twice as long each time, at most a minute."""
         peer.failures += 1
-        peer.next_dial = time.monotonic() + min(60.0, 0.25 * 2 ** min(peer.failures, 10))
+        peer.next_dial = trio.current_time() + min(60.0, 0.25 * 2 ** min(peer.failures, 10))
 
     def resolve(self, text: str) -> Peer:
         """Return the known peer for a peer id, DID or unambiguous prefix of either.

@@ -77,20 +77,8 @@ class Topics:
         peer.introduced = True
         connection = self._transport.connection(peer.public_key)
         if connection is not None and hello.port:
-            host = connection_host(connection)
-            if host:
-                self._peers.add(peer.public_key, (host, hello.port), peer.source)
+            self._peers.add(peer.public_key, (connection.host, hello.port), peer.source)
         await self._peers.save(peer)
         self._transport.notify()
         self._messenger.wake()
         return None
-
-
-def connection_host(connection: Connection) -> str:
-    """Return the address that a connection's other end has, or an empty text."""
-    stream = connection.channel.stream
-    socket = getattr(stream, "socket", None)
-    try:
-        return str(socket.getpeername()[0]) if socket is not None else ""
-    except OSError:
-        return ""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -19,6 +18,7 @@ from nunet_cli.config import NetworkConfig
 from nunet_cli.errors import NodeError, PeerError, RejectedMessageError
 from nunet_cli.network import secure_channel
 from nunet_cli.network.identity import Identity, peer_id_from_key
+from nunet_cli.network.links import Links, TcpLinks
 from nunet_cli.network.peers import Address, Peer, Peers, parse_address
 
 log = logging.getLogger("nunet.network")
@@ -35,11 +35,11 @@ class TokenBucket:
 
     def __init__(self, rate: float, burst: float = 4.0) -> None:
         self._rate, self._most = rate, rate * burst
-        self._tokens, self._at = self._most, time.monotonic()
+        self._tokens, self._at = self._most, trio.current_time()
 
     def take(self, count: float = 1.0) -> bool:
         """Take tokens, or return False when there are not enough."""
-        now = time.monotonic()
+        now = trio.current_time()
         self._tokens = min(self._most, self._tokens + (now - self._at) * self._rate)
         self._at = now
         if self._tokens < count:
@@ -48,11 +48,15 @@ class TokenBucket:
         return True
 
 
-class Connection:
-    """One secure channel to a peer whose key is proved."""
+def _clock_ns() -> int:
+    return int(trio.current_time() * 1e9)
 
-    def __init__(self, channel: secure_channel.SecureChannel, peer: Peer, rate: int) -> None:
-        self.channel, self.peer = channel, peer
+
+class Connection:
+    """One secure channel to a peer whose key is proved; `host` is the address of the other end."""
+
+    def __init__(self, channel: secure_channel.SecureChannel, peer: Peer, host: str, rate: int, links: Links) -> None:
+        self.channel, self.peer, self.host, self._links = channel, peer, host, links
         self.bucket = TokenBucket(rate)
         self.scope = trio.CancelScope()
         self._queue, self._outgoing = trio.open_memory_channel[bytes](QUEUE_FRAMES)
@@ -65,7 +69,9 @@ class Connection:
             PeerError: the connection is over.
         """
         try:
-            await self._queue.send(bytes([kind]) + payload)
+            frame = bytes([kind]) + payload
+            for sent in self._links.disturb(frame) if kind in (ENVELOPE, ACK) else (frame,):
+                await self._queue.send(sent)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise PeerError(f"the connection to {self.peer.peer_id} is closed") from None
 
@@ -97,9 +103,11 @@ class TcpTransport:
         identity: this node's key.
         config: bounds, timeouts, the network's name and secret.
         peers: who is known, and where.
+        links: what opens the streams; TCP where it is not given.
     """
 
-    def __init__(self, identity: Identity, config: NetworkConfig, peers: Peers) -> None:
+    def __init__(self, identity: Identity, config: NetworkConfig, peers: Peers, links: Links | None = None) -> None:
+        self._links: Links = links or TcpLinks()
         self._identity, self._config, self.peers = identity, config, peers
         self.network_id = secure_channel.network_identifier(config.name, config.secret)
         self.port = 0
@@ -120,21 +128,23 @@ class TcpTransport:
             NodeError: the address cannot be listened on.
         """
         self.host, port = parse_address(self._config.listen)
-        try:
-            listeners = await trio.open_tcp_listeners(port, host=self.host)
-        except (OSError, OverflowError) as error:
-            in_use = getattr(error, "errno", None) == errno.EADDRINUSE
-            reason = "the port is in use by another program" if in_use else str(error)
+        problem: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            try:
+                self.port = await nursery.start(self._links.serve, self.host, port, self._accept)
+                nursery.start_soon(self._dial_forever, nursery)
+                task_status.started(self.port)
+            except (OSError, OverflowError) as error:
+                # raised outside of the nursery, which would make a group of it
+                problem = error
+        if problem is not None:
+            in_use = getattr(problem, "errno", None) == errno.EADDRINUSE
+            reason = "the port is in use by another program" if in_use else str(problem)
             raise NodeError(
                 f"cannot listen on {self._config.listen}: {reason}",
                 code="cannot_listen",
                 hint="choose another port with: nunet config set network.listen HOST:PORT (port 0 takes a free one)",
-            ) from None
-        self.port = listeners[0].socket.getsockname()[1]
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._dial_forever, nursery)
-            task_status.started(self.port)
-            await trio.serve_listeners(self._accept, listeners, handler_nursery=nursery)
+            )
 
     def connection(self, public_key: bytes) -> Connection | None:
         """Return the newest connection to a peer, or None."""
@@ -181,7 +191,7 @@ class TcpTransport:
                     self._dialling.add(peer.public_key)
                     nursery.start_soon(self._dial_task, peer)
             self._dial_now = trio.Event()
-            with trio.move_on_after(DIAL_INTERVAL):
+            with trio.move_on_after(self.peers.next_dial(self._dialling)):
                 await self._dial_now.wait()
 
     async def _dial_task(self, peer: Peer) -> None:
@@ -189,13 +199,14 @@ class TcpTransport:
             await self._dial(peer)
         finally:
             self._dialling.discard(peer.public_key)
+            self._dial_now.set()
 
     async def _dial(self, peer: Peer) -> None:
         for host, port in list(peer.addresses):
-            stream: trio.SocketStream | None = None
+            stream: trio.abc.Stream | None = None
             try:
                 with trio.fail_after(self._config.handshake_timeout):
-                    stream = await trio.open_tcp_stream(host, port)
+                    stream = await self._links.connect(host, port)
                     channel = await secure_channel.open_client(
                         stream, self.network_id, self._identity, peer.public_key, self._config.max_frame
                     )
@@ -208,15 +219,11 @@ class TcpTransport:
                 continue
             self._dialling.discard(peer.public_key)
             with suppress(OSError):
-                await self._serve(stream, channel, peer)
+                await self._serve(stream, channel, peer, host)
             return
         self.peers.failed(peer)
 
-    async def _accept(self, stream: trio.SocketStream) -> None:
-        try:
-            address = str(stream.socket.getpeername()[0])
-        except OSError:
-            return
+    async def _accept(self, stream: trio.abc.Stream, address: str) -> None:
         total = sum(self._per_address.values())
         if (
             total >= self._config.max_connections
@@ -235,7 +242,7 @@ class TcpTransport:
             if peer is None:
                 self.rejections["unwanted_peer"] += 1
                 return
-            await self._serve(stream, channel, peer)
+            await self._serve(stream, channel, peer, address)
         except (trio.TooSlowError, secure_channel.HandshakeError) as error:
             self.rejections["handshake"] += 1
             log.debug("handshake with %s failed: %s", address, error)
@@ -247,8 +254,10 @@ class TcpTransport:
                 del self._per_address[address]
             await trio.aclose_forcefully(stream)
 
-    async def _serve(self, stream: trio.SocketStream, channel: secure_channel.SecureChannel, peer: Peer) -> None:
-        connection = Connection(channel, peer, self._config.rate)
+    async def _serve(
+        self, stream: trio.abc.Stream, channel: secure_channel.SecureChannel, peer: Peer, host: str
+    ) -> None:
+        connection = Connection(channel, peer, host, self._config.rate, self._links)
         self._connections.setdefault(peer.public_key, []).append(connection)
         peer.connected, peer.failures = True, 0
         self.peers.seen(peer)
@@ -263,7 +272,8 @@ class TcpTransport:
             if not remaining:
                 del self._connections[peer.public_key]
                 peer.connected = peer.introduced = False
-                peer.next_dial = time.monotonic() + DIAL_INTERVAL
+                peer.next_dial = trio.current_time() + DIAL_INTERVAL
+                self._dial_now.set()
             self.notify()
             with trio.move_on_after(0.2) as patience:
                 patience.shield = True
@@ -329,14 +339,14 @@ class TcpTransport:
         # a round trip at once measures the distance; later ones show that the peer is still there
         while True:
             try:
-                await connection.send(PING, time.monotonic_ns().to_bytes(8, "big"))
+                await connection.send(PING, _clock_ns().to_bytes(8, "big"))
             except PeerError:
                 return
             await trio.sleep(self._config.idle_timeout / 3)
 
     @staticmethod
     def _measure(peer: Peer, echo: bytes) -> None:
-        elapsed = (time.monotonic_ns() - int.from_bytes(echo, "big")) / 1e9
+        elapsed = (_clock_ns() - int.from_bytes(echo, "big")) / 1e9
         if 0 <= elapsed < 3600:
             peer.rtt = elapsed
 
@@ -344,7 +354,7 @@ class TcpTransport:
         """Measure one round trip to a peer, in seconds; the caller sets the timeout."""
         connection = await self.wait_connected(public_key)
         connection.peer.rtt = None
-        await connection.send(PING, time.monotonic_ns().to_bytes(8, "big"))
+        await connection.send(PING, _clock_ns().to_bytes(8, "big"))
         while connection.peer.rtt is None:
             await trio.sleep(0.002)
         return connection.peer.rtt

@@ -26,6 +26,7 @@ from nunet_cli.jobs.states import ALLOCATION_ENDS, JOB_ENDS
 from nunet_cli.network.blobs import Blobs
 from nunet_cli.network.discovery import Discovery
 from nunet_cli.network.identity import Identity, load_or_create
+from nunet_cli.network.links import Links
 from nunet_cli.network.messenger import Messenger
 from nunet_cli.network.peers import Address, Peer, Peers, parse_peer
 from nunet_cli.network.relay import Relay
@@ -152,6 +153,7 @@ class Node:
         while True:
             try:
                 await settle.settle_overdue(self.ctx)
+                await settle.expire_unproved(self.ctx)
                 await settle.settle_cancelled(self.ctx)
                 if self.contract_database is not None:
                     await self.contract_database.refund_expired()
@@ -298,10 +300,10 @@ async def open_node(
     roles: tuple[str, ...] = (),
     passphrase: str | None = None,
     read_only: bool = False,
-    threaded: bool = True,
     isolated: bool = False,
     announce: bool = True,
     monitor: Monitor | None = None,
+    links: Links | None = None,
 ) -> AsyncIterator[Node]:
     """Own a home and run its node for the duration of the context.
 
@@ -311,8 +313,9 @@ async def open_node(
         roles: `contract-database`, `oracle`.
         passphrase: opens a sealed key.
         read_only: no lock, no network, no changes: only to look at what the store holds.
-        threaded: False runs the store's changes inline, for a virtual clock.
         announce: False looks for others with mDNS, and is not found by it: for a node of a moment.
+        monitor: what looks at the machine; a real one where it is not given.
+        links: what opens streams to peers; TCP where it is not given.
         isolated: peers of earlier runs are not dialled, and those of this run not remembered.
 
     Raises:
@@ -323,9 +326,9 @@ async def open_node(
             stack.enter_context(owned(home, "a node"))
         key_there = (home / "identity.json").exists()
         identity = load_or_create(home, passphrase) if not read_only or key_there else _nobody()
-        store = stack.enter_context(Store(home, read_only=read_only, threaded=threaded))
+        store = stack.enter_context(Store(home, read_only=read_only))
         peers = Peers(store, identity.public_key, persistent=not isolated)
-        transport = TcpTransport(identity, config.network, peers)
+        transport = TcpTransport(identity, config.network, peers, links)
         messenger = Messenger(identity, transport, store)
         topics = Topics(identity, transport, messenger, peers, f"nunet/{__version__}")
         async with trio.open_nursery() as nursery:

@@ -27,6 +27,7 @@ from nunet_cli.network.peers import Peers
 from nunet_cli.network.relay import Relay
 from nunet_cli.network.topics import Topics
 from nunet_cli.network.transport import TcpTransport
+from nunet_cli.world import in_thread
 
 T = TypeVar("T")
 
@@ -92,8 +93,6 @@ class Context:
     started_at: float
     available_executors: dict[str, str] = field(default_factory=dict)
     running: dict[str, Any] = field(default_factory=dict)
-    # grows when a peer says that it has become free: whoever waits for a provider looks again
-    news: int = 0
     limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(8))
     _job_locks: defaultdict[str, trio.Lock] = field(default_factory=lambda: defaultdict(trio.Lock))
 
@@ -108,7 +107,7 @@ class Context:
 
     async def blocking(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run a function that waits for the disk, in a worker thread."""
-        return await trio.to_thread.run_sync(function, *arguments, limiter=self.limiter)
+        return await in_thread(function, *arguments, limiter=self.limiter)
 
     def job(self, job_id: str) -> dict[str, Any]:
         """Return a job's row by its id or an unambiguous prefix."""

@@ -100,7 +100,7 @@ async def _read_log(ctx: Context, contract_id: str, body: JobLogs) -> tuple[byte
         if not cid:
             return b"", True
         path, ended = ctx.blobs.path(cid), True
-    data = await trio.to_thread.run_sync(_read_piece, path, body.offset)
+    data = await ctx.blocking(_read_piece, path, body.offset)
     return data, ended and len(data) < LOG_PIECE
 
 
@@ -281,7 +281,7 @@ async def read_logs(ctx: Context, job: dict[str, Any], stream: str, offset: int,
         cid = job["result"][f"{stream}_cid"]
         if not cid:
             return b"", True
-        data = await trio.to_thread.run_sync(_read_piece, ctx.blobs.path(cid), offset)
+        data = await ctx.blocking(_read_piece, ctx.blobs.path(cid), offset)
         return data, len(data) < LOG_PIECE
     contract = ctx.store.find("contracts", job["contract_id"]) if job["contract_id"] else None
     if contract is None or contract["state"] in ("proposed", "refused"):

@@ -65,8 +65,12 @@ async def match(ctx: Context, job_id: str, *, timeout: float | None = None) -> d
     spec = decode_spec(job["spec"])
     search = ctx.config.default_search_timeout if timeout is None else timeout
     if timeout is None and spec.time.start:
-        await _wait(ctx, job["id"], spec.time.start, "its start time", frozenset())
-    tries = 0
+        await _wait(ctx, job["id"], spec.time.start, "its start time")
+    tries = job.get("tries", 0)
+    if timeout is None and tries:
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (tries - 1))
+        again = min(spec.time.deadline, units.format_time(units.now() + timedelta(seconds=pause)))
+        await _wait(ctx, job["id"], again, "every provider asked declined")
     while True:
         request = await _new_bid_request(ctx, ctx.job(job["id"]), spec)
         topics = [job["topic"]] if job.get("topic") else []
@@ -99,8 +103,8 @@ def _next_try(error: NoBidError, deadline: str, tries: int) -> str:
     return min(deadline, max(starts, units.utc_now()) if starts and starts < again else again)
 
 
-async def _wait(ctx: Context, job_id: str, until: str, what: str, known: frozenset[str]) -> None:
-    """Wait for a time, or for a provider that was not there or has become free; say so with the job meanwhile."""
+async def _wait(ctx: Context, job_id: str, until: str, what: str, known: frozenset[str] | None = None) -> None:
+    """Wait for a time, saying so with the job; with `known` providers also until another comes."""
 
     def begin(t: Transaction) -> None:
         row = t.find("jobs", job_id)
@@ -108,13 +112,12 @@ async def _wait(ctx: Context, job_id: str, until: str, what: str, known: frozens
         t.put("jobs", {**row, "waiting": {"for": what, "next_try": until, "since": units.utc_now()}})
         t.save_event(job_id, "job_waiting", reason=what, next_try=until)
 
-    news, is_start = ctx.news, not known and what == "its start time"
     if until > units.utc_now():
         await ctx.store.change(begin)
     while (left := (units.parse_time(until) - units.now()).total_seconds()) > 0:
         await ctx.transport.wait_change(min(left, 1.0))
         there = {peer.did for peer in ctx.topics.subscribers(BIDS)}
-        if not is_start and (there - known or ctx.news != news):
+        if known is not None and there - known:
             break
 
 
@@ -310,7 +313,7 @@ async def select_best_bid(ctx: Context, job_id: str, request_id: str) -> dict[st
         if row["did"] in job.get("excluded", []):
             refused[row["id"]] = ["excluded: it has run this job, or runs another replica of it"]
             continue
-        bid = msgspec.convert({k: v for k, v in row.items() if k in Bid.__struct_fields__}, Bid)
+        bid = read_bid(row)
         reasons = unwanted(comparator, row["did"])
         names = bid_names(bid, wishes, now=now, rtt=distance.get(row["did"]))
         reasons += [f"{item.field}: {item.required}: {item.reason}"
@@ -349,6 +352,11 @@ async def select_best_bid(ctx: Context, job_id: str, request_id: str) -> dict[st
     if not ready:
         raise _not_yet(ranked) if ranked else _no_bid(_answers(ctx, job_id, request_id))
     return changed
+
+
+def read_bid(row: dict[str, Any]) -> Bid:
+    """Return a stored bid as the struct it was."""
+    return msgspec.convert({k: v for k, v in row.items() if k in Bid.__struct_fields__}, Bid)
 
 
 def _link_refusals(ctx: Context, job: dict[str, Any], names: expressions.Variables) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,14 @@ from nunet_cli.jobs.spec import InputSpec, JobSpec, encode_spec
 from nunet_cli.jobs.tree import arrange, expand_batch, is_group, price_limit
 from nunet_cli.network.identity import content_id, did_from_key, key_from_any
 from nunet_cli.orchestrator.context import Context
+from nunet_cli.world import world
 
 ID_BYTES = 10
 
 
 def new_id(prefix: str) -> str:
     """Return a new random id such as `job-1f…`; 80 random bits."""
-    return f"{prefix}-{secrets.token_hex(ID_BYTES)}"
+    return f"{prefix}-{world().token(ID_BYTES)}"
 
 
 async def process_job(

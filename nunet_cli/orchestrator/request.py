@@ -6,14 +6,18 @@ from datetime import timedelta
 from typing import Any
 
 import msgspec
+import trio
 
 from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import DeclinedError, NunetError, RejectedMessageError, StateError
+from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.job import Bid, BidRequest
+from nunet_cli.matching.rank import start_delay
 from nunet_cli.network.messenger import Answer, Incoming
 from nunet_cli.orchestrator.bid import assess, sent_bid
 from nunet_cli.orchestrator.context import Context, advance, error_fields, plain
+from nunet_cli.orchestrator.match import SOON, read_bid
 from nunet_cli.orchestrator.messages import DeclineJobRequest, JobRequest, TimeoutJobRequest
 
 # -- requester ---------------------------------------------------------------------------------------------------------
@@ -21,6 +25,8 @@ from nunet_cli.orchestrator.messages import DeclineJobRequest, JobRequest, Timeo
 
 async def request(ctx: Context, job_id: str) -> dict[str, Any]:
     """Get the resources of the best bid locked, walking the shortlist; a job that has them already is left as it is.
+
+    A job with a deadline goes back to the search when nobody on the shortlist takes it.
 
     Raises:
         StateError: the job is not at this stage.
@@ -35,6 +41,8 @@ async def request(ctx: Context, job_id: str) -> dict[str, Any]:
     for place in range(job["place"], len(job["shortlist"])):
         bid = ctx.store.find("bids", job["shortlist"][place])
         assert bid is not None
+        # a busy provider is free a moment later: its bid said when
+        await trio.sleep(min(SOON, start_delay(read_bid(bid), units.utc_now())))
         if check_resource_lock(bid):
             return await _requested(ctx, job["id"], place, bid)
         refusal = await _try_bid(ctx, bid)
@@ -42,6 +50,9 @@ async def request(ctx: Context, job_id: str) -> dict[str, Any]:
             return await _requested(ctx, job["id"], place, bid)
         refusals.append({"bid": bid["id"], "peer": bid["bidder"]["peer_id"], "reason": refusal})
         await ctx.store.change(lambda t, bid=bid, said=refusal: _note_refusal(t, job["id"], bid, said))  # type: ignore[misc]  # the defaults bind the loop's values
+    if decode_spec(job["spec"]).time.deadline > units.utc_now():
+        event = {"refusals": refusals}
+        return await ctx.store.change(lambda t: _search_again(t, job["id"], event, refusals))
     error = DeclinedError(
         f"every provider on the shortlist declined ({len(refusals)})",
         hint=f"see why with: nunet job explain {job['id']}; search again with: nunet job run",
@@ -51,6 +62,13 @@ async def request(ctx: Context, job_id: str) -> dict[str, Any]:
         lambda t: advance(t, job["id"], "failed", {"refusals": refusals}, error=error_fields(error), refusals=refusals)
     )
     raise error
+
+
+def _search_again(t: Transaction, job_id: str, event: dict[str, Any], refusals: list[dict[str, str]]) -> dict[str, Any]:
+    row = t.find("jobs", job_id)
+    assert row is not None
+    tries = row.get("tries", 0) + 1
+    return advance(t, job_id, "matching", event, refusals=refusals, tries=tries, shortlist=[], place=0)
 
 
 def check_resource_lock(bid: dict[str, Any]) -> bool:

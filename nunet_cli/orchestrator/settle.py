@@ -287,6 +287,15 @@ async def _on_message(ctx: Context, message: Incoming) -> None:
     await ctx.store.change(change)
 
 
+async def expire_unproved(ctx: Context) -> None:
+    """Give up contracts that were agreed on and not proved before their deadline."""
+    contracts, now = Query(), units.utc_now()
+    for row in ctx.store.table("contracts").search(contracts.state == "agreed"):
+        if row["deadline"] < now:
+            reason = f"not proved before its deadline {row['deadline']}"
+            await ctx.store.change(lambda t, row=row, why=reason: set_contract(t, row["id"], "expired", reason=why))  # type: ignore[misc]  # the defaults bind the loop's values
+
+
 async def settle_cancelled(ctx: Context) -> None:
     """As a requester: settle contracts of jobs called off while the provider was away, once it has answered."""
     contracts = Query()

@@ -32,7 +32,6 @@ class NeverOverCommitted(RuleBasedStateMachine):
         super().__init__()
         self.store = Store(Path(":memory-not-used:"), read_only=True)
         self.store.read_only = False
-        self.store._threaded = False
         self.accounting = CapabilityAccounting(self.store, Monitor(Path("/")))
         self.run(lambda: self.accounting.set_registered_capability(Capability(resources=TOTAL), None))
 

@@ -24,7 +24,7 @@ def test_money_is_conserved_and_nobody_but_issuance_owes(tmp_path_factory, trans
     folder: Path = tmp_path_factory.mktemp("ledger")
 
     async def main() -> None:
-        with Store(folder, threaded=False) as store:
+        with Store(folder) as store:
             for payer, payee, amount in transfers:
                 before = {row["id"]: row["balance"] for row in store.table("accounts").all()}
                 try:

@@ -1,0 +1,206 @@
+"""Whole networks of real nodes in one process: an in-memory network, a virtual clock, and chance from a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import msgspec
+import trio
+from trio.testing import MockClock
+
+from nunet_cli import units
+from nunet_cli.config import Config, DockerConfig, ExecutorConfig, LimitsConfig, NetworkConfig, ProcessConfig
+from nunet_cli.jobs.capability import Capability, Cpu, PriceBid, Resources
+from nunet_cli.jobs.job import CapabilityComparator
+from nunet_cli.jobs.reader import read_spec
+from nunet_cli.network.documents import Document
+from nunet_cli.network.links import MemoryNetwork
+from nunet_cli.node.monitor import Load, Monitor
+from nunet_cli.node.node import Node, open_node
+from nunet_cli.orchestrator.post import process_job
+from nunet_cli.tokenomics import ledger
+from nunet_cli.world import World, use_world
+
+BEGIN = datetime(2030, 1, 1, tzinfo=UTC)
+PORT = 4000
+GIB = 2**30
+
+
+class IdleMachine(Monitor):
+    """A machine that nobody else uses, however busy the one that simulates it is."""
+
+    def __init__(self) -> None:
+        pass
+
+    def load(self) -> Load:
+        return Load(0.0, 2**50, 2**50)
+
+
+class Simulation:
+    """A network of nodes. `at` in its events is virtual time."""
+
+    def __init__(self, folder: Path, seed: int, nursery: trio.Nursery) -> None:
+        self.folder, self.random, self._nursery = folder, Random(seed), nursery
+        self.network = MemoryNetwork(Random(seed + 1))
+        self.nodes: dict[str, Node] = {}
+        self._scopes: dict[str, trio.CancelScope] = {}
+        self._gone: dict[str, trio.Event] = {}
+        self._roles: dict[str, tuple[str, ...]] = {}
+        self._configs: dict[str, dict[str, Any]] = {}
+
+    def config(self, name: str, **overrides: Any) -> Config:
+        settings: dict[str, Any] = {
+            "network": NetworkConfig(listen=f"{name}:{PORT}", discovery=False, rate=10_000),
+            "executor": ExecutorConfig(docker=DockerConfig(enabled=False), process=ProcessConfig(enabled=False)),
+            "limits": LimitsConfig(answer_timeout=10, heartbeat=5),
+        }
+        return Config(**{**settings, **overrides})
+
+    async def start(
+        self, name: str, *, roles: tuple[str, ...] = (), knows: tuple[str, ...] = (), **overrides: Any
+    ) -> Node:
+        """Start a node, for the first time or again, and introduce it to others."""
+        self._roles[name], self._configs[name] = roles, overrides
+        node: Node = await self._nursery.start(self._run, name)
+        for other in knows:
+            key = self.nodes[other].identity.public_key
+            node.ctx.peers.add(key, (other, PORT), "static")
+        node.ctx.transport.dial_soon()
+        return node
+
+    async def _run(self, name: str, *, task_status: trio.TaskStatus[Node]) -> None:
+        self._gone[name] = trio.Event()
+        with trio.CancelScope() as self._scopes[name]:
+            async with (
+                open_node(
+                    self.folder / name, self.config(name, **self._configs[name]), roles=self._roles[name],
+                    monitor=IdleMachine(), links=self.network.links(name),
+                ) as node,
+                trio.open_nursery() as nursery,
+            ):  # fmt: skip
+                self.nodes[name] = node
+                nursery.start_soon(self._watch, node)
+                task_status.started(node)
+                await trio.sleep_forever()
+        self._gone[name].set()
+
+    async def crash(self, name: str) -> None:
+        """End a node without a word: nothing that it still wants to say gets out."""
+        self.network.partition({name})
+        self.network.crash(name)
+        self._scopes[name].cancel()
+        await self._gone[name].wait()
+        self.network.partition()
+
+    async def restart(self, name: str) -> Node:
+        """Start a node again in its home."""
+        return await self.start(name, roles=self._roles[name], **self._configs[name])
+
+    async def _watch(self, node: Node) -> None:
+        while True:
+            event = node.ctx.store.new_event
+            check_invariants(node)
+            await event.wait()
+
+    async def onboard(
+        self, node: Node, *, cores: float = 4, memory: int = 8 * GIB, price: str = "0.25", unit: Any = "",
+        comparator: CapabilityComparator | None = None, **fields: Any,
+    ) -> None:  # fmt: skip
+        """Let a node offer capability."""
+        capability = Capability(
+            job_types=("task", "service"), resources=Resources(Cpu(cores, 3000, "x86_64"), memory, 64 * GIB), **fields
+        )
+        bid: Any = PriceBid("per_time_unit" if unit else "per_result", "NTX", unit, price)
+        await node.accounting.set_registered_capability(capability, None)
+        await node.accounting.set_preferences(comparator or CapabilityComparator(), bid)
+        await node._announce()
+
+    async def post(self, node: Node, **fields: Any) -> str:
+        """Post a job that the node takes through all stages by itself; return its id."""
+        body = {
+            "name": "job", "executor": {"type": "null", "env": {"NULL_SECONDS": fields.pop("seconds", 1)}},
+            "price": "1", "resources": {"cpu": 1, "memory": "1GiB", "disk": "1GiB"}, **fields,
+        }  # fmt: skip
+        text = msgspec.json.encode(body).decode()
+        row = await process_job(node.ctx, read_spec(text), folder=self.folder, orchestrate=True)
+        node.orchestrate(row["id"])
+        return str(row["id"])
+
+    async def wait_ended(self, names: dict[str, str], timeout: float = 3600) -> dict[str, str]:
+        """Wait until jobs (id → node's name) have ended, in virtual seconds; return their states."""
+        ends = {"settled", "failed", "cancelled", "expired", "disputed", "resolved"}
+
+        def states() -> dict[str, str]:
+            return {job_id: self.nodes[name].ctx.job(job_id)["state"] for job_id, name in names.items()}
+
+        with trio.move_on_after(timeout):
+            while not all(state in ends for state in states().values()):
+                await trio.sleep(0.5)
+        return states()
+
+    def log(self) -> list[tuple[str, str, str, str]]:
+        """Return every event of every node: who, when, about what, which."""
+        return [
+            (name, event["at"], event["job_id"], event["type"])
+            for name, node in sorted(self.nodes.items())
+            for event in node.ctx.store.events()
+        ]
+
+
+def check_invariants(node: Node) -> None:
+    """What holds after every event, whatever happened."""
+    store = node.ctx.store
+    # no machine is over-committed: this raises where it is
+    node.accounting.available(store)
+    assert ledger.total(store) == 0
+    for row in store.table("accounts").all():
+        assert row["balance"] >= 0 or row["id"] == ledger.ISSUANCE, row
+    allocations = store.table("allocations").all()
+    assert len({row["contract_id"] for row in allocations}) == len(allocations)
+    for row in allocations:
+        contract = store.find("contracts", row["contract_id"])
+        assert contract is not None
+        assert contract["proof"] is not None
+
+
+def check_documents(node: Node) -> None:
+    """Every signed document that a node keeps verifies."""
+    for row in node.ctx.store.table("contracts").all():
+        for name in ("document", "proof", "result", "verdict", "receipt"):
+            if row.get(name):
+                document = msgspec.convert(row[name], Document)
+                assert document.signatures
+                assert all(document.is_signed(entry.did, entry.role) for entry in document.signatures), (
+                    name,
+                    row["id"],
+                )
+
+
+def run(main: Callable[[Simulation], Awaitable[Any]], folder: Path, seed: int = 0) -> Any:
+    """Run a simulation on a virtual clock; alike for one seed."""
+    tokens = Random(seed + 2)
+    world = World(
+        now=lambda: BEGIN + timedelta(seconds=trio.current_time()),
+        token=lambda count: tokens.randbytes(count).hex(), threads=False,
+    )  # fmt: skip
+    outcome: list[Any] = []
+
+    async def whole() -> None:
+        with use_world(world):
+            async with trio.open_nursery() as nursery:
+                outcome.append(await main(Simulation(folder, seed, nursery)))
+                nursery.cancel_scope.cancel()
+
+    # the scheduler shuffles, and is told how: as pytest-trio does for Hypothesis
+    trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[attr-defined]
+    trio._core._run._r.seed(seed)  # type: ignore[attr-defined]
+    try:
+        trio.run(whole, clock=MockClock(autojump_threshold=0))
+    finally:
+        trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = False  # type: ignore[attr-defined]
+    assert units.now().year < 2030
+    return outcome[0]

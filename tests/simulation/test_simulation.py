@@ -1,0 +1,155 @@
+"""Networks on a virtual clock: minutes in seconds, faults from a seed, invariants after every event."""
+
+import time
+from pathlib import Path
+
+import pytest
+import trio
+
+from nunet_cli import units
+from tests.simulation.harness import Simulation, check_documents, run
+
+
+async def small(sim: Simulation, providers: int = 1) -> None:
+    """An authority, some providers and a requester that know each other."""
+    await sim.start("authority", roles=("contract-database", "oracle"))
+    for number in range(providers):
+        node = await sim.start(f"provider-{number}", knows=("authority",))
+        await sim.onboard(node)
+    await sim.start("requester", knows=("authority", *(f"provider-{number}" for number in range(providers))))
+
+
+def test_a_job_of_an_hour_takes_moments(tmp_path: Path) -> None:
+    async def main(sim: Simulation) -> tuple[dict[str, str], float]:
+        await small(sim)
+        job_id = await sim.post(sim.nodes["requester"], seconds=3000)
+        states = await sim.wait_ended({job_id: "requester"}, 4000)
+        check_documents(sim.nodes["requester"])
+        return states, trio.current_time()
+
+    begun = time.monotonic()
+    states, virtual = run(main, tmp_path)
+    assert set(states.values()) == {"settled"}
+    assert virtual > 3000
+    assert time.monotonic() - begun < virtual / 10
+
+
+def test_one_seed_is_one_history(tmp_path: Path) -> None:
+    async def main(sim: Simulation) -> list[tuple[str, str, str, str]]:
+        sim.network.loss = 0.05
+        await small(sim, providers=2)
+        jobs = {await sim.post(sim.nodes["requester"], seconds=5): "requester" for _ in range(3)}
+        await sim.wait_ended(jobs)
+        return sim.log()
+
+    first = run(main, tmp_path / "one", seed=5)
+    assert run(main, tmp_path / "two", seed=5) == first
+    assert run(main, tmp_path / "three", seed=6) != first
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_happens_every_job_ends_and_the_books_add_up(tmp_path: Path, seed: int) -> None:
+    """Frames are lost and come twice, nodes crash and come back, the network splits and heals."""
+
+    async def main(sim: Simulation) -> dict[str, str]:
+        sim.network.loss, sim.network.repetition = 0.1, 0.1
+        await small(sim, providers=3)
+        names = [f"provider-{number}" for number in range(3)]
+        jobs = {}
+        for _ in range(8):
+            seconds = sim.random.randint(1, 60)
+            job_id = await sim.post(
+                sim.nodes["requester"], seconds=seconds, retry={"attempts": 2},
+                time={"max_duration": 300, "deadline": "20m"},
+            )  # fmt: skip
+            jobs[job_id] = "requester"
+            await trio.sleep(sim.random.uniform(0, 20))
+            fault = sim.random.randrange(4)
+            if fault == 0:
+                await sim.crash(victim := sim.random.choice(names))
+                await trio.sleep(sim.random.uniform(1, 30))
+                await sim.restart(victim)
+            elif fault == 1:
+                sim.network.partition({sim.random.choice([*names, "authority", "requester"])})
+                await trio.sleep(sim.random.uniform(1, 60))
+                sim.network.partition()
+            elif fault == 2:
+                await sim.crash("requester")
+                await trio.sleep(sim.random.uniform(1, 30))
+                await sim.restart("requester")
+        sim.network.loss = sim.network.repetition = 0.0
+        states = await sim.wait_ended(jobs, 7200)
+        # deposits of contracts that nobody settled return after their deadline
+        await trio.sleep(7200)
+        authority = sim.nodes["authority"].ctx.store
+        escrow = [
+            row for row in authority.table("accounts").all() if row["id"].startswith("escrow:") and row["balance"]
+        ]
+        assert escrow == []
+        for name in names:
+            assert sim.nodes[name].accounting.taken(sim.nodes[name].ctx.store) == []
+        for node in sim.nodes.values():
+            check_documents(node)
+        return states
+
+    states = run(main, tmp_path, seed)
+    assert set(states.values()) <= {"settled", "failed", "expired"}, states
+    assert list(states.values()).count("settled") >= len(states) // 2, states
+
+
+def test_a_silent_requester_cannot_keep_a_provider_from_its_money(tmp_path: Path) -> None:
+    async def main(sim: Simulation) -> tuple[int, str]:
+        await small(sim)
+        job_id = await sim.post(sim.nodes["requester"], seconds=60, time={"max_duration": 120})
+        while sim.nodes["requester"].ctx.job(job_id)["state"] != "running":
+            await trio.sleep(1)
+        await sim.crash("requester")
+        await trio.sleep(3600)
+        provider = sim.nodes["provider-0"]
+        row = provider.ctx.store.find("contracts", job_id, "job_id")
+        assert row is not None
+        accounts = sim.nodes["authority"].ctx.store
+        paid = accounts.find("accounts", provider.identity.did)
+        assert paid is not None
+        return int(paid["balance"]), str(row["state"])
+
+    balance, state = run(main, tmp_path)
+    assert (balance, state) == (units.parse_amount("100.25"), "settled")
+
+
+def test_a_silent_provider_cannot_keep_the_escrow(tmp_path: Path) -> None:
+    async def main(sim: Simulation) -> tuple[str, int]:
+        await small(sim)
+        requester = sim.nodes["requester"]
+        job_id = await sim.post(requester, seconds=60, time={"max_duration": 120})
+        while requester.ctx.job(job_id)["state"] != "running":
+            await trio.sleep(1)
+        await sim.crash("provider-0")
+        await trio.sleep(7200)
+        account = sim.nodes["authority"].ctx.store.find("accounts", requester.identity.did)
+        assert account is not None
+        return str(requester.ctx.job(job_id)["state"]), int(account["balance"])
+
+    assert run(main, tmp_path) == ("failed", units.parse_amount("100"))
+
+
+def test_a_contract_that_is_never_invoked_expires_and_returns_its_deposit(tmp_path: Path) -> None:
+    async def main(sim: Simulation) -> tuple[str, int, list[object]]:
+        await small(sim)
+        requester, provider = sim.nodes["requester"], sim.nodes["provider-0"]
+        job_id = await sim.post(requester, seconds=1, time={"max_duration": 60})
+        # the contract is proved, but the invocation cannot get through
+        while not (row := requester.ctx.store.find("contracts", job_id, "job_id")) or row["state"] != "agreed":
+            await trio.sleep(0.001)
+        sim.network.partition({"provider-0"})
+        while requester.ctx.job(job_id)["state"] != "contracted":
+            await trio.sleep(0.001)
+        await sim.crash("requester")
+        await trio.sleep(7200)
+        account = sim.nodes["authority"].ctx.store.find("accounts", requester.identity.did)
+        row = provider.ctx.store.find("contracts", job_id, "job_id")
+        assert account is not None
+        assert row is not None
+        return str(row["state"]), int(account["balance"]), list(provider.accounting.taken(provider.ctx.store))
+
+    assert run(main, tmp_path) == ("refunded", units.parse_amount("100"), [])
