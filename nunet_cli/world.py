@@ -12,12 +12,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeVar
-
-if TYPE_CHECKING:
-    import trio
-
-T = TypeVar("T")
 
 
 def _now() -> datetime:
@@ -50,15 +44,3 @@ def use_world(other: World) -> Iterator[None]:
         yield
     finally:
         _WORLD.reset(token)
-
-
-async def in_thread(
-    function: Callable[..., T], *arguments: Any, limiter: trio.CapacityLimiter, abandon_on_cancel: bool = False
-) -> T:
-    """Run a function that waits for the disk or the like, in a worker thread."""
-    import trio
-
-    if not world().threads:
-        await trio.lowlevel.checkpoint()
-        return function(*arguments)
-    return await trio.to_thread.run_sync(function, *arguments, limiter=limiter, abandon_on_cancel=abandon_on_cancel)

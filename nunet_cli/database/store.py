@@ -22,7 +22,7 @@ from tinydb import Query
 from nunet_cli import units
 from nunet_cli.database.storage import Database, SqliteStorage, SqliteTable
 from nunet_cli.errors import NodeError, NotFoundError, UsageError
-from nunet_cli.world import in_thread
+from nunet_cli.threads import in_thread
 
 T = TypeVar("T")
 STORE_FILE = "store.db"

@@ -28,7 +28,7 @@ from nunet_cli.errors import NotFoundError, NunetError, PeerError, RejectedMessa
 from nunet_cli.network.identity import cid_from_digest, content_id, is_content_id, key_from_did
 from nunet_cli.network.messenger import short
 from nunet_cli.network.transport import BLOB_DATA, BLOB_END, BLOB_GET, Connection, TcpTransport
-from nunet_cli.world import in_thread
+from nunet_cli.threads import in_thread
 
 log = logging.getLogger("nunet.blobs")
 

@@ -27,7 +27,7 @@ from nunet_cli.network.peers import Peers
 from nunet_cli.network.relay import Relay
 from nunet_cli.network.topics import Topics
 from nunet_cli.network.transport import TcpTransport
-from nunet_cli.world import in_thread
+from nunet_cli.threads import in_thread
 
 T = TypeVar("T")
 
