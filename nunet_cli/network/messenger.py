@@ -182,6 +182,21 @@ class Messenger:
             with trio.move_on_after(1):
                 await connection.send(ENVELOPE, raw)
 
+    async def insist(self, connection: Connection, type_: str, body: Struct, *, attempts: int = 5) -> None:
+        """Send on one connection until it is acknowledged, or the connection is over: for introductions."""
+        to = connection.peer.did
+        envelope, raw = seal(self._identity, to, type_, body, lifetime=60)
+        waiting = self._pending[envelope.id] = _Waiting(to)
+        try:
+            for _ in range(attempts):
+                await connection.send(ENVELOPE, raw)
+                with trio.move_on_after(RETRY_INTERVAL):
+                    await waiting.arrived.wait()
+                if waiting.arrived.is_set():
+                    return
+        finally:
+            del self._pending[envelope.id]
+
     def outbox_row(self, to: str, type_: str, body: Struct, *, lifetime: float) -> dict[str, Any]:
         """Return the outbox row of a new message; put it with `enqueue` in the transaction that makes it true."""
         envelope, raw = seal(self._identity, to, type_, body, lifetime=lifetime)

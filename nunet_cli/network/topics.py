@@ -6,20 +6,21 @@ import logging
 from contextlib import suppress
 from typing import Annotated
 
+import trio
 from msgspec import Meta, Struct
 
 from nunet_cli.errors import PeerError
 from nunet_cli.jobs.job import Id
-from nunet_cli.network.envelope import seal
 from nunet_cli.network.identity import Identity, key_from_did
 from nunet_cli.network.messenger import Answer, Incoming, Messenger
 from nunet_cli.network.peers import Peer, Peers
-from nunet_cli.network.transport import ENVELOPE, Connection, TcpTransport
+from nunet_cli.network.transport import Connection, TcpTransport
 
 log = logging.getLogger("nunet.topics")
 
 BIDS = "/nunet/bids"
 PROTOCOL_VERSION = 1
+TELL_SECONDS = 5.0
 ROLES = ("provider", "contract-database", "oracle")
 
 
@@ -53,20 +54,24 @@ class Topics:
     async def set(self, *, roles: tuple[str, ...], topics: frozenset[str]) -> None:
         """Change what this node does and subscribes to, and tell the connected peers."""
         self.roles, self._messenger.topics = roles, topics
-        for peer in self._peers:
-            connection = self._transport.connection(peer.public_key)
-            if connection is not None:
-                with suppress(PeerError):
-                    await self._introduce(connection)
+        connections = [self._transport.connection(peer.public_key) for peer in self._peers]
+        async with trio.open_nursery() as nursery:
+            for connection in connections:
+                if connection is not None:
+                    nursery.start_soon(self._introduce_again, connection)
+            nursery.cancel_scope.deadline = trio.current_time() + TELL_SECONDS
 
     def subscribers(self, topic: str) -> list[Peer]:
         """Return the connected peers that subscribe to a topic."""
         return [peer for peer in self._transport.connected() if topic in peer.topics]
 
+    async def _introduce_again(self, connection: Connection) -> None:
+        with suppress(PeerError):
+            await self._introduce(connection)
+
     async def _introduce(self, connection: Connection) -> None:
         hello = Hello(PROTOCOL_VERSION, self._agent, self.roles, tuple(sorted(self.subscribed)), self._transport.port)
-        _, raw = seal(self._identity, connection.peer.did, "hello", hello, lifetime=60)
-        await connection.send(ENVELOPE, raw)
+        await self._messenger.insist(connection, "hello", hello)
 
     async def _on_hello(self, message: Incoming) -> Answer | None:
         peer = self._peers.get(key_from_did(message.sender))

@@ -138,6 +138,21 @@ class Context:
             )
         return known[0].did
 
+    async def wait_role(self, role: str, configured: str) -> str:
+        """Return the DID of the node to use in a role, giving it `default_search_timeout` to be found.
+
+        Raises:
+            ContractError: nobody is known in the role.
+        """
+        end = trio.current_time() + self.config.default_search_timeout
+        while True:
+            try:
+                return self.find_role(role, configured)
+            except ContractError:
+                if trio.current_time() >= end:
+                    raise
+                await self.transport.wait_change(0.25)
+
     async def pin_role(self, role: str, did: str) -> None:
         """Remember who was used in a role, the first time."""
         if self.store.find("pinned_roles", role) is None:

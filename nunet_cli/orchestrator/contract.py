@@ -68,8 +68,8 @@ async def close_contract(ctx: Context, job_id: str) -> dict[str, Any]:
 async def _propose(ctx: Context, job: dict[str, Any]) -> dict[str, Any]:
     bid = ctx.store.find("bids", job["bid_id"])
     assert bid is not None
-    database = ctx.find_role(DATABASE, ctx.config.contract_database)
-    oracle = ctx.find_role(ORACLE, ctx.config.oracle)
+    database = await ctx.wait_role(DATABASE, ctx.config.contract_database)
+    oracle = await ctx.wait_role(ORACLE, ctx.config.oracle)
     if not await validate_provider(ctx, bid["did"], database):
         raise ContractError(f"the provider {bid['did']} is not verified", code=PROVIDER_REFUSED)
     document = generate_job_contract(ctx, job, bid, database, oracle).sign(ctx.identity, REQUESTER)
