@@ -71,6 +71,10 @@ class ApiClient:
         """
         return self._call("GET", _with_query(path, query), None, TIMEOUT)
 
+    def get_bytes(self, path: str) -> bytes:
+        """Return the bytes at a path as they are."""
+        return self._exchange("GET", path, None, TIMEOUT)
+
     def post(self, path: str, body: dict[str, Any] | None = None, *, timeout: float = STAGE_TIMEOUT) -> Any:
         """Send a document to a path, and return the answer; waits as long as a stage may take."""
         return self._call("POST", path, body or {}, timeout)
@@ -100,6 +104,9 @@ class ApiClient:
             connection.close()
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None, timeout: float) -> Any:
+        return json.loads(self._exchange(method, path, body, timeout))
+
+    def _exchange(self, method: str, path: str, body: dict[str, Any] | None, timeout: float) -> bytes:
         connection = _UnixConnection(self.path, timeout)
         headers = {"Content-Type": "application/json"} if body is not None else {}
         try:
@@ -112,7 +119,7 @@ class ApiClient:
             connection.close()
         if response.status >= 400:
             _raise_problem(data)
-        return json.loads(data)
+        return data
 
 
 def _with_query(path: str, query: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from nunet_cli.jobs.states import JOB_ENDS
 from nunet_cli.node.node import Node
 from nunet_cli.orchestrator.contract import close_contract
 from nunet_cli.orchestrator.execute import collect_outputs, read_logs
+from nunet_cli.orchestrator.group import outputs_of
 from nunet_cli.orchestrator.invoke import invoke, send_inputs
 from nunet_cli.orchestrator.match import match
 from nunet_cli.orchestrator.post import process_job
@@ -45,6 +46,7 @@ class Posting(Struct, forbid_unknown_fields=True):
     folder: Annotated[str, Meta(max_length=4000)] = ""
     push: Annotated[str, Meta(max_length=200)] = ""
     pull: bool = False
+    topic: Annotated[str, Meta(max_length=200)] = ""
     orchestrate: bool = True
 
 
@@ -72,7 +74,9 @@ async def post_job(request: Request) -> Response:
     folder = Path(body.folder or "/")
     if not folder.is_absolute():
         raise UsageError(f"`folder` must be an absolute path: {body.folder!r}")
-    row = await process_job(node.ctx, spec, folder=folder, push=body.push, pull=body.pull, orchestrate=body.orchestrate)
+    row = await process_job(
+        node.ctx, spec, folder=folder, push=body.push, pull=body.pull, topic=body.topic, orchestrate=body.orchestrate
+    )
     if body.orchestrate:
         node.orchestrate(row["id"])
     return JSONResponse(views.job(row), status_code=201)
@@ -92,8 +96,9 @@ def _job(request: Request) -> tuple[Node, dict[str, Any]]:
 
 async def show_job(request: Request) -> Response:
     """Return one job."""
-    _, row = _job(request)
-    return JSONResponse({**views.job(row), "spec": json.loads(row["spec"])})
+    node, row = _job(request)
+    children = [views.job(node.ctx.job(child)) for child in (*row["units"].values(), *row["members"])]
+    return JSONResponse({**views.job(row), "children": children, "spec": json.loads(row["spec"])})
 
 
 async def run_stage(request: Request) -> Response:
@@ -138,16 +143,31 @@ async def job_events(request: Request) -> Response:
     node, row = _job(request)
     after = number_of(request, "after")
     if request.query_params.get("follow") != "1":
-        return JSONResponse(node.ctx.store.events(row["id"], after))
+        events = [event for event in node.ctx.store.events(None, after) if event["job_id"] in _family(node, row)]
+        return JSONResponse(events)
     return StreamingResponse(_stream(node, row["id"], after), media_type="text/event-stream")
+
+
+def _family(node: Node, row: dict[str, Any]) -> dict[str, str]:
+    """Return a job and everything below it: id → name, empty for the job itself."""
+    found = {row["id"]: ""}
+    for child_id in (*row["units"].values(), *row["members"]):
+        child = node.ctx.job(child_id)
+        below = _family(node, child)
+        found |= {key: f"{child['name']}/{name}".rstrip("/") for key, name in below.items()}
+    return found
 
 
 async def _stream(node: Node, job_id: str, after: int) -> AsyncIterator[str]:
     yield ": following\n\n"
     while True:
         changed = node.ctx.store.new_event
-        for event in node.ctx.store.events(job_id, after):
+        family = _family(node, node.ctx.job(job_id))
+        for event in node.ctx.store.events(None if len(family) > 1 else job_id, after):
             after = event["seq"]
+            if event["job_id"] not in family:
+                continue
+            event["child"] = family[event["job_id"]]
             yield f"id: {after}\nevent: {event['type']}\ndata: {json.dumps(event)}\n\n"
         with trio.move_on_after(15) as patience:
             await changed.wait()
@@ -173,11 +193,15 @@ async def job_outputs(request: Request) -> Response:
     folder = Path(body.folder)
     if not folder.is_absolute():
         raise UsageError(f"`folder` must be an absolute path: {body.folder!r}")
-    if not row.get("result"):
-        raise StateError(f"job {row['id']} is {row['state']}: it has no result yet")
-    row = await collect_outputs(node.ctx, row["id"])
-    files = {output["name"]: output["cid"] for output in row["result"]["outputs"]}
-    files |= {name: row["result"][f"{name}_cid"] for name in ("stdout", "stderr") if row["result"][f"{name}_cid"]}
+    files = {name: output.cid for name, output in outputs_of(node.ctx, row).items()}
+    if row["kind"] in ("job", "replicas"):
+        if not row.get("result"):
+            raise StateError(f"job {row['id']} is {row['state']}: it has no result yet")
+        if row["kind"] == "job":
+            row = await collect_outputs(node.ctx, row["id"])
+        files |= {name: row["result"][f"{name}_cid"] for name in ("stdout", "stderr") if row["result"][f"{name}_cid"]}
+    elif not files:
+        raise StateError(f"job {row['id']} is {row['state']}: it has no outputs yet")
     try:
         for name, cid in files.items():
             await node.ctx.blobs.copy_out(cid, folder / name)

@@ -1,4 +1,4 @@
-"""Routes for what is not a job: node, capability, peers, bids, contracts, allocations, accounts, registry."""
+"""Routes for the node itself: status, capability, preferences, peers, bids, allocations."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from tinydb import Query
 from nunet_cli import units
 from nunet_cli.api import views
 from nunet_cli.api.common import body_of, node_of
-from nunet_cli.errors import ContractError, NunetError, PeerError, StateError
+from nunet_cli.errors import PeerError, UsageError
+from nunet_cli.jobs import expressions
+from nunet_cli.jobs.capability import PriceBid
+from nunet_cli.jobs.job import Weights
 from nunet_cli.network.identity import did_from_key, key_from_any
+from nunet_cli.node import indices as activity
 from nunet_cli.node.benchmark import Benchmark
+from nunet_cli.node.node import Node
 from nunet_cli.node.onboarding import OnboardOptions
-from nunet_cli.orchestrator.contract import check_contract
-from nunet_cli.tokenomics import ledger
-from nunet_cli.tokenomics.contract import DATABASE, AccountStatement, AskStatement
-from nunet_cli.tokenomics.contract_database import ContractDatabase
 
 PING_TIMEOUT = 5.0
 
@@ -46,18 +47,16 @@ class NewPeer(Struct, forbid_unknown_fields=True):
     address: Annotated[str, Meta(max_length=300)]
 
 
-class RegistryChange(Struct, forbid_unknown_fields=True):
-    """Whom to approve or revoke, and why."""
+class Preferences(Struct, forbid_unknown_fields=True):
+    """What to change of the preferences; null leaves a field as it is."""
 
-    did: Annotated[str, Meta(max_length=200)]
-    note: Annotated[str, Meta(max_length=400)] = ""
-
-
-class Deposit(Struct, forbid_unknown_fields=True):
-    """Whom to credit with how much, in NTX."""
-
-    to: Annotated[str, Meta(max_length=200)]
-    amount: Annotated[str, Meta(max_length=40)]
+    rules: tuple[str, ...] | None = None
+    bid_rules: tuple[str, ...] | None = None
+    weights: Weights | None = None
+    minimum_price: Annotated[str, Meta(max_length=40)] | None = None
+    allow: tuple[str, ...] | None = None
+    deny: tuple[str, ...] | None = None
+    price: Annotated[str, Meta(max_length=60)] | None = None
 
 
 async def status(request: Request) -> Response:
@@ -98,6 +97,54 @@ async def offboard(request: Request) -> Response:
     return JSONResponse(views.capability(node))
 
 
+async def show_preferences(request: Request) -> Response:
+    """Return the preferences, with what expressions may name."""
+    node = node_of(request)
+    return JSONResponse(_preferences(node))
+
+
+async def set_preferences(request: Request) -> Response:
+    """Change the preferences; an expression that is wrong is refused, with its position."""
+    node, body = node_of(request), await body_of(request, Preferences)
+    for name in ("rules", "bid_rules"):
+        for index, rule in enumerate(getattr(body, name) or ()):
+            try:
+                expressions.check(rule)
+            except UsageError as error:
+                raise UsageError(f"{name}[{index}]: {error.message}", hint=error.hint, details=error.details) from None
+    changes: dict[str, Any] = {
+        name: value for name in ("rules", "bid_rules", "weights") if (value := getattr(body, name)) is not None
+    }
+    if body.minimum_price is not None:
+        changes["minimum_price"] = units.parse_amount(body.minimum_price)
+    for name in ("allow", "deny"):
+        named = getattr(body, name)
+        if named is not None:
+            changes[name] = tuple(did_from_key(key_from_any(text)) for text in named)
+    price = None
+    if body.price is not None:
+        micro, unit = units.parse_price(body.price)
+        price = PriceBid("per_time_unit" if unit else "per_result", "NTX", unit, units.format_amount(micro))  # type: ignore[arg-type]  # checked by parse_price
+    comparator = msgspec.structs.replace(node.accounting.get_preferences(), **changes)
+    await node.accounting.set_preferences(comparator, price)
+    return JSONResponse(_preferences(node))
+
+
+def _preferences(node: Node) -> dict[str, Any]:
+    comparator = node.accounting.get_preferences()
+    document: dict[str, Any] = msgspec.to_builtins(comparator)
+    document["minimum_price"] = units.format_amount(comparator.minimum_price)
+    return {**document, "price": msgspec.to_builtins(node.accounting.price())}
+
+
+async def indices(request: Request) -> Response:
+    """Return the node's indices, and where they differ from what the event log gives."""
+    store = node_of(request).ctx.store
+    found = activity.from_tables(store)
+    sizes = {name: len(entries) for name, entries in found.items()}
+    return JSONResponse({"indices": found, "sizes": sizes, "differences": activity.differences(store)})
+
+
 async def list_bids(request: Request) -> Response:
     """Return bids, declines and silences; of one job with `job=`."""
     node, job = node_of(request), request.query_params.get("job")
@@ -113,23 +160,6 @@ async def show_bid(request: Request) -> Response:
     return JSONResponse(views.bid(node.ctx.store.resolve("bids", request.path_params["bid"], what="bid")))
 
 
-async def list_contracts(request: Request) -> Response:
-    """Return this node's contracts, oldest first."""
-    rows = node_of(request).ctx.store.table("contracts").all()
-    rows.sort(key=lambda row: row["created_at"])
-    return JSONResponse([views.contract(row) for row in rows])
-
-
-async def show_contract(request: Request) -> Response:
-    """Return one contract with its documents; with `check=1` the contract database's own state of it as well."""
-    node = node_of(request)
-    row = node.ctx.store.resolve("contracts", request.path_params["contract"], what="contract")
-    view = views.contract(row, whole=True)
-    if request.query_params.get("check") == "1":
-        view["recorded_state"] = (await check_contract(node.ctx, row["id"])).state
-    return JSONResponse(view)
-
-
 async def list_allocations(request: Request) -> Response:
     """Return every allocation that was ever made here."""
     rows = node_of(request).ctx.store.table("allocations").all()
@@ -138,8 +168,9 @@ async def list_allocations(request: Request) -> Response:
 
 
 async def show_allocation(request: Request) -> Response:
-    """Return one allocation."""
-    return JSONResponse(dict(node_of(request).get_allocation(request.path_params["allocation"])))
+    """Return one allocation, with what it uses now."""
+    node, key = node_of(request), request.path_params["allocation"]
+    return JSONResponse({**node.get_allocation(key), **await node.check_allocation_status(key)})
 
 
 async def list_peers(request: Request) -> Response:
@@ -184,83 +215,6 @@ async def ping_peer(request: Request) -> Response:
     raise PeerError(f"{peer.peer_id} does not answer")
 
 
-async def balance(request: Request) -> Response:
-    """Return this node's account at the contract database, or what it last said when it does not answer."""
-    node = node_of(request)
-    ctx = node.ctx
-    try:
-        database = ctx.find_role(DATABASE, ctx.config.contract_database)
-        answer = await ctx.messenger.request(database, "ask_statement", AskStatement(), timeout=PING_TIMEOUT)
-        statement = answer.body
-        if not isinstance(statement, AccountStatement):
-            raise PeerError("the contract database answered something else")
-    except NunetError as error:
-        return JSONResponse(_last_known(node, error))
-    return JSONResponse({**msgspec.to_builtins(statement), "contract_database": database, "live": True})
-
-
-def _last_known(node: Any, error: NunetError) -> dict[str, Any]:
-    rows = sorted(node.ctx.store.table("balances").all(), key=lambda row: str(row["at"]))
-    statements = [
-        {"at": row["at"], "kind": row["kind"], "amount": row["amount"], "contract_id": row["contract_id"]}
-        for row in node.ctx.store.table("statements").all()
-    ]
-    if not rows:
-        raise error
-    last = rows[-1]
-    return {
-        "did": node.identity.did, "balance": last["balance"], "in_escrow": None, "entries": statements,
-        "contract_database": last["id"], "live": False, "as_of": last["at"], "reason": error.message,
-    }  # fmt: skip
-
-
-async def deposit(request: Request) -> Response:
-    """Credit an account (operator of a contract database)."""
-    database, body = _database(request), await body_of(request, Deposit)
-    did = did_from_key(key_from_any(body.to))
-    micro = await database.deposit(did, units.parse_amount(body.amount))
-    return JSONResponse({"did": did, "balance": units.format_amount(micro)}, status_code=201)
-
-
-def _database(request: Request) -> ContractDatabase:
-    database = node_of(request).contract_database
-    if database is None:
-        raise StateError(
-            "this node is not a contract database", hint="start it with: nunet node run --role contract-database"
-        )
-    return database
-
-
-async def registry(request: Request) -> Response:
-    """Return everybody whom this contract database has admitted or revoked."""
-    return JSONResponse(_database(request).registry())
-
-
-async def approve(request: Request) -> Response:
-    """Admit a node."""
-    database, body = _database(request), await body_of(request, RegistryChange)
-    return JSONResponse(await database.approve(did_from_key(key_from_any(body.did)), body.note), status_code=201)
-
-
-async def revoke(request: Request) -> Response:
-    """Stop a node from closing new contracts."""
-    database, body = _database(request), await body_of(request, RegistryChange)
-    return JSONResponse(await database.revoke(did_from_key(key_from_any(body.did)), body.note))
-
-
-async def books(request: Request) -> Response:
-    """Return all accounts of this contract database and their sum, which is zero, and check its log."""
-    database, store = _database(request), node_of(request).ctx.store
-    rows = store.table("accounts").all()
-    try:
-        entries, intact = database.check_log(), True
-    except ContractError:
-        entries, intact = 0, False
-    accounts = {row["id"]: units.format_amount(row["balance"]) for row in rows}
-    total = units.format_amount(ledger.total(store))
-    return JSONResponse({"accounts": accounts, "total": total, "log_entries": entries, "log_intact": intact})
-
-
 ROUTES = [
     Route("/status", status),
     Route("/whoami", whoami),
@@ -268,10 +222,11 @@ ROUTES = [
     Route("/capability", show_capability),
     Route("/capability/onboard", onboard, methods=["POST"]),
     Route("/capability/offboard", offboard, methods=["POST"]),
+    Route("/preferences", show_preferences, methods=["GET"]),
+    Route("/preferences", set_preferences, methods=["POST"]),
+    Route("/indices", indices),
     Route("/bids", list_bids),
     Route("/bids/{bid}", show_bid),
-    Route("/contracts", list_contracts),
-    Route("/contracts/{contract}", show_contract),
     Route("/allocations", list_allocations),
     Route("/allocations/{allocation}", show_allocation),
     Route("/peers", list_peers, methods=["GET"]),
@@ -279,10 +234,4 @@ ROUTES = [
     Route("/peers/{peer}", show_peer, methods=["GET"]),
     Route("/peers/{peer}", remove_peer, methods=["DELETE"]),
     Route("/peers/{peer}/ping", ping_peer, methods=["POST"]),
-    Route("/accounts/balance", balance),
-    Route("/accounts/deposit", deposit, methods=["POST"]),
-    Route("/registry", registry),
-    Route("/registry/approve", approve, methods=["POST"]),
-    Route("/registry/revoke", revoke, methods=["POST"]),
-    Route("/registry/books", books),
 ]

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from nunet_cli.api import jobs, resources
+from nunet_cli.api import contracts, jobs, resources
 from nunet_cli.api.client import socket_path
 from nunet_cli.api.common import on_error
 from nunet_cli.config import Config
@@ -41,7 +41,7 @@ def make_app(node: Node) -> Starlette:
         return await on_error(request, UsageError(f"{request.method} {request.url.path}: {error.detail}"))
 
     app = Starlette(
-        routes=[*jobs.ROUTES, *resources.ROUTES],
+        routes=[*jobs.ROUTES, *contracts.ROUTES, *resources.ROUTES],
         exception_handlers={NunetError: on_error, HTTPException: on_http, Exception: on_error},
     )
     app.state.node = node

@@ -24,8 +24,16 @@ def job(row: dict[str, Any]) -> dict[str, Any]:
         "contract_id": row["contract_id"] or None, "allocation_id": row["allocation_id"] or None,
         "attempts": row["attempts"], "usage": row.get("usage"), "result": row.get("result"),
         "message": row.get("message"), "note": row.get("note"), "error": row["error"], "spec_cid": row["spec_cid"],
-        "next": NEXT_COMMAND.get(row["state"]),
+        "kind": row["kind"], "parent": row["parent"] or None, "waiting": row.get("waiting"),
+        "next_run": row.get("next_run"), "next": next_command(row),
     }  # fmt: skip
+
+
+def next_command(row: dict[str, Any]) -> str | None:
+    """Return the stage that comes next for a job, `run` for one that has no stages of its own, None at its end."""
+    if row["kind"] == "job":
+        return NEXT_COMMAND.get(row["state"])
+    return "run" if row["kind"] != "member" and row["state"] in ("posted", "running") else None
 
 
 def bid(row: dict[str, Any]) -> dict[str, Any]:
@@ -82,24 +90,37 @@ def capability(node: Node) -> dict[str, Any]:
 
 
 def explain(node: Node, row: dict[str, Any]) -> dict[str, Any]:
-    """Return, for each provider that answered the last bid request, what decided, and by how much it missed."""
+    """Return the table provider × constraint of the last bid request, and the smallest change that would help."""
+    import msgspec
     from tinydb import Query
+
+    from nunet_cli.jobs.job import Comparison
+    from nunet_cli.matching import explain as reasons
 
     bids = node.ctx.store.table("bids").search(Query().job_id == row["id"])
     last = [item for item in bids if item["bid_request_id"] == row.get("bid_request_id")]
-    answers = []
+    answers, declined, whole = [], [], []
     for item in last:
-        fields = (item.get("comparison") or {}).get("fields", [])
+        fields = msgspec.convert((item.get("comparison") or {}).get("fields", []), list[Comparison])
+        peer = item["bidder"]["peer_id"]
+        whole.append((peer, fields, item.get("reasons", [])))
+        if item["kind"] == "decline":
+            declined.append(whole[-1])
         answers.append(
             {
-                "peer": item["bidder"]["peer_id"], "verdict": item["verdict"], "reasons": item.get("reasons", []),
-                "missed": [field for field in fields if field["result"] in ("worse", "error")],
-                "fields": fields, "why": item.get("why"),
+                "peer": peer, "verdict": item["verdict"], "reasons": item.get("reasons", []),
+                "missed": [field for field in msgspec.to_builtins(fields) if field["result"] in ("worse", "error")],
+                "why": item.get("why"),
             }
         )  # fmt: skip
+    taken = any(item["kind"] == "bid" for item in last)
+    suggestion = None if taken else reasons.suggest(declined)
     return {
         "job_id": row["id"], "state": row["state"], "error": row["error"], "answers": answers,
-        "refusals": row.get("refusals", []),
+        "table": reasons.table(whole), "refusals": row.get("refusals", []), "waiting": row.get("waiting"),
+        "suggestion": {
+            **msgspec.to_builtins(suggestion), "text": reasons.sentence(suggestion),
+        } if suggestion is not None else None,
     }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from nunet_cli import __version__
-from nunet_cli.cli import account, configuration, job, node, peer, provider, records, registry
+from nunet_cli.cli import account, configuration, contract, job, node, peer, preferences, provider, records, registry
 from nunet_cli.cli.output import Format, OutputOption, dump, emit, fields
 from nunet_cli.cli.state import STATE, connect
 
@@ -99,9 +99,10 @@ def whoami(output: OutputOption = Format.table, quiet: Annotated[bool, typer.Opt
 app.add_typer(node.app, name="node")
 app.add_typer(job.app, name="job")
 app.add_typer(records.bids, name="bids")
-app.add_typer(records.contracts, name="contract")
+app.add_typer(contract.app, name="contract")
 app.add_typer(records.allocations, name="allocation")
 app.add_typer(provider.capability, name="capability")
+app.add_typer(preferences.app, name="preferences")
 app.add_typer(peer.app, name="peer")
 app.add_typer(account.app, name="account")
 app.add_typer(registry.app, name="registry")

@@ -13,6 +13,7 @@ from nunet_cli.cli.output import (
     Format,
     OutputOption,
     QuietOption,
+    clean,
     dump,
     emit,
     emit_list,
@@ -35,6 +36,7 @@ SpecArgument = Annotated[
 ]
 PushOption = Annotated[str, typer.Option("--push", help="Ask this provider alone.", metavar="PEER")]
 PullOption = Annotated[bool, typer.Option("--pull", help="Ask the network, whatever the configuration says.")]
+TopicOption = Annotated[str, typer.Option("--topic", help="Ask the subscribers of a topic.", metavar="/TOPIC")]
 FolderOption = Annotated[Path | None, typer.Option("--output-dir", help="Where to write the outputs.", metavar="DIR")]
 
 
@@ -63,19 +65,24 @@ def _check(posting: dict[str, Any]) -> None:
 
 @app.command("post")
 def post(
-    spec: SpecArgument, push: PushOption = "", pull: PullOption = False, output: OutputOption = Format.table,
-    quiet: QuietOption = False,
+    spec: SpecArgument, push: PushOption = "", pull: PullOption = False, topic: TopicOption = "",
+    output: OutputOption = Format.table, quiet: QuietOption = False,
 ) -> None:  # fmt: skip
     """Keep a job and print its id; nothing is asked of the network yet."""
     posting = _read(spec)
     _check(posting)
     with connect() as client:
-        row = client.post("/orchestrator/postJob", {**posting, "push": push, "pull": pull, "orchestrate": False})
+        row = client.post(
+            "/orchestrator/postJob", {**posting, "push": push, "pull": pull, "topic": topic, "orchestrate": False}
+        )
 
     def render() -> None:
         typer.echo(row["id"])
         if sys.stderr.isatty():
-            note(f"next: nunet job match {row['id']}   (or all stages: nunet job run --job {row['id']})")
+            if row["next"] == "run":
+                note(f"next: nunet job run --job {row['id']}")
+            else:
+                note(f"next: nunet job match {row['id']}   (or all stages: nunet job run --job {row['id']})")
 
     emit(row, output, render, quiet=quiet)
 
@@ -86,6 +93,7 @@ def run(
     job: Annotated[str, typer.Option("--job", help="Go on with a posted job instead.", metavar="JOB")] = "",
     push: PushOption = "",
     pull: PullOption = False,
+    topic: TopicOption = "",
     local: Annotated[
         bool, typer.Option("--local", help="Run provider, contract database and oracle here, on loopback.")
     ] = False,
@@ -102,7 +110,9 @@ def run(
     embedded = is_embedded()
     with connect(local=local) as client:
         if posting:
-            row = client.post("/orchestrator/postJob", {**posting, "push": push, "pull": pull, "orchestrate": True})
+            row = client.post(
+                "/orchestrator/postJob", {**posting, "push": push, "pull": pull, "topic": topic, "orchestrate": True}
+            )
         else:
             row = client.get(f"/jobs/{job}")
             if row["next"] is not None:
@@ -123,7 +133,7 @@ def _follow(
         _interrupted(client, row, embedded=embedded)
     job = client.get(f"/jobs/{row['id']}")
     files: dict[str, Any] = {"folder": None, "files": []}
-    if job["result"] is not None and job["result"]["state"] != "cancelled":
+    if (job["result"] is not None and job["result"]["state"] != "cancelled") or (job["children"] and not job["error"]):
         target = (folder or Path("nunet-results") / job["id"]).absolute()
         files = client.post(f"/jobs/{job['id']}/outputs", {"folder": str(target)})
     if plain:
@@ -171,7 +181,7 @@ def _stage(job: str, stage: str, output: Format, quiet: bool, body: dict[str, An
     def render() -> None:
         typer.echo(f"{row['id']}  {row['state']}")
         if row["next"] and sys.stderr.isatty():
-            note(f"next: nunet job {row['next']} {row['id']}")
+            note(f"next: {_next(row)}")
 
     emit(row, output, render, quiet=quiet)
     if row["error"] is not None and row["state"] == "failed":
@@ -248,11 +258,24 @@ def show(job: JobArgument, output: OutputOption = Format.table, quiet: QuietOpti
                 "bid": row["bid_id"], "contract": row["contract_id"], "allocation": row["allocation_id"],
                 "exit code": result.get("exit_code"), "outputs": [item["name"] for item in result.get("outputs", [])],
                 "message": row["message"], "note": row["note"], "error": error.get("message"),
-                "next": f"nunet job {row['next']} {row['id']}" if row["next"] else None,
+                "waiting": _waiting(row["waiting"]), "next run": row["next_run"], "parent": row["parent"],
+                "next": _next(row),
             }
         )  # fmt: skip
+        for child in row["children"]:
+            typer.echo(f"  {child['name']:<24} {child['state']:<12} {child['id']}")
 
     emit(row, output, render, quiet=quiet)
+
+
+def _waiting(waiting: dict[str, Any] | None) -> str | None:
+    return f"{waiting['for']}; next try at {waiting['next_try'][11:19]} UTC" if waiting else None
+
+
+def _next(row: dict[str, Any]) -> str | None:
+    if row["next"] is None:
+        return None
+    return f"nunet job run --job {row['id']}" if row["next"] == "run" else f"nunet job {row['next']} {row['id']}"
 
 
 @app.command("logs")
@@ -304,33 +327,37 @@ def cancel(job: JobArgument, output: OutputOption = Format.table, quiet: QuietOp
 
 
 @app.command("explain")
-def explain(job: JobArgument, output: OutputOption = Format.table) -> None:
-    """Say, provider by provider, why a job was taken or not, and by how much each missed."""
+def explain(
+    job: JobArgument,
+    whole: Annotated[bool, typer.Option("--all", "-a", help="Also what was fulfilled.")] = False,
+    output: OutputOption = Format.table,
+) -> None:
+    """Say, provider by provider, why a job was taken or not, by how much each missed, and what would have helped."""
     with connect(read_only=True) as client:
         document = client.get(f"/jobs/{job}/explain")
     if output is not Format.table:
         dump(document, output)
         return
     typer.echo(f"job {document['job_id']} is {document['state']}")
+    if document["waiting"]:
+        typer.echo(clean(f"waiting: {_waiting(document['waiting'])}"))
     if document["error"]:
-        typer.echo(f"reason: {document['error']['message']}")
-    rows = []
-    for answer in document["answers"]:
-        peer = short(answer["peer"])
-        missed = [
-            [peer, item["field"], item["required"], item["available"], item["margin"]] for item in answer["missed"]
-        ]
-        others = [text for text in answer["reasons"] if text.split(":")[0] not in {item[1] for item in missed}]
-        rows += missed
-        rows += [[peer, text.partition(": ")[0], "", text.partition(": ")[2] or text, ""] for text in others]
-        if not missed and not others:
-            rows.append([peer, answer["verdict"], "", answer["why"] or "", ""])
-    for refusal in document["refusals"]:
-        rows.append([short(refusal["peer"]), "declined later", "", refusal["reason"], ""])
+        typer.echo(clean(f"reason: {document['error']['message']}"))
+    rows = [
+        [short(row["peer"]), row["constraint"], row["required"], row["available"], row["margin"], row["reason"]]
+        for row in document["table"]
+        if whole or row["result"] in ("worse", "error")
+    ]
+    quiet_ones = [answer for answer in document["answers"] if not answer["missed"] and not answer["reasons"]]
+    rows += [[short(answer["peer"]), answer["verdict"], "", "", "", answer["why"] or ""] for answer in quiet_ones]
+    rows += [[short(item["peer"]), "declined later", "", "", "", item["reason"]] for item in document["refusals"]]
     if rows:
-        table(rows, ["peer", "constraint", "required", "available", "margin"])
+        table(rows, ["peer", "constraint", "required", "available", "margin", "reason"])
     else:
         note("nobody has answered yet; see: nunet peer list")
+    if document["suggestion"]:
+        peer = short(document["suggestion"]["peer"])
+        typer.echo(clean(f"the smallest change that would have got a bid ({peer}): {document['suggestion']['text']}"))
 
 
 @app.command("events")

@@ -163,3 +163,25 @@ def logs(
                 typer.echo(line, nl=False)
             else:
                 time.sleep(0.2)
+
+
+@app.command("indices")
+def indices(output: OutputOption = Format.table) -> None:
+    """Show the node's indices of activity, and prove that the event log alone gives the same."""
+    from nunet_cli.cli.output import fields
+    from nunet_cli.cli.state import connect
+
+    with connect(read_only=True) as client:
+        found = client.get("/indices")
+    if output is Format.table:
+        fields({name.replace("_", " "): count for name, count in found["sizes"].items()})
+        note("the event log gives the same" if not found["differences"] else "the event log gives something else")
+    else:
+        dump(found, output)
+    if found["differences"]:
+        first = found["differences"][0]
+        raise NodeError(
+            f"{len(found['differences'])} entries differ, the first: {first['index']} {first['id']}:"
+            f" {first['tables']} in the tables, {first['events']} by the events",
+            code="indices_differ",
+        )

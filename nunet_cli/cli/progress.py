@@ -14,7 +14,7 @@ from nunet_cli.errors import NodeError, NunetError
 if TYPE_CHECKING:
     from rich.status import Status
 
-ENDS = {"job_settled", "job_failed", "job_cancelled", "job_expired", "job_disputed", "job_stuck"}
+ENDS = {"job_settled", "job_failed", "job_cancelled", "job_expired", "job_disputed", "job_resolved", "job_stuck"}
 WAITING = {
     "job_posted": "looking for providers", "job_matching": "waiting for bids", "job_matched": "asking for a lock",
     "job_requested": "closing the contract", "job_contracted": "sending the invocation",
@@ -55,7 +55,7 @@ class Follower:
                 for event in self._client.events(f"/jobs/{self._job_id}/events", follow=1, after=after):
                     failures, after = 0, event["seq"]
                     self._show(event)
-                    if event["type"] in ENDS:
+                    if event["type"] in ENDS and not event.get("child"):
                         return event
             except NodeError:
                 failures += 1
@@ -74,7 +74,8 @@ class Follower:
         line = describe(event)
         if line and not self._quiet:
             stage, text = line
-            self._say(f"{stage:<9} {text}")
+            child = f"{event['child']}: " if event.get("child") else ""
+            self._say(f"{stage:<9} {child}{text}")
         if self._status is not None and event["type"] in WAITING:
             self._status.update(WAITING[event["type"]])
 
@@ -93,6 +94,18 @@ def describe(event: dict[str, Any]) -> tuple[str, str] | None:
         return "match", f"{short(data['bidder'])} declines: {'; '.join(data['reasons'])}"
     if kind == "bid_silent":
         return "match", f"{short(data['bidder'])} does not answer"
+    if kind == "job_waiting":
+        return "match", f"waiting: {data['reason']}; next try at {data['next_try'][11:19]} UTC"
+    if kind == "job_scheduled":
+        return "post", f"runs next at {data['next_run'][:19]}"
+    if kind == "job_released" and data["after"]:
+        return "post", f"goes on after {', '.join(data['after'])}"
+    if kind in ("job_settled", "job_failed") and ("children" in data or "child" in data or "replicas" in data):
+        return "settle", _group_end(kind, data)
+    if kind == "job_disputed":
+        return "settle", f"disputed: {data.get('message') or data.get('reason', '')}"
+    if "pod" in data:
+        return None
     if kind == "job_matched":
         return "match", _matched(data)
     if kind == "job_request_declined":
@@ -121,6 +134,14 @@ def describe(event: dict[str, Any]) -> tuple[str, str] | None:
     if kind == "job_cancelled":
         return "cancel", data.get("note") or "cancelled"
     return None
+
+
+def _group_end(kind: str, data: dict[str, Any]) -> str:
+    if kind == "job_failed":
+        return f"failed: {data['child']}: {data['message']}"
+    if "replicas" in data:
+        return f"{data['agreed']} of {data['replicas']} providers agree: {data['paid']} NTX paid"
+    return f"all {data['children']} children settled: {data['paid']} NTX paid"
 
 
 def _matched(data: dict[str, Any]) -> str:

@@ -29,6 +29,16 @@ def onboard(
     locality: Annotated[
         list[str] | None, typer.Option("--locality", help="Where the machine is: KIND=NAME.", metavar="KIND=NAME")
     ] = None,
+    storage: Annotated[
+        list[str] | None, typer.Option("--storage", help="Storage of a kind: ssd=100GiB.", metavar="TYPE=SIZE")
+    ] = None,
+    port: Annotated[list[int] | None, typer.Option("--port", help="An open port.", metavar="PORT")] = None,
+    bandwidth: Annotated[str | None, typer.Option("--bandwidth", help="For example 100Mbit.")] = None,
+    vpn: Annotated[bool, typer.Option("--vpn", help="The machine is in a VPN.")] = False,
+    kyc: Annotated[
+        list[str] | None,
+        typer.Option("--kyc", help="Who has verified this node, for jobs that ask for it.", metavar="NAME"),
+    ] = None,
     process: Annotated[
         str, typer.Option("--process", help="Other people's commands: off, sandboxed or unsandboxed.", metavar="MODE")
     ] = "",
@@ -46,7 +56,8 @@ def onboard(
 
     options = OnboardOptions(
         cpu=cpu, memory=memory, disk=disk, gpu=gpu, price=price, max_share=max_share, max_duration=max_duration,
-        localities=tuple(locality or ()),
+        localities=tuple(locality or ()), storage=tuple(storage or ()), ports=tuple(port or ()), bandwidth=bandwidth,
+        vpn=vpn, kycs=tuple(kyc or ()),
     )  # fmt: skip
     _, _, machine = plan_onboarding(STATE.folder, options)
     if process:

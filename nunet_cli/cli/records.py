@@ -1,4 +1,4 @@
-"""`nunet bids`, `nunet contract` and `nunet allocation`: looking at records."""
+"""`nunet bids` and `nunet allocation`: looking at records."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from nunet_cli.cli.output import Format, OutputOption, QuietOption, emit, emit_l
 from nunet_cli.cli.state import connect
 
 bids = typer.Typer(help="Bids that were received or made.", no_args_is_help=True)
-contracts = typer.Typer(help="Contracts of this node.", no_args_is_help=True)
 allocations = typer.Typer(help="Jobs that ran on this machine.", no_args_is_help=True)
 
 
@@ -57,43 +56,6 @@ def show_bid(bid: Annotated[str, _id("bid")], output: OutputOption = Format.tabl
         for item in (row["comparison"] or {}).get("fields", []):
             margin = f" ({item['margin']})" if item["margin"] else ""
             typer.echo(f"  {item['field']}: {item['result']}: {item['available']} for {item['required']}{margin}")
-
-    emit(row, output, render)
-
-
-@contracts.command("list")
-def list_contracts(output: OutputOption = Format.table, quiet: QuietOption = False) -> None:
-    """List this node's contracts."""
-    with connect(read_only=True) as client:
-        rows = client.get("/contracts")
-    columns = {
-        "contract": lambda row: row["id"],
-        "job": lambda row: short(row["job_id"]),
-        "as": lambda row: row["role"],
-        "with": lambda row: short(row["provider_peer"] if row["role"] == "requester" else row["requester_peer"]),
-        "deposit": lambda row: f"{row['deposit']} NTX",
-        "state": lambda row: row["state"],
-        "message": lambda row: row["message"],
-    }
-    emit_list(rows, columns, output, quiet=quiet, empty="no contracts yet")
-
-
-@contracts.command("show")
-def show_contract(
-    contract: Annotated[str, _id("contract")],
-    check: Annotated[bool, typer.Option("--check", help="Ask the contract database for its state, too.")] = False,
-    output: OutputOption = Format.table,
-) -> None:
-    """Show a contract with its signed documents."""
-    with connect(read_only=not check) as client:
-        row = client.get(f"/contracts/{contract}", check="1" if check else None)
-
-    def render() -> None:
-        fields({name: value for name, value in row.items() if name not in ("documents", "recorded_state")})
-        fields({"recorded state": row.get("recorded_state")})
-        for name, document in row["documents"].items():
-            for entry in (document or {}).get("signatures", []):
-                typer.echo(f"{name}: signed by {entry['role']} {entry['did']}")
 
     emit(row, output, render)
 

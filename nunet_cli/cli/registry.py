@@ -34,6 +34,24 @@ def approve(did: DidArgument, note: NoteOption = "", output: OutputOption = Form
     emit(row, output, lambda: typer.echo(f"{row['id']}  {row['status']}"))
 
 
+@app.command("audit")
+def audit(output: OutputOption = Format.table) -> None:
+    """Check the books: every account, their sum (which is zero), and the whole hash-chained log."""
+    from nunet_cli.cli.output import fields
+    from nunet_cli.errors import ContractError
+
+    with connect() as client:
+        row = client.get("/registry/books")
+
+    def render() -> None:
+        fields({**row["accounts"], "sum": f"{row['total']} NTX", "log": f"{row['log_entries']} entries",
+                "log intact": row["log_intact"], "problem": row["log_problem"]})  # fmt: skip
+
+    emit(row, output, render)
+    if row["total"] != "0" or not row["log_intact"]:
+        raise ContractError(row["log_problem"] or f"the accounts sum up to {row['total']} NTX", code="books_wrong")
+
+
 @app.command("revoke")
 def revoke(did: DidArgument, note: NoteOption = "", output: OutputOption = Format.table) -> None:
     """Stop a node from closing new contracts."""

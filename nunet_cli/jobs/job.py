@@ -25,7 +25,11 @@ class NodeID(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Comparison(Struct, forbid_unknown_fields=True, frozen=True):
-    """One field of a capability compared: what was required, what was there, and by how much it missed."""
+    """One field of a capability compared: what was required, what was there, and by how much it missed.
+
+    The texts are for people; of a number that fell short, `needed` and `would_do` are what was asked and what there
+    was, as a specification writes them.
+    """
 
     field: Name
     result: Literal["equal", "better", "worse", "error"]
@@ -33,6 +37,8 @@ class Comparison(Struct, forbid_unknown_fields=True, frozen=True):
     available: Text = ""
     margin: Text = ""
     reason: Text = ""
+    needed: Annotated[str, Meta(max_length=40)] = ""
+    would_do: Annotated[str, Meta(max_length=40)] = ""
 
 
 class CapabilityComparison(Struct, forbid_unknown_fields=True, frozen=True):

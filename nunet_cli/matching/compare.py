@@ -52,7 +52,13 @@ def _amount(field: str, wanted: float, there: float, write: Callable[[float], st
     if there > wanted:
         return Comparison(field, "better", write(wanted), write(there), "+" + write(there - wanted))
     margin = write(wanted - there)
-    return Comparison(field, "worse", write(wanted), write(there), "-" + margin, f"{margin} short")
+    return Comparison(
+        field, "worse", write(wanted), write(there), "-" + margin, f"{margin} short", _exact(wanted), _exact(there)
+    )
+
+
+def _exact(value: float) -> str:
+    return str(int(value)) if value == int(value) else f"{value:.6g}"
 
 
 def _number(value: float) -> str:
@@ -215,7 +221,8 @@ def _price(required: Capability, available: Capability) -> list[Comparison]:
     asked, had = f"at most {required.price.amount} NTX", f"{available.price.amount} NTX"
     margin = units.format_amount(abs(limit - cost)) + " NTX"
     if cost > limit:
-        return [Comparison("price", "worse", asked, had, "-" + margin, f"{margin} above the limit")]
+        needed, would_do = required.price.amount, available.price.amount
+        return [Comparison("price", "worse", asked, had, "-" + margin, f"{margin} above the limit", needed, would_do)]
     return [
         Comparison("price", "better" if cost < limit else "equal", asked, had, "+" + margin if cost < limit else "")
     ]

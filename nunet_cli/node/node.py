@@ -22,6 +22,7 @@ from nunet_cli.executor.docker import DockerExecutor
 from nunet_cli.executor.null import NullExecutor
 from nunet_cli.executor.process import ProcessExecutor
 from nunet_cli.jobs.capability import Capability, Resources
+from nunet_cli.jobs.job import CapabilityComparator
 from nunet_cli.jobs.states import ALLOCATION_ENDS, JOB_ENDS
 from nunet_cli.network.blobs import Blobs
 from nunet_cli.network.discovery import Discovery
@@ -32,7 +33,7 @@ from nunet_cli.network.peers import Address, Peer, Peers, parse_peer
 from nunet_cli.network.relay import Relay
 from nunet_cli.network.topics import BIDS, Topics
 from nunet_cli.network.transport import TcpTransport
-from nunet_cli.node.benchmark import Benchmark
+from nunet_cli.node.benchmark import Benchmark, run_benchmark
 from nunet_cli.node.capability import CapabilityAccounting
 from nunet_cli.node.monitor import Monitor
 from nunet_cli.node.onboarding import OnboardOptions, plan_onboarding
@@ -49,7 +50,9 @@ from nunet_cli.orchestrator import (
     request,
     settle,
 )
+from nunet_cli.orchestrator.allocation import AllocationActor
 from nunet_cli.orchestrator.context import Context
+from nunet_cli.orchestrator.messages import AllocationStartSuccess, Invocation
 from nunet_cli.orchestrator.reexecute import reexecute
 from nunet_cli.tokenomics.contract_database import ContractDatabase
 from nunet_cli.tokenomics.oracle import Oracle
@@ -59,6 +62,13 @@ log = logging.getLogger("nunet.node")
 PROBE_INTERVAL = 30.0
 HOUSEKEEPING_INTERVAL = 2.0
 ROLES = ("contract-database", "oracle")
+
+
+class Edge(msgspec.Struct, frozen=True):
+    """An edge of the graph of nodes (second seed: `Vertex`): a peer, and the round-trip time to it in seconds."""
+
+    did: str
+    rtt: float | None
 
 
 class Node:
@@ -231,13 +241,107 @@ class Node:
             for actor in running:
                 await actor.ended.wait()
 
+    # -- the interface of the second seed ----------------------------------------------------------------------------
+
     def get_allocation(self, allocation_id: str) -> dict[str, Any]:
-        """Return an allocation of this node's by id or unambiguous prefix."""
+        """Return an allocation of this node's by id or unambiguous prefix; every one that ever was is kept."""
         return self.ctx.store.resolve("allocations", allocation_id, what="allocation")
 
-    def check_allocation_status(self, allocation_id: str) -> str:
-        """Return the state of an allocation."""
-        return str(self.get_allocation(allocation_id)["state"])
+    async def check_allocation_status(self, allocation_id: str) -> dict[str, Any]:
+        """Return the state of an allocation, and what it has used: of one that runs, as it says itself."""
+        row = self.get_allocation(allocation_id)
+        usage = await self.route_to_allocation(row["id"], "status")
+        return {"state": row["state"], "usage": msgspec.to_builtins(usage) if usage is not None else row["usage"]}
+
+    async def route_to_allocation(self, allocation_id: str, type_: str) -> Any:
+        """Put a message into the mailbox of an allocation that runs here, and return its answer; None if none does."""
+        actor: AllocationActor | None = self.ctx.running.get(allocation_id)
+        if actor is None:
+            return None
+        with trio.move_on_after(self.ctx.config.limits.answer_timeout), contextlib.suppress(trio.BrokenResourceError):
+            return await actor.send_message(type_)
+        return None
+
+    async def benchmark_capability(self) -> Benchmark:
+        """Measure this machine; takes about two seconds."""
+        return await self.ctx.blocking(run_benchmark, self.ctx.home)
+
+    def get_registered_capability(self) -> Capability:
+        """Return what was registered at onboarding."""
+        return self.accounting.get_registered_capability()
+
+    async def set_registered_capability(self, capability: Capability, benchmark: Benchmark | None = None) -> None:
+        """Keep what this node offers, and tell the peers."""
+        await self.accounting.set_registered_capability(capability, benchmark)
+        await self._announce()
+
+    def get_available_capability(self) -> Capability:
+        """Return registered minus allocated minus locked capability."""
+        return self.accounting.get_available_capability()
+
+    async def set_available_capability(self) -> Capability:
+        """Work out again what is available, from what is registered, allocated and locked."""
+        return await self.accounting.set_available_capability()
+
+    async def lock_capability(self, job_id: str, resources: Resources, seconds: int) -> str:
+        """Reserve resources for a job; return the lock's id."""
+        return await self.accounting.lock_capability(job_id, resources, seconds)
+
+    def get_locked_capabilities(self) -> list[dict[str, Any]]:
+        """Return the locks that hold."""
+        return self.accounting.get_locked_capabilities()
+
+    async def set_preferences(self, comparator: CapabilityComparator) -> None:
+        """Keep this node's preferences."""
+        await self.accounting.set_preferences(comparator)
+
+    def get_preferences(self) -> CapabilityComparator:
+        """Return this node's preferences."""
+        return self.accounting.get_preferences()
+
+    def get_registered_bids(self, bid_request_id: str) -> list[dict[str, Any]]:
+        """Return the bids received for a request, best first."""
+        return match.get_registered_bids(self.ctx, bid_request_id)
+
+    async def start_allocation(self, invocation: Invocation, sender: str) -> AllocationStartSuccess:
+        """Make and start the allocation that an invocation orders; the same one however often it comes."""
+        return await invoke.start_allocation(self.ctx, invocation, sender)
+
+    # -- the actor -----------------------------------------------------------------------------------------------------
+
+    @property
+    def mailbox(self) -> Messenger:
+        """What brings this node's messages, checked, and triggers the behaviour for each."""
+        return self.ctx.messenger
+
+    async def send_message(self, to: str, type_: str, body: msgspec.Struct, *, lifetime: float = 300) -> None:
+        """Send a message durably: it is repeated until it is acknowledged or expires."""
+        await self.ctx.messenger.post(to, type_, body, lifetime=lifetime)
+
+    async def trigger_behavior(self, type_: str, body: msgspec.Struct) -> Any:
+        """Do what a message of this node to itself would, and return the answer's body."""
+        timeout = self.ctx.config.limits.answer_timeout
+        return (await self.ctx.messenger.request(self.identity.did, type_, body, timeout=timeout)).body
+
+    async def subscribe(self, topic: str) -> None:
+        """Subscribe to a topic, and tell the peers."""
+        await self.ctx.topics.set(roles=self.ctx.topics.roles, topics=self.ctx.topics.subscribed | {topic})
+
+    async def unsubscribe(self, topic: str) -> None:
+        """End a subscription, and tell the peers."""
+        await self.ctx.topics.set(roles=self.ctx.topics.roles, topics=self.ctx.topics.subscribed - {topic})
+
+    def get_subscribed_topics(self) -> list[str]:
+        """Return the topics that this node subscribes to."""
+        return sorted(self.ctx.topics.subscribed)
+
+    def get_known_topics(self) -> list[str]:
+        """Return the topics that this node or a peer subscribes to."""
+        return sorted({topic for peer in self.ctx.peers for topic in peer.topics} | self.ctx.topics.subscribed)
+
+    def get_edges(self) -> list[Edge]:
+        """Return this node's edges in the graph of nodes: its connected peers with the measured round-trip time."""
+        return [Edge(peer.did, peer.rtt) for peer in self.ctx.transport.connected()]
 
     # -- peers -------------------------------------------------------------------------------------------------------
 
@@ -279,6 +383,7 @@ class Node:
             },
             "balances": [dict(row) for row in store.table("balances").all()],
             "rejections": dict(self.ctx.transport.rejections),
+            "machine": self.accounting.machine(),
         }
 
 

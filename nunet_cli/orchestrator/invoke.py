@@ -115,19 +115,28 @@ def register(ctx: Context) -> None:
 
 
 async def _on_invocation(ctx: Context, message: Incoming) -> Answer:
-    body: Invocation = message.body
-    document = body.contract
+    return "allocation_start_success", await start_allocation(ctx, message.body, message.sender)
+
+
+async def start_allocation(ctx: Context, invocation: Invocation, sender: str) -> AllocationStartSuccess:
+    """Make and start the allocation that an invocation orders (second seed: `startAllocation`).
+
+    Raises:
+        ContractError: there is no such contract with the sender, or it is over.
+        NunetError: the allocation cannot be made; code `allocation_error`.
+    """
+    document = invocation.contract
     row = ctx.store.find("contracts", document.cid)
-    if row is None or row["role"] != "provider" or row["requester"] != message.sender:
+    if row is None or row["role"] != "provider" or row["requester"] != sender:
         raise ContractError("there is no contract with you for this invocation", code="no_contract")
     known = _allocation_of(ctx, row["id"])
     if known is None and row["result"] is not None:
         raise ContractError("the contract was called off", code="called_off")
     if known is None:
-        _check_invocation(body, document)
-        known = await create_allocation(ctx, body, row)
+        _check_invocation(invocation, document)
+        known = await create_allocation(ctx, invocation, row)
         ctx.nursery.start_soon(run_allocation, ctx, known["id"])
-    return "allocation_start_success", AllocationStartSuccess(row["id"], known["id"], known["state"])
+    return AllocationStartSuccess(row["id"], known["id"], known["state"])
 
 
 def _allocation_of(ctx: Context, contract_id: str) -> dict[str, Any] | None:

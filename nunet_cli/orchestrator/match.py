@@ -134,6 +134,7 @@ async def _new_bid_request(ctx: Context, job: dict[str, Any], spec: JobSpec) -> 
     def change(t: Transaction) -> None:
         t.put("bid_requests", {**plain(request), "direction": "sent", "at": units.utc_now()})
         event = {"bid_request_id": request.id}
+        t.save_event(job["id"], "bid_request_sent", **event)
         advance(t, job["id"], "matching", event, bid_request_id=request.id, error=None, waiting=None)
 
     await ctx.store.change(change)

@@ -1,0 +1,211 @@
+"""Routes for contracts and money: contracts, disputes, evidence, accounts, the registry of a contract database."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from nunet_cli import units
+from nunet_cli.api import views
+from nunet_cli.api.common import body_of, node_of
+from nunet_cli.errors import ContractError, NunetError, PeerError, StateError
+from nunet_cli.network.documents import Document
+from nunet_cli.network.identity import did_from_key, key_from_any
+from nunet_cli.orchestrator import disputes
+from nunet_cli.orchestrator.contract import check_contract
+from nunet_cli.orchestrator.settle import verify_job
+from nunet_cli.tokenomics import ledger
+from nunet_cli.tokenomics.contract import DATABASE, AccountStatement, AskStatement, Receipt
+from nunet_cli.tokenomics.contract_database import ContractDatabase
+from nunet_cli.tokenomics.evidence import export_bundle
+
+STATEMENT_TIMEOUT = 5.0
+
+
+class NewEvidence(Struct, forbid_unknown_fields=True):
+    """What to say in a dispute; with `reexecute` the oracle is asked to run the job, and its verdict is added."""
+
+    text: Annotated[str, Meta(max_length=4000)] = ""
+    reexecute: bool = False
+
+
+class Resolution(Struct, forbid_unknown_fields=True):
+    """How the operator ends a dispute; `share` is the provider's part of the deposit, 0 to 1."""
+
+    decision: Literal["pay", "split", "refund"]
+    share: Annotated[str, Meta(max_length=20)] = "0.5"
+
+
+class RegistryChange(Struct, forbid_unknown_fields=True):
+    """Whom to approve or revoke, and why."""
+
+    did: Annotated[str, Meta(max_length=200)]
+    note: Annotated[str, Meta(max_length=400)] = ""
+
+
+class Deposit(Struct, forbid_unknown_fields=True):
+    """Whom to credit with how much, in NTX."""
+
+    to: Annotated[str, Meta(max_length=200)]
+    amount: Annotated[str, Meta(max_length=40)]
+
+
+async def list_contracts(request: Request) -> Response:
+    """Return this node's contracts, oldest first."""
+    rows = node_of(request).ctx.store.table("contracts").all()
+    rows.sort(key=lambda row: row["created_at"])
+    return JSONResponse([views.contract(row) for row in rows])
+
+
+async def show_contract(request: Request) -> Response:
+    """Return one contract with its documents; with `check=1` the contract database's own state of it as well."""
+    node = node_of(request)
+    row = node.ctx.store.resolve("contracts", request.path_params["contract"], what="contract")
+    view = views.contract(row, whole=True)
+    if request.query_params.get("check") == "1":
+        view["recorded_state"] = (await check_contract(node.ctx, row["id"])).state
+        if row["state"] in ("disputed", "settled", "refunded") and row.get("dispute"):
+            view["dispute"] = msgspec.to_builtins(await disputes.ask(node.ctx, row["id"]))
+    return JSONResponse(view)
+
+
+async def dispute_contract(request: Request) -> Response:
+    """Open a dispute about a contract, or add evidence to it."""
+    node, body = node_of(request), await body_of(request, NewEvidence)
+    row = node.ctx.store.resolve("contracts", request.path_params["contract"], what="contract")
+    documents: tuple[Document, ...] = ()
+    if body.reexecute:
+        if not row["result"]:
+            raise StateError("there is no result yet that could be compared")
+        verdict = await verify_job(node.ctx, row, reexecute=True)
+        documents = (verdict,) if verdict is not None else ()
+    dispute = await disputes.add(node.ctx, row["id"], body.text, documents=documents, with_result=True)
+    return JSONResponse(msgspec.to_builtins(dispute), status_code=201)
+
+
+async def export_contract(request: Request) -> Response:
+    """Return the evidence bundle of a contract, as its file holds it."""
+    node = node_of(request)
+    row = node.ctx.store.resolve("contracts", request.path_params["contract"], what="contract")
+    if not row["spec"]:
+        raise StateError(f"contract {row['id']} is {row['state']}: the job itself is not here yet")
+    return Response(export_bundle(row, node.ctx.store.find("bids", row["bid_id"])), media_type="application/json")
+
+
+async def list_disputes(request: Request) -> Response:
+    """Return the disputes that this contract database has, open ones first (operator)."""
+    _database(request)
+    rows = node_of(request).ctx.store.table("disputes").all()
+    rows.sort(key=lambda row: (bool(row["decision"]), row["opened_at"]))
+    return JSONResponse([dict(row) for row in rows])
+
+
+async def resolve_contract(request: Request) -> Response:
+    """End a dispute (operator of a contract database); return the receipt."""
+    database, body = _database(request), await body_of(request, Resolution)
+    receipt = await database.resolve(request.path_params["contract"], body.decision, body.share)
+    return JSONResponse(msgspec.to_builtins(receipt.read(Receipt)))
+
+
+async def balance(request: Request) -> Response:
+    """Return this node's account at the contract database, or what it last said when it does not answer."""
+    node = node_of(request)
+    ctx = node.ctx
+    try:
+        database = ctx.find_role(DATABASE, ctx.config.contract_database)
+        answer = await ctx.messenger.request(database, "ask_statement", AskStatement(), timeout=STATEMENT_TIMEOUT)
+        statement = answer.body
+        if not isinstance(statement, AccountStatement):
+            raise PeerError("the contract database answered something else")
+    except NunetError as error:
+        return JSONResponse(_last_known(node, error))
+    return JSONResponse({**msgspec.to_builtins(statement), "contract_database": database, "live": True})
+
+
+def _last_known(node: Any, error: NunetError) -> dict[str, Any]:
+    rows = sorted(node.ctx.store.table("balances").all(), key=lambda row: str(row["at"]))
+    statements = [
+        {"at": row["at"], "kind": row["kind"], "amount": row["amount"], "contract_id": row["contract_id"]}
+        for row in node.ctx.store.table("statements").all()
+    ]
+    if not rows:
+        raise error
+    last = rows[-1]
+    return {
+        "did": node.identity.did, "balance": last["balance"], "in_escrow": None, "entries": statements,
+        "contract_database": last["id"], "live": False, "as_of": last["at"], "reason": error.message,
+    }  # fmt: skip
+
+
+async def deposit(request: Request) -> Response:
+    """Credit an account (operator of a contract database)."""
+    database, body = _database(request), await body_of(request, Deposit)
+    did = did_from_key(key_from_any(body.to))
+    micro = await database.deposit(did, units.parse_amount(body.amount))
+    return JSONResponse({"did": did, "balance": units.format_amount(micro)}, status_code=201)
+
+
+def _database(request: Request) -> ContractDatabase:
+    database = node_of(request).contract_database
+    if database is None:
+        raise StateError(
+            "this node is not a contract database", hint="start it with: nunet node run --role contract-database"
+        )
+    return database
+
+
+async def registry(request: Request) -> Response:
+    """Return everybody whom this contract database has admitted or revoked."""
+    return JSONResponse(_database(request).registry())
+
+
+async def approve(request: Request) -> Response:
+    """Admit a node."""
+    database, body = _database(request), await body_of(request, RegistryChange)
+    return JSONResponse(await database.approve(did_from_key(key_from_any(body.did)), body.note), status_code=201)
+
+
+async def revoke(request: Request) -> Response:
+    """Stop a node from closing new contracts."""
+    database, body = _database(request), await body_of(request, RegistryChange)
+    return JSONResponse(await database.revoke(did_from_key(key_from_any(body.did)), body.note))
+
+
+async def books(request: Request) -> Response:
+    """Return all accounts of this contract database and their sum, which is zero, and check its log."""
+    database, store = _database(request), node_of(request).ctx.store
+    rows = store.table("accounts").all()
+    entries, problem = len(store.table("log")), ""
+    try:
+        database.check_log()
+    except ContractError as error:
+        problem = error.message
+    accounts = {row["id"]: units.format_amount(row["balance"]) for row in rows}
+    total = units.format_amount(ledger.total(store))
+    return JSONResponse(
+        {
+            "accounts": accounts, "total": total, "log_entries": entries, "log_intact": not problem,
+            "log_problem": problem,
+        }
+    )  # fmt: skip
+
+
+ROUTES = [
+    Route("/contracts", list_contracts),
+    Route("/contracts/{contract}", show_contract),
+    Route("/contracts/{contract}/dispute", dispute_contract, methods=["POST"]),
+    Route("/contracts/{contract}/resolve", resolve_contract, methods=["POST"]),
+    Route("/contracts/{contract}/evidence", export_contract),
+    Route("/disputes", list_disputes),
+    Route("/accounts/balance", balance),
+    Route("/accounts/deposit", deposit, methods=["POST"]),
+    Route("/registry", registry),
+    Route("/registry/approve", approve, methods=["POST"]),
+    Route("/registry/revoke", revoke, methods=["POST"]),
+    Route("/registry/books", books),
+]

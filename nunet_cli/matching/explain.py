@@ -1,0 +1,124 @@
+"""Why nobody took a job: provider × constraint, and the smallest change to the job that would have got a bid."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from msgspec import Struct
+
+from nunet_cli import units
+from nunet_cli.jobs.job import Comparison
+
+# how far it is to drop a condition altogether, in doublings of a number
+REMOVAL = 3.0
+
+
+class Change(Struct, frozen=True):
+    """A field of the job, what it says, and what it would have to say; empty to drop it."""
+
+    path: str
+    now: str
+    then: str
+    distance: float
+
+
+class Suggestion(Struct, frozen=True):
+    """The changes that would have got a bid of one provider."""
+
+    peer: str
+    changes: list[Change]
+
+    @property
+    def distance(self) -> float:
+        """How large the changes are together, in doublings."""
+        return sum(change.distance for change in self.changes)
+
+
+_PATHS = {
+    "cpu.cores": "resources.cpu.cores", "cpu.mhz": "resources.cpu.mhz", "memory": "resources.memory",
+    "disk": "resources.disk", "price": "price.max", "time": "time.max_duration",
+    "connectivity.bandwidth": "connectivity.bandwidth",
+}  # fmt: skip
+
+
+def suggest(answers: list[tuple[str, list[Comparison], list[str]]]) -> Suggestion | None:
+    """Return the smallest change, or None where no change of the job's helps.
+
+    Args:
+        answers: for each provider that declined, its peer id, its comparisons, and its reasons.
+    """
+    found = []
+    for peer, fields, reasons in answers:
+        missed = [field for field in fields if field.result in ("worse", "error")]
+        # a reason that is no comparison is the provider's will, and no change of the job's helps
+        if not missed or len(reasons) > len(missed):
+            continue
+        changes = [_change(field) for field in missed]
+        if all(change is not None for change in changes):
+            found.append(Suggestion(peer, [change for change in changes if change is not None]))
+    return min(found, key=lambda item: (item.distance, item.peer), default=None)
+
+
+def _change(field: Comparison) -> Change | None:
+    path = _PATHS.get(field.field)
+    if path is not None and field.would_do:
+        return Change(path, field.required, field.would_do, _distance(field))
+    if field.field.startswith("preferences"):
+        return None
+    if field.field.startswith("storage.") and field.would_do:
+        return Change(field.field, field.required, field.would_do, _distance(field))
+    return Change(field.field, field.required, "", REMOVAL)
+
+
+def _distance(field: Comparison) -> float:
+    wanted, there = _number(field.needed), _number(field.would_do)
+    if wanted <= 0 or there <= 0:
+        return REMOVAL * 2
+    return abs(math.log2(wanted / there))
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
+
+
+def sentence(suggestion: Suggestion) -> str:
+    """Return a suggestion for people."""
+    parts = []
+    for change in suggestion.changes:
+        if not change.then:
+            parts.append(f"drop {change.path} ({change.now})")
+        else:
+            parts.append(f"{change.path}: {_shown(change)} instead of {change.now}")
+    return "; ".join(parts)
+
+
+def _shown(change: Change) -> str:
+    if change.path.startswith(("resources.memory", "resources.disk", "storage.")):
+        return f"{units.format_size(int(float(change.then)))} ({change.then})"
+    return f"{change.then}s" if change.path == "time.max_duration" else change.then
+
+
+def table(answers: list[tuple[str, list[Comparison], list[str]]]) -> list[dict[str, Any]]:
+    """Return the table provider × constraint: what was asked, what was there, the margin, and the outcome."""
+    rows = []
+    for peer, fields, reasons in answers:
+        rows += [
+            {
+                "peer": peer, "constraint": field.field, "required": field.required, "available": field.available,
+                "margin": field.margin, "result": field.result, "reason": field.reason,
+            }
+            for field in fields
+        ]  # fmt: skip
+        named = {field.field for field in fields}
+        rows += [
+            {"peer": peer, "constraint": name, "required": "", "available": "", "margin": "", "result": "worse",
+             "reason": why or text}
+            for text in reasons
+            for name, _, why in [text.partition(": ")]
+            if name not in named
+        ]  # fmt: skip
+    return rows

@@ -1,0 +1,247 @@
+"""Evidence: one bundle with every signed document of a contract, checked offline by anybody, with no node.
+
+Nothing in a bundle is taken on trust: each document is held against the signatures of those that it names, against the
+content ids in the others, and against the one way in which a bundle is written; so a changed byte anywhere is found.
+"""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from nunet_cli import units
+from nunet_cli.errors import NunetError, UsageError
+from nunet_cli.jobs.job import Bid, Result, Text
+from nunet_cli.network.documents import Document
+from nunet_cli.network.envelope import PREFIX, SIGNATURE_SIZE, Envelope
+from nunet_cli.network.identity import content_id, verify
+from nunet_cli.tokenomics.contract import (
+    DATABASE,
+    ORACLE,
+    PROVIDER,
+    REQUESTER,
+    Check,
+    Contract,
+    JobVerification,
+    JobVerificationResult,
+    Proof,
+    Receipt,
+)
+from nunet_cli.tokenomics.oracle import verify_documents
+from nunet_cli.tokenomics.payment import amount_due
+
+MAX_BUNDLE = 16 * 2**20
+
+
+class Bundle(Struct, forbid_unknown_fields=True, frozen=True):
+    """Everything that was signed about one contract; what there is not is null. `bid` is the envelope as it came."""
+
+    format: Literal["nunet-evidence"]
+    version: Literal[1]
+    spec: Annotated[str, Meta(max_length=256 * 1024)]
+    contract: Document
+    bid: Annotated[str, Meta(max_length=4 * 2**20)] | None = None
+    proof: Document | None = None
+    result: Document | None = None
+    verdict: Document | None = None
+    receipt: Document | None = None
+
+
+def export_bundle(contract: dict[str, Any], bid: dict[str, Any] | None) -> bytes:
+    """Return the bundle of a contract as its file holds it.
+
+    Args:
+        contract: this node's row of it.
+        bid: the row of the bid that it rests on, with the envelope that brought it, where this node got one.
+    """
+    documents = {
+        name: msgspec.convert(contract[name], Document) if contract[name] else None
+        for name in ("proof", "result", "verdict", "receipt")
+    }
+    document = msgspec.convert(contract["document"], Document)
+    evidence = (bid or {}).get("evidence")
+    return _encode(Bundle("nunet-evidence", 1, contract["spec"], document, evidence, **documents))
+
+
+def _encode(bundle: Bundle) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(bundle), indent=1) + b"\n"
+
+
+def read_bundle(data: bytes, source: str) -> Bundle:
+    """Return a bundle from its file.
+
+    Raises:
+        UsageError: it is none, or is written in another way than a bundle is; the message has the first such byte.
+    """
+    if len(data) > MAX_BUNDLE:
+        raise UsageError(f"{source}: a bundle has at most {MAX_BUNDLE} bytes")
+    try:
+        bundle = msgspec.json.decode(data, type=Bundle)
+    except msgspec.MsgspecError as error:
+        raise UsageError(f"{source}: not an evidence bundle: {error}", code="bad_bundle") from None
+    expected = _encode(bundle)
+    if expected != data:
+        at = next(
+            (i for i, (a, b) in enumerate(zip(data, expected, strict=False)) if a != b), min(len(data), len(expected))
+        )
+        raise UsageError(f"{source}: byte {at + 1} was changed: this is not how a bundle is written", code="bad_bundle")
+    return bundle
+
+
+def verify_bundle(bundle: Bundle, outputs: Path | None = None) -> list[Check]:
+    """Check a bundle; return every check with what is wrong where it fails.
+
+    Args:
+        bundle: what was read.
+        outputs: a folder with the job's output files, to be held against the result's content ids.
+    """
+    checks: list[Check] = []
+
+    def check(name: str, passed: bool, detail: str = "") -> bool:
+        checks.append(Check(name, passed, "" if passed else detail))
+        return passed
+
+    try:
+        contract = bundle.contract.read(Contract)
+    except NunetError as error:
+        return [Check("contract", False, error.message)]
+    _check_signers(bundle.contract, {(contract.requester, REQUESTER), (contract.provider, PROVIDER)}, "contract", check)
+    check("spec", content_id(bundle.spec.encode()) == contract.terms.spec_cid, "it is not the job of the contract")
+    if bundle.bid is not None:
+        _check_bid(bundle.bid, contract, check)
+    if bundle.proof is not None:
+        _check_proof(bundle.proof, bundle, contract, check)
+    if bundle.result is not None and bundle.proof is not None:
+        _check_signers(bundle.result, {(contract.provider, PROVIDER)}, "result", check)
+        request = JobVerification(bundle.spec, bundle.contract, bundle.proof, bundle.result)
+        checks += [Check(f"result.{item.name}"[:120], item.passed, item.detail) for item in verify_documents(request)]
+        if outputs is not None:
+            _check_outputs(bundle.result, outputs, check)
+    if bundle.verdict is not None:
+        _check_verdict(bundle.verdict, bundle, contract, check)
+    if bundle.receipt is not None:
+        _check_receipt(bundle.receipt, bundle, contract, check)
+    return checks
+
+
+def _check_signers(document: Document, wanted: set[tuple[str, str]], name: str, check: Any) -> None:
+    """Every party that has to has signed, every signature there is is good, and nobody else has signed."""
+    for did, role in sorted(wanted):
+        check(f"{name}.signature.{role}", document.is_signed(did, role), f"no good signature of its {role} ({did})")
+    for entry in document.signatures:
+        if (entry.did, entry.role) not in wanted:
+            check(f"{name}.signature", False, f"a signature that does not belong here: {entry.role} {entry.did}"[:400])
+
+
+def _check_bid(evidence: str, contract: Contract, check: Any) -> None:
+    try:
+        raw = base64.b64decode(evidence, validate=True)
+        if base64.b64encode(raw).decode() != evidence:
+            raise ValueError("not the usual base64")
+        envelope = msgspec.json.decode(raw[SIGNATURE_SIZE:], type=Envelope)
+        bid = msgspec.json.decode(envelope.body, type=Bid)
+    except (ValueError, msgspec.MsgspecError) as error:
+        check("bid", False, f"not a bid: {error}"[:400])
+        return
+    good = verify(envelope.from_, raw[:SIGNATURE_SIZE], PREFIX + raw[SIGNATURE_SIZE:])
+    check("bid.signature", good and envelope.from_ == contract.provider, "it is not signed by the provider")
+    same = (bid.id, bid.spec_cid, bid.price, bid.time.duration) == (
+        contract.bid_id, contract.terms.spec_cid, contract.terms.price, contract.terms.max_duration,
+    )  # fmt: skip
+    check("bid.terms", same, "the contract differs from the bid")
+
+
+def _check_proof(document: Document, bundle: Bundle, contract: Contract, check: Any) -> None:
+    _check_signers(document, {(contract.contract_database, DATABASE)}, "proof", check)
+    try:
+        proof = document.read(Proof)
+    except NunetError as error:
+        check("proof", False, error.message)
+        return
+    same = (proof.contract_id, proof.deposit) == (bundle.contract.cid, contract.terms.deposit)
+    check("proof.contract", same, "it proves another contract")
+
+
+def _check_outputs(document: Document, folder: Path, check: Any) -> None:
+    try:
+        result = document.read(Result)
+    except NunetError:
+        return
+    files = {output.name: output.cid for output in result.outputs}
+    files |= {name: cid for name, cid in (("stdout", result.stdout_cid), ("stderr", result.stderr_cid)) if cid}
+    for name, cid in files.items():
+        path = folder / name
+        inside = path.resolve().is_relative_to(folder.resolve())
+        data = path.read_bytes() if inside and path.is_file() else None
+        check(f"output.{name}"[:120], data is not None and content_id(data) == cid,
+              "the file is not there" if data is None else "the file was changed")  # fmt: skip
+
+
+def _check_verdict(document: Document, bundle: Bundle, contract: Contract, check: Any) -> None:
+    _check_signers(document, {(contract.oracle, ORACLE)}, "verdict", check)
+    try:
+        verdict = document.read(JobVerificationResult)
+    except NunetError as error:
+        check("verdict", False, error.message)
+        return
+    cid = bundle.result.cid if bundle.result is not None else ""
+    check("verdict.result", (verdict.contract_id, verdict.result_cid) == (bundle.contract.cid, cid),
+          "it is about another result")  # fmt: skip
+
+
+def _check_receipt(document: Document, bundle: Bundle, contract: Contract, check: Any) -> None:
+    _check_signers(document, {(contract.contract_database, DATABASE)}, "receipt", check)
+    try:
+        receipt = document.read(Receipt)
+        paid, refunded = units.parse_amount(receipt.paid), units.parse_amount(receipt.refunded)
+    except NunetError as error:
+        check("receipt", False, error.message)
+        return
+    check("receipt.contract", receipt.contract_id == bundle.contract.cid, "it settles another contract")
+    check("receipt.parties", (receipt.requester, receipt.provider) == (contract.requester, contract.provider),
+          "it names other parties")  # fmt: skip
+    deposit = units.parse_amount(contract.terms.deposit)
+    check(
+        "receipt.sum", paid + refunded == deposit, f"paid and refunded are not the deposit of {contract.terms.deposit}"
+    )
+    if bundle.result is not None and not receipt.reason.startswith(("dispute", "no verified")):
+        try:
+            due = amount_due(contract.terms, bundle.result.read(Result))
+        except NunetError:
+            return
+        check("receipt.amount", paid == due, f"{receipt.paid} NTX were paid, {units.format_amount(due)} were due")
+
+
+class BundleReport(Struct, frozen=True):
+    """What a bundle shows, in one record."""
+
+    contract_id: str
+    job_id: str
+    requester: str
+    provider: str
+    outcome: Text
+    paid: str
+    checks: list[Check]
+
+    @property
+    def failed(self) -> list[Check]:
+        """The checks that did not pass."""
+        return [check for check in self.checks if not check.passed]
+
+
+def report(bundle: Bundle, outputs: Path | None = None) -> BundleReport:
+    """Return a bundle's checks with what it is about."""
+    checks = verify_bundle(bundle, outputs)
+    try:
+        contract = bundle.contract.read(Contract)
+        receipt = bundle.receipt.read(Receipt) if bundle.receipt is not None else None
+    except NunetError as error:
+        return BundleReport(bundle.contract.cid, "", "", "", error.message, "", checks)
+    return BundleReport(
+        bundle.contract.cid, contract.job_id, contract.requester, contract.provider,
+        receipt.outcome if receipt else "not settled", receipt.paid if receipt else "", checks,
+    )  # fmt: skip
