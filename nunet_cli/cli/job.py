@@ -234,8 +234,14 @@ def list_jobs(output: OutputOption = Format.table, quiet: QuietOption = False) -
     """List the jobs that were posted here."""
     with connect(read_only=True) as client:
         rows = client.get("/jobs")
+    names = {row["id"]: row for row in rows}
+
+    def path(row: dict[str, Any]) -> str:
+        above = names.get(row["parent"])
+        return f"{path(above)}/{row['name']}" if above else str(row["name"])
+
     columns = {
-        "id": lambda row: row["id"], "name": lambda row: row["name"], "state": lambda row: row["state"],
+        "id": lambda row: row["id"], "name": path, "state": lambda row: row["state"],
         "paid": lambda row: row["paid"], "created": lambda row: row["created_at"][:19].replace("T", " "),
     }  # fmt: skip
     emit_list(

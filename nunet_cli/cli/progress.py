@@ -83,6 +83,9 @@ class Follower:
 def describe(event: dict[str, Any]) -> tuple[str, str] | None:
     """Return stage and text for an event that a person wants to see, or None."""
     data, kind = event["data"], event["type"]
+    if "pod" in data or (kind == "job_running" and not data.get("allocation_id")):
+        # the pod, or the group's children, tell the same
+        return None
     if kind == "job_posted":
         return "post", f"{data.get('name', '')} is {event['job_id']}"
     if kind == "job_matching":
@@ -104,8 +107,6 @@ def describe(event: dict[str, Any]) -> tuple[str, str] | None:
         return "settle", _group_end(kind, data)
     if kind == "job_disputed":
         return "settle", f"disputed: {data.get('message') or data.get('reason', '')}"
-    if "pod" in data:
-        return None
     if kind == "job_matched":
         return "match", _matched(data)
     if kind == "job_request_declined":

@@ -132,7 +132,7 @@ def check(text: str, *, kind: str = "bool") -> None:
     except KeyError as error:
         name = str(error.args[0])
         raise _wrong(text, _column(text, name), f"there is no field {name!r} here") from None
-    except (TypeError, ValueError, RuntimeError, UsageError) as error:
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, UsageError) as error:
         raise _wrong(text, 1, str(error).split(". ")[0].split("\n")[0]) from None
     if kind == "bool" and not isinstance(value, bool):
         raise _wrong(text, 1, f"it gives {_kind(value)}, not true or false")
@@ -169,7 +169,10 @@ def _evaluate(text: str, names: Variables) -> Any:
         return _run(_compile(text), names)
     except KeyError as error:
         raise _wrong(text, _column(text, str(error.args[0])), f"there is no field {error.args[0]!r}") from None
-    except (TypeError, ValueError, RuntimeError, UsageError) as error:
+    except BaseException as error:
+        # a panic of the library's is no Exception; everything that is not its or ours goes on
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise _wrong(text, 1, str(error).split(". ")[0].split("\n")[0][:300]) from None
 
 

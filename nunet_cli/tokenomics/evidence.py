@@ -35,6 +35,13 @@ from nunet_cli.tokenomics.oracle import verify_documents
 from nunet_cli.tokenomics.payment import amount_due
 
 MAX_BUNDLE = 16 * 2**20
+# what shows that the documents are what they claim; whether the job did what was asked is the verdict's to say
+AUTHENTICITY = frozenset(
+    {
+        "contract_signed_by_requester", "contract_signed_by_provider", "proof_signed", "result_signed",
+        "documents_readable", "proof_names_contract", "result_names_contract", "spec_matches", "spec_readable",
+    }
+)  # fmt: skip
 
 
 class Bundle(Struct, forbid_unknown_fields=True, frozen=True):
@@ -100,10 +107,10 @@ def verify_bundle(bundle: Bundle, outputs: Path | None = None) -> list[Check]:
         outputs: a folder with the job's output files, to be held against the result's content ids.
     """
     checks: list[Check] = []
+    found: tuple[Check, ...] = ()
 
-    def check(name: str, passed: bool, detail: str = "") -> bool:
+    def check(name: str, passed: bool, detail: str = "") -> None:
         checks.append(Check(name, passed, "" if passed else detail))
-        return passed
 
     try:
         contract = bundle.contract.read(Contract)
@@ -118,11 +125,12 @@ def verify_bundle(bundle: Bundle, outputs: Path | None = None) -> list[Check]:
     if bundle.result is not None and bundle.proof is not None:
         _check_signers(bundle.result, {(contract.provider, PROVIDER)}, "result", check)
         request = JobVerification(bundle.spec, bundle.contract, bundle.proof, bundle.result)
-        checks += [Check(f"result.{item.name}"[:120], item.passed, item.detail) for item in verify_documents(request)]
+        found = verify_documents(request)
+        checks += [Check(f"result.{c.name}"[:120], c.passed, c.detail) for c in found if c.name in AUTHENTICITY]
         if outputs is not None:
             _check_outputs(bundle.result, outputs, check)
     if bundle.verdict is not None:
-        _check_verdict(bundle.verdict, bundle, contract, check)
+        _check_verdict(bundle.verdict, bundle, contract, check, all(item.passed for item in found))
     if bundle.receipt is not None:
         _check_receipt(bundle.receipt, bundle, contract, check)
     return checks
@@ -181,7 +189,7 @@ def _check_outputs(document: Document, folder: Path, check: Any) -> None:
               "the file is not there" if data is None else "the file was changed")  # fmt: skip
 
 
-def _check_verdict(document: Document, bundle: Bundle, contract: Contract, check: Any) -> None:
+def _check_verdict(document: Document, bundle: Bundle, contract: Contract, check: Any, is_fulfilled: bool) -> None:
     _check_signers(document, {(contract.oracle, ORACLE)}, "verdict", check)
     try:
         verdict = document.read(JobVerificationResult)
@@ -191,6 +199,10 @@ def _check_verdict(document: Document, bundle: Bundle, contract: Contract, check
     cid = bundle.result.cid if bundle.result is not None else ""
     check("verdict.result", (verdict.contract_id, verdict.result_cid) == (bundle.contract.cid, cid),
           "it is about another result")  # fmt: skip
+    agrees = (verdict.verdict == "verified") <= is_fulfilled and (verdict.policy != "attested") | (
+        (verdict.verdict == "verified") == is_fulfilled
+    )
+    check("verdict.agrees", agrees, "the documents do not bear it out")
 
 
 def _check_receipt(document: Document, bundle: Bundle, contract: Contract, check: Any) -> None:

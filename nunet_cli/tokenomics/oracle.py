@@ -80,6 +80,8 @@ class Oracle:
             return msgspec.convert(row["document"], Document)
         checks = verify_documents(request)
         verdict: Outcome = "verified" if all(check.passed for check in checks) else "rejected"
+        # what fails by itself is compared with nothing, and says so
+        used: Policy = policy if verdict == "verified" else "attested"
         if verdict == "verified" and policy == "replicate":
             verdict, more = compare_replicas(request)
             checks += more
@@ -94,7 +96,7 @@ class Oracle:
             document = make_document(
                 JobVerificationResult(
                     1, request.contract.cid, request.result.cid, self._identity.did, verdict, checks[:100],
-                    units.utc_now(), policy,
+                    units.utc_now(), used,
                 )
             ).sign(self._identity, ORACLE)  # fmt: skip
             t.put("verdicts", {"id": key, "job_id": contract.job_id, "document": msgspec.to_builtins(document)})

@@ -1,0 +1,87 @@
+"""The smallest change that would have got a bid: it does, and no smaller one is overlooked."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import structs
+
+from nunet_cli import units
+from nunet_cli.jobs.capability import Capability, Cpu, Locality, PriceBid, Resources, Storage, TimeCapability
+from nunet_cli.jobs.job import CapabilityComparator, Comparison
+from nunet_cli.matching.accept import accept
+from nunet_cli.matching.compare import compare
+from nunet_cli.matching.explain import Suggestion, sentence, suggest, table
+
+GIB = 2**30
+AMOUNTS = st.integers(1, 64)
+
+
+@st.composite
+def capabilities(draw: st.DrawFn) -> Capability:
+    return Capability(
+        resources=Resources(
+            Cpu(draw(AMOUNTS) / 4, draw(AMOUNTS) * 100.0), draw(AMOUNTS) * GIB // 3, draw(AMOUNTS) * GIB
+        ),
+        localities=(Locality("country", draw(st.sampled_from(["SE", "NO"]))),),
+        storage=(Storage("ssd", draw(AMOUNTS) * GIB),),
+        price=PriceBid(amount=units.format_amount(draw(st.integers(1, 10**7)))),
+        time=TimeCapability(max=draw(st.integers(1, 10**6))),
+    )
+
+
+def declines(job: Capability, providers: list[Capability]) -> list[tuple[str, list[Comparison], list[str]]]:
+    found = []
+    for number, provider in enumerate(providers):
+        outcome = accept(compare(job, provider), CapabilityComparator(), requester="did:key:z", price=0)
+        if outcome.verdict == "accept":
+            return []
+        found.append((f"peer-{number}", list(outcome.fields), list(outcome.reasons)))
+    return found
+
+
+def apply(job: Capability, suggestion: Suggestion) -> Capability:
+    """Change a job as a person would who does what the suggestion says."""
+    resources = job.resources
+    for change in suggestion.changes:
+        if change.path == "resources.cpu.cores":
+            resources = structs.replace(resources, cpu=structs.replace(resources.cpu, cores=float(change.then)))
+        elif change.path == "resources.cpu.mhz":
+            resources = structs.replace(resources, cpu=structs.replace(resources.cpu, mhz=float(change.then)))
+        elif change.path == "resources.memory":
+            resources = structs.replace(resources, memory=units.parse_size(change.then))
+        elif change.path == "resources.disk":
+            resources = structs.replace(resources, disk=units.parse_size(change.then))
+        elif change.path == "price.max":
+            job = structs.replace(job, price=PriceBid(amount=change.then))
+        elif change.path == "time.max_duration":
+            job = structs.replace(job, time=TimeCapability(max=units.parse_duration(change.then)))
+        elif change.path == "storage.ssd":
+            job = structs.replace(job, storage=(Storage("ssd", units.parse_size(change.then)),))
+        elif change.path == "localities.country":
+            job = structs.replace(job, localities=())
+        else:
+            raise AssertionError(change)
+    return structs.replace(job, resources=resources)
+
+
+@given(capabilities(), st.lists(capabilities(), min_size=1, max_size=4))
+def test_the_changed_job_gets_a_bid_and_no_single_provider_is_nearer(
+    job: Capability, providers: list[Capability]
+) -> None:
+    answers = declines(job, providers)
+    suggestion = suggest(answers)
+    if not answers:
+        return
+    assert suggestion is not None
+    assert declines(apply(job, suggestion), providers) == []
+    assert sentence(suggestion)
+    each = [suggest([answer]) for answer in answers]
+    assert suggestion.distance == min(one.distance for one in each if one is not None)
+
+
+def test_a_provider_that_does_not_want_to_is_not_suggested() -> None:
+    job, provider = Capability(resources=Resources(Cpu(4))), Capability(resources=Resources(Cpu(2)))
+    fields = compare(job, provider)
+    unwilling = accept(fields, CapabilityComparator(deny=("did:key:zabc",)), requester="did:key:zabc", price=0)
+    assert suggest([("peer", list(unwilling.fields), list(unwilling.reasons))]) is None
+    rows = table([("peer", list(unwilling.fields), list(unwilling.reasons))])
+    assert [row["constraint"] for row in rows if row["result"] == "worse"] == ["cpu.cores", "peer"]
