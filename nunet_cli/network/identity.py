@@ -12,7 +12,7 @@ import json
 import os
 import uuid
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import base58
@@ -27,6 +27,7 @@ from nunet_cli.jobs.job import NodeID
 from nunet_cli.world import world
 
 KEY_FILE = "identity.json"
+IDENTIFIERS_KEPT = 4096  # base58 of a key takes some 20 µs and is asked for at every look at the peers
 _ED25519_MULTICODEC = b"\xed\x01"
 _PEER_ID_PREFIX = bytes.fromhex(
     "002408011220"
@@ -35,11 +36,13 @@ _CID_LIBP2P_KEY = b"\x01\x72"
 _CID_RAW_SHA256 = b"\x01\x55\x12\x20"
 
 
+@lru_cache(maxsize=IDENTIFIERS_KEPT)
 def did_from_key(public_key: bytes) -> str:
     """Return `did:key:z6Mk…` for a 32-byte Ed25519 public key."""
     return "did:key:z" + base58.b58encode(_ED25519_MULTICODEC + public_key).decode()
 
 
+@lru_cache(maxsize=IDENTIFIERS_KEPT)
 def key_from_did(did: str) -> bytes:
     """Return the 32-byte public key of a did:key.
 
@@ -56,6 +59,7 @@ def key_from_did(did: str) -> bytes:
     raise IdentityError(f"not a did:key of an Ed25519 key: {did[:100]!r}")
 
 
+@lru_cache(maxsize=IDENTIFIERS_KEPT)
 def peer_id_from_key(public_key: bytes) -> str:
     """Return `12D3KooW…` for a 32-byte Ed25519 public key."""
     return base58.b58encode(_PEER_ID_PREFIX + public_key).decode()
@@ -83,6 +87,7 @@ def key_from_peer_id(peer_id: str) -> bytes:
     )
 
 
+@lru_cache(maxsize=IDENTIFIERS_KEPT)
 def peer_cid_from_key(public_key: bytes) -> str:
     """Return the peer id as CIDv1 (`bafz…`)."""
     return "b" + base64.b32encode(_CID_LIBP2P_KEY + _PEER_ID_PREFIX + public_key).decode().rstrip("=").lower()

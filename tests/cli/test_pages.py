@@ -51,7 +51,9 @@ COMP_WORDS=(nunet job run --pu); COMP_CWORD=3; _nunet_completion nunet; echo "${
 @pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
 def test_fish_completes(tmp_path: Path) -> None:
     out = completions("fish", f"source {ROOT}/completions/nunet.fish; complete -C 'nunet contract '", tmp_path)
-    assert [line.split("\t")[0] for line in out.splitlines()] == ["list", "show"]
+    assert [line.split("\t")[0] for line in out.splitlines()] == [
+        "dispute", "export", "list", "resolve", "show", "verify"
+    ]  # fmt: skip
 
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
