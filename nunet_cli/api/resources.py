@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import msgspec
 import trio
 from msgspec import Meta, Struct
+from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -73,9 +74,13 @@ async def whoami(request: Request) -> Response:
 
 
 async def stop(request: Request) -> Response:
-    """Stop the node."""
-    node_of(request).stop_requested.set()
-    return JSONResponse({"stopping": True}, status_code=202)
+    """Stop the node, once the request has been read and answered."""
+    await request.body()
+
+    async def then() -> None:
+        node_of(request).stop_requested.set()
+
+    return JSONResponse({"stopping": True}, status_code=202, background=BackgroundTask(then))
 
 
 async def show_capability(request: Request) -> Response:

@@ -18,7 +18,7 @@ from tinydb.queries import QueryLike
 from tinydb.storages import Storage
 from tinydb.table import Document, Table
 
-INDEXED_FIELDS = ("id", "job_id", "contract_id", "did", "state")
+INDEXED_FIELDS = ("id", "bid_request_id", "job_id", "contract_id", "did", "state")
 
 
 class SqliteStorage(Storage):
@@ -36,6 +36,7 @@ class SqliteStorage(Storage):
             self.connection.execute("PRAGMA journal_mode=WAL")
             self.connection.execute("PRAGMA synchronous=FULL")
         self._known: set[str] = set()
+        self._made: set[str] = set()
 
     def table_names(self) -> list[str]:
         """Return the names of the tables that exist."""
@@ -54,8 +55,8 @@ class SqliteStorage(Storage):
         return True
 
     def create(self, name: str) -> None:
-        """Make a table with its indexes, if it is not there."""
-        if self.exists(name):
+        """Make a table with its indexes, if they are not there."""
+        if name in self._made:
             return
         self.connection.execute(
             f"CREATE TABLE IF NOT EXISTS {sql_name(name)} (id INTEGER PRIMARY KEY, doc TEXT NOT NULL)"
@@ -65,6 +66,7 @@ class SqliteStorage(Storage):
             self.connection.execute(
                 f"CREATE INDEX IF NOT EXISTS {index} ON {sql_name(name)} (json_extract(doc, '$.{field}'))"
             )
+        self._made.add(name)
 
     def read(self) -> dict[str, dict[str, Any]] | None:
         """Return every table whole, as TinyDB's own storages do."""
@@ -78,6 +80,7 @@ class SqliteStorage(Storage):
                 if name not in data:
                     self.connection.execute(f"DROP TABLE {sql_name(name)}")
                     self._known.discard(name)
+                    self._made.discard(name)
             for name, rows in data.items():
                 self.create(name)
                 self.connection.execute(f"DELETE FROM {sql_name(name)}")
@@ -89,6 +92,7 @@ class SqliteStorage(Storage):
     def forget_tables(self) -> None:
         """Look again which tables exist."""
         self._known.clear()
+        self._made.clear()
 
     def transaction(self) -> _Transaction:
         """Return a context in which all changes are one durable commit; a nested one joins the outer one."""

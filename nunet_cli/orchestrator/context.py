@@ -93,6 +93,7 @@ class Context:
     started_at: float
     available_executors: dict[str, str] = field(default_factory=dict)
     running: dict[str, Any] = field(default_factory=dict)
+    answers: dict[str, int] = field(default_factory=dict)  # of the bid requests that are out: how many came
     limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(8))
     _job_locks: defaultdict[str, trio.Lock] = field(default_factory=lambda: defaultdict(trio.Lock))
 

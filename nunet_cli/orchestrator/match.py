@@ -5,7 +5,9 @@ The provider's half is in `bid`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -154,7 +156,7 @@ async def publish_bid_request(
     waiting: set[str] = set()
     end = trio.current_time() + timeout
     relayed = _Relayed(patience=trio.current_time())
-    with trio.move_on_at(end + 1):
+    with trio.move_on_at(end + 1), _searching(ctx, request.id):
         async with trio.open_nursery() as nursery:
             while trio.current_time() < end:
                 targets = [push] if push else _subscribers(ctx, topics or (request.topic,))
@@ -168,10 +170,20 @@ async def publish_bid_request(
                     nursery.start_soon(_relay, ctx, request, topics or (request.topic,), relayed, timeout)
                 settled = bool(push) or (_is_settled(ctx) and relayed.done and trio.current_time() >= relayed.patience)
                 everybody = bool(asked or relayed.count) and not waiting and settled
-                if everybody or len(_answers(ctx, request.job_id, request.id, "bid")) >= ENOUGH_BIDS:
+                if everybody or ctx.answers[request.id] >= ENOUGH_BIDS:
                     nursery.cancel_scope.cancel()
                     break
                 await ctx.transport.wait_change(0.1)
+
+
+@contextlib.contextmanager
+def _searching(ctx: Context, request_id: str) -> Iterator[None]:
+    """Count the answers to a bid request while it is out."""
+    ctx.answers[request_id] = 0
+    try:
+        yield
+    finally:
+        del ctx.answers[request_id]
 
 
 class _Relayed(msgspec.Struct):
@@ -196,10 +208,9 @@ async def _relay(ctx: Context, request: BidRequest, topics: tuple[str, ...], rel
     ctx.transport.notify()
 
 
-def _answers(ctx: Context, job_id: str, request_id: str, *kinds: str) -> list[dict[str, Any]]:
+def _answers(ctx: Context, request_id: str) -> list[dict[str, Any]]:
     """Return what was answered to a bid request: bids, declines and silences."""
-    rows = ctx.store.table("bids").search(Query().job_id == job_id)
-    return [row for row in rows if row["bid_request_id"] == request_id and (not kinds or row["kind"] in kinds)]
+    return list(ctx.store.table("bids").search(Query().bid_request_id == request_id))
 
 
 def _is_settled(ctx: Context) -> bool:
@@ -245,17 +256,19 @@ async def register_bid(ctx: Context, request: BidRequest, message: Incoming) -> 
     row = {**plain(bid), "kind": "bid", "direction": "received", "did": message.sender, "at": units.utc_now()}
     row |= {"evidence": message.evidence, "score": None, "rank": None, "why": "", "verdict": "offered"}
 
-    def change(t: Transaction) -> None:
+    def change(t: Transaction) -> bool:
         known = t.table("bids").search(Query().bid_request_id == request.id)
         if t.find("bids", bid.id) is not None or any(old["did"] == message.sender for old in known):
-            return
+            return False
         t.put("bids", row)
         t.save_event(
             request.job_id, "bid_received", bid_id=bid.id, bidder=bid.bidder.peer_id,
             price=units.format_amount(bid_price(bid)),
         )  # fmt: skip
+        return True
 
-    await ctx.store.change(change)
+    if await ctx.store.change(change) and request.id in ctx.answers:
+        ctx.answers[request.id] += 1
 
 
 def _check_bidder(bid: Bid | Decline, sender: str) -> None:
@@ -302,7 +315,7 @@ async def select_best_bid(ctx: Context, job_id: str, request_id: str) -> dict[st
         NoBidError: there is none for now; code `not_yet` with `details["start"]` where a provider can start later.
     """
     job, now = ctx.job(job_id), units.utc_now()
-    rows = _answers(ctx, job_id, request_id)
+    rows = _answers(ctx, request_id)
     spec = decode_spec(job["spec"])
     comparator = ctx.accounting.get_preferences()
     wishes = Wishes(job["limit"], comparator.weights, spec.constraints.soft, required_capability(spec), spec.name)
@@ -351,7 +364,7 @@ async def select_best_bid(ctx: Context, job_id: str, request_id: str) -> dict[st
 
     changed = await ctx.store.change(change)
     if not ready:
-        raise _not_yet(ranked) if ranked else _no_bid(_answers(ctx, job_id, request_id))
+        raise _not_yet(ranked) if ranked else _no_bid(_answers(ctx, request_id))
     return changed
 
 
@@ -421,9 +434,9 @@ async def _on_relayed_answer(ctx: Context, message: Incoming) -> None:
     if row is None or row["direction"] != "sent":
         raise RejectedMessageError("there is no such bid request", code="wrong_bid")
     job = ctx.store.find("jobs", row["job_id"])
-    if job is None or job["state"] != "matching" or job.get("bid_request_id") != row["id"]:
+    if job is None or job.get("bid_request_id") != row["id"] or row["id"] not in ctx.answers:
         raise StateError("the search is over", code="search_over")
-    if len(_answers(ctx, row["job_id"], row["id"])) >= ENOUGH_BIDS:
+    if ctx.answers[row["id"]] >= ENOUGH_BIDS:
         raise StateError("there are enough bids", code="enough_bids")
     request = msgspec.convert({k: row[k] for k in BidRequest.__struct_fields__}, BidRequest)
     if isinstance(body, Bid):
