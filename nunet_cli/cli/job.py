@@ -133,15 +133,19 @@ def _follow(
         _interrupted(client, row, embedded=embedded)
     job = client.get(f"/jobs/{row['id']}")
     files: dict[str, Any] = {"folder": None, "files": []}
+    error = error_of(job, event)
     if (job["result"] is not None and job["result"]["state"] != "cancelled") or (job["children"] and not job["error"]):
         target = (folder or Path("nunet-results") / job["id"]).absolute()
-        files = client.post(f"/jobs/{job['id']}/outputs", {"folder": str(target)})
+        try:
+            files = client.post(f"/jobs/{job['id']}/outputs", {"folder": str(target)})
+        except NunetError as problem:
+            # why the job ended as it did comes before what is missing of its outputs
+            error = error or problem
     if plain:
         emit({**job, "outputs": files}, output, lambda: None, quiet=quiet)
     else:
         for path in files["files"]:
             typer.echo(path)
-    error = error_of(job, event)
     if error is not None:
         raise error
 

@@ -102,6 +102,10 @@ class ProcessExecutor:
         folder = task.work / task.spec.workdir
         if not folder.is_dir():
             raise ExecutorError(f"the working folder {task.spec.workdir!r} is not there", code="no_workdir")
+        program = task.spec.command[0]
+        sought = "/" not in program and "PATH" not in task.spec.env
+        if sought and shutil.which(program, path=environment["PATH"]) is None:
+            raise ExecutorError(f"there is no program {program!r} on this provider", code="no_program")
         try:
             # in this thread, not a worker's: the parent-death signal follows the thread that made the process
             popen = subprocess.Popen(

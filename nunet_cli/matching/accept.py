@@ -22,13 +22,20 @@ def accept(
         names: what the comparator's rules may name, from `expressions.variables`.
     """
     fields += tuple(refusals(comparator.rules, names or {}, "preferences.rules"))
+    if price < comparator.minimum_price:
+        least, short = (
+            units.format_amount(value) for value in (comparator.minimum_price, comparator.minimum_price - price)
+        )
+        fields += (
+            Comparison(
+                "preferences.minimum_price", "worse", f"{least} NTX", f"{units.format_amount(price)} NTX",
+                f"-{short} NTX", f"{short} NTX below the provider's minimum",
+            ),
+        )  # fmt: skip
     reasons = [
         f"{field.field}: {field.reason or field.result}" for field in fields if field.result in ("worse", "error")
     ]
     reasons += unwanted(comparator, requester)
-    if price < comparator.minimum_price:
-        short = units.format_amount(comparator.minimum_price - price)
-        reasons.append(f"price: {short} NTX below the provider's minimum")
     return CapabilityComparison(tuple(fields), "decline" if reasons else "accept", tuple(reasons))
 
 

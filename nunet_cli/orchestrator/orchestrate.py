@@ -95,6 +95,9 @@ async def _invoke(ctx: Context, job_id: str) -> None:
         await fail(ctx, job_id, error)
         raise
     except NunetError as error:
+        contract = ctx.store.find("contracts", ctx.job(job_id)["contract_id"])
+        if contract is not None and not error.hint:
+            error.hint = f"the deposit of {contract['deposit']} NTX comes back after {contract['deadline']}"
         await fail(ctx, job_id, error)
         raise
 

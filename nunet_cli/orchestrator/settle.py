@@ -75,7 +75,11 @@ async def settle(ctx: Context, job_id: str) -> dict[str, Any]:
     except NunetError as error:
         # a failed job is refunded even when its logs are lost; a completed one is not paid without its outputs
         if result.state == "completed":
-            raise ContractError(f"the outputs cannot be fetched: {error.message}", code=error.code) from None
+            raise ContractError(
+                f"the outputs cannot be fetched: {error.message}", code=error.code,
+                hint=f"try again: nunet job settle {job['id']}; the provider is paid after the contract's deadline"
+                f" unless you dispute it: nunet contract dispute {job['contract_id']}",
+            ) from None  # fmt: skip
         log.info("the logs of %s cannot be fetched: %s", job["id"], error)
     contract = ctx.store.find("contracts", job["contract_id"])
     assert contract is not None

@@ -75,9 +75,15 @@ async def test_a_sandboxed_job_sees_neither_the_disk_nor_the_network_nor_other_p
 
 
 async def test_a_command_that_is_not_there_says_so(tmp_path: Path) -> None:
-    job = task(tmp_path, "no-such-program")
+    with pytest.raises(ExecutorError) as caught:
+        await run(task(tmp_path, "no-such-program"))
+    assert (caught.value.code, caught.value.message) == (
+        "no_program",
+        "there is no program 'no-such-program' on this provider",
+    )
+    job = task(tmp_path, "./no-such-program")
     assert (await run(job)).exit_code == 127
-    assert "no-such-program: command not found" in job.stderr.read_text()
+    assert "./no-such-program: command not found" in job.stderr.read_text()
 
 
 async def test_memory_over_the_limit_ends_the_job(tmp_path: Path, sandbox: bool) -> None:
