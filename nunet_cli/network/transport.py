@@ -20,6 +20,7 @@ from nunet_cli.network import secure_channel
 from nunet_cli.network.identity import Identity, peer_id_from_key
 from nunet_cli.network.links import Links, TcpLinks
 from nunet_cli.network.peers import Address, Peer, Peers, parse_address
+from nunet_cli.world import world
 
 log = logging.getLogger("nunet.network")
 
@@ -28,6 +29,7 @@ SEND_TIMEOUT = 30.0
 QUEUE_FRAMES = 64
 DIAL_INTERVAL = 0.25
 MAX_PARALLEL_DIALS = 16
+MAX_PINGS = 8
 
 
 class TokenBucket:
@@ -48,10 +50,6 @@ class TokenBucket:
         return True
 
 
-def _clock_ns() -> int:
-    return int(trio.current_time() * 1e9)
-
-
 class Connection:
     """One secure channel to a peer whose key is proved; `host` is the address of the other end."""
 
@@ -59,6 +57,7 @@ class Connection:
         self.channel, self.peer, self.host, self._links = channel, peer, host, links
         self.bucket = TokenBucket(rate)
         self.scope = trio.CancelScope()
+        self._pings: dict[bytes, float] = {}
         self._queue, self._outgoing = trio.open_memory_channel[bytes](QUEUE_FRAMES)
         self.closed = trio.Event()
 
@@ -74,6 +73,24 @@ class Connection:
                 await self._queue.send(sent)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise PeerError(f"the connection to {self.peer.peer_id} is closed") from None
+
+    async def ping(self) -> None:
+        """Ask for a sign of life, with a number that the peer cannot guess: it cannot look nearer than it is.
+
+        Raises:
+            PeerError: the connection is over.
+        """
+        nonce = bytes.fromhex(world().token(8))
+        while len(self._pings) >= MAX_PINGS:
+            del self._pings[next(iter(self._pings))]
+        self._pings[nonce] = trio.current_time()
+        await self.send(PING, nonce)
+
+    def take_pong(self, nonce: bytes) -> None:
+        """Measure the round trip of the ping that a pong answers."""
+        sent = self._pings.pop(nonce, None)
+        if sent is not None:
+            self.peer.rtt = trio.current_time() - sent
 
     async def write_forever(self) -> None:
         """Send what is queued, one frame at a time, until the peer stops taking it."""
@@ -326,7 +343,7 @@ class TcpTransport:
             if kind == PING:
                 await connection.send(PONG, frame[1:9])
             elif kind == PONG:
-                self._measure(peer, frame[1:9])
+                connection.take_pong(frame[1:])
             elif kind in self.on_frame:
                 try:
                     await self.on_frame[kind](connection, kind, frame[1:])
@@ -339,22 +356,16 @@ class TcpTransport:
         # a round trip at once measures the distance; later ones show that the peer is still there
         while True:
             try:
-                await connection.send(PING, _clock_ns().to_bytes(8, "big"))
+                await connection.ping()
             except PeerError:
                 return
             await trio.sleep(self._config.idle_timeout / 3)
-
-    @staticmethod
-    def _measure(peer: Peer, echo: bytes) -> None:
-        elapsed = (_clock_ns() - int.from_bytes(echo, "big")) / 1e9
-        if 0 <= elapsed < 3600:
-            peer.rtt = elapsed
 
     async def ping(self, public_key: bytes) -> float:
         """Measure one round trip to a peer, in seconds; the caller sets the timeout."""
         connection = await self.wait_connected(public_key)
         connection.peer.rtt = None
-        await connection.send(PING, _clock_ns().to_bytes(8, "big"))
+        await connection.ping()
         while connection.peer.rtt is None:
             await trio.sleep(0.002)
         return connection.peer.rtt

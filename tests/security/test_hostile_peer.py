@@ -12,7 +12,7 @@ from nunet_cli.config import NetworkConfig
 from nunet_cli.network.envelope import ErrorMessage, seal
 from nunet_cli.network.identity import Identity, new_identity
 from nunet_cli.network.secure_channel import SecureChannel, network_identifier, open_client
-from nunet_cli.network.transport import ACK, BLOB_DATA, BLOB_END, BLOB_GET, ENVELOPE
+from nunet_cli.network.transport import ACK, BLOB_DATA, BLOB_END, BLOB_GET, ENVELOPE, PING, PONG
 from nunet_cli.node.node import Node, open_node
 from nunet_cli.orchestrator.messages import JobSync
 from nunet_cli.orchestrator.orchestrate import orchestrate_job
@@ -119,6 +119,31 @@ async def test_a_handler_that_breaks_stops_nothing(node: Node) -> None:
         _, answer = await peer.until(ENVELOPE)
         assert json.loads(answer[64:])["body"]["code"] == "internal"
         assert b"Zero" not in answer
+
+
+async def test_a_peer_cannot_look_nearer_than_it_is(node: Node) -> None:
+    hostile = await Hostile.connect(node)
+    _, nonce = await hostile.until(PING)
+
+    async def settled() -> None:
+        await hostile.send(PING, b"in order")
+        assert (await hostile.until(PONG))[1] == b"in order"
+
+    peer = node.ctx.peers.find(hostile.identity.did)
+    assert peer is not None
+    for guess in (bytes(8), b"\xff" * 8, b"", nonce + b"x"):
+        await hostile.send(PONG, guess)
+    await settled()
+    assert peer.rtt is None
+    await trio.sleep(0.2)
+    await hostile.send(PONG, nonce)
+    await settled()
+    assert peer.rtt is not None
+    assert peer.rtt >= 0.2
+    measured = peer.rtt
+    await hostile.send(PONG, nonce)
+    await settled()
+    assert peer.rtt == measured
 
 
 async def test_a_frame_over_the_limit_ends_that_connection_alone(node: Node) -> None:
