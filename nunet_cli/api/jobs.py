@@ -143,8 +143,7 @@ async def job_events(request: Request) -> Response:
     node, row = _job(request)
     after = number_of(request, "after")
     if request.query_params.get("follow") != "1":
-        events = [event for event in node.ctx.store.events(None, after) if event["job_id"] in _family(node, row)]
-        return JSONResponse(events)
+        return JSONResponse(_events(node, row["id"], after))
     return StreamingResponse(_stream(node, row["id"], after), media_type="text/event-stream")
 
 
@@ -158,16 +157,23 @@ def _family(node: Node, row: dict[str, Any]) -> dict[str, str]:
     return found
 
 
+def _events(node: Node, job_id: str, after: int) -> list[dict[str, Any]]:
+    """Return the events of a job and of all below it, in order, each with the child's name."""
+    family = _family(node, node.ctx.job(job_id))
+    events = node.ctx.store.events(job_id, after)
+    if len(family) > 1:
+        # a job's children are never older than itself
+        first = next((event["seq"] for event in node.ctx.store.events(job_id)), 1)
+        events = [event for event in node.ctx.store.events(None, max(after, first - 1)) if event["job_id"] in family]
+    return [{**event, "child": family[event["job_id"]]} for event in events]
+
+
 async def _stream(node: Node, job_id: str, after: int) -> AsyncIterator[str]:
     yield ": following\n\n"
     while True:
         changed = node.ctx.store.new_event
-        family = _family(node, node.ctx.job(job_id))
-        for event in node.ctx.store.events(None if len(family) > 1 else job_id, after):
+        for event in _events(node, job_id, after):
             after = event["seq"]
-            if event["job_id"] not in family:
-                continue
-            event["child"] = family[event["job_id"]]
             yield f"id: {after}\nevent: {event['type']}\ndata: {json.dumps(event)}\n\n"
         with trio.move_on_after(15) as patience:
             await changed.wait()

@@ -139,8 +139,13 @@ class Store:
     def events(self, job_id: str | None = None, after: int = 0) -> list[dict[str, Any]]:
         """Return events in order, each with its sequence number `seq`; for one job or for all."""
         table = self.table("events")
-        rows = table.after(after) if job_id is None else table.search(Query().job_id == job_id)
-        return [{"seq": row.doc_id, **row} for row in rows if row.doc_id > after]
+        if job_id is not None:
+            rows = [row for row in table.search(Query().job_id == job_id) if row.doc_id > after]
+        else:
+            rows = table.after(after)
+            while page := table.after(rows[-1].doc_id if rows else after):
+                rows += page
+        return [{"seq": row.doc_id, **row} for row in rows]
 
     @property
     def new_event(self) -> trio.Event:

@@ -7,7 +7,7 @@ import pytest
 import trio
 from tinydb import Query
 
-from nunet_cli.database.store import Store, lock_owner, owned
+from nunet_cli.database.store import Store, Transaction, lock_owner, owned
 from nunet_cli.errors import NodeError, NotFoundError, UsageError
 
 
@@ -107,3 +107,17 @@ async def test_a_search_sees_what_another_connection_has_committed(tmp_path: Pat
         assert store.table("capabilities").search(kind) == []
         await store.change(lambda t: t.put("capabilities", {"id": "a", "kind": "lock"}))
         assert len(store.table("capabilities").search(kind)) == 1
+
+
+async def test_the_event_log_is_read_to_its_end(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+
+        def many(t: Transaction) -> None:
+            for number in range(2500):
+                t.save_event(f"job-{number % 2}", "job_posted", number=number)
+
+        await store.change(many)
+        events = store.events()
+        assert [event["data"]["number"] for event in events] == list(range(2500))
+        assert len(store.events(after=events[1999]["seq"])) == 500
+        assert len(store.events("job-1")) == 1250
