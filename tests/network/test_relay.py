@@ -1,0 +1,158 @@
+"""Publications that are passed on: once each, a few hops, and only what is properly signed."""
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+import trio
+
+from nunet_cli.network import relay as relaying
+from nunet_cli.network.envelope import seal
+from nunet_cli.network.identity import Identity, new_identity
+from nunet_cli.network.messenger import Incoming
+from nunet_cli.network.secure_channel import network_identifier, open_client
+from nunet_cli.network.transport import RELAY, RELAYED
+from nunet_cli.node.node import Node, open_node
+from nunet_cli.orchestrator.messages import JobSync
+from tests.conftest import config
+
+TOPIC = "/lab/notes"
+
+
+class Line:
+    """Nodes in a row, each connected to the next one alone."""
+
+    def __init__(self, nodes: list[Node]) -> None:
+        self.nodes = nodes
+        self.heard: list[list[str]] = [[] for _ in nodes]
+        for node, heard in zip(nodes, self.heard, strict=True):
+
+            async def note(message: Incoming, heard: list[str] = heard) -> None:
+                heard.append(message.body.contract_id)
+
+            node.ctx.relay.on_publication("note", JobSync, note)
+
+
+async def connect(left: Node, right: Node) -> None:
+    await left.add_peer(right.ctx.transport.describe())
+    with trio.fail_after(5):
+        while not (left.ctx.transport.connected() and right.ctx.transport.connected()):
+            await left.ctx.transport.wait_change(0.05)
+
+
+async def test_a_publication_goes_three_hops_and_arrives_once(tmp_path: Path) -> None:
+    async with trio.open_nursery() as nursery:
+        nodes = []
+
+        async def run(number: int, task_status: trio.TaskStatus[Node] = trio.TASK_STATUS_IGNORED) -> None:
+            async with open_node(tmp_path / str(number), config()) as node:
+                task_status.started(node)
+                await trio.sleep_forever()
+
+        for number in range(6):
+            node: Node = await nursery.start(run, number)
+            await node.subscribe(TOPIC)
+            if nodes:
+                await connect(nodes[-1], node)
+            nodes.append(node)
+        line = Line(nodes)
+        count = await nodes[0].ctx.relay.publish(TOPIC, "note", JobSync("n1"), lifetime=30)
+        # the next peer is asked directly; it passed the publication on to the one behind it
+        assert count == 1
+        with trio.fail_after(5):
+            while not line.heard[3]:
+                await trio.sleep(0.02)
+        await trio.sleep(0.2)
+        assert line.heard == [[], [], ["n1"], ["n1"], [], []]
+        nursery.cancel_scope.cancel()
+
+
+class Stranger:
+    """A peer that speaks the protocol by hand."""
+
+    def __init__(self, node: Node, identity: Identity) -> None:
+        self.node, self.identity = node, identity
+
+    async def connect(self) -> "Stranger":
+        stream = await trio.open_tcp_stream("127.0.0.1", self.node.ctx.transport.port)
+        self.channel = await open_client(
+            stream, network_identifier("nunet"), self.identity, self.node.identity.public_key, 2**24
+        )
+        return self
+
+    async def relay(self, raw: bytes, **route: object) -> None:
+        head = json.dumps({"hops": 3, "skip": [], "origin": "", **route}).encode()
+        await self.channel.send_frame(bytes([RELAY]) + head + b"\n" + raw)
+
+    async def answered(self) -> dict[str, object]:
+        with trio.fail_after(5):
+            while True:
+                frame = await self.channel.receive_frame()
+                if frame[0] == RELAYED:
+                    answer: dict[str, object] = json.loads(frame[1:])
+                    return answer
+
+
+@pytest.fixture
+async def node(tmp_path: Path):  # type: ignore[no-untyped-def]
+    async with open_node(tmp_path, config()) as opened:
+        await opened.subscribe(TOPIC)
+        yield opened
+
+
+async def rejected(node: Node, code: str) -> None:
+    with trio.fail_after(5):
+        while not node.ctx.transport.rejections[code]:
+            await trio.sleep(0.01)
+
+
+async def test_what_is_not_properly_signed_is_neither_taken_nor_passed_on(node: Node) -> None:
+    line = Line([node])
+    stranger = await Stranger(node, new_identity()).connect()
+    author = new_identity()
+    _, raw = seal(author, TOPIC, "note", JobSync("n1"), lifetime=30)
+    changed = bytearray(raw)
+    changed[3] ^= 1
+    await stranger.relay(bytes(changed))
+    await rejected(node, "bad_signature")
+    await stranger.relay(seal(author, TOPIC, "note", JobSync("n1"), lifetime=-5)[1])
+    await rejected(node, "expired")
+    await stranger.relay(seal(author, node.identity.did, "note", JobSync("n1"), lifetime=30)[1])
+    await rejected(node, "wrong_recipient")
+    await stranger.channel.send_frame(bytes([RELAY]) + b"[not a route\n" + raw)
+    await rejected(node, "malformed")
+    assert line.heard == [[]]
+    # the same, untouched, is taken; a second time it is not
+    await stranger.relay(raw)
+    await stranger.answered()
+    await stranger.relay(raw, hops=16)
+    await stranger.answered()
+    with trio.fail_after(5):
+        while not line.heard[0]:
+            await trio.sleep(0.01)
+    assert line.heard == [["n1"]]
+
+
+async def test_one_origin_cannot_flood(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relaying, "MAX_PER_ORIGIN", 5)
+    line = Line([node])
+    stranger, author = await Stranger(node, new_identity()).connect(), new_identity()
+    for number in range(10):
+        await stranger.relay(seal(author, TOPIC, "note", JobSync(f"n{number}"), lifetime=30)[1])
+    with trio.fail_after(5):
+        while node.ctx.transport.rejections["rate"] < 5:
+            await trio.sleep(0.01)
+    assert len(line.heard[0]) == 5
+    # another author is heard all the same
+    await stranger.relay(seal(new_identity(), TOPIC, "note", JobSync("other"), lifetime=30)[1])
+    with trio.fail_after(5):
+        while "other" not in line.heard[0]:
+            await trio.sleep(0.01)
+
+
+async def test_an_answer_to_nothing_is_let_go(node: Node) -> None:
+    stranger = await Stranger(node, new_identity()).connect()
+    await stranger.channel.send_frame(bytes([RELAYED]) + msgspec.json.encode({"id": "none", "count": 5}))
+    await stranger.channel.send_frame(bytes([RELAYED]) + b"{}")
+    await rejected(node, "malformed")
