@@ -55,6 +55,15 @@ class Deposit(Struct, forbid_unknown_fields=True):
     amount: Annotated[str, Meta(max_length=40)]
 
 
+def _contract(request: Request, table: str = "contracts") -> dict[str, Any]:
+    """Return the contract that a path names: by its id or the beginning of it, or the newest one of a job's id."""
+    store, text = node_of(request).ctx.store, request.path_params["contract"]
+    of_job = store.table(table).with_prefix("job_id", text) if text.startswith("job-") else []
+    if len({row["job_id"] for row in of_job}) == 1:
+        return max(of_job, key=lambda row: row.doc_id)
+    return store.resolve(table, text, what="contract")
+
+
 async def list_contracts(request: Request) -> Response:
     """Return this node's contracts, oldest first."""
     rows = node_of(request).ctx.store.table("contracts").all()
@@ -65,7 +74,7 @@ async def list_contracts(request: Request) -> Response:
 async def show_contract(request: Request) -> Response:
     """Return one contract with its documents; with `check=1` the contract database's own state of it as well."""
     node = node_of(request)
-    row = node.ctx.store.resolve("contracts", request.path_params["contract"], what="contract")
+    row = _contract(request)
     view = views.contract(row, whole=True)
     if request.query_params.get("check") == "1":
         view["recorded_state"] = (await check_contract(node.ctx, row["id"])).state
@@ -77,7 +86,7 @@ async def show_contract(request: Request) -> Response:
 async def dispute_contract(request: Request) -> Response:
     """Open a dispute about a contract, or add evidence to it."""
     node, body = node_of(request), await body_of(request, NewEvidence)
-    row = node.ctx.store.resolve("contracts", request.path_params["contract"], what="contract")
+    row = _contract(request)
     documents: tuple[Document, ...] = ()
     if body.reexecute:
         if not row["result"]:
@@ -90,8 +99,7 @@ async def dispute_contract(request: Request) -> Response:
 
 async def export_contract(request: Request) -> Response:
     """Return the evidence bundle of a contract, as its file holds it."""
-    node = node_of(request)
-    row = node.ctx.store.resolve("contracts", request.path_params["contract"], what="contract")
+    node, row = node_of(request), _contract(request)
     if not row["spec"]:
         raise StateError(f"contract {row['id']} is {row['state']}: the job itself is not here yet")
     return Response(export_bundle(row, node.ctx.store.find("bids", row["bid_id"])), media_type="application/json")
@@ -108,7 +116,8 @@ async def list_disputes(request: Request) -> Response:
 async def resolve_contract(request: Request) -> Response:
     """End a dispute (operator of a contract database); return the receipt."""
     database, body = _database(request), await body_of(request, Resolution)
-    receipt = await database.resolve(request.path_params["contract"], body.decision, body.share)
+    row = _contract(request, "registered_contracts")
+    receipt = await database.resolve(row["id"], body.decision, body.share)
     return JSONResponse(msgspec.to_builtins(receipt.read(Receipt)))
 
 

@@ -13,7 +13,9 @@ from nunet_cli.cli.state import connect
 from nunet_cli.errors import ContractError, UsageError
 
 app = typer.Typer(help="Contracts of this node, their evidence, and disputes.", no_args_is_help=True)
-ContractArgument = Annotated[str, typer.Argument(help="The contract's id, or its beginning.", metavar="CONTRACT")]
+ContractArgument = Annotated[
+    str, typer.Argument(help="The contract's id or its beginning, or a job's id.", metavar="CONTRACT")
+]
 
 
 @app.command("list")
