@@ -2,6 +2,7 @@
 
 import json
 import socket
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -126,3 +127,38 @@ def test_formats(tmp_path: Path) -> None:
     assert nunet("job", "list", "--output", "jsonl", home=tmp_path).stdout == ""
     nunet("offboard", home=tmp_path)
     assert not json.loads(nunet("capability", "show", "-o", "json", home=tmp_path).stdout)["onboarded"]
+
+
+def test_a_wrong_preference_is_refused_with_its_position_and_nothing_changes(tmp_path: Path) -> None:
+    nunet("preferences", "set", "--rule", "price >= 0.1", home=tmp_path)
+    text = refused("preferences", "set", "--rule", "job.memroy > 1.0", home=tmp_path, code=2)
+    assert "column 5" in text
+    assert "memroy" in text
+    assert "--weight: no weight 'speed'" in refused("preferences", "set", "--weight", "speed=1", home=tmp_path, code=2)
+    assert "say what to change" in refused("preferences", "set", home=tmp_path, code=2)
+    assert "not a did:key" in refused("preferences", "set", "--deny", "somebody", home=tmp_path, code=2)
+    kept = json.loads(nunet("preferences", "show", "--output", "json", home=tmp_path).stdout)
+    assert (kept["rules"], kept["deny"]) == (["price >= 0.1"], [])
+
+
+def test_indices_are_proved_against_the_event_log(tmp_path: Path) -> None:
+    nunet("job", "run", "examples/primes/job.yaml", "--local", "--output-dir", str(tmp_path / "o"), home=tmp_path)
+    done = nunet("node", "indices", home=tmp_path)
+    assert "the event log gives the same" in done.stderr
+    connection = sqlite3.connect(tmp_path / "store.db")
+    connection.execute("UPDATE doc_jobs SET doc = json_set(doc, '$.state', 'failed')")
+    connection.commit()
+    connection.close()
+    done = nunet("node", "indices", home=tmp_path, check=False)
+    assert done.returncode == 3
+    assert "failed in the tables, settled by the events" in done.stderr
+
+
+def test_a_bundle_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "bundle.json"
+    path.write_text("{}")
+    assert f"{path}: not an evidence bundle" in refused("contract", "verify", str(path), home=tmp_path, code=2)
+    assert "No such file" in refused("contract", "verify", str(tmp_path / "none"), home=tmp_path, code=2)
+    assert "no contract 'job-0' here" in refused("contract", "export", "job-0", home=tmp_path, code=2)
+    assert "say one of --pay" in refused("contract", "resolve", "bafk", home=tmp_path, code=2)
+    assert "not a contract database" in refused("contract", "resolve", "bafk", "--pay", home=tmp_path, code=2)
