@@ -9,7 +9,8 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from nunet_cli.errors import NodeError, NotFoundError, NunetError, StateError, UsageError
+from nunet_cli.errors import IdentityError, NodeError, NotFoundError, NunetError, StateError, UsageError
+from nunet_cli.network.identity import did_from_key, key_from_any
 from nunet_cli.node.node import Node
 
 log = logging.getLogger("nunet.api")
@@ -50,6 +51,18 @@ def number_of(request: Request, name: str) -> int:
     if not text.isdecimal() or len(text) > 15:
         raise UsageError(f"`{name}` must be a whole number, not {text[:40]!r}")
     return int(text)
+
+
+def did_of(text: str) -> str:
+    """Return the DID of a node that a person names by DID, peer id or CID.
+
+    Raises:
+        UsageError: it is none of them.
+    """
+    try:
+        return did_from_key(key_from_any(text))
+    except IdentityError as error:
+        raise UsageError(error.message, hint=error.hint) from None
 
 
 def status_of(error: NunetError) -> int:

@@ -12,10 +12,9 @@ from starlette.routing import Route
 
 from nunet_cli import units
 from nunet_cli.api import views
-from nunet_cli.api.common import body_of, node_of
+from nunet_cli.api.common import body_of, did_of, node_of
 from nunet_cli.errors import ContractError, NunetError, PeerError, StateError
 from nunet_cli.network.documents import Document
-from nunet_cli.network.identity import did_from_key, key_from_any
 from nunet_cli.orchestrator import disputes
 from nunet_cli.orchestrator.contract import check_contract
 from nunet_cli.orchestrator.settle import verify_job
@@ -154,7 +153,7 @@ def _last_known(node: Any, error: NunetError) -> dict[str, Any]:
 async def deposit(request: Request) -> Response:
     """Credit an account (operator of a contract database)."""
     database, body = _database(request), await body_of(request, Deposit)
-    did = did_from_key(key_from_any(body.to))
+    did = did_of(body.to)
     micro = await database.deposit(did, units.parse_amount(body.amount))
     return JSONResponse({"did": did, "balance": units.format_amount(micro)}, status_code=201)
 
@@ -176,13 +175,13 @@ async def registry(request: Request) -> Response:
 async def approve(request: Request) -> Response:
     """Admit a node."""
     database, body = _database(request), await body_of(request, RegistryChange)
-    return JSONResponse(await database.approve(did_from_key(key_from_any(body.did)), body.note), status_code=201)
+    return JSONResponse(await database.approve(did_of(body.did), body.note), status_code=201)
 
 
 async def revoke(request: Request) -> Response:
     """Stop a node from closing new contracts."""
     database, body = _database(request), await body_of(request, RegistryChange)
-    return JSONResponse(await database.revoke(did_from_key(key_from_any(body.did)), body.note))
+    return JSONResponse(await database.revoke(did_of(body.did), body.note))
 
 
 async def books(request: Request) -> Response:

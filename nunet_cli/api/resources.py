@@ -15,12 +15,11 @@ from tinydb import Query
 
 from nunet_cli import units
 from nunet_cli.api import views
-from nunet_cli.api.common import body_of, node_of
+from nunet_cli.api.common import body_of, did_of, node_of
 from nunet_cli.errors import PeerError, UsageError
 from nunet_cli.jobs import expressions
 from nunet_cli.jobs.capability import PriceBid
 from nunet_cli.jobs.job import Weights
-from nunet_cli.network.identity import did_from_key, key_from_any
 from nunet_cli.node import indices as activity
 from nunet_cli.node.benchmark import Benchmark
 from nunet_cli.node.node import Node
@@ -125,7 +124,7 @@ async def set_preferences(request: Request) -> Response:
     for name in ("allow", "deny"):
         named = getattr(body, name)
         if named is not None:
-            changes[name] = tuple(did_from_key(key_from_any(text)) for text in named)
+            changes[name] = tuple(did_of(text) for text in named)
     price = None
     if body.price is not None:
         micro, unit = units.parse_price(body.price)

@@ -9,7 +9,7 @@ import trio
 
 from nunet_cli import units
 from nunet_cli.database.store import Store
-from nunet_cli.errors import NotFoundError, UsageError
+from nunet_cli.errors import IdentityError, NotFoundError, UsageError
 from nunet_cli.network.identity import did_from_key, key_from_did, key_from_peer_id, peer_id_from_key
 
 MAX_PEERS = 10_000
@@ -60,7 +60,10 @@ def parse_peer(text: str) -> tuple[bytes, Address]:
     name, at, address = text.strip().partition("@")
     if not at:
         raise UsageError(f"not a peer: {text!r}", hint="write PEER_ID@HOST:PORT; `nunet whoami` prints a node's own")
-    return key_from_peer_id(name), parse_address(address)
+    try:
+        return key_from_peer_id(name), parse_address(address)
+    except IdentityError as error:
+        raise UsageError(error.message, hint=error.hint) from None
 
 
 def parse_address(text: str) -> Address:

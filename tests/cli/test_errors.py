@@ -50,6 +50,7 @@ def test_unknown_ids_and_peers(tmp_path: Path) -> None:
     assert "no contract 'bafk' here" in refused("contract", "show", "bafk", home=tmp_path, code=2)
     assert "unknown peer '12D3'" in refused("peer", "show", "12D3", home=tmp_path, code=2)
     assert "not a peer" in refused("peer", "add", "somewhere:80", home=tmp_path, code=2)
+    assert "not a peer id: 'me'" in refused("peer", "add", "me@somewhere:80", home=tmp_path, code=2)
     path = tmp_path / "job.yaml"
     path.write_text("name: x\nexecutor: {type: process, command: [a]}\n")
     assert "unknown peer 'nobody'" in refused("job", "post", str(path), "--push", "nobody", home=tmp_path, code=2)
@@ -136,7 +137,7 @@ def test_a_wrong_preference_is_refused_with_its_position_and_nothing_changes(tmp
     assert "memroy" in text
     assert "--weight: no weight 'speed'" in refused("preferences", "set", "--weight", "speed=1", home=tmp_path, code=2)
     assert "say what to change" in refused("preferences", "set", home=tmp_path, code=2)
-    assert "not a did:key" in refused("preferences", "set", "--deny", "somebody", home=tmp_path, code=2)
+    assert "not a peer id: 'somebody'" in refused("preferences", "set", "--deny", "somebody", home=tmp_path, code=2)
     kept = json.loads(nunet("preferences", "show", "--output", "json", home=tmp_path).stdout)
     assert (kept["rules"], kept["deny"]) == (["price >= 0.1"], [])
 
