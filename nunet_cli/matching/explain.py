@@ -64,7 +64,7 @@ def _change(field: Comparison) -> Change | None:
     path = _PATHS.get(field.field)
     if path is not None and field.would_do:
         return Change(path, field.required, field.would_do, _distance(field))
-    if field.field.startswith("preferences"):
+    if field.field == "machine" or field.field.startswith("preferences"):
         return None
     if field.field.startswith("storage.") and field.would_do:
         return Change(field.field, field.required, field.would_do, _distance(field))

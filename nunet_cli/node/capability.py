@@ -117,6 +117,10 @@ class CapabilityAccounting:
         load = self.monitor.load()
         return {"cpu_load": load.cpu, "memory_free": load.memory_free, "disk_free": load.disk_free}
 
+    def crowded(self, resources: Resources) -> str:
+        """Return why others leave no room for a job on the machine; empty where they do."""
+        return self.monitor.missing(resources)
+
     async def set_available_capability(self) -> Capability:
         """Forget locks that have lapsed, and return what is available then (second seed: `setAvailableCapability`)."""
         await self._store.change(self._sweep)
@@ -182,9 +186,9 @@ class CapabilityAccounting:
         ends = units.format_time(units.now() + timedelta(seconds=duration))
         row = {"id": allocation_id, "kind": "allocation", "job_id": "", "expires_at": "", "ends_at": ends}
         self._take(t, row, resources)
-        missing = self.monitor.missing(resources)
-        if missing:
-            raise StateError(missing, code="machine_busy")
+        crowded = self.crowded(resources)
+        if crowded:
+            raise StateError(crowded, code="machine_busy")
 
     def _take(self, t: Transaction, row: dict[str, Any], resources: Resources) -> None:
         left = self.available(t).resources

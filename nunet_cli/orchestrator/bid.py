@@ -113,6 +113,9 @@ def assess(ctx: Context, request: BidRequest, more: tuple[Comparison, ...] = (),
         machine=ctx.accounting.machine(),
     )  # fmt: skip
     fields = compare(required, available, request.hard, names) + more
+    crowded = ctx.accounting.crowded(required.resources) if not at else ""
+    if crowded:
+        fields += (Comparison("machine", "worse", reason=crowded),)
     comparator = ctx.accounting.get_preferences()
     comparison = accept(fields, comparator, requester=request.requester.did, price=cost, names=names)
     return Offer(comparison, price, available, at)

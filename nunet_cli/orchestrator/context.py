@@ -50,6 +50,9 @@ class Accounting(Protocol):
     def machine(self) -> dict[str, Any]:
         """Return what the monitor sees: `cpu_load`, `memory_free`, `disk_free`."""
 
+    def crowded(self, resources: Resources) -> str:
+        """Return why others leave no room for a job on the machine; empty where they do."""
+
     def get_preferences(self) -> CapabilityComparator:
         """Return the node's preferences."""
 

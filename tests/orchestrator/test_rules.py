@@ -1,0 +1,145 @@
+"""Rules of the specification that no other test walks through: configuration, heartbeats, roles, the owner's machine."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from nunet_cli.errors import ContractError, NoBidError, NunetError, UsageError
+from nunet_cli.jobs.capability import PriceBid
+from nunet_cli.node.node import open_node
+from nunet_cli.orchestrator import contract, execute, invoke, match, request
+from nunet_cli.orchestrator.orchestrate import orchestrate_job
+from nunet_cli.tokenomics.contract import DATABASE
+from nunet_cli.tokenomics.payment import check_payment_info
+from tests.conftest import Market, config
+
+MarketOf = Callable[..., Any]
+
+
+def spec(command: str = "true", **fields: Any) -> str:
+    body = {
+        "name": "test", "executor": {"type": "process", "command": ["sh", "-c", command]}, "price": "1",
+        "resources": {"cpu": 0.2, "memory": "64MiB", "disk": "16MiB"}, **fields,
+    }  # fmt: skip
+    return json.dumps(body)
+
+
+async def test_the_orchestration_type_is_configured_and_overridden_per_job(market: MarketOf) -> None:
+    async with market(requester=config(default_orchestration_type="push")) as m:
+        with pytest.raises(UsageError) as caught:
+            await m.post(spec())
+        assert "name a provider with --push" in caught.value.hint
+        pushed = await m.post(spec(), push=m.provider.identity.peer_id)
+        pulled = await m.post(spec(), pull=True)
+        assert (m.job(pushed)["push"], m.job(pulled)["push"]) == (m.provider.identity.did, "")
+        for job_id in (pushed, pulled):
+            await match.match(m.requester.ctx, job_id)
+        topics = [m.requester.ctx.store.find("bid_requests", job_id, "job_id")["topic"] for job_id in (pushed, pulled)]
+        assert topics == ["", "/nunet/bids"]
+
+
+async def test_the_search_timeout_is_configured_and_overridden_per_search(tmp_path: Path) -> None:
+    async with open_node(tmp_path, config(default_search_timeout=1)) as node:
+        m = Market(node, node, node, tmp_path)
+        job_id = await m.post(spec())
+        with trio.fail_after(4), pytest.raises(NoBidError):
+            await match.match(node.ctx, job_id)
+        began = trio.current_time()
+        with pytest.raises(NoBidError):
+            await match.match(node.ctx, job_id, timeout=0.2)
+        assert trio.current_time() - began < 1
+
+
+async def test_what_others_use_of_the_machine_is_seen_before_an_allocation_begins(market: MarketOf) -> None:
+    async with market() as m:
+        there = m.provider.accounting.monitor
+
+        class Crowded:
+            """The accounting has room, the machine has not: somebody else fills its memory."""
+
+            def load(self) -> Any:
+                return there.load()
+
+            def missing(self, resources: Any) -> str:
+                return f"others use the machine: the job needs {resources.memory} bytes of memory"
+
+        # it is a reason to decline a bid request and a job request, and an allocation does not begin either
+        for stages in range(3):
+            m.provider.accounting.monitor = there
+            job_id = await m.post(spec())
+            for stage in (match.match, request.request)[:stages]:
+                await stage(m.requester.ctx, job_id)
+            m.provider.accounting.monitor = Crowded()
+            with pytest.raises(NunetError) as caught:
+                await orchestrate_job(m.requester.ctx, job_id)
+            assert "others use the machine" in caught.value.message + str(caught.value.details)
+            assert m.provider.ctx.running == {}
+            assert m.provider.ctx.store.table("allocations").all() == []
+
+
+async def test_a_heartbeat_tells_what_the_job_really_uses(market: MarketOf) -> None:
+    async with market() as m:
+        job_id = await m.post(spec("x=$(head -c 3000000 /dev/zero | tr '\\\\0' x); sleep 20; echo ${#x}"))
+        for stage in (match.match, request.request, contract.close_contract, invoke.invoke):
+            await stage(m.requester.ctx, job_id)
+        with trio.fail_after(15):
+            while m.job(job_id).get("usage", {}).get("max_memory", 0) < 2**20:
+                await trio.sleep(0.05)
+        row = m.job(job_id)
+        assert row["state"] == "running"
+        assert row["heard_at"] > row["created_at"]
+        assert row["usage"]["wall_seconds"] > 0
+        await m.requester.cancel_job(job_id)
+
+
+async def test_a_role_that_is_not_there_yet_is_waited_for_and_then_kept(tmp_path: Path) -> None:
+    async with (
+        open_node(tmp_path / "r", config(default_search_timeout=10)) as r,
+        open_node(tmp_path / "first", config(), roles=("contract-database",)) as first,
+    ):
+        with pytest.raises(ContractError) as caught:
+            r.ctx.find_role(DATABASE, "")
+        assert caught.value.code == "no_contract_database"
+        found: list[str] = []
+
+        async def wait() -> None:
+            found.append(await r.ctx.wait_role(DATABASE, ""))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await trio.sleep(0.05)
+            assert found == []
+            await r.add_peer(first.ctx.transport.describe())
+        assert found == [first.identity.did]
+        await r.ctx.pin_role(DATABASE, first.identity.did)
+        # somebody who announces the role later is not taken instead
+        async with open_node(tmp_path / "late", config(), roles=("contract-database",)) as late:
+            await r.add_peer(late.ctx.transport.describe())
+            with trio.fail_after(5):
+                while len(r.ctx.peers.with_role(DATABASE)) < 2:
+                    await trio.sleep(0.02)
+            assert r.ctx.find_role(DATABASE, "") == first.identity.did
+            assert r.ctx.find_role(DATABASE, late.identity.did) == late.identity.did
+
+
+def test_whether_a_job_is_paid_for_is_read_off_the_price() -> None:
+    assert not check_payment_info(PriceBid(amount="0"), 60)
+    assert check_payment_info(PriceBid(amount="0.000001"), 60)
+    assert check_payment_info(PriceBid("per_time_unit", "NTX", "h", "0.000001"), 1)
+
+
+async def test_every_transition_is_an_event_in_order(market: MarketOf) -> None:
+    async with market() as m:
+        job_id = await m.post(spec("echo hello"))
+        await orchestrate_job(m.requester.ctx, job_id)
+        events = m.requester.ctx.store.events(job_id)
+        assert [event["seq"] for event in events] == sorted(event["seq"] for event in events)
+        assert [event["type"] for event in events if event["type"].startswith("contract_")] == [
+            "contract_proposed", "contract_agreed", "contract_proved", "contract_settled",
+        ]  # fmt: skip
+        data, ended = await execute.read_logs(m.requester.ctx, m.job(job_id), "stdout", 0, 0)
+        assert (data, ended) == (b"hello\n", True)
