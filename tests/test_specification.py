@@ -1,0 +1,164 @@
+"""Each row of docs/specification.md points at code that is there and does something, and at a test that asserts."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+TABLE = (ROOT / "docs" / "specification.md").read_text(encoding="utf-8")
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split(" | ")]
+    for line in TABLE.splitlines()
+    if line.startswith("| ") and not line.startswith(("| seed text", "| ---"))
+]
+# every function, type and endpoint that the source texts name
+NAMED = [
+    "orchestrateJob",
+    "jobRequest",
+    "jobInvocation",
+    "publishBidRequest",
+    "compare",
+    "acceptJob",
+    "bid",
+    "registerBid",
+    "selectBestBid",
+    "invokeAllocation",
+    "Orchestrator",
+    "postJob",
+    "processJob",
+    "Job",
+    "JobLink",
+    "Pod",
+    "Allocation",
+    "jobDescription",
+    "defaultOrchestrationType",
+    "defaultSearchTimeout",
+    "availableResources",
+    "availableCapability",
+    "accept",
+    "createBid",
+    "registerComputeBid",
+    "bidRequest",
+    "capabilityComparison",
+    "capabilityComparator",
+    "computeProvidersIndex",
+    "EligibleComputeProvidersIndex",
+    "checkResourceLock",
+    "queryPeer",
+    "lockResources",
+    "saveEvent",
+    "declineJobRequest",
+    "timeoutJobRequest",
+    "declineJobEvent",
+    "DeclineMessage",
+    "TimeoutResponse",
+    "checkPaymentInfo",
+    "generateJobContract",
+    "generateJobAgreement",
+    "validateProvider",
+    "checkKYC",
+    "checkContract",
+    "contract",
+    "ID",
+    "ErrorMessage",
+    "sendInvocation",
+    "createAllocation",
+    "invocation",
+    "allocationStartSuccess",
+    "jobUpdate",
+    "jobStatusUpdate",
+    "result",
+    "jobCompleted",
+    "error",
+    "verifyJob",
+    "jobVerification",
+    "jobVerificationResult",
+    "message",
+    "Node_interface",
+    "Actor",
+    "Mailbox",
+    "Vertex_interface",
+    "getAllocation",
+    "checkAllocationStatus",
+    "routeToAllocation",
+    "benchmarkCapability",
+    "setRegisteredCapability",
+    "getRegisteredCapability",
+    "setAvailableCapability",
+    "getAvailableCapability",
+    "lockCapability",
+    "getLockedCapabilities",
+    "setPreferences",
+    "getPreferences",
+    "getRegisteredBids",
+    "startAllocation",
+    "LocalDatabaseCollector",
+    "registeredCapability",
+    "lockedCapabilities",
+    "preferences",
+    "allocations",
+    "jobIndex",
+    "bidRequestsSentIndex",
+    "bidRequestsReceivedIndex",
+    "bidsSentIndex",
+    "bidsReceivedIndex",
+    "NodeID",
+    "CID",
+    "PeerID",
+    "DID",
+    "Capability",
+]
+
+
+def definition(base: Path, reference: str) -> ast.AST:
+    """Return the definition that `folder/file.py:Name.name` names."""
+    file, _, names = reference.strip("`").partition(":")
+    node: ast.AST = ast.parse((base / file).read_text(encoding="utf-8"))
+    for name in names.split("."):
+        found = [
+            item
+            for item in ast.iter_child_nodes(node)
+            if (isinstance(item, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and item.name == name)
+            or (isinstance(item, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in item.targets))
+        ]
+        assert found, f"there is no {name} in {file}"
+        node = found[0]
+    return node
+
+
+def does_something(node: ast.AST) -> bool:
+    """Say whether a function has more than a docstring, `pass` and `raise NotImplementedError`."""
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        return True
+    for statement in node.body:
+        if isinstance(statement, ast.Pass) or (
+            isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+        ):
+            continue
+        if isinstance(statement, ast.Raise) and "NotImplementedError" in ast.dump(statement):
+            continue
+        return True
+    return False
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0][:60])
+def test_each_row_points_at_code_and_at_a_test(row: list[str]) -> None:
+    assert len(row) == 3
+    assert all(row), f"a blank cell: {row}"
+    seed, code, test = row
+    assert seed
+    assert does_something(definition(ROOT / "nunet_cli", code)), f"{code} is a stub"
+    shown = definition(ROOT / "tests", test)
+    asserted = [item for item in ast.walk(shown) if isinstance(item, ast.Assert)]
+    calls = [item for item in ast.walk(shown) if isinstance(item, ast.Call)]
+    checked = any("refused" in ast.dump(call.func) or "raises" in ast.dump(call.func) for call in calls)
+    # a state machine asserts in the class that it is made from
+    assert asserted or checked or isinstance(shown, ast.Assign), f"{test} asserts nothing"
+
+
+def test_everything_that_the_texts_name_has_its_row() -> None:
+    named = set(re.findall(r"\w+", " ".join(row[0] for row in ROWS)))
+    assert [name for name in NAMED if name not in named] == []
