@@ -113,7 +113,8 @@ def assess(ctx: Context, request: BidRequest, more: tuple[Comparison, ...] = (),
         machine=ctx.accounting.machine(),
     )  # fmt: skip
     fields = compare(required, available, request.hard, names) + more
-    crowded = ctx.accounting.crowded(required.resources) if not at else ""
+    fits = all(field.result in ("equal", "better") for field in fields)
+    crowded = ctx.accounting.crowded(required.resources) if fits and not at else ""
     if crowded:
         fields += (Comparison("machine", "worse", reason=crowded),)
     comparator = ctx.accounting.get_preferences()
