@@ -97,6 +97,8 @@ def describe(event: dict[str, Any]) -> tuple[str, str] | None:
         return "match", f"{short(data['bidder'])} declines: {'; '.join(data['reasons'])}"
     if kind == "bid_silent":
         return "match", f"{short(data['bidder'])} does not answer"
+    if kind == "invocation_unanswered":
+        return "invoke", f"{data['message']}; trying again until {data['until'][11:19]} UTC"
     if kind == "job_waiting":
         return "match", f"waiting: {data['reason']}; next try at {data['next_try'][11:19]} UTC"
     if kind == "job_scheduled":

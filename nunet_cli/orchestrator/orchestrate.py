@@ -89,7 +89,8 @@ async def _invoke(ctx: Context, job_id: str) -> None:
     except PeerError as error:
         contract = ctx.store.find("contracts", ctx.job(job_id)["contract_id"])
         if contract is not None and contract["deadline"] > units.utc_now():
-            log.info("job %s: %s; trying again", job_id, error)
+            event = {"message": error.message, "until": contract["deadline"]}
+            await ctx.store.save_event(job_id, "invocation_unanswered", **event)
             await trio.sleep(RETRY_PAUSE)
             return
         await fail(ctx, job_id, error)

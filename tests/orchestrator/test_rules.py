@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import trio
 
+from nunet_cli.config import LimitsConfig
 from nunet_cli.errors import ContractError, NoBidError, NunetError, UsageError
 from nunet_cli.jobs.capability import PriceBid
 from nunet_cli.node.node import open_node
-from nunet_cli.orchestrator import contract, execute, invoke, match, request
+from nunet_cli.orchestrator import contract, execute, invoke, match, orchestrate, request
 from nunet_cli.orchestrator.orchestrate import orchestrate_job
 from nunet_cli.tokenomics.contract import DATABASE
 from nunet_cli.tokenomics.payment import check_payment_info
@@ -143,3 +144,29 @@ async def test_every_transition_is_an_event_in_order(market: MarketOf) -> None:
         ]  # fmt: skip
         data, ended = await execute.read_logs(m.requester.ctx, m.job(job_id), "stdout", 0, 0)
         assert (data, ended) == (b"hello\n", True)
+
+
+async def test_a_provider_that_does_not_answer_the_invocation_is_asked_again_and_that_is_said(
+    market: MarketOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orchestrate, "RETRY_PAUSE", 0.1)
+    quick = LimitsConfig(answer_timeout=1, heartbeat=1)
+    async with market(requester=config(limits=quick)) as m:
+        messenger = m.provider.ctx.messenger
+        known = messenger._types["invocation"]
+
+        async def silence(_: Any) -> None:
+            await trio.sleep_forever()
+
+        messenger.register("invocation", known.kind, silence, ephemeral=True)
+        job_id = await m.post(spec("true"))
+        m.requester.orchestrate(job_id)
+        with trio.fail_after(10):
+            while "invocation_unanswered" not in m.event_types(job_id):
+                await trio.sleep(0.02)
+        assert m.job(job_id)["state"] == "contracted"
+        messenger.register("invocation", known.kind, known.behaviour)
+        with trio.fail_after(10):
+            while m.job(job_id)["state"] != "settled":
+                await trio.sleep(0.02)
+        assert len(m.provider.ctx.store.table("allocations").all()) == 1
