@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
-from nunet_cli.cli.output import Format, OutputOption, emit, emit_list, fields, note, short
+from nunet_cli.cli import complete
+from nunet_cli.cli.listing import Listing, list_command
+from nunet_cli.cli.output import Format, OutputOption, emit, fields, note, short
 from nunet_cli.cli.state import connect
 
 app = typer.Typer(help="This node's account at the contract database.", no_args_is_help=True)
@@ -28,8 +30,8 @@ def balance(output: OutputOption = Format.table) -> None:
     emit(document, output, render)
 
 
-@app.command("history")
-def history(output: OutputOption = Format.table) -> None:
+@list_command(app, "history")
+def history() -> Listing:
     """List the movements on the account."""
     with connect() as client:
         document = client.get("/accounts/balance")
@@ -37,13 +39,15 @@ def history(output: OutputOption = Format.table) -> None:
         "at": lambda row: row["at"][:19].replace("T", " "), "kind": lambda row: row["kind"],
         "amount": lambda row: f"{row['amount']} NTX", "contract": lambda row: short(row["contract_id"]),
     }  # fmt: skip
-    emit_list(document["entries"], columns, output, empty="no movements yet")
+    return Listing(document["entries"], columns, key="contract_id", empty="no movements yet")
 
 
 @app.command("deposit")
 def deposit(
     amount: Annotated[str, typer.Argument(help="In NTX.", metavar="AMOUNT")],
-    to: Annotated[str, typer.Option("--to", help="Whose account: DID or peer id.", metavar="DID")],
+    to: Annotated[
+        str, typer.Option("--to", help="Whose account: DID or peer id.", metavar="DID", autocompletion=complete.peers)
+    ],
     output: OutputOption = Format.table,
 ) -> None:
     """Credit an account (for the operator of a contract database, on its own node)."""

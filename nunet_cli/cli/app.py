@@ -9,8 +9,20 @@ from typing import Annotated
 import typer
 
 from nunet_cli import __version__
-from nunet_cli.cli import account, configuration, contract, job, node, peer, preferences, provider, records, registry
-from nunet_cli.cli.output import Format, OutputOption, dump, emit, fields
+from nunet_cli.cli import (
+    account,
+    complete,
+    configuration,
+    contract,
+    job,
+    node,
+    peer,
+    preferences,
+    provider,
+    records,
+    registry,
+)
+from nunet_cli.cli.output import Format, OutputOption, dump, emit, fields, note
 from nunet_cli.cli.state import STATE, connect
 
 app = typer.Typer(
@@ -110,11 +122,19 @@ app.add_typer(configuration.app, name="config")
 
 
 @app.command("completion")
-def completion(shell: Annotated[str, typer.Argument(help="bash, zsh or fish.", metavar="SHELL")]) -> None:
-    """Print the completion script for a shell."""
-    from nunet_cli.cli.pages import completion_script
+def completion(
+    shell: Annotated[str, typer.Argument(help="bash, zsh or fish.", metavar="SHELL", autocompletion=complete.shells)],
+    install: Annotated[bool, typer.Option("--install", help="Put it where the shell looks, and say where.")] = False,
+) -> None:
+    """Print the completion script for a shell, or install it for this user."""
+    from nunet_cli.cli.pages import completion_script, install_completion
 
-    typer.echo(completion_script(shell))
+    if not install:
+        typer.echo(completion_script(shell))
+        return
+    path, advice = install_completion(shell)
+    typer.echo(path)
+    note(advice)
 
 
 @app.command("version")

@@ -6,11 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
+from nunet_cli.cli import complete
 from nunet_cli.cli.output import Format, OutputOption, dump, note
 from nunet_cli.cli.state import STATE
 
 app = typer.Typer(help="The configuration.", no_args_is_help=True)
-KeyArgument = Annotated[str, typer.Argument(help="For example network.name.", metavar="KEY")]
+KeyArgument = Annotated[
+    str, typer.Argument(help="For example network.name.", metavar="KEY", autocompletion=complete.config_keys)
+]
 
 
 def _text(value: Any) -> str:

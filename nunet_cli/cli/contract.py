@@ -8,18 +8,23 @@ from typing import Annotated, Any
 
 import typer
 
-from nunet_cli.cli.output import Format, OutputOption, QuietOption, clean, dump, emit, emit_list, fields, note, short
+from nunet_cli.cli import complete
+from nunet_cli.cli.listing import Listing, list_command
+from nunet_cli.cli.output import Format, OutputOption, clean, dump, emit, emit_list, fields, note, short
 from nunet_cli.cli.state import connect
 from nunet_cli.errors import ContractError, UsageError
 
 app = typer.Typer(help="Contracts of this node, their evidence, and disputes.", no_args_is_help=True)
 ContractArgument = Annotated[
-    str, typer.Argument(help="The contract's id or its beginning, or a job's id.", metavar="CONTRACT")
+    str,
+    typer.Argument(
+        help="The contract's id or its beginning, or a job's id.", metavar="CONTRACT", autocompletion=complete.contracts
+    ),
 ]
 
 
-@app.command("list")
-def list_contracts(output: OutputOption = Format.table, quiet: QuietOption = False) -> None:
+@list_command(app)
+def list_contracts() -> Listing:
     """List this node's contracts."""
     with connect(read_only=True) as client:
         rows = client.get("/contracts")
@@ -32,7 +37,7 @@ def list_contracts(output: OutputOption = Format.table, quiet: QuietOption = Fal
         "state": lambda row: row["state"],
         "message": lambda row: row["message"],
     }
-    emit_list(rows, columns, output, quiet=quiet, empty="no contracts yet")
+    return Listing(rows, columns, empty="no contracts yet")
 
 
 @app.command("show")
@@ -129,7 +134,12 @@ def verify(
 @app.command("dispute")
 def dispute(
     contract: Annotated[
-        str, typer.Argument(help="The contract; none lists the disputes (operator).", metavar="[CONTRACT]")
+        str,
+        typer.Argument(
+            help="The contract; none lists the disputes (operator).",
+            metavar="[CONTRACT]",
+            autocompletion=complete.contracts,
+        ),
     ] = "",
     reason: Annotated[str, typer.Option("--reason", help="What is wrong, or what shows that it is not.")] = "",
     reexecute: Annotated[

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nunet_cli.cli import complete
+from nunet_cli.cli.listing import Listing, list_command
 from nunet_cli.cli.output import (
     Format,
     OutputOption,
@@ -16,7 +18,6 @@ from nunet_cli.cli.output import (
     clean,
     dump,
     emit,
-    emit_list,
     fields,
     note,
     short,
@@ -30,11 +31,15 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Post jobs, run them, and look at them.", no_args_is_help=True)
 
-JobArgument = Annotated[str, typer.Argument(help="The job's id, or its beginning.", metavar="JOB")]
+JobArgument = Annotated[
+    str, typer.Argument(help="The job's id, or its beginning.", metavar="JOB", autocompletion=complete.jobs)
+]
 SpecArgument = Annotated[
     str, typer.Argument(help="The job specification (YAML, JSON or TOML); - for stdin.", metavar="SPEC")
 ]
-PushOption = Annotated[str, typer.Option("--push", help="Ask this provider alone.", metavar="PEER")]
+PushOption = Annotated[
+    str, typer.Option("--push", help="Ask this provider alone.", metavar="PEER", autocompletion=complete.peers)
+]
 PullOption = Annotated[bool, typer.Option("--pull", help="Ask the network, whatever the configuration says.")]
 TopicOption = Annotated[str, typer.Option("--topic", help="Ask the subscribers of a topic.", metavar="/TOPIC")]
 FolderOption = Annotated[Path | None, typer.Option("--output-dir", help="Where to write the outputs.", metavar="DIR")]
@@ -90,7 +95,9 @@ def post(
 @app.command("run")
 def run(
     spec: Annotated[str, typer.Argument(help="The job specification; - for stdin.", metavar="[SPEC]")] = "",
-    job: Annotated[str, typer.Option("--job", help="Go on with a posted job instead.", metavar="JOB")] = "",
+    job: Annotated[
+        str, typer.Option("--job", help="Go on with a posted job instead.", metavar="JOB", autocompletion=complete.jobs)
+    ] = "",
     push: PushOption = "",
     pull: PullOption = False,
     topic: TopicOption = "",
@@ -233,8 +240,8 @@ def settle(job: JobArgument, output: OutputOption = Format.table, quiet: QuietOp
     _stage(job, "settle", output, quiet)
 
 
-@app.command("list")
-def list_jobs(output: OutputOption = Format.table, quiet: QuietOption = False) -> None:
+@list_command(app)
+def list_jobs() -> Listing:
     """List the jobs that were posted here."""
     with connect(read_only=True) as client:
         rows = client.get("/jobs")
@@ -248,9 +255,7 @@ def list_jobs(output: OutputOption = Format.table, quiet: QuietOption = False) -
         "id": lambda row: row["id"], "name": path, "state": lambda row: row["state"],
         "paid": lambda row: row["paid"], "created": lambda row: row["created_at"][:19].replace("T", " "),
     }  # fmt: skip
-    emit_list(
-        rows, columns, output, quiet=quiet, empty="no jobs yet; try: nunet job run examples/word-count/job.yaml --local"
-    )
+    return Listing(rows, columns, empty="no jobs yet; try: nunet job run examples/word-count/job.yaml --local")
 
 
 @app.command("show")

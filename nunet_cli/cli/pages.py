@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -53,6 +54,33 @@ def completion_script(shell: str) -> str:
         raise UsageError(f"no completions for {shell!r}", hint=f"one of {', '.join(SHELLS)}")
     make: Any = typer.completion.__dict__["get_completion_script"]
     return str(make(prog_name="nunet", complete_var="_NUNET_COMPLETE", shell=shell))
+
+
+def install_completion(shell: str) -> tuple[Path, str]:
+    """Write a shell's script where this user's shell looks for it; return the file, and what to do next.
+
+    Raises:
+        UsageError: another shell, or a folder that cannot be written.
+    """
+    script = completion_script(shell)
+    data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    settings = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    folder = {
+        "bash": data / "bash-completion" / "completions", "zsh": data / "zsh" / "site-functions",
+        "fish": settings / "fish" / "completions",
+    }[shell]  # fmt: skip
+    path = folder / SHELLS[shell]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(script + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}", hint=f"print it instead: nunet completion {shell}") from None
+    advice = {
+        "bash": "it works in the next shell (needs the package bash-completion)",
+        "zsh": f"add to ~/.zshrc, before compinit: fpath=({folder} $fpath)",
+        "fish": "it works in the next shell",
+    }[shell]
+    return path, advice
 
 
 def man_pages() -> dict[str, str]:

@@ -6,15 +6,19 @@ from typing import Annotated
 
 import typer
 
-from nunet_cli.cli.output import Format, OutputOption, QuietOption, emit, emit_list, fields
+from nunet_cli.cli import complete
+from nunet_cli.cli.listing import Listing, list_command
+from nunet_cli.cli.output import Format, OutputOption, emit, fields
 from nunet_cli.cli.state import connect
 
 app = typer.Typer(help="Other nodes.", no_args_is_help=True)
-PeerArgument = Annotated[str, typer.Argument(help="Peer id or DID, or its beginning.", metavar="PEER")]
+PeerArgument = Annotated[
+    str, typer.Argument(help="Peer id or DID, or its beginning.", metavar="PEER", autocompletion=complete.peers)
+]
 
 
-@app.command("list")
-def list_peers(output: OutputOption = Format.table, quiet: QuietOption = False) -> None:
+@list_command(app)
+def list_peers() -> Listing:
     """List the known peers, connected ones first."""
     with connect(read_only=True) as client:
         rows = client.get("/peers")
@@ -27,7 +31,7 @@ def list_peers(output: OutputOption = Format.table, quiet: QuietOption = False) 
         "address": lambda row: row["addresses"][0] if row["addresses"] else "-",
     }
     empty = "no peers yet; nodes on this network find each other while they run: nunet node start"
-    emit_list(rows, columns, output, quiet=quiet, key="peer_id", empty=empty)
+    return Listing(rows, columns, key="peer_id", empty=empty)
 
 
 @app.command("show")

@@ -6,23 +6,25 @@ from typing import Annotated, Any
 
 import typer
 
-from nunet_cli.cli.output import Format, OutputOption, QuietOption, emit, emit_list, fields, price_text, short
+from nunet_cli.cli import complete
+from nunet_cli.cli.listing import Listing, list_command
+from nunet_cli.cli.output import Format, OutputOption, emit, fields, price_text, short
 from nunet_cli.cli.state import connect
 
 bids = typer.Typer(help="Bids that were received or made.", no_args_is_help=True)
 allocations = typer.Typer(help="Jobs that ran on this machine.", no_args_is_help=True)
 
 
-def _id(name: str) -> Any:
-    return typer.Argument(help=f"The {name}'s id, or its beginning.", metavar=name.upper())
+def _id(name: str, ids: Any) -> Any:
+    return typer.Argument(help=f"The {name}'s id, or its beginning.", metavar=name.upper(), autocompletion=ids)
 
 
-@bids.command("list")
+@list_command(bids)
 def list_bids(
-    job: Annotated[str, typer.Argument(help="Only the bids for this job.", metavar="[JOB]")] = "",
-    output: OutputOption = Format.table,
-    quiet: QuietOption = False,
-) -> None:
+    job: Annotated[
+        str, typer.Argument(help="Only the bids for this job.", metavar="[JOB]", autocompletion=complete.jobs)
+    ] = "",
+) -> Listing:
     """List bids with price, time, score, verdict and who; declines with their reasons."""
     with connect(read_only=True) as client:
         rows = client.get("/bids", job=job or None)
@@ -36,11 +38,11 @@ def list_bids(
         "verdict": lambda row: row["verdict"],
         "why": lambda row: row["why"] or "; ".join(row["reasons"]),
     }
-    emit_list(rows, columns, output, quiet=quiet, empty="no bids yet; ask for some with: nunet job match JOB")
+    return Listing(rows, columns, empty="no bids yet; ask for some with: nunet job match JOB")
 
 
 @bids.command("show")
-def show_bid(bid: Annotated[str, _id("bid")], output: OutputOption = Format.table) -> None:
+def show_bid(bid: Annotated[str, _id("bid", complete.bids)], output: OutputOption = Format.table) -> None:
     """Show a bid with the comparison that it rests on."""
     with connect(read_only=True) as client:
         row = client.get(f"/bids/{bid}")
@@ -60,8 +62,8 @@ def show_bid(bid: Annotated[str, _id("bid")], output: OutputOption = Format.tabl
     emit(row, output, render)
 
 
-@allocations.command("list")
-def list_allocations(output: OutputOption = Format.table, quiet: QuietOption = False) -> None:
+@list_command(allocations)
+def list_allocations() -> Listing:
     """List every allocation that was ever made here."""
     with connect(read_only=True) as client:
         rows = client.get("/allocations")
@@ -73,11 +75,13 @@ def list_allocations(output: OutputOption = Format.table, quiet: QuietOption = F
         "state": lambda row: row["state"],
         "error": lambda row: row["error"],
     }
-    emit_list(rows, columns, output, quiet=quiet, empty="no allocations yet")
+    return Listing(rows, columns, empty="no allocations yet")
 
 
 @allocations.command("show")
-def show_allocation(allocation: Annotated[str, _id("allocation")], output: OutputOption = Format.table) -> None:
+def show_allocation(
+    allocation: Annotated[str, _id("allocation", complete.allocations)], output: OutputOption = Format.table
+) -> None:
     """Show an allocation."""
     with connect(read_only=True) as client:
         row = client.get(f"/allocations/{allocation}")

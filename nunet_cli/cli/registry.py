@@ -6,16 +6,18 @@ from typing import Annotated
 
 import typer
 
-from nunet_cli.cli.output import Format, OutputOption, QuietOption, emit, emit_list
+from nunet_cli.cli import complete
+from nunet_cli.cli.listing import Listing, list_command
+from nunet_cli.cli.output import Format, OutputOption, emit
 from nunet_cli.cli.state import connect
 
 app = typer.Typer(help="Who is verified (for the operator of a contract database).", no_args_is_help=True)
-DidArgument = Annotated[str, typer.Argument(help="DID or peer id.", metavar="DID")]
+DidArgument = Annotated[str, typer.Argument(help="DID or peer id.", metavar="DID", autocompletion=complete.peers)]
 NoteOption = Annotated[str, typer.Option("--note", help="Why.")]
 
 
-@app.command("list")
-def list_entries(output: OutputOption = Format.table, quiet: QuietOption = False) -> None:
+@list_command(app)
+def list_entries() -> Listing:
     """List everybody who was ever admitted."""
     with connect() as client:
         rows = client.get("/registry")
@@ -23,7 +25,7 @@ def list_entries(output: OutputOption = Format.table, quiet: QuietOption = False
         "did": lambda row: row["id"], "status": lambda row: row["status"],
         "since": lambda row: row["at"][:19].replace("T", " "), "note": lambda row: row["note"],
     }  # fmt: skip
-    emit_list(rows, columns, output, quiet=quiet, empty="nobody yet")
+    return Listing(rows, columns, empty="nobody yet")
 
 
 @app.command("approve")

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import trio
 
 from nunet_cli.cli import pages
-from tests.conftest import ROOT
+from nunet_cli.database.store import Store
+from tests.conftest import ROOT, nunet
 
 
 def test_the_committed_pages_and_scripts_are_current(tmp_path: Path) -> None:
@@ -60,3 +62,52 @@ def test_fish_completes(tmp_path: Path) -> None:
 def test_zsh_takes_the_script(tmp_path: Path) -> None:
     script = f"fpath=({ROOT}/completions $fpath); autoload -Uz compinit; compinit -D; echo $_comps[nunet]"
     assert completions("zsh", script, tmp_path).strip() == "_nunet"
+
+
+@pytest.fixture
+def home_with_jobs(tmp_path: Path) -> Path:
+    async def fill() -> None:
+        with Store(tmp_path / "home") as store:
+            for number, state in enumerate(("settled", "running")):
+                row = {"id": f"job-{number}abc", "name": f"count-{number}", "state": state}
+                await store.change(lambda t, row=row: t.put("jobs", row))
+
+    trio.run(fill)
+    return tmp_path / "home"
+
+
+def test_bash_completes_ids(home_with_jobs: Path, tmp_path: Path) -> None:
+    script = f"""source {ROOT}/completions/nunet; export NUNET_HOME={home_with_jobs}
+COMP_WORDS=(nunet job show job-); COMP_CWORD=3; _nunet_completion nunet; echo "${{COMPREPLY[@]}}"
+COMP_WORDS=(nunet job show job-0); COMP_CWORD=3; _nunet_completion nunet; echo "${{COMPREPLY[@]}}"
+COMP_WORDS=(nunet contract show x); COMP_CWORD=3; _nunet_completion nunet; echo "${{COMPREPLY[@]}}" """
+    assert completions("bash", script, tmp_path).split() == ["job-1abc", "job-0abc", "job-0abc"]
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
+def test_fish_completes_ids_with_what_they_are(home_with_jobs: Path, tmp_path: Path) -> None:
+    script = (
+        f"set -x NUNET_HOME {home_with_jobs}; source {ROOT}/completions/nunet.fish; complete -C 'nunet job show job-'"
+    )
+    lines = sorted(completions("fish", script, tmp_path).splitlines())
+    assert lines == ["job-0abc\tcount-0, settled", "job-1abc\tcount-1, running"]
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
+def test_zsh_completes_ids(home_with_jobs: Path, tmp_path: Path) -> None:
+    # the completion system wants a terminal; what the script asks of the command is asked here as it asks it
+    script = f"export NUNET_HOME={home_with_jobs}; _TYPER_COMPLETE_ARGS='nunet job show job-' _NUNET_COMPLETE=complete_zsh nunet"
+    out = completions("zsh", script, tmp_path)
+    assert '"job-0abc":"count-0, settled"' in out
+    assert '"job-1abc":"count-1, running"' in out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_script_is_installed_where_the_shell_looks(
+    shell: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    path = Path(nunet("completion", shell, "--install").stdout.strip())
+    assert tmp_path in path.parents
+    assert path.read_text() == nunet("completion", shell).stdout
