@@ -18,6 +18,8 @@ from msgspec import Meta, Struct, field
 from nunet_cli import units
 from nunet_cli.errors import UsageError
 
+# what the provider of `--local` asks for a job, in NTX
+LOCAL_PRICE = "0.1"
 Seconds = Annotated[int, Meta(ge=1, le=10**7)]
 Address = Annotated[str, Meta(pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9_.-]+):\d{1,5}$")]
 

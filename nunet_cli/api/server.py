@@ -20,15 +20,13 @@ from starlette.responses import Response
 from nunet_cli.api import contracts, jobs, resources
 from nunet_cli.api.client import socket_path
 from nunet_cli.api.common import on_error
-from nunet_cli.config import Config
+from nunet_cli.config import LOCAL_PRICE, Config
 from nunet_cli.errors import NotFoundError, NunetError, UsageError
 from nunet_cli.executor.process import ProcessExecutor
 from nunet_cli.node.node import Node, open_node
 from nunet_cli.node.onboarding import OnboardOptions
 
 log = logging.getLogger("nunet.api")
-
-LOCAL_PRICE = "0.1"
 
 
 def make_app(node: Node) -> Starlette:

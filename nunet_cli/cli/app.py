@@ -21,6 +21,7 @@ from nunet_cli.cli import (
     provider,
     records,
     registry,
+    shortcut,
 )
 from nunet_cli.cli.output import Format, OutputOption, dump, emit, fields, note
 from nunet_cli.cli.state import STATE, connect
@@ -51,6 +52,7 @@ def options(
         os.environ["NUNET_DEBUG"] = "1"
 
 
+app.command("run", cls=shortcut.AfterDashes)(shortcut.run)
 app.command("onboard")(provider.onboard)
 app.command("offboard")(provider.offboard)
 
@@ -109,6 +111,7 @@ def whoami(output: OutputOption = Format.table, quiet: Annotated[bool, typer.Opt
 
 
 app.add_typer(node.app, name="node")
+job.app.command("init")(shortcut.init)
 app.add_typer(job.app, name="job")
 app.add_typer(records.bids, name="bids")
 app.add_typer(contract.app, name="contract")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -24,11 +24,12 @@ from nunet_cli.cli.output import (
     table,
 )
 from nunet_cli.cli.state import connect, is_embedded
-from nunet_cli.errors import EXIT_INTERRUPTED, NunetError, UsageError
+from nunet_cli.errors import EXIT_INTERRUPTED, NodeError, NunetError, UsageError
 
 if TYPE_CHECKING:
     from nunet_cli.api.client import ApiClient
 
+POLL = 0.2
 app = typer.Typer(help="Post jobs, run them, and look at them.", no_args_is_help=True)
 
 JobArgument = Annotated[
@@ -42,6 +43,9 @@ PushOption = Annotated[
 ]
 PullOption = Annotated[bool, typer.Option("--pull", help="Ask the network, whatever the configuration says.")]
 TopicOption = Annotated[str, typer.Option("--topic", help="Ask the subscribers of a topic.", metavar="/TOPIC")]
+DetachOption = Annotated[
+    bool, typer.Option("--detach", "-d", help="Print the id and leave the rest to the running node.")
+]
 FolderOption = Annotated[Path | None, typer.Option("--output-dir", help="Where to write the outputs.", metavar="DIR")]
 
 
@@ -104,6 +108,7 @@ def run(
     local: Annotated[
         bool, typer.Option("--local", help="Run provider, contract database and oracle here, on loopback.")
     ] = False,
+    detach: DetachOption = False,
     folder: FolderOption = None,
     output: OutputOption = Format.table,
     quiet: QuietOption = False,
@@ -114,21 +119,56 @@ def run(
     posting = _read(spec) if spec else {}
     if posting:
         _check(posting)
-    embedded = is_embedded()
+    if posting:
+        run_posting(
+            posting, push=push, pull=pull, topic=topic, local=local, detach=detach, folder=folder, output=output,
+            quiet=quiet,
+        )  # fmt: skip
+        return
+    embedded = _embedded(detach=detach)
     with connect(local=local) as client:
-        if posting:
-            row = client.post(
-                "/orchestrator/postJob", {**posting, "push": push, "pull": pull, "topic": topic, "orchestrate": True}
-            )
-        else:
-            row = client.get(f"/jobs/{job}")
-            if row["next"] is not None:
-                row = client.post(f"/jobs/{row['id']}/run")
+        row = client.get(f"/jobs/{job}")
+        if row["next"] is not None:
+            row = client.post(f"/jobs/{row['id']}/run")
+        if detach:
+            emit(row, output, lambda: typer.echo(row["id"]), quiet=quiet)
+            return
         _follow(client, row, folder, output, quiet=quiet, embedded=embedded)
 
 
+def run_posting(
+    posting: dict[str, Any], *, push: str, pull: bool, topic: str, local: bool, folder: Path | None, output: Format,
+    quiet: bool, detach: bool = False, show_logs: bool = False,
+) -> None:  # fmt: skip
+    """Post a job, and follow it to its end; with `show_logs` what it wrote is printed, as if it had run here."""
+    embedded = _embedded(detach=detach)
+    with connect(local=local) as client:
+        row = client.post(
+            "/orchestrator/postJob", {**posting, "push": push, "pull": pull, "topic": topic, "orchestrate": True}
+        )
+        if detach:
+            emit(row, output, lambda: typer.echo(row["id"]), quiet=quiet)
+            return
+        _follow(client, row, folder, output, quiet=quiet, embedded=embedded, show_logs=show_logs)
+
+
+def _embedded(*, detach: bool) -> bool:
+    """Say whether the command brings a node of its own; one that would end with it cannot be left alone with a job."""
+    embedded = is_embedded()
+    if embedded and detach:
+        raise NodeError("--detach needs a node that goes on", hint="start one with: nunet node start")
+    return embedded
+
+
 def _follow(
-    client: ApiClient, row: dict[str, Any], folder: Path | None, output: Format, *, quiet: bool, embedded: bool
+    client: ApiClient,
+    row: dict[str, Any],
+    folder: Path | None,
+    output: Format,
+    *,
+    quiet: bool,
+    embedded: bool,
+    show_logs: bool = False,
 ) -> None:
     from nunet_cli.cli.progress import Follower, error_of
 
@@ -148,7 +188,13 @@ def _follow(
         except NunetError as problem:
             # why the job ended as it did comes before what is missing of its outputs
             error = error or problem
-    if plain:
+    if show_logs and job["result"] is not None:
+        # as if it had run here: what it wrote, and nothing else on standard output
+        _print_logs(client, job["id"])
+        _print_logs(client, job["id"], stream="stderr", out=sys.stderr)
+        for path in files["files"]:
+            note(path)
+    elif plain:
         emit({**job, "outputs": files}, output, lambda: None, quiet=quiet)
     else:
         for path in files["files"]:
@@ -301,14 +347,63 @@ def logs(
 ) -> None:
     """Print what a job wrote, while it runs or afterwards."""
     with connect() as client:
-        offset, ended = 0, False
-        while not ended:
-            query = {"stream": "stderr" if stderr else "stdout", "offset": offset, "wait": 5 if follow else 0}
-            piece = client.get(f"/jobs/{job}/logs", **query)
-            data = base64.b64decode(piece["data"])
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
-            offset, ended = piece["next_offset"], piece["ended"] or (not follow and not data)
+        _print_logs(client, job, stream="stderr" if stderr else "stdout", follow=follow)
+
+
+def _print_logs(
+    client: ApiClient, job: str, *, stream: str = "stdout", follow: bool = False, out: TextIO | None = None
+) -> None:
+    target = (out or sys.stdout).buffer
+    offset, ended = 0, False
+    while not ended:
+        piece = client.get(f"/jobs/{job}/logs", stream=stream, offset=offset, wait=5 if follow else 0)
+        data = base64.b64decode(piece["data"])
+        target.write(data)
+        target.flush()
+        offset, ended = piece["next_offset"], piece["ended"] or (not follow and not data)
+
+
+@app.command("wait")
+def wait(
+    jobs: Annotated[
+        list[str],
+        typer.Argument(help="The jobs' ids, or their beginnings.", metavar="JOB…", autocompletion=complete.jobs),
+    ],
+    timeout: Annotated[
+        str, typer.Option("--timeout", help="Give up after that long, for example 10m.", metavar="TIME")
+    ] = "",
+    output: OutputOption = Format.table,
+    quiet: QuietOption = False,
+) -> None:
+    """Wait until jobs have ended, and print how, each as it ends; the exit code is that of the first that failed."""
+    import time
+
+    from nunet_cli.cli.progress import error_of
+    from nunet_cli.errors import DeclinedError
+    from nunet_cli.units import parse_duration
+
+    end = time.monotonic() + parse_duration(timeout) if timeout else None
+    failure: NunetError | None = None
+    with connect() as client:
+        open_ones = list(dict.fromkeys(client.get(f"/jobs/{job}")["id"] for job in jobs))
+        while open_ones:
+            for job_id in list(open_ones):
+                row = client.get(f"/jobs/{job_id}")
+                if row["next"] is not None and row["state"] != "expired":
+                    continue
+                open_ones.remove(job_id)
+                if output is Format.table:
+                    emit(row, output, lambda row=row: typer.echo(f"{row['id']}  {row['state']}"), quiet=quiet)  # type: ignore[misc]  # bound now
+                else:
+                    emit(row, Format.jsonl, lambda: None, quiet=quiet)
+                failure = failure or error_of(row, {"type": f"job_{row['state']}", "data": {}})
+            if not open_ones:
+                break
+            if end is not None and time.monotonic() > end:
+                raise DeclinedError(f"{len(open_ones)} jobs have not ended in {timeout}: {', '.join(open_ones[:5])}")
+            time.sleep(POLL)
+    if failure is not None:
+        raise failure
 
 
 @app.command("result")

@@ -37,6 +37,9 @@ _UNITS: dict[tuple[str, str], Callable[[Any], int]] = {
 }
 
 
+Marks = dict[str, tuple[int, int]]
+
+
 def read_spec(text: str, *, source: str = "job.yaml") -> JobSpec:
     """Read a specification in YAML (JSON is YAML too) or, when `source` ends in `.toml`, TOML.
 
@@ -60,10 +63,12 @@ def read_spec(text: str, *, source: str = "job.yaml") -> JobSpec:
         message, path, hint = error.message, error.details.get("path", ""), error.hint
     else:
         return spec
-    line = _line_of(path, lines)
-    where = f"{source}:{line}" if line else source
+    line, column = _mark_of(path, lines)
+    where = f"{source}:{line}:{column}" if line else source
     field = f"{path}: " if path else ""
-    raise UsageError(f"{where}: {field}{message}", hint=hint, details={"file": source, "line": line, "path": path})
+    raise UsageError(
+        f"{where}: {field}{message}", hint=hint, details={"file": source, "line": line, "column": column, "path": path}
+    )
 
 
 def spec_from_object(document: Any, *, source: str = "spec") -> JobSpec:
@@ -71,7 +76,7 @@ def spec_from_object(document: Any, *, source: str = "spec") -> JobSpec:
     return read_spec(json.dumps(document), source=source)
 
 
-def _parse(text: str, source: str) -> tuple[Any, dict[str, int]]:
+def _parse(text: str, source: str) -> tuple[Any, Marks]:
     if source.endswith(".toml"):
         try:
             return tomllib.loads(text), {}
@@ -79,7 +84,7 @@ def _parse(text: str, source: str) -> tuple[Any, dict[str, int]]:
             raise UsageError(f"{source}: not TOML: {error}") from None
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        lines: dict[str, int] = {}
+        lines: Marks = {}
         if node is not None:
             _collect_lines(node, "", lines, source)
         return yaml.safe_load(text), lines
@@ -92,8 +97,8 @@ def _parse(text: str, source: str) -> tuple[Any, dict[str, int]]:
         raise UsageError(f"{source}: nested too deeply") from None
 
 
-def _collect_lines(node: yaml.Node, path: str, lines: dict[str, int], source: str) -> None:
-    lines.setdefault(path, node.start_mark.line + 1)
+def _collect_lines(node: yaml.Node, path: str, lines: Marks, source: str) -> None:
+    lines.setdefault(path, (node.start_mark.line + 1, node.start_mark.column + 1))
     if len(lines) > 20_000:
         raise UsageError(f"{source}: too many fields (aliases are counted each time)")
     if isinstance(node, yaml.MappingNode):
@@ -101,10 +106,11 @@ def _collect_lines(node: yaml.Node, path: str, lines: dict[str, int], source: st
         for key, value in node.value:
             name = f"{path}.{key.value}" if path else str(key.value)
             if name in seen:
-                raise UsageError(f"{source}:{key.start_mark.line + 1}: {name}: the field is there twice")
+                where = f"{source}:{key.start_mark.line + 1}:{key.start_mark.column + 1}"
+                raise UsageError(f"{where}: {name}: the field is there twice")
             seen.add(name)
             _collect_lines(value, name, lines, source)
-            lines[name] = key.start_mark.line + 1
+            lines[name] = (key.start_mark.line + 1, key.start_mark.column + 1)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             _collect_lines(value, f"{path}[{index}]", lines, source)
@@ -232,10 +238,10 @@ def _fields_at(path: str) -> list[str]:
     return [field.name for field in getattr(msgspec.inspect.type_info(kind), "fields", ())]
 
 
-def _line_of(path: str, lines: dict[str, int]) -> int:
+def _mark_of(path: str, lines: Marks) -> tuple[int, int]:
     while path and path not in lines:
         path = re.sub(r"(\.[^.\[]+|\[\d+\]|^[^.\[]+)$", "", path)
-    return lines.get(path, 0)
+    return lines.get(path, (0, 0))
 
 
 def _kind(value: Any) -> str:

@@ -21,7 +21,10 @@ def refused(*arguments: str, home: Path, code: int, stdin: str | None = None) ->
     ("text", "message"),
     [
         ("name: [", "job.yaml:1:8: not YAML"),
-        ("name: x\nexecutor: {type: process, command: [a]}\nmemroy: 5\n", "job.yaml:3: memroy: unknown field `memroy`"),
+        (
+            "name: x\nexecutor: {type: process, command: [a]}\nmemroy: 5\n",
+            "job.yaml:3:1: memroy: unknown field `memroy`",
+        ),
         ("name: x\nexecutor: {type: process, command: [a]}\nresources: {memory: -1}\n", "resources.memory: a size"),
         ("", "the file is empty"),
         (
@@ -39,7 +42,7 @@ def test_a_bad_specification(text: str, message: str, tmp_path: Path) -> None:
 def test_a_specification_from_standard_input_and_one_that_is_not_there(tmp_path: Path) -> None:
     text = "name: x\nexecutor: {type: process, command: ['true']}\n"
     assert nunet("job", "validate", "-", stdin=text, home=tmp_path).stdout == "stdin: valid\n"
-    assert "stdin:1: name: a character that is not allowed here" in refused(
+    assert "stdin:1:1: name: a character that is not allowed here" in refused(
         "job", "validate", "-", stdin="name: '-'\n", home=tmp_path, code=2
     )
     assert "none.yaml: No such file" in refused("job", "run", "none.yaml", home=tmp_path, code=2)

@@ -96,10 +96,10 @@ def test_whatever_is_written_holds_or_not_or_is_refused(parts: list[str]) -> Non
 
 def test_a_specification_names_line_and_field_of_a_wrong_expression() -> None:
     text = "name: x\nexecutor: {type: 'null'}\nconstraints:\n  hard:\n    - 'price < 1.0'\n    - 'node.cores > 1'\n"
-    with pytest.raises(UsageError, match=r"job.yaml:6: constraints.hard\[1\]: column 6: there is no field 'cores'"):
+    with pytest.raises(UsageError, match=r"job.yaml:6:7: constraints.hard\[1\]: column 6: there is no field 'cores'"):
         read_spec(text)
     soft = "name: x\nexecutor: {type: 'null'}\nconstraints:\n  soft:\n    - {rank: 'node.gpus', weight: 3}\n"
-    with pytest.raises(UsageError, match=r"job.yaml:5: constraints.soft\[0\].rank: .*not a number"):
+    with pytest.raises(UsageError, match=r"job.yaml:5:8: constraints.soft\[0\].rank: .*not a number"):
         read_spec(soft)
 
 
