@@ -1,0 +1,70 @@
+"""The scripts that ship with the product, in the shells that people have."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import EXAMPLES, Processes, nunet
+
+SHELLS = pytest.mark.parametrize("shell", ["sh", "bash"])
+
+
+def script(shell: str, name: str, *arguments: str, home: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    tools = folder / "tools"
+    tools.mkdir(exist_ok=True)
+    (tools / "nunet").write_text(f'#!/bin/sh\nexec {sys.executable} -m nunet_cli "$@"\n')
+    (tools / "nunet").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "NUNET_HOME": str(home)}
+    environment["PYTHONPATH"] = str(EXAMPLES.parent)
+    return subprocess.run(
+        [shell, str(EXAMPLES / name), *arguments], cwd=folder, env=environment, capture_output=True, text=True,
+        check=False, timeout=110,
+    )  # fmt: skip
+
+
+@SHELLS
+def test_fan_out_collects_what_all_jobs_found(processes: Processes, tmp_path: Path, shell: str) -> None:
+    processes.start(processes.requester)
+    done = script(shell, "fan-out.sh", "5", "found", home=processes.requester, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    # there are 1229 primes below 10,000
+    assert done.stdout.startswith("1229 primes below 10000, counted by 5 jobs")
+    assert len(list((tmp_path / "found").glob("job-*.txt"))) == 5
+    assert done.stderr.count("settled") == 5
+
+
+@SHELLS
+def test_a_price_survey_buys_nothing(processes: Processes, tmp_path: Path, shell: str) -> None:
+    home = processes.requester
+    processes.start(home)
+    done = script(shell, "price-survey.sh", str(EXAMPLES / "primes" / "job.yaml"), home=home, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    price, currency, _, verdict = done.stdout.strip().split("\t")
+    assert (price, currency, verdict) == ("0.2", "NTX", "best")
+    (job,) = json.loads(nunet("job", "list", "--output", "json", home=home).stdout)
+    assert job["state"] == "cancelled"
+    assert json.loads(nunet("contract", "list", "--output", "json", home=home).stdout) == []
+
+
+@SHELLS
+def test_a_nightly_job_keeps_the_last_results_and_is_silent(processes: Processes, tmp_path: Path, shell: str) -> None:
+    home = processes.requester
+    processes.start(home)
+    for day in ("2026-01-01", "2026-01-02", "2026-01-03"):
+        (tmp_path / "kept" / day).mkdir(parents=True)
+    spec = str(EXAMPLES / "word-count" / "job.yaml")
+    done = script(shell, "nightly.sh", spec, "kept", "2", home=home, folder=tmp_path)
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+    left = sorted(path.name for path in (tmp_path / "kept").iterdir())
+    assert left[0] == "2026-01-03"
+    assert len(left) == 2
+    assert (tmp_path / "kept" / left[1] / "counts.json").exists()
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("name: x\nexecutor: {type: process, command: ['false']}\nprice: 1\n")
+    failed = script(shell, "nightly.sh", str(bad), "kept", home=home, folder=tmp_path)
+    assert failed.returncode == 1
+    assert "the job exited with 1" in failed.stdout
