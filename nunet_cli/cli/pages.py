@@ -1,4 +1,4 @@
-"""Completions and man pages, made from the command tree: `python -m nunet_cli.cli.pages DIR` writes them all."""
+"""Completions and man pages, from command tree and documents: `python -m nunet_cli.cli.pages DIR` writes them all."""
 
 from __future__ import annotations
 
@@ -102,13 +102,13 @@ def _page(name: str, group: Any, commands: dict[str, Any], groups: dict[str, Any
     title = f"nunet-{name}" if name else "nunet"
     summary, _, rest = (group.help or "").partition("\n\n")
     brief = summary.strip().rstrip(".").replace("\n", " ")
-    out = [f'.TH {_escape(title.upper())} 1 "{RELEASE_DATE}" "nunet {__version__}" "nunet manual"']
-    out += [".SH NAME", f"{_escape(title)} \\- {_escape(brief[:1].lower() + brief[1:])}"]
+    out = [f'.TH {escape(title.upper())} 1 "{RELEASE_DATE}" "nunet {__version__}" "nunet manual"']
+    out += [".SH NAME", f"{escape(title)} \\- {escape(brief[:1].lower() + brief[1:])}"]
     out += [
         ".SH SYNOPSIS",
-        f".B nunet\n[\\fIoptions\\fR] {_escape(name + ' ' if name else '')}\\fIcommand\\fR [\\fIarguments\\fR]",
+        f".B nunet\n[\\fIoptions\\fR] {escape(name + ' ' if name else '')}\\fIcommand\\fR [\\fIarguments\\fR]",
     ]
-    out += [".SH DESCRIPTION", _escape(f"{summary}\n{rest}".strip())]
+    out += [".SH DESCRIPTION", escape(f"{summary}\n{rest}".strip())]
     if not name:
         out += [".SH OPTIONS", *_options(group)]
     out += [".SH COMMANDS"]
@@ -118,26 +118,26 @@ def _page(name: str, group: Any, commands: dict[str, Any], groups: dict[str, Any
         out += [".SH COMMAND GROUPS"]
         for group_name, inner in groups.items():
             first = (inner.help or "").splitlines()[0]
-            out += [".TP", f".BR nunet\\-{_escape(group_name)} (1)", _escape(first)]
+            out += [".TP", f".BR nunet\\-{escape(group_name)} (1)", escape(first)]
     out += [".SH EXIT STATUS"]
     for code, text in EXIT_STATUS:
-        out += [".TP", f".B {code}", _escape(text)]
+        out += [".TP", f".B {code}", escape(text)]
     out += [".SH ENVIRONMENT"]
     for variable, text in ENVIRONMENT:
-        out += [".TP", f".B {variable}", _escape(text)]
-    out += [".SH EXAMPLES", ".nf", *(_escape(line) for line in GROUP_EXAMPLES[name]), ".fi"]
+        out += [".TP", f".B {variable}", escape(text)]
+    out += [".SH EXAMPLES", ".nf", *(escape(line) for line in GROUP_EXAMPLES[name]), ".fi"]
     others = [f"nunet-{other}" for other in groups] if groups else ["nunet"]
-    out += [".SH SEE ALSO", ",\n".join(f".BR {_escape(other)} (1)" for other in others).replace(",\n.BR", " ,\n.BR")]
+    out += [".SH SEE ALSO", ",\n".join(f".BR {escape(other)} (1)" for other in others).replace(",\n.BR", " ,\n.BR")]
     return "\n".join(out) + "\n"
 
 
 def _command(title: str, command: Any) -> list[str]:
     arguments = [param for param in command.params if param.param_type_name == "argument"]
-    usage = " ".join(f"\\fI{_escape(argument.make_metavar(_context(command)))}\\fR" for argument in arguments)
-    out = [f".SS {_escape(title)} {usage}".rstrip(), _escape(" ".join((command.help or "").split()))]
+    usage = " ".join(f"\\fI{escape(argument.make_metavar(_context(command)))}\\fR" for argument in arguments)
+    out = [f".SS {escape(title)} {usage}".rstrip(), escape(" ".join((command.help or "").split()))]
     for argument in arguments:
         if getattr(argument, "help", None):
-            out += [".TP", f"\\fI{_escape(argument.make_metavar(_context(command)))}\\fR", _escape(argument.help)]
+            out += [".TP", f"\\fI{escape(argument.make_metavar(_context(command)))}\\fR", escape(argument.help)]
     return [*out, *_options(command)]
 
 
@@ -146,9 +146,9 @@ def _options(command: Any) -> list[str]:
     for param in command.params:
         if param.param_type_name != "option" or param.hidden:
             continue
-        names = ", ".join(f"\\fB{_escape(name)}\\fR" for name in [*param.opts, *param.secondary_opts])
-        value = "" if param.is_flag else f" \\fI{_escape(_metavar(param, command))}\\fR"
-        out += [".TP", names + value, _escape(param.help or "")]
+        names = ", ".join(f"\\fB{escape(name)}\\fR" for name in [*param.opts, *param.secondary_opts])
+        value = "" if param.is_flag else f" \\fI{escape(_metavar(param, command))}\\fR"
+        out += [".TP", names + value, escape(param.help or "")]
     return out
 
 
@@ -163,19 +163,27 @@ def _context(command: Any) -> Any:
     return command.context_class(command)
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """Return a text as roff prints it unchanged."""
     text = text.replace("\\", "\\\\").replace("-", "\\-")
     return re.sub(r"(?m)^([.'])", r"\\&\1", text)
 
 
+def folder_of_documents() -> Path:
+    """Return where the documents are in a checkout."""
+    return Path(__file__).parents[2] / "docs"
+
+
 def write_all(folder: Path) -> list[Path]:
     """Write every page and script below a folder; return what was written."""
+    from nunet_cli.cli.manual import document_pages
+
     written = []
     for shell, name in SHELLS.items():
         written.append(folder / "completions" / name)
         written[-1].parent.mkdir(parents=True, exist_ok=True)
         written[-1].write_text(completion_script(shell) + "\n", encoding="utf-8")
-    for name, text in man_pages().items():
+    for name, text in {**man_pages(), **document_pages(folder_of_documents())}.items():
         written.append(folder / "man" / name)
         written[-1].parent.mkdir(parents=True, exist_ok=True)
         written[-1].write_text(text, encoding="utf-8")

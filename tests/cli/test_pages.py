@@ -1,5 +1,6 @@
 """Completions and man pages: as the command tree has them, and good in the real shells and `man`."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -7,8 +8,11 @@ from pathlib import Path
 
 import pytest
 import trio
+import typer
 
-from nunet_cli.cli import pages
+from nunet_cli.cli import manual, pages
+from nunet_cli.cli.app import app
+from nunet_cli.config import keys
 from nunet_cli.database.store import Store
 from tests.conftest import ROOT, nunet
 
@@ -18,16 +22,51 @@ def test_the_committed_pages_and_scripts_are_current(tmp_path: Path) -> None:
         committed = ROOT / path.relative_to(tmp_path)
         assert committed.read_text() == path.read_text(), f"stale; run: python -m nunet_cli.cli.pages  ({committed})"
     names = {path.name for path in (ROOT / "man").iterdir()}
-    assert names == set(pages.man_pages())
+    assert names == {*pages.man_pages(), *manual.DOCUMENTS}
 
 
 @pytest.mark.skipif(shutil.which("mandoc") is None, reason="needs mandoc")
 def test_man_pages_are_clean() -> None:
-    for page in (ROOT / "man").glob("*.1"):
+    for page in (ROOT / "man").iterdir():
         done = subprocess.run(
             ["mandoc", "-T", "lint", "-W", "warning", page], capture_output=True, text=True, check=False
         )
         assert done.stdout == "", page
+
+
+@pytest.mark.skipif(shutil.which("man") is None, reason="needs man")
+def test_man_shows_the_pages() -> None:
+    for page, texts in {
+        "nunet-job-spec.5": ("time.deadline", "depends_on", "NUNET_BATCH_INDEX"),
+        "nunet-config.5": ("network.topics", "default: nunet"), "nunet-protocol.7": ("nunet-envelope-v1", "bid_request"),
+        "nunet-job.1": ("nunet job wait", "--detach"),
+    }.items():  # fmt: skip
+        done = subprocess.run(
+            ["man", "-l", ROOT / "man" / page],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "MANWIDTH": "100"},
+        )
+        for text in texts:
+            assert text in done.stdout, page
+        assert done.stderr == ""
+
+
+def test_every_configuration_key_is_documented() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    assert [key for key in keys() if f"`{key}`" not in text and f"`{key.rsplit('.')[-1]}`" not in text] == []
+
+
+def test_every_command_and_flag_is_in_its_page() -> None:
+    root = typer.main.get_command(app)
+    for name, command in root.commands.items():  # type: ignore[attr-defined]
+        page = (ROOT / "man" / (f"nunet-{name}.1" if hasattr(command, "commands") else "nunet.1")).read_text()
+        for inner in getattr(command, "commands", {name: command}).values():
+            assert f"{inner.name}" in page
+            for param in inner.params:
+                for flag in [*param.opts, *param.secondary_opts] if param.param_type_name == "option" else []:
+                    assert flag.replace("-", "\\-") in page, (name, inner.name, flag)
 
 
 def completions(shell: str, script: str, tmp_path: Path) -> str:
