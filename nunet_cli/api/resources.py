@@ -21,6 +21,7 @@ from nunet_cli.jobs import expressions
 from nunet_cli.jobs.capability import PriceBid
 from nunet_cli.jobs.job import Weights
 from nunet_cli.node import indices as activity
+from nunet_cli.node import overview
 from nunet_cli.node.benchmark import Benchmark
 from nunet_cli.node.node import Node
 from nunet_cli.node.onboarding import OnboardOptions
@@ -61,7 +62,7 @@ class Preferences(Struct, forbid_unknown_fields=True):
 
 async def status(request: Request) -> Response:
     """Return the node's status."""
-    return JSONResponse(node_of(request).status())
+    return JSONResponse(overview.status(node_of(request)))
 
 
 async def whoami(request: Request) -> Response:

@@ -16,6 +16,7 @@ from nunet_cli.cli import (
     contract,
     job,
     node,
+    overview,
     peer,
     preferences,
     provider,
@@ -24,7 +25,7 @@ from nunet_cli.cli import (
     shortcut,
 )
 from nunet_cli.cli.output import Format, OutputOption, dump, emit, fields, note
-from nunet_cli.cli.state import STATE, connect
+from nunet_cli.cli.state import STATE
 
 app = typer.Typer(
     name="nunet",
@@ -57,32 +58,8 @@ app.command("onboard")(provider.onboard)
 app.command("offboard")(provider.offboard)
 
 
-@app.command("status")
-def status(output: OutputOption = Format.table) -> None:
-    """Show on one screen how this node is, what it does, and what to do next."""
-    running = STATE.running() is not None
-    with connect(read_only=True) as client:
-        document = {"running": running, **client.get("/status")}
-    if output is not Format.table:
-        dump(document, output)
-        return
-    jobs, allocations, peers = document["jobs"], document["allocations"], document["peers"]
-    advice = [] if running else ["start the node: nunet node start"]
-    advice += [] if document["onboarded"] else ["offer this machine: nunet onboard"]
-    advice += ["run a job: nunet job run JOB.yaml"]
-    fields(
-        {
-            "node": f"running since {document['started_at'][:19]}" if running else "not running",
-            "peer id": document["peer_id"], "home": document["home"], "listens on": document["listen"],
-            "network": document["network"], "roles": document["roles"] or ["requester"],
-            "executors": [f"{name} ({detail})" for name, detail in document["executors"].items()],
-            "peers": f"{peers['connected']} connected, {peers['known']} known",
-            "jobs": f"{jobs['open']} open, {jobs['all']} in all",
-            "allocations": f"{allocations['running']} running, {allocations['all']} in all",
-            "balance": [f"{row['balance']} NTX" for row in document["balances"]],
-            "next": "; ".join(advice),
-        }
-    )  # fmt: skip
+app.command("status")(overview.status)
+app.command("doctor")(overview.doctor)
 
 
 @app.command("whoami")

@@ -23,7 +23,7 @@ from nunet_cli.executor.null import NullExecutor
 from nunet_cli.executor.process import ProcessExecutor
 from nunet_cli.jobs.capability import Capability, Resources
 from nunet_cli.jobs.job import CapabilityComparator
-from nunet_cli.jobs.states import ALLOCATION_ENDS, JOB_ENDS
+from nunet_cli.jobs.states import JOB_ENDS
 from nunet_cli.network.blobs import Blobs
 from nunet_cli.network.discovery import Discovery
 from nunet_cli.network.identity import Identity, load_or_create
@@ -354,37 +354,6 @@ class Node:
         await self.ctx.peers.save(peer)
         self.ctx.transport.dial_soon()
         return peer
-
-    def status(self) -> dict[str, Any]:
-        """Return what `nunet status` shows."""
-        store = self.ctx.store
-        jobs = store.table("jobs").all()
-        allocations = store.table("allocations").all()
-        return {
-            "version": __version__,
-            "home": str(self.ctx.home),
-            "peer_id": self.identity.peer_id,
-            "did": self.identity.did,
-            "listen": f"{self.ctx.transport.host}:{self.ctx.transport.port}" if self.ctx.transport.port else "",
-            "address": self.ctx.transport.describe() if self.ctx.transport.port else "",
-            "network": self.ctx.config.network.name,
-            "started_at": self.started_at,
-            "roles": list(self.ctx.topics.roles),
-            "onboarded": self.accounting.is_onboarded(),
-            "executors": dict(self.ctx.available_executors),
-            "peers": {"known": sum(1 for _ in self.ctx.peers), "connected": len(self.ctx.transport.connected())},
-            "jobs": {
-                "all": len(jobs),
-                "open": sum(row["state"] not in JOB_ENDS for row in jobs),
-            },
-            "allocations": {
-                "all": len(allocations),
-                "running": sum(row["state"] not in ALLOCATION_ENDS for row in allocations),
-            },
-            "balances": [dict(row) for row in store.table("balances").all()],
-            "rejections": dict(self.ctx.transport.rejections),
-            "machine": self.accounting.machine(),
-        }
 
 
 def make_executors(config: Config) -> dict[str, Executor]:

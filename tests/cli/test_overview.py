@@ -1,0 +1,87 @@
+"""One screen that says how the node is and what to do next, and what keeps it from working."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Processes, nunet, wait_until
+
+
+def doctor(home: Path, code: int = 0) -> dict[str, Any]:
+    done = nunet("doctor", "--output", "json", home=home, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return {finding["check"]: finding for finding in json.loads(done.stdout)}
+
+
+def status(home: Path) -> Any:
+    return json.loads(nunet("status", "--output", "json", home=home).stdout)
+
+
+def test_status_of_a_new_home_says_how_to_begin(tmp_path: Path) -> None:
+    text = nunet("status", home=tmp_path / "new").stdout
+    assert "not running" in text
+    assert "next: nunet node start" in text
+    assert "next: nunet run --local -- echo hello" in text
+
+
+def test_status_says_what_goes_on_and_what_it_earned(processes: Processes, tmp_path: Path) -> None:
+    home = processes.requester
+    processes.start(home)
+    wait_until(lambda: status(home)["peers"]["connected"] == 2, what="two peers")
+    spec = {"name": "nap", "executor": {"type": "process", "command": ["sleep", "30"]}, "price": "1",
+            "resources": {"cpu": 0.2, "memory": "64MiB", "disk": "16MiB"}}  # fmt: skip
+    job = nunet("job", "run", "-", "--detach", "--quiet", home=home, stdin=json.dumps(spec)).stdout.strip()
+    big = {**spec, "name": "big", "resources": {"memory": "900GiB"}, "time": {"deadline": "1h"}}
+    nunet("job", "run", "-", "--detach", home=home, stdin=json.dumps(big))
+    wait_until(lambda: [row["state"] for row in status(home)["jobs"]["now"]] == ["running", "matching"])
+    text = nunet("status", home=home).stdout
+    assert f"job {job}  nap  running" in text
+    assert "big  matching: waits for" in text
+    assert "next: nunet job explain job-" in text
+    theirs = nunet("status", home=processes.provider).stdout
+    assert "1 running, 1 in all" in theirs
+    assert "% taken" in theirs
+    nunet("job", "cancel", job, home=home)
+    nunet("run", "--price", "1", "--", "true", home=home, cwd=tmp_path)
+    wait_until(lambda: status(processes.provider)["earned"] == "0.2")
+    assert status(home)["spent"] == "0.2"
+    assert "earned 0.2 NTX, spent 0 NTX" in nunet("status", home=processes.provider).stdout
+    found = doctor(home)
+    assert {found[name]["state"] for name in ("peers", "contract-database", "oracle", "listening", "node")} == {"ok"}
+
+
+def test_doctor_names_what_is_wrong_and_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "h"
+    found = doctor(home)
+    assert (found["key"]["state"], found["node"]["state"]) == ("ok", "warning")
+    assert found["node"]["hint"] == "start it with: nunet node start"
+    nunet("job", "list", home=home)
+    nunet("whoami", home=home)
+    nunet("config", "set", "executor.process.foreign", "sandboxed", home=home)
+    (home / "identity.json").chmod(0o644)
+    home.chmod(0o755)
+    (home / "store.db").write_bytes(b"not a database at all" * 100)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))  # no bubblewrap, no docker
+    found = doctor(home, code=3)
+    assert found["home"]["hint"] == f"run: chmod 700 {home}"
+    assert found["key"]["hint"] == f"run: chmod 600 {home / 'identity.json'}"
+    assert found["store"]["state"] == "problem"
+    assert found["sandbox"]["state"] == "problem"
+    assert "bubblewrap" in found["sandbox"]["hint"]
+    (home / "config.toml").write_text("network = 5\n")
+    assert doctor(home, code=3)["configuration"]["state"] == "problem"
+    text = nunet("doctor", home=home, check=False)
+    assert "PROBLEM  configuration" in text.stdout
+    assert "problems: " in text.stderr
+
+
+def test_doctor_sees_a_port_in_use(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = json.loads(nunet("whoami", "--output", "json", home=processes.provider).stdout)["address"].rpartition(":")[2]
+    monkeypatch.setenv("NUNET_NETWORK_LISTEN", f"127.0.0.1:{port}")
+    found = doctor(processes.requester, code=3)
+    assert found["listening"]["state"] == "problem"
+    assert "in use" in found["listening"]["message"]
+    assert found["firewall"]["message"] == "it listens on this machine only"
