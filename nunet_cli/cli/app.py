@@ -14,6 +14,7 @@ from nunet_cli.cli import (
     complete,
     configuration,
     contract,
+    demo,
     job,
     node,
     overview,
@@ -60,6 +61,7 @@ app.command("offboard")(provider.offboard)
 
 app.command("status")(overview.status)
 app.command("doctor")(overview.doctor)
+app.command("demo")(demo.demo)
 
 
 @app.command("whoami")
