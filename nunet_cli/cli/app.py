@@ -24,6 +24,7 @@ from nunet_cli.cli import (
     records,
     registry,
     shortcut,
+    top,
 )
 from nunet_cli.cli.output import Format, OutputOption, dump, emit, fields, note
 from nunet_cli.cli.state import STATE
@@ -61,6 +62,7 @@ app.command("offboard")(provider.offboard)
 
 app.command("status")(overview.status)
 app.command("doctor")(overview.doctor)
+app.command("top")(top.top)
 app.command("demo")(demo.demo)
 
 

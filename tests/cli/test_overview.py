@@ -25,6 +25,8 @@ def test_status_of_a_new_home_says_how_to_begin(tmp_path: Path) -> None:
     assert "not running" in text
     assert "next: nunet node start" in text
     assert "next: nunet run --local -- echo hello" in text
+    done = nunet("top", home=tmp_path / "new", check=False)
+    assert (done.returncode, "no node runs" in done.stderr) == (3, True)
 
 
 def test_status_says_what_goes_on_and_what_it_earned(processes: Processes, tmp_path: Path) -> None:
@@ -44,6 +46,12 @@ def test_status_says_what_goes_on_and_what_it_earned(processes: Processes, tmp_p
     theirs = nunet("status", home=processes.provider).stdout
     assert "1 running, 1 in all" in theirs
     assert "% taken" in theirs
+    looked = nunet("top", "--once", home=home).stdout
+    assert "provider" in looked
+    assert job in looked
+    theirs = nunet("top", "--once", home=processes.provider).stdout
+    assert "0.2 cores of 1 cores" in theirs
+    assert json.loads(nunet("top", "--once", "-o", "json", home=home).stdout)["status"]["peers"]["connected"] == 2
     nunet("job", "cancel", job, home=home)
     nunet("run", "--price", "1", "--", "true", home=home, cwd=tmp_path)
     wait_until(lambda: status(processes.provider)["earned"] == "0.2")
