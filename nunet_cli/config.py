@@ -74,6 +74,13 @@ class RegistryConfig(Struct, forbid_unknown_fields=True):
     opening_balance: Annotated[str, Meta(max_length=40)] = "100"
 
 
+class ApiConfig(Struct, forbid_unknown_fields=True):
+    """The node's API over TCP, beside its Unix socket: where, and the token that opens it (made where it is empty)."""
+
+    listen: Annotated[str, Meta(pattern=r"^$|^(127\.0\.0\.1|\[::1\]|localhost):\d{1,5}$")] = ""
+    token: Annotated[str, Meta(max_length=200)] = ""
+
+
 class LimitsConfig(Struct, forbid_unknown_fields=True):
     """Bounds on what a job may send here, in bytes, and on how long stages may take, in seconds."""
 
@@ -100,6 +107,7 @@ class Config(Struct, forbid_unknown_fields=True):
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     registry: RegistryConfig = field(default_factory=RegistryConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+    api: ApiConfig = field(default_factory=ApiConfig)
 
 
 _DURATIONS = {

@@ -17,7 +17,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from nunet_cli.api import contracts, jobs, resources
+from nunet_cli.api import contracts, jobs, metrics, resources
+from nunet_cli.api.access import TokenForTcp, check_free, read_token
 from nunet_cli.api.client import socket_path
 from nunet_cli.api.common import on_error
 from nunet_cli.config import LOCAL_PRICE, Config
@@ -39,7 +40,7 @@ def make_app(node: Node) -> Starlette:
         return await on_error(request, UsageError(f"{request.method} {request.url.path}: {error.detail}"))
 
     app = Starlette(
-        routes=[*jobs.ROUTES, *contracts.ROUTES, *resources.ROUTES],
+        routes=[*jobs.ROUTES, *contracts.ROUTES, *resources.ROUTES, *metrics.ROUTES],
         exception_handlers={NunetError: on_error, HTTPException: on_http, Exception: on_error},
     )
     app.state.node = node
@@ -52,6 +53,13 @@ async def served(node: Node, path: Path) -> AsyncIterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     config = HypercornConfig()
     config.bind = [f"unix:{path}"]
+    app: Any = make_app(node)
+    tcp = node.ctx.config.api.listen
+    # only the home's own socket is the node's service: an embedded node is there for one command
+    if tcp and path == socket_path(node.ctx.home):
+        check_free(tcp)
+        config.bind.append(tcp)
+        app = TokenForTcp(app, read_token(node.ctx.home, node.ctx.config.api.token))
     config.accesslog = config.errorlog = None
     config.graceful_timeout = 0.2
     config.umask = 0o177
@@ -59,7 +67,6 @@ async def served(node: Node, path: Path) -> AsyncIterator[None]:
     async with trio.open_nursery() as nursery:
 
         async def start(task_status: trio.TaskStatus[Any]) -> None:
-            app: Any = make_app(node)
             await serve(app, config, shutdown_trigger=trio.sleep_forever, task_status=task_status, mode="asgi")
 
         await nursery.start(start)
@@ -106,10 +113,14 @@ async def run_node(
             )
         )
         await stack.enter_async_context(served(node, socket or socket_path(home)))
+        log.info(
+            "node %s is up; listening: %s:%s", node.identity.peer_id, node.ctx.transport.host, node.ctx.transport.port
+        )
         try:
             ready(node)
             return await until(node)
         finally:
+            log.info("node %s stops", node.identity.peer_id)
             process = node.ctx.executors.get("process")
             if isinstance(process, ProcessExecutor):
                 process.kill_all()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import deque
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,16 @@ import typer
 from nunet_cli.cli.output import Format, OutputOption, dump, note
 from nunet_cli.cli.state import STATE, passphrase
 from nunet_cli.errors import NodeError, UsageError
+
+
+class LogFormat(StrEnum):
+    """How to log."""
+
+    auto = "auto"
+    text = "text"
+    json = "json"
+    journal = "journal"
+
 
 app = typer.Typer(help="The node on this machine.", no_args_is_help=True)
 LOG_FILE = "node.log"
@@ -38,22 +49,20 @@ def _roles(role: list[str] | None) -> tuple[str, ...]:
 def run(
     role: RoleOption = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log everything.")] = False,
+    log_format: Annotated[
+        LogFormat, typer.Option("--log-format", help="auto is text, or what journald reads where it listens.")
+    ] = LogFormat.auto,
 ) -> None:
     """Run the node in the foreground, until Ctrl-C."""
-    import logging
-
     import trio
 
     from nunet_cli.api.embedded import only
     from nunet_cli.api.server import run_node
+    from nunet_cli.cli.logs import set_up
     from nunet_cli.node.node import Node, wait_for_stop
 
     roles, config = _roles(role), STATE.config()
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    for name in ("hypercorn", "docker", "urllib3", "asyncio"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    set_up(log_format, verbose=verbose)
 
     def ready(node: Node) -> None:
         note(f"node {node.identity.peer_id}")
@@ -100,6 +109,60 @@ def start(role: RoleOption = None) -> None:
             raise NodeError(f"the node did not start: {text[-2000:]}", hint="see: nunet node logs")
         time.sleep(0.05)
     typer.echo(f"the node runs (pid {process.pid}); its log: {home / LOG_FILE}")
+
+
+@app.command("install-service")
+def install_service(
+    role: RoleOption = None,
+    show: Annotated[bool, typer.Option("--print", help="Print the unit, and write nothing.")] = False,
+) -> None:
+    """Write a systemd user unit that runs this node whenever this user's services run."""
+    roles = _roles(role)
+    STATE.config()
+    text = unit(roles)
+    if show:
+        typer.echo(text, nl=False)
+        return
+    settings = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    path = settings / "systemd" / "user" / "nunet.service"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}", hint="print it instead: --print") from None
+    typer.echo(path)
+    note("start it:      systemctl --user daemon-reload && systemctl --user enable --now nunet")
+    note("without login: sudo loginctl enable-linger $USER")
+    note("its log:       journalctl --user -u nunet -f")
+
+
+def unit(roles: tuple[str, ...]) -> str:
+    """Return the systemd unit for the node of these options."""
+
+    def quoted(text: str) -> str:
+        escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+        return f'"{escaped}"'
+
+    words = [sys.executable, "-m", "nunet_cli", *(["--home", str(STATE.folder)] if STATE.home is not None else [])]
+    words += ["node", "run", *(part for name in roles for part in ("--role", name))]
+    return f"""[Unit]
+Description=nunet node
+Documentation=man:nunet(1) man:nunet-node(1)
+Wants=network-online.target
+After=network-online.target docker.service
+
+[Service]
+Type=exec
+ExecStart={" ".join(map(quoted, words))}
+Restart=on-failure
+RestartSec=5
+# a node that stops ends its processes, tells its peers and closes its store
+TimeoutStopSec=60
+NoNewPrivileges=yes
+
+[Install]
+WantedBy=default.target
+"""
 
 
 @app.command("stop")

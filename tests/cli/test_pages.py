@@ -63,7 +63,7 @@ def test_every_command_and_flag_is_in_its_page() -> None:
     for name, command in root.commands.items():  # type: ignore[attr-defined]
         page = (ROOT / "man" / (f"nunet-{name}.1" if hasattr(command, "commands") else "nunet.1")).read_text()
         for inner in getattr(command, "commands", {name: command}).values():
-            assert f"{inner.name}" in page
+            assert inner.name.replace("-", "\\-") in page
             for param in inner.params:
                 for flag in [*param.opts, *param.secondary_opts] if param.param_type_name == "option" else []:
                     assert flag.replace("-", "\\-") in page, (name, inner.name, flag)
