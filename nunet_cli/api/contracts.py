@@ -137,7 +137,7 @@ async def balance(request: Request) -> Response:
 
 def _last_known(node: Any, error: NunetError) -> dict[str, Any]:
     rows = sorted(node.ctx.store.table("balances").all(), key=lambda row: str(row["at"]))
-    statements = [
+    entries = [
         {"at": row["at"], "kind": row["kind"], "amount": row["amount"], "contract_id": row["contract_id"]}
         for row in node.ctx.store.table("statements").all()
     ]
@@ -145,9 +145,15 @@ def _last_known(node: Any, error: NunetError) -> dict[str, Any]:
         raise error
     last = rows[-1]
     return {
-        "did": node.identity.did, "balance": last["balance"], "in_escrow": None, "entries": statements,
+        "did": node.identity.did, "balance": last["balance"], "in_escrow": None, "entries": entries,
         "contract_database": last["id"], "live": False, "as_of": last["at"], "reason": error.message,
     }  # fmt: skip
+
+
+async def statements(request: Request) -> Response:
+    """Return the movements on this node's account as its own receipts have them, oldest first."""
+    rows = [dict(row) for row in node_of(request).ctx.store.table("statements").all()]
+    return JSONResponse(sorted(rows, key=lambda row: str(row["at"])))
 
 
 async def deposit(request: Request) -> Response:
@@ -211,6 +217,7 @@ ROUTES = [
     Route("/contracts/{contract}/evidence", export_contract),
     Route("/disputes", list_disputes),
     Route("/accounts/balance", balance),
+    Route("/accounts/statements", statements),
     Route("/accounts/deposit", deposit, methods=["POST"]),
     Route("/registry", registry),
     Route("/registry/approve", approve, methods=["POST"]),

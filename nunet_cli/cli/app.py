@@ -14,6 +14,7 @@ from nunet_cli.cli import (
     complete,
     configuration,
     contract,
+    dashboard,
     demo,
     job,
     node,
@@ -63,6 +64,7 @@ app.command("offboard")(provider.offboard)
 app.command("status")(overview.status)
 app.command("doctor")(overview.doctor)
 app.command("top")(top.top)
+app.command("dashboard")(dashboard.dashboard)
 app.command("demo")(demo.demo)
 
 
