@@ -121,7 +121,12 @@ class Discovery:
 
         if state_change is ServiceStateChange.Removed:
             return
-        info = zeroconf.get_service_info(service_type, name, LOOKUP_TIMEOUT_MS)
+        try:
+            info = zeroconf.get_service_info(service_type, name, LOOKUP_TIMEOUT_MS)
+        except Exception as error:
+            # this thread is zeroconf's: while it closes, or on a machine that is too busy, a look-up fails in many ways
+            log.debug("mDNS name %s could not be looked up: %r", name, error)
+            return
         if info is None or info.port is None:
             return
         properties = info.decoded_properties

@@ -38,7 +38,13 @@ def test_status_says_what_goes_on_and_what_it_earned(processes: Processes, tmp_p
     job = nunet("job", "run", "-", "--detach", "--quiet", home=home, stdin=json.dumps(spec)).stdout.strip()
     big = {**spec, "name": "big", "resources": {"memory": "900GiB"}, "time": {"deadline": "1h"}}
     nunet("job", "run", "-", "--detach", home=home, stdin=json.dumps(big))
-    wait_until(lambda: [row["state"] for row in status(home)["jobs"]["now"]] == ["running", "matching"])
+
+    def both() -> Any:
+        states = {row["name"]: row["state"] for row in json.loads(nunet("job", "list", "-o", "json", home=home).stdout)}
+        assert states["nap"] not in ("failed", "expired"), nunet("job", "events", job, home=home).stdout
+        return states == {"nap": "running", "big": "matching"}
+
+    wait_until(both, what="a job that runs and one that waits")
     text = nunet("status", home=home).stdout
     assert f"job {job}  nap  running" in text
     assert "big  matching: waits for" in text
