@@ -48,12 +48,15 @@ def options(
         Path | None, typer.Option("--home", envvar="NUNET_HOME", help="The node's folder; one node per folder.")
     ] = None,
     node: Annotated[str, typer.Option("--node", envvar="NUNET_NODE", help="Socket of another running node.")] = "",
+    no_color: Annotated[bool, typer.Option("--no-color", help="No colour, as with NO_COLOR.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Take the global options."""
     STATE.home, STATE.node = home, node
     if debug:
         os.environ["NUNET_DEBUG"] = "1"
+    if no_color:
+        os.environ["NO_COLOR"] = "1"
 
 
 app.command("run", cls=shortcut.AfterDashes)(shortcut.run)

@@ -10,7 +10,19 @@ import typer
 
 from nunet_cli.cli import complete
 from nunet_cli.cli.listing import Listing, list_command
-from nunet_cli.cli.output import Format, OutputOption, clean, dump, emit, emit_list, fields, note, short
+from nunet_cli.cli.output import (
+    Format,
+    OutputOption,
+    YesOption,
+    clean,
+    confirm,
+    dump,
+    emit,
+    emit_list,
+    fields,
+    note,
+    short,
+)
 from nunet_cli.cli.state import connect
 from nunet_cli.errors import ContractError, UsageError
 
@@ -173,12 +185,14 @@ def resolve(
         str,
         typer.Option("--split", help="Pay the provider this part of the deposit, for example 0.5.", metavar="SHARE"),
     ] = "",
+    yes: YesOption = False,
     output: OutputOption = Format.table,
 ) -> None:
     """End a dispute (for the operator of the contract database): pay, refund or split."""
     if sum((pay, refund, bool(split))) != 1:
         raise UsageError("say one of --pay, --refund and --split SHARE")
     decision = "pay" if pay else "refund" if refund else "split"
+    confirm(f"End the dispute by {decision}? This cannot be taken back.", yes=yes)
     with connect() as client:
         row = client.post(f"/contracts/{contract}/resolve", {"decision": decision, "share": split or "0.5"})
 

@@ -28,6 +28,7 @@ class Format(StrEnum):
 
 OutputOption = Annotated[Format, typer.Option("--output", "-o", help="How to print the result.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print ids alone.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Columns = dict[str, Callable[[dict[str, Any]], Any]]
 
 
@@ -161,3 +162,15 @@ def price_text(price: dict[str, Any] | None) -> str:
         return "-"
     unit = f"/{price['time_unit']}" if price.get("time_unit") else ""
     return f"{price['amount']} {price['currency']}{unit}"
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before what cannot be undone, where a person is there to ask; a script has said what it wants.
+
+    Raises:
+        UsageError: the person does not want it.
+    """
+    from nunet_cli.errors import UsageError
+
+    if not yes and sys.stdin.isatty() and not typer.confirm(question, default=False, err=True):
+        raise UsageError("nothing was done", code="not_confirmed")

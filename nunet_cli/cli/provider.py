@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nunet_cli.cli.output import Format, OutputOption, console, emit, fields, note, price_text
+from nunet_cli.cli.output import Format, OutputOption, YesOption, confirm, console, emit, fields, note, price_text
 from nunet_cli.cli.state import STATE, connect
 from nunet_cli.units import format_size
+
+if TYPE_CHECKING:
+    from nunet_cli.cli.wizard import Answers
 
 capability = typer.Typer(help="What this machine has, offers and has left.", no_args_is_help=True)
 BAR = 24
@@ -47,13 +50,19 @@ def onboard(
 ) -> None:
     """Offer this machine: probe it, measure it, and register what it gives.
 
-    Without options it offers 90 % of everything, as volunteer compute.
+    At a terminal and without options it asks a few questions; otherwise what no option says is 90 % of everything, as
+    volunteer compute.
     """
     import msgspec
 
     from nunet_cli.node.benchmark import run_benchmark
     from nunet_cli.node.onboarding import OnboardOptions, plan_onboarding
 
+    given = [cpu, memory, disk, gpu, max_duration, locality, storage, port, bandwidth, vpn, kyc, process, no_benchmark]
+    answers = _answers(given=any(item not in (None, False, "") for item in given) or (price, max_share) != ("0", 0.9),
+                       table=output is Format.table)  # fmt: skip
+    if answers is not None:
+        max_share, price, max_duration, locality, process, _ = answers
     options = OnboardOptions(
         cpu=cpu, memory=memory, disk=disk, gpu=gpu, price=price, max_share=max_share, max_duration=max_duration,
         localities=tuple(locality or ()), storage=tuple(storage or ()), ports=tuple(port or ()), bandwidth=bandwidth,
@@ -76,10 +85,36 @@ def onboard(
     def render() -> None:
         _bars(document["registered"]["resources"], msgspec.to_builtins(machine))
         _facts(document)
-        if STATE.running() is None:
+        if STATE.running() is None and not (answers is not None and answers.start):
             note("onboarded; begin to take jobs with: nunet node start")
 
     emit(document, output, render)
+    if answers is not None and answers.start:
+        from nunet_cli.cli.node import start
+
+        start()
+
+
+def _answers(*, given: bool, table: bool) -> Answers | None:
+    """Ask the person at the terminal, if there is one who gave no options."""
+    from nunet_cli.cli import wizard
+
+    if not wizard.is_wanted(given=given, table=table):
+        return None
+    import msgspec
+    import trio
+
+    from nunet_cli.executor.docker import DockerExecutor
+    from nunet_cli.executor.process import ProcessExecutor
+    from nunet_cli.node.benchmark import probe_machine
+
+    async def probe() -> tuple[bool, bool]:
+        docker = DockerExecutor(STATE.config().executor.docker)
+        return await ProcessExecutor().can_sandbox(), (await docker.probe()).available
+
+    sandbox, docker = trio.run(probe)
+    machine = msgspec.to_builtins(probe_machine(STATE.folder))
+    return wizard.ask(machine, sandbox=sandbox, docker=docker, running=STATE.running() is not None)
 
 
 def _with_progress(run: Any) -> Any:
@@ -123,9 +158,12 @@ def _facts(document: dict[str, Any]) -> None:
 
 def offboard(
     force: Annotated[bool, typer.Option("--force", help="End running jobs instead of waiting for them.")] = False,
+    yes: YesOption = False,
     output: OutputOption = Format.table,
 ) -> None:
     """Offer this machine no more; waits for running jobs."""
+    if force:
+        confirm("End the jobs that run here? Their requesters get their deposits back.", yes=yes)
     with connect() as client:
         document = client.post("/capability/offboard", {"force": force})
     emit(document, output, lambda: typer.echo("offboarded: this machine takes no more jobs"))

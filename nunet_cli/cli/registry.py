@@ -8,7 +8,7 @@ import typer
 
 from nunet_cli.cli import complete
 from nunet_cli.cli.listing import Listing, list_command
-from nunet_cli.cli.output import Format, OutputOption, emit
+from nunet_cli.cli.output import Format, OutputOption, YesOption, confirm, emit
 from nunet_cli.cli.state import connect
 
 app = typer.Typer(help="Who is verified (for the operator of a contract database).", no_args_is_help=True)
@@ -55,8 +55,11 @@ def audit(output: OutputOption = Format.table) -> None:
 
 
 @app.command("revoke")
-def revoke(did: DidArgument, note: NoteOption = "", output: OutputOption = Format.table) -> None:
+def revoke(
+    did: DidArgument, note: NoteOption = "", yes: YesOption = False, output: OutputOption = Format.table
+) -> None:
     """Stop a node from closing new contracts."""
+    confirm(f"Refuse new contracts of {did}?", yes=yes)
     with connect() as client:
         row = client.post("/registry/revoke", {"did": did, "note": note})
     emit(row, output, lambda: typer.echo(f"{row['id']}  {row['status']}"))
