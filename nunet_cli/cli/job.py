@@ -506,3 +506,11 @@ def validate(spec: SpecArgument, output: OutputOption = Format.table, quiet: Qui
     posting = _read(spec)
     document = msgspec.to_builtins(read_spec(posting["spec_text"], source=posting["source"]))
     emit(document, output, lambda: typer.echo(f"{posting['source']}: valid"), quiet=quiet, key="name")
+
+
+@app.command("schema")
+def schema() -> None:
+    """Print the JSON Schema of a job specification, for editors."""
+    from nunet_cli.jobs.schema import job_schema
+
+    dump(job_schema(), Format.json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -177,6 +178,7 @@ def folder_of_documents() -> Path:
 def write_all(folder: Path) -> list[Path]:
     """Write every page and script below a folder; return what was written."""
     from nunet_cli.cli.manual import document_pages
+    from nunet_cli.jobs.schema import job_schema
 
     written = []
     for shell, name in SHELLS.items():
@@ -187,6 +189,9 @@ def write_all(folder: Path) -> list[Path]:
         written.append(folder / "man" / name)
         written[-1].parent.mkdir(parents=True, exist_ok=True)
         written[-1].write_text(text, encoding="utf-8")
+    written.append(folder / "docs" / "job-specification.schema.json")
+    written[-1].parent.mkdir(parents=True, exist_ok=True)
+    written[-1].write_text(json.dumps(job_schema(), indent=2) + "\n", encoding="utf-8")
     return written
 
 
