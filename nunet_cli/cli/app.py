@@ -16,6 +16,7 @@ from nunet_cli.cli import (
     contract,
     dashboard,
     demo,
+    examples,
     job,
     node,
     overview,
@@ -133,3 +134,6 @@ def version(output: OutputOption = Format.table) -> None:
         typer.echo(f"nunet {__version__}")
     else:
         dump({"version": __version__}, output)
+
+
+examples.attach(app)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nunet_cli import RELEASE_DATE, __version__
+from nunet_cli.cli.examples import EXAMPLES
 from nunet_cli.errors import UsageError
 
 SHELLS = {"bash": "nunet", "zsh": "_nunet", "fish": "nunet.fish"}
@@ -24,23 +25,6 @@ ENVIRONMENT = (
     ("NUNET_PASSPHRASE", "Seals a new key, and opens a sealed one."),
     ("NO_COLOR", "No colour."),
 )
-GROUP_EXAMPLES = {
-    "": ("nunet job run examples/word-count/job.yaml --local", "nunet onboard --cpu 2 --memory 4GiB --price 0.5"),
-    "node": ("nunet node start", "nunet --home /srv/authority node run --role contract-database --role oracle"),
-    "job": ("nunet job run job.yaml --push 12D3KooW...", "nunet job list --output json"),
-    "bids": ("nunet bids list", "nunet bids list job-1f2e --output json"),
-    "contract": ("nunet contract export bafk --file job.evidence", "nunet contract verify job.evidence --outputs out"),
-    "allocation": ("nunet allocation list", "nunet allocation show allocation-3c"),
-    "capability": ("nunet capability show", "nunet capability benchmark --output json"),
-    "preferences": (
-        "nunet preferences set --rule \"job.memory < quantity('4GiB')\" --minimum-price 0.1",
-        "nunet preferences set --bid-rule 'peer.rtt_ms < 50.0' --weight price=80",
-    ),
-    "peer": ("nunet peer list", "nunet peer add 12D3KooW...@192.0.2.7:9000"),
-    "account": ("nunet account balance", "nunet account deposit 50 --to did:key:z6Mk..."),
-    "registry": ("nunet registry list", "nunet registry approve did:key:z6Mk..."),
-    "config": ("nunet config list", "nunet config set network.name lab"),
-}
 
 
 def completion_script(shell: str) -> str:
@@ -126,7 +110,11 @@ def _page(name: str, group: Any, commands: dict[str, Any], groups: dict[str, Any
     out += [".SH ENVIRONMENT"]
     for variable, text in ENVIRONMENT:
         out += [".TP", f".B {variable}", escape(text)]
-    out += [".SH EXAMPLES", ".nf", *(escape(line) for line in GROUP_EXAMPLES[name]), ".fi"]
+    shown = EXAMPLES.get(name, ())
+    out += [".SH EXAMPLES", ".nf", *(escape(line) for line in shown)]
+    for command_name in commands:
+        out += [escape(line) for line in EXAMPLES[f"{name} {command_name}".strip()]]
+    out += [".fi"]
     others = [f"nunet-{other}" for other in groups] if groups else ["nunet"]
     out += [".SH SEE ALSO", ",\n".join(f".BR {escape(other)} (1)" for other in others).replace(",\n.BR", " ,\n.BR")]
     return "\n".join(out) + "\n"

@@ -1,6 +1,8 @@
 """Completions and man pages: as the command tree has them, and good in the real shells and `man`."""
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import typer
 
 from nunet_cli.cli import manual, pages
 from nunet_cli.cli.app import app
+from nunet_cli.cli.examples import EXAMPLES
 from nunet_cli.config import keys
 from nunet_cli.database.store import Store
 from tests.conftest import ROOT, nunet
@@ -67,6 +70,40 @@ def test_every_command_and_flag_is_in_its_page() -> None:
             for param in inner.params:
                 for flag in [*param.opts, *param.secondary_opts] if param.param_type_name == "option" else []:
                     assert flag.replace("-", "\\-") in page, (name, inner.name, flag)
+
+
+def commands() -> dict[str, typer.core.TyperCommand]:
+    root = typer.main.get_command(app)
+    return {
+        f"{name} {inner_name}".strip() if inner is not command else name: inner
+        for name, command in root.commands.items()  # type: ignore[attr-defined]
+        for inner_name, inner in getattr(command, "commands", {name: command}).items()
+    }
+
+
+def test_every_command_has_two_examples_that_it_understands() -> None:
+    known = commands()
+    assert set(known) == set(EXAMPLES) - {""}
+    for name, lines in EXAMPLES.items():
+        assert len(set(lines)) == 2
+        for line in lines:
+            # the last of a pipe, without what the shell does
+            line = re.sub(r"\$\([^)]*\)", "job-1f2e", line)
+            words = shlex.split(line.rsplit(" | ")[-1].partition(" > ")[0].partition(" < ")[0])
+            assert words.pop(0) == "nunet"
+            while words and words[0].startswith("--") and words[0] in ("--home", "--node"):
+                del words[:2]
+            if name:
+                assert " ".join(words).startswith(name), line
+                arguments = words[len(name.split()) :]
+                known[name].make_context(name, arguments, resilient_parsing=False).close()
+
+
+def test_the_examples_are_in_the_help_and_short_lines_are_whole() -> None:
+    text = nunet("job", "wait", "--help").stdout
+    assert "Examples:\n    nunet job wait job-1f2e job-77aa --timeout 1h\n" in text
+    for group in ("", "job", "contract", "node"):
+        assert "..." not in nunet(*group.split(), "--help").stdout
 
 
 def completions(shell: str, script: str, tmp_path: Path) -> str:
