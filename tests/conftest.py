@@ -164,7 +164,7 @@ def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proce
     monkeypatch.setenv("NUNET_NETWORK_NAME", f"test-{tmp_path.name}-{os.getpid()}")
     monkeypatch.setenv("NUNET_EXECUTOR_PROCESS_FOREIGN", "unsandboxed")
     monkeypatch.setenv("NUNET_LIMITS_HEARTBEAT", "1s")
-    monkeypatch.setenv("NUNET_LIMITS_ANSWER_TIMEOUT", "5s")
+    monkeypatch.setenv("NUNET_LIMITS_ANSWER_TIMEOUT", "10s")
     nodes = Processes(tmp_path, [])
     try:
         nodes.start(nodes.authority, "--role", "contract-database", "--role", "oracle")
