@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import EXAMPLES, ROOT, Processes, needs_docker, nunet, wait_until
+from tests.images import import_image
 
 
 def output(*arguments: str, home: Path) -> Any:
@@ -72,17 +73,7 @@ def test_examples_run(name: str, check: Any, tmp_path: Path) -> None:
 @pytest.mark.docker
 @needs_docker
 def test_the_docker_example_runs_in_a_real_engine(tmp_path: Path) -> None:
-    import io
-    import tarfile
-
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w") as tar:
-        tar.add("/bin/busybox", "bin/busybox")
-        for name in ("sh", "sort", "sha256sum", "tee"):
-            link = tarfile.TarInfo(f"bin/{name}")
-            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
-            tar.addfile(link)
-    subprocess.run(["docker", "import", "-", "busybox:latest"], input=data.getvalue(), check=True, capture_output=True)
+    import_image("busybox:latest")
     nunet(
         "job", "run", "examples/docker/job.yaml", "--local", "--output-dir", str(tmp_path / "out"), home=tmp_path / "h"
     )

@@ -1,8 +1,5 @@
 """The docker executor against a real Docker Engine, with an image made from busybox."""
 
-import io
-import subprocess
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +12,7 @@ from nunet_cli.executor.docker import DockerExecutor
 from nunet_cli.jobs.capability import Cpu, Resources
 from nunet_cli.jobs.spec import ExecutorSpec
 from tests.conftest import needs_docker
+from tests.images import busybox_image
 
 pytestmark = [pytest.mark.docker, needs_docker]
 IMAGE = "nunet-test:busybox"
@@ -23,19 +21,8 @@ MIB = 2**20
 
 @pytest.fixture(scope="module")
 def image() -> Iterator[str]:
-    busybox = Path("/bin/busybox")
-    if not busybox.exists():
-        pytest.skip("needs busybox-static to make an image from")
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w") as tar:
-        tar.add(busybox, "bin/busybox")
-        for name in ("sh", "cat", "sort", "sha256sum", "tee", "sleep", "touch", "id", "dd", "wc", "ls", "echo"):
-            link = tarfile.TarInfo(f"bin/{name}")
-            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
-            tar.addfile(link)
-    subprocess.run(["docker", "import", "-", IMAGE], input=data.getvalue(), check=True, capture_output=True)
-    yield IMAGE
-    subprocess.run(["docker", "rmi", "-f", IMAGE], check=False, capture_output=True)
+    with busybox_image(IMAGE) as name:
+        yield name
 
 
 def task(folder: Path, *command: str, image: str = IMAGE, memory: int = 32 * MIB) -> Task:

@@ -1,0 +1,102 @@
+"""Pods and services in containers: the same as with processes, on a real Docker Engine."""
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import trio
+
+from nunet_cli.orchestrator.group import outputs_of
+from nunet_cli.orchestrator.orchestrate import orchestrate_job
+from tests.conftest import Market, needs_docker
+from tests.images import busybox_image
+
+pytestmark = [pytest.mark.docker, needs_docker]
+MarketOf = Callable[..., Any]
+IMAGE = "nunet-test-groups:busybox"
+
+
+@pytest.fixture(scope="module")
+def image() -> Iterator[str]:
+    with busybox_image(IMAGE) as name:
+        yield name
+
+
+def container(name: str, command: str, **fields: Any) -> dict[str, Any]:
+    return {
+        "name": name, "executor": {"type": "docker", "image": IMAGE, "command": ["sh", "-c", command]}, "price": "1",
+        "resources": {"cpu": 0.2, "memory": "32MiB", "disk": "16MiB"}, "time": {"max_duration": "1m"}, **fields,
+    }  # fmt: skip
+
+
+def containers() -> list[str]:
+    done = subprocess.run(
+        ["docker", "ps", "-aq", "--filter", f"ancestor={IMAGE}"], capture_output=True, text=True, check=True
+    )
+    return done.stdout.split()
+
+
+async def nothing_is_left(m: Market) -> None:
+    assert m.provider.accounting.taken(m.provider.ctx.store) == []
+    with trio.fail_after(10):
+        while containers():
+            await trio.sleep(0.1)
+
+
+async def test_a_pod_of_containers_passes_its_data_along(market: MarketOf, image: str) -> None:
+    async with market() as m:
+        members = [
+            container("first", "echo one > out; echo said by first", outputs=[{"path": "out"}]),
+            container("second", "cat from/out > out; echo two >> out", outputs=[{"path": "out"}]),
+        ]
+        links = [{"from": "first", "to": "second", "kind": "data", "path": "from"}]
+        text = json.dumps({"name": "pod", "pod": True, "children": members, "links": links})
+        job = await orchestrate_job(m.requester.ctx, await m.post(text))
+        assert job["state"] == "settled"
+        found = {
+            name: m.requester.ctx.blobs.path(item.cid).read_text()
+            for name, item in outputs_of(m.requester.ctx, job).items()
+        }
+        assert found == {"first/out": "one\n", "second/out": "one\ntwo\n"}
+        assert len(m.provider.ctx.store.table("contracts").all()) == 1
+        await nothing_is_left(m)
+
+
+async def test_a_service_in_a_container_is_checked_restarted_and_paid_when_it_is_stopped(
+    market: MarketOf, image: str
+) -> None:
+    async with market(price="36/h") as m:
+        service = {"restart": "on_failure", "delay": "0s", "max_restarts": 5,
+                   "health": {"command": ["test", "-f", "well"], "interval": "1s", "retries": 1}}  # fmt: skip
+        # the first start is not well for long, the second one stays so
+        command = (
+            "if [ -f once ]; then touch well; sleep 60; else touch once; touch well; sleep 1; rm well; sleep 60; fi"
+        )
+        job_id = await m.post(json.dumps(container("web", command, type="service", service=service)))
+        m.requester.orchestrate(job_id)
+        with trio.fail_after(30):
+            while "service_restarted" not in [event["type"] for event in m.provider.ctx.store.events(job_id)]:
+                await trio.sleep(0.1)
+        await trio.sleep(1.5)
+        assert m.job(job_id)["state"] == "running"
+        assert len(containers()) == 1
+        await m.requester.cancel_job(job_id)
+        row = m.requester.ctx.store.find("contracts", job_id, "job_id")
+        assert row["state"] == "settled"
+        assert m.balance(m.provider) > 100_000_000
+        await nothing_is_left(m)
+
+
+async def test_cancelling_a_pod_ends_its_containers(market: MarketOf, image: str) -> None:
+    async with market() as m:
+        members = [container("first", "sleep 60"), container("second", "sleep 60")]
+        job_id = await m.post(json.dumps({"name": "pod", "pod": True, "children": members}))
+        m.requester.orchestrate(job_id)
+        with trio.fail_after(20):
+            while len(containers()) < 2:
+                await trio.sleep(0.1)
+        await m.requester.cancel_job(job_id)
+        assert m.job(job_id)["state"] == "cancelled"
+        await nothing_is_left(m)
