@@ -99,7 +99,7 @@ async def prepare(ctx: Context, part: Part, given: dict[str, Path]) -> None:
 
 
 async def start(part: Part) -> None:
-    """Start the program; once that has begun it is not cancelled half-way, which would leave one that nobody knows of."""
+    """Start the program; that is not cancelled half-way, which would leave one that nobody knows of."""
     with trio.CancelScope(shield=True):
         part.handle = await part.executor.start(part.task)
     part.started_at = units.utc_now()
