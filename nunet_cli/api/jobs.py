@@ -18,7 +18,7 @@ from starlette.routing import Route
 from nunet_cli.api import views
 from nunet_cli.api.common import body_of, node_of, number_of
 from nunet_cli.errors import NotFoundError, StateError, UsageError
-from nunet_cli.jobs.reader import read_spec, spec_from_object
+from nunet_cli.jobs.reader import placed, read_spec, spec_from_object
 from nunet_cli.jobs.states import JOB_ENDS
 from nunet_cli.node.node import Node
 from nunet_cli.orchestrator.contract import close_contract
@@ -74,9 +74,15 @@ async def post_job(request: Request) -> Response:
     folder = Path(body.folder or "/")
     if not folder.is_absolute():
         raise UsageError(f"`folder` must be an absolute path: {body.folder!r}")
-    row = await process_job(
-        node.ctx, spec, folder=folder, push=body.push, pull=body.pull, topic=body.topic, orchestrate=body.orchestrate
-    )
+    try:
+        row = await process_job(
+            node.ctx, spec, folder=folder, push=body.push, pull=body.pull, topic=body.topic,
+            orchestrate=body.orchestrate,
+        )  # fmt: skip
+    except UsageError as error:
+        if "path" not in error.details:
+            raise
+        raise placed(error, body.spec_text or json.dumps(body.spec), body.source) from None
     if body.orchestrate:
         node.orchestrate(row["id"])
     return JSONResponse(views.job(row), status_code=201)

@@ -28,6 +28,7 @@ from nunet_cli.errors import EXIT_INTERRUPTED, NodeError, NunetError, UsageError
 
 if TYPE_CHECKING:
     from nunet_cli.api.client import ApiClient
+    from nunet_cli.jobs.spec import JobSpec
 
 POLL = 0.2
 app = typer.Typer(help="Post jobs, run them, and look at them.", no_args_is_help=True)
@@ -65,11 +66,17 @@ def _read(spec: str) -> dict[str, Any]:
     return {"spec_text": text, "source": str(path), "folder": str(path.parent.absolute())}
 
 
-def _check(posting: dict[str, Any]) -> None:
-    """Refuse a bad specification before a node is started for it."""
-    from nunet_cli.jobs.reader import read_spec
+def _check(posting: dict[str, Any]) -> JobSpec:
+    """Refuse a bad specification, or one whose files are not there, before a node is started for it."""
+    from nunet_cli.jobs.reader import placed, read_spec
+    from nunet_cli.orchestrator.inputs import check_inputs
 
-    read_spec(posting["spec_text"], source=posting["source"])
+    spec = read_spec(posting["spec_text"], source=posting["source"])
+    try:
+        check_inputs(spec, Path(posting["folder"]))
+    except UsageError as error:
+        raise placed(error, posting["spec_text"], posting["source"]) from None
+    return spec
 
 
 @app.command("post")
@@ -178,6 +185,9 @@ def _follow(
             event = follower.follow()
     except KeyboardInterrupt:
         _interrupted(client, row, embedded=embedded)
+    except NodeError as gone:
+        gone.hint = f"the job is kept: go on with nunet job run --job {row['id']}, once the node runs again"
+        raise
     job = client.get(f"/jobs/{row['id']}")
     files: dict[str, Any] = {"folder": None, "files": []}
     error = error_of(job, event)
@@ -498,13 +508,11 @@ def events(
 
 @app.command("validate")
 def validate(spec: SpecArgument, output: OutputOption = Format.table, quiet: QuietOption = False) -> None:
-    """Check a job specification, without a node."""
+    """Check a job specification and that its files are there, without a node."""
     import msgspec
 
-    from nunet_cli.jobs.reader import read_spec
-
     posting = _read(spec)
-    document = msgspec.to_builtins(read_spec(posting["spec_text"], source=posting["source"]))
+    document = msgspec.to_builtins(_check(posting))
     emit(document, output, lambda: typer.echo(f"{posting['source']}: valid"), quiet=quiet, key="name")
 
 

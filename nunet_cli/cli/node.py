@@ -204,7 +204,9 @@ def status(output: OutputOption = Format.table) -> None:
         dump(document, output)
     else:
         peers = document["peers"]
-        typer.echo(f"running since {document['started_at'][:19]}: {', '.join(document['roles']) or 'requester'}")
+        since = document["started_at"][:19].replace("T", " ")
+        roles = ", ".join(document["roles"]) or "requester"
+        typer.echo(f"running since {since} UTC (pid {document['pid']}): {roles}")
         typer.echo(f"listening on {document['listen']}, {peers['connected']} of {peers['known']} peers connected")
 
 

@@ -60,15 +60,28 @@ def read_spec(text: str, *, source: str = "job.yaml") -> JobSpec:
         spec = msgspec.convert(document, JobSpec)
         check_spec(spec)
     except UsageError as error:
-        message, path, hint = error.message, error.details.get("path", ""), error.hint
-    else:
-        return spec
+        raise _placed(error, lines, source) from None
+    return spec
+
+
+def placed(error: UsageError, text: str, source: str) -> UsageError:
+    """Return an error about a field of a specification that was read, with file, line and column in front of it.
+
+    Args:
+        error: with the field's place in `details["path"]`.
+        text: the document.
+        source: the file's name.
+    """
+    return _placed(error, _parse(text, source)[1], source)
+
+
+def _placed(error: UsageError, lines: Marks, source: str) -> UsageError:
+    path = error.details.get("path", "")
     line, column = _mark_of(path, lines)
     where = f"{source}:{line}:{column}" if line else source
     field = f"{path}: " if path else ""
-    raise UsageError(
-        f"{where}: {field}{message}", hint=hint, details={"file": source, "line": line, "column": column, "path": path}
-    )
+    details = {"file": source, "line": line, "column": column, "path": path}
+    return UsageError(f"{where}: {field}{error.message}", hint=error.hint, details=details)
 
 
 def spec_from_object(document: Any, *, source: str = "spec") -> JobSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from nunet_cli import __version__, units
@@ -23,7 +24,8 @@ def status(node: Node) -> dict[str, Any]:
              for row in store.table("statements").all()]  # fmt: skip
     onboarded = node.accounting.is_onboarded()
     return {
-        "version": __version__, "home": str(ctx.home), "peer_id": node.identity.peer_id, "did": node.identity.did,
+        "version": __version__, "pid": os.getpid(), "home": str(ctx.home), "peer_id": node.identity.peer_id,
+        "did": node.identity.did,
         "listen": f"{ctx.transport.host}:{ctx.transport.port}" if ctx.transport.port else "",
         "address": ctx.transport.describe() if ctx.transport.port else "",
         "network": ctx.config.network.name, "started_at": node.started_at, "roles": list(ctx.topics.roles),

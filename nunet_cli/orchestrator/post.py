@@ -16,6 +16,7 @@ from nunet_cli.jobs.spec import InputSpec, JobSpec, encode_spec
 from nunet_cli.jobs.tree import arrange, expand_batch, is_group, price_limit
 from nunet_cli.network.identity import content_id, did_from_key, key_from_any
 from nunet_cli.orchestrator.context import Context
+from nunet_cli.orchestrator.inputs import input_file
 from nunet_cli.world import world
 
 ID_BYTES = 10
@@ -144,19 +145,16 @@ def _target_key(ctx: Context, push: str) -> bytes:
 
 
 async def _take_input(ctx: Context, item: InputSpec, folder: Path, where: str) -> InputSpec:
+    details = {"path": f"{where}.path"}
     if item.cid:
         if not ctx.blobs.has(item.cid):
-            raise UsageError(f"{where}: the content {item.cid} is not on this node")
+            raise UsageError(f"the content {item.cid} is not on this node", details={"path": f"{where}.cid"})
         return msgspec.structs.replace(item, size=ctx.blobs.path(item.cid).stat().st_size)
-    path = folder / Path(item.path).expanduser()
-    if not path.exists():
-        raise UsageError(f"{where}.path: there is no file {path}", details={"path": where})
-    if not path.is_file():
-        raise UsageError(f"{where}.path: {path} is not a file", hint="pack a folder with: tar -cf inputs.tar FOLDER")
+    path = input_file(item, folder, where)
     if path.stat().st_size > ctx.config.limits.input_size:
-        raise UsageError(f"{where}.path: {path} is over limits.input_size ({ctx.config.limits.input_size} bytes)")
+        raise UsageError(f"{path} is over limits.input_size ({ctx.config.limits.input_size} bytes)", details=details)
     try:
         cid, size = await ctx.blobs.add_file(path)
     except OSError as error:
-        raise UsageError(f"{where}.path: {path} cannot be read: {error.strerror}") from None
+        raise UsageError(f"{path} cannot be read: {error.strerror}", details=details) from None
     return InputSpec(to=item.to, cid=cid, size=size)

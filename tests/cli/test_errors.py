@@ -29,7 +29,7 @@ def refused(*arguments: str, home: Path, code: int, stdin: str | None = None) ->
         ("", "the file is empty"),
         (
             "name: x\nexecutor: {type: process, command: [a]}\ninputs: [{path: nothing.txt}]\n",
-            "inputs[0].path: there is no",
+            "job.yaml:3:11: inputs[0].path: there is no file",
         ),
     ],
 )
