@@ -23,7 +23,7 @@ from nunet_cli.jobs.states import JOB_ENDS
 from nunet_cli.node.node import Node
 from nunet_cli.orchestrator.contract import close_contract
 from nunet_cli.orchestrator.execute import collect_outputs, read_logs
-from nunet_cli.orchestrator.group import outputs_of
+from nunet_cli.orchestrator.group import logs_of, outputs_of
 from nunet_cli.orchestrator.invoke import invoke, send_inputs
 from nunet_cli.orchestrator.match import match
 from nunet_cli.orchestrator.post import process_job
@@ -212,8 +212,10 @@ async def job_outputs(request: Request) -> Response:
         if row["kind"] == "job":
             row = await collect_outputs(node.ctx, row["id"])
         files |= {name: row["result"][f"{name}_cid"] for name in ("stdout", "stderr") if row["result"][f"{name}_cid"]}
-    elif not files:
-        raise StateError(f"job {row['id']} is {row['state']}: it has no outputs yet")
+    else:
+        files |= logs_of(node.ctx, row)
+        if not files and row["state"] not in JOB_ENDS:
+            raise StateError(f"job {row['id']} is {row['state']}: it has no outputs yet")
     try:
         for name, cid in files.items():
             await node.ctx.blobs.copy_out(cid, folder / name)

@@ -17,7 +17,7 @@ from nunet_cli.cli import (
     dashboard,
     demo,
     examples,
-    job,
+    job_views,
     node,
     overview,
     peer,
@@ -98,8 +98,8 @@ def whoami(output: OutputOption = Format.table, quiet: Annotated[bool, typer.Opt
 
 
 app.add_typer(node.app, name="node")
-job.app.command("init")(shortcut.init)
-app.add_typer(job.app, name="job")
+job_views.app.command("init")(shortcut.init)
+app.add_typer(job_views.app, name="job")
 app.add_typer(records.bids, name="bids")
 app.add_typer(contract.app, name="contract")
 app.add_typer(records.allocations, name="allocation")

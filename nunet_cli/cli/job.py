@@ -1,27 +1,22 @@
-"""`nunet job`: posting, running, the single stages, and looking at what happened."""
+"""`nunet job`: posting, running, and the single stages; looking at jobs is in `job_views`."""
 
 from __future__ import annotations
 
-import base64
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nunet_cli.cli import complete
-from nunet_cli.cli.listing import Listing, list_command
+from nunet_cli.cli.job_logs import print_logs
 from nunet_cli.cli.output import (
     Format,
     OutputOption,
     QuietOption,
-    clean,
     dump,
     emit,
-    fields,
     note,
-    short,
-    table,
 )
 from nunet_cli.cli.state import connect, is_embedded
 from nunet_cli.errors import EXIT_INTERRUPTED, NodeError, NunetError, UsageError
@@ -30,7 +25,6 @@ if TYPE_CHECKING:
     from nunet_cli.api.client import ApiClient
     from nunet_cli.jobs.spec import JobSpec
 
-POLL = 0.2
 app = typer.Typer(help="Post jobs, run them, and look at them.", no_args_is_help=True)
 
 JobArgument = Annotated[
@@ -200,8 +194,8 @@ def _follow(
             error = error or problem
     if show_logs and job["result"] is not None:
         # as if it had run here: what it wrote, and nothing else on standard output
-        _print_logs(client, job["id"])
-        _print_logs(client, job["id"], stream="stderr", out=sys.stderr)
+        print_logs(client, job["id"])
+        print_logs(client, job["id"], stream="stderr", out=sys.stderr)
         for path in files["files"]:
             note(path)
     elif plain:
@@ -248,7 +242,7 @@ def _stage(job: str, stage: str, output: Format, quiet: bool, body: dict[str, An
     def render() -> None:
         typer.echo(f"{row['id']}  {row['state']}")
         if row["next"] and sys.stderr.isatty():
-            note(f"next: {_next(row)}")
+            note(f"next: {next_command(row)}")
 
     emit(row, output, render, quiet=quiet)
     if row["error"] is not None and row["state"] == "failed":
@@ -257,6 +251,13 @@ def _stage(job: str, stage: str, output: Format, quiet: bool, body: dict[str, An
         error = error_of(row, {"type": "job_failed", "data": {}})
         assert error is not None
         raise error
+
+
+def next_command(row: dict[str, Any]) -> str | None:
+    """Return what to type next for a job, or None at its end."""
+    if row["next"] is None:
+        return None
+    return f"nunet job run --job {row['id']}" if row["next"] == "run" else f"nunet job {row['next']} {row['id']}"
 
 
 @app.command("match")
@@ -296,144 +297,6 @@ def settle(job: JobArgument, output: OutputOption = Format.table, quiet: QuietOp
     _stage(job, "settle", output, quiet)
 
 
-@list_command(app)
-def list_jobs() -> Listing:
-    """List the jobs that were posted here."""
-    with connect(read_only=True) as client:
-        rows = client.get("/jobs")
-    names = {row["id"]: row for row in rows}
-
-    def path(row: dict[str, Any]) -> str:
-        above = names.get(row["parent"])
-        return f"{path(above)}/{row['name']}" if above else str(row["name"])
-
-    columns = {
-        "id": lambda row: row["id"], "name": path, "state": lambda row: row["state"],
-        "paid": lambda row: row["paid"], "created": lambda row: row["created_at"][:19].replace("T", " "),
-    }  # fmt: skip
-    return Listing(rows, columns, empty="no jobs yet; try: nunet job run examples/word-count/job.yaml --local")
-
-
-@app.command("show")
-def show(job: JobArgument, output: OutputOption = Format.table, quiet: QuietOption = False) -> None:
-    """Show a job: its state, contract, result, and what comes next."""
-    with connect(read_only=True) as client:
-        row = client.get(f"/jobs/{job}")
-
-    def render() -> None:
-        result, error = row["result"] or {}, row["error"] or {}
-        fields(
-            {
-                "id": row["id"], "name": row["name"], "state": row["state"], "created": row["created_at"],
-                "changed": row["changed_at"], "price limit": f"{row['limit']} NTX", "paid": row["paid"],
-                "bid": row["bid_id"], "contract": row["contract_id"], "allocation": row["allocation_id"],
-                "exit code": result.get("exit_code"), "outputs": [item["name"] for item in result.get("outputs", [])],
-                "message": row["message"], "note": row["note"], "error": error.get("message"),
-                "waiting": _waiting(row["waiting"]), "next run": row["next_run"], "parent": row["parent"],
-                "next": _next(row),
-            }
-        )  # fmt: skip
-        for child in row["children"]:
-            typer.echo(f"  {child['name']:<24} {child['state']:<12} {child['id']}")
-
-    emit(row, output, render, quiet=quiet)
-
-
-def _waiting(waiting: dict[str, Any] | None) -> str | None:
-    return f"{waiting['for']}; next try at {waiting['next_try'][11:19]} UTC" if waiting else None
-
-
-def _next(row: dict[str, Any]) -> str | None:
-    if row["next"] is None:
-        return None
-    return f"nunet job run --job {row['id']}" if row["next"] == "run" else f"nunet job {row['next']} {row['id']}"
-
-
-@app.command("logs")
-def logs(
-    job: JobArgument,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
-    stderr: Annotated[bool, typer.Option("--stderr", help="Standard error instead of standard output.")] = False,
-) -> None:
-    """Print what a job wrote, while it runs or afterwards."""
-    with connect() as client:
-        _print_logs(client, job, stream="stderr" if stderr else "stdout", follow=follow)
-
-
-def _print_logs(
-    client: ApiClient, job: str, *, stream: str = "stdout", follow: bool = False, out: TextIO | None = None
-) -> None:
-    target = (out or sys.stdout).buffer
-    offset, ended = 0, False
-    while not ended:
-        piece = client.get(f"/jobs/{job}/logs", stream=stream, offset=offset, wait=5 if follow else 0)
-        data = base64.b64decode(piece["data"])
-        target.write(data)
-        target.flush()
-        offset, ended = piece["next_offset"], piece["ended"] or (not follow and not data)
-
-
-@app.command("wait")
-def wait(
-    jobs: Annotated[
-        list[str],
-        typer.Argument(help="The jobs' ids, or their beginnings.", metavar="JOB…", autocompletion=complete.jobs),
-    ],
-    timeout: Annotated[
-        str, typer.Option("--timeout", help="Give up after that long, for example 10m.", metavar="TIME")
-    ] = "",
-    output: OutputOption = Format.table,
-    quiet: QuietOption = False,
-) -> None:
-    """Wait until jobs have ended, and print how, each as it ends; the exit code is that of the first that failed."""
-    import time
-
-    from nunet_cli.cli.progress import error_of
-    from nunet_cli.errors import DeclinedError
-    from nunet_cli.units import parse_duration
-
-    end = time.monotonic() + parse_duration(timeout) if timeout else None
-    failure: NunetError | None = None
-    with connect() as client:
-        open_ones = list(dict.fromkeys(client.get(f"/jobs/{job}")["id"] for job in jobs))
-        while open_ones:
-            for job_id in list(open_ones):
-                row = client.get(f"/jobs/{job_id}")
-                if row["next"] is not None and row["state"] != "expired":
-                    continue
-                open_ones.remove(job_id)
-                if output is Format.table:
-                    emit(row, output, lambda row=row: typer.echo(f"{row['id']}  {row['state']}"), quiet=quiet)  # type: ignore[misc]  # bound now
-                else:
-                    emit(row, Format.jsonl, lambda: None, quiet=quiet)
-                failure = failure or error_of(row, {"type": f"job_{row['state']}", "data": {}})
-            if not open_ones:
-                break
-            if end is not None and time.monotonic() > end:
-                raise DeclinedError(f"{len(open_ones)} jobs have not ended in {timeout}: {', '.join(open_ones[:5])}")
-            time.sleep(POLL)
-    if failure is not None:
-        raise failure
-
-
-@app.command("result")
-def result(
-    job: JobArgument, folder: FolderOption = None, output: OutputOption = Format.table, quiet: QuietOption = False
-) -> None:
-    """Fetch a job's outputs and logs into a folder, and print their paths."""
-    with connect() as client:
-        row = client.get(f"/jobs/{job}")
-        target = (folder or Path("nunet-results") / row["id"]).absolute()
-        files = client.post(f"/jobs/{row['id']}/outputs", {"folder": str(target)})
-        document = {**client.get(f"/jobs/{row['id']}/result"), **files}
-
-    def render() -> None:
-        for path in files["files"]:
-            typer.echo(path)
-
-    emit(document, output, render, quiet=quiet, key="folder")
-
-
 @app.command("cancel")
 def cancel(job: JobArgument, output: OutputOption = Format.table, quiet: QuietOption = False) -> None:
     """Call a job off: release its lock or allocation, and settle its contract by what was used."""
@@ -444,66 +307,6 @@ def cancel(job: JobArgument, output: OutputOption = Format.table, quiet: QuietOp
         typer.echo(f"{row['id']}  {row['state']}" + (f"  ({row['note']})" if row["note"] else ""))
 
     emit(row, output, render, quiet=quiet)
-
-
-@app.command("explain")
-def explain(
-    job: JobArgument,
-    whole: Annotated[bool, typer.Option("--all", "-a", help="Also what was fulfilled.")] = False,
-    output: OutputOption = Format.table,
-) -> None:
-    """Say, provider by provider, why a job was taken or not, by how much each missed, and what would have helped."""
-    with connect(read_only=True) as client:
-        document = client.get(f"/jobs/{job}/explain")
-    if output is not Format.table:
-        dump(document, output)
-        return
-    typer.echo(f"job {document['job_id']} is {document['state']}")
-    if document["waiting"]:
-        typer.echo(clean(f"waiting: {_waiting(document['waiting'])}"))
-    if document["error"]:
-        typer.echo(clean(f"reason: {document['error']['message']}"))
-    rows = [
-        [short(row["peer"]), row["constraint"], row["required"], row["available"], row["margin"], row["reason"]]
-        for row in document["table"]
-        if whole or row["result"] in ("worse", "error")
-    ]
-    quiet_ones = [answer for answer in document["answers"] if not answer["missed"] and not answer["reasons"]]
-    rows += [[short(answer["peer"]), answer["verdict"], "", "", "", answer["why"] or ""] for answer in quiet_ones]
-    rows += [[short(item["peer"]), "declined later", "", "", "", item["reason"]] for item in document["refusals"]]
-    if rows:
-        table(rows, ["peer", "constraint", "required", "available", "margin", "reason"])
-    else:
-        note("nobody has answered yet; see: nunet peer list")
-    if document["suggestion"]:
-        peer = short(document["suggestion"]["peer"])
-        typer.echo(clean(f"the smallest change that would have got a bid ({peer}): {document['suggestion']['text']}"))
-
-
-@app.command("events")
-def events(
-    job: JobArgument,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
-    output: OutputOption = Format.table,
-) -> None:
-    """Print everything that happened to a job, in order."""
-    import json
-
-    from nunet_cli.cli.progress import ENDS
-
-    with connect(read_only=not follow) as client:
-        path = f"/jobs/{job}/events"
-        stream = client.events(path, follow=1) if follow else client.get(path)
-        if output in (Format.json, Format.yaml) and not follow:
-            dump(list(stream), output)
-            return
-        for event in stream:
-            if output is Format.table:
-                typer.echo(f"{event['at'][:23]}  {event['type']:<22} {json.dumps(event['data'])}")
-            else:
-                typer.echo(json.dumps(event))
-            if follow and event["type"] in ENDS:
-                break
 
 
 @app.command("validate")

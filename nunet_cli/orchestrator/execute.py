@@ -78,13 +78,12 @@ async def _on_sync(ctx: Context, message: Incoming) -> Answer:
 async def _on_logs(ctx: Context, message: Incoming) -> Answer:
     body: JobLogs = message.body
     contract = contract_with(ctx, body.contract_id, message.sender)
-    with trio.move_on_after(body.wait):
-        while True:
-            data, ended = await _read_log(ctx, contract["id"], body)
-            if data or ended:
-                return "log_chunk", LogChunk(data, ended)
-            await trio.sleep(0.1)
-    return "log_chunk", LogChunk(b"", False)
+    end = trio.current_time() + body.wait
+    while True:
+        data, ended = await _read_log(ctx, contract["id"], body)
+        if data or ended or trio.current_time() >= end:
+            return "log_chunk", LogChunk(data, ended)
+        await trio.sleep(min(0.1, body.wait))
 
 
 async def _read_log(ctx: Context, contract_id: str, body: JobLogs) -> tuple[bytes, bool]:

@@ -171,6 +171,20 @@ def outputs_of(ctx: Context, job: dict[str, Any]) -> dict[str, OutputFile]:
     return {output.name: output for output in msgspec.convert(job["result"], Result).outputs}
 
 
+def logs_of(ctx: Context, job: dict[str, Any]) -> dict[str, str]:
+    """Return the logs of a job that are here and not empty: file name → content id; a folder for each child."""
+    if job["kind"] == "group":
+        return {
+            f"{name}/{log_name}": cid
+            for name, child in job["units"].items()
+            for log_name, cid in logs_of(ctx, ctx.job(child)).items()
+        }
+    result = job.get("result")
+    if not result or not job.get("collected"):
+        return {}
+    return {name: result[f"{name}_cid"] for name in ("stdout", "stderr") if result[f"{name}_size"]}
+
+
 def _failure_of(child: dict[str, Any]) -> NunetError:
     error = child.get("error") or {}
     return JobFailedError(

@@ -404,6 +404,7 @@ async def test_logs_can_be_read_while_the_job_runs(market: MarketOf) -> None:
         job = m.job(job_id)
         data, ended = await execute.read_logs(m.requester.ctx, job, "stdout", 0, 5)
         assert (data, ended) == (b"first\n", False)
+        assert await execute.read_logs(m.requester.ctx, job, "stdout", 0, 0) == (data, False)
         (work,) = (m.provider.ctx.home / "allocations").glob("*/work")
         (work / "go").touch()
         rest, ended = b"", False

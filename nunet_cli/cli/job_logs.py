@@ -1,0 +1,121 @@
+"""What jobs write: a job's own output as it is; that of a group's children one after another, or line by line."""
+
+from __future__ import annotations
+
+import base64
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import IO, TYPE_CHECKING, Any, TextIO
+
+from nunet_cli.errors import NunetError, StateError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from nunet_cli.api.client import ApiClient
+
+FOLLOW_WAIT = 5
+MOST_AT_ONCE = 64
+STARTED = {"job_running", "job_completed", "job_failed", "job_cancelled", "job_expired"}
+
+
+def pieces(client: ApiClient, job: str, stream: str, *, follow: bool) -> Iterator[bytes]:
+    """Yield what a job wrote, in pieces; with `follow` until it ends, else what is there now.
+
+    Raises:
+        NunetError: the job has not been started (`wrong_state`), or the provider does not answer.
+    """
+    offset, ended = 0, False
+    while not ended:
+        piece = client.get(f"/jobs/{job}/logs", stream=stream, offset=offset, wait=FOLLOW_WAIT if follow else 0)
+        data = base64.b64decode(piece["data"])
+        yield data
+        offset, ended = piece["next_offset"], piece["ended"] or (not follow and not data)
+
+
+def print_logs(
+    client: ApiClient, job: str, *, stream: str = "stdout", follow: bool = False, out: TextIO | None = None
+) -> None:
+    """Print what a job wrote as it is; for a group under the children's names, or with `follow` behind them.
+
+    Raises:
+        NunetError: nothing has been started (`wrong_state`), or the provider does not answer.
+    """
+    target = sys.stdout.buffer if out is None else out.buffer
+    row = client.get(f"/jobs/{job}")
+    names = programs(client, row) if row["kind"] == "group" else {}
+    if not names:
+        for data in pieces(client, row["id"], stream, follow=follow):
+            target.write(data)
+            target.flush()
+    elif follow:
+        _follow_all(client, names, stream, target)
+    else:
+        printed = [_print_one(client, job_id, name, stream, target) for job_id, name in names.items()]
+        if any(printed):
+            return
+        raise StateError(f"job {row['id']} is {row['state']}: none of its children has logs yet")
+
+
+def programs(client: ApiClient, row: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return the jobs below a group that have logs of their own: id → name; a pod is one."""
+    found: dict[str, str] = {}
+    for child in row["children"]:
+        name = f"{prefix}{child['name']}"
+        if child["kind"] == "group":
+            found |= programs(client, client.get(f"/jobs/{child['id']}"), f"{name}/")
+        elif child["kind"] != "member":
+            found[child["id"]] = name
+    return found
+
+
+def _print_one(client: ApiClient, job_id: str, name: str, stream: str, target: IO[bytes]) -> bool:
+    """Print a child's logs under its name; say whether it has any yet."""
+    heading, last = f"==> {name} <==\n".encode(), b"\n"
+    try:
+        for data in filter(None, pieces(client, job_id, stream, follow=False)):
+            target.write(heading + data)
+            heading, last = b"", data
+    except NunetError as error:
+        if error.code == StateError.default_code:
+            return False
+        raise
+    target.write(b"" if last.endswith(b"\n") else b"\n")
+    target.flush()
+    return True
+
+
+def _follow_all(client: ApiClient, names: dict[str, str], stream: str, target: IO[bytes]) -> None:
+    """Print the lines of all children as they come, each behind the child's name."""
+    width = max(len(name) for name in names.values())
+    turn = threading.Lock()
+
+    def write(name: str, lines: list[bytes]) -> None:
+        with turn:
+            target.writelines(f"{name:<{width}} | ".encode() + line.rstrip(b"\n") + b"\n" for line in lines)
+            target.flush()
+
+    def one(job_id: str) -> None:
+        _wait_started(client, job_id)
+        rest = b""
+        try:
+            for data in pieces(client, job_id, stream, follow=True):
+                lines = (rest + data).splitlines(keepends=True)
+                rest = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
+                write(names[job_id], lines)
+        except NunetError as error:
+            if error.code != StateError.default_code:
+                raise
+        write(names[job_id], [rest] if rest else [])
+
+    with ThreadPoolExecutor(min(MOST_AT_ONCE, len(names))) as pool:
+        for done in [pool.submit(one, job_id) for job_id in names]:
+            done.result()
+
+
+def _wait_started(client: ApiClient, job_id: str) -> None:
+    """Return once a job has been started, or has ended without."""
+    for event in client.events(f"/jobs/{job_id}/events", follow=1):
+        if event["type"] in STARTED:
+            return

@@ -1,0 +1,200 @@
+"""`nunet job`: looking at jobs: lists, logs, results, what happened and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nunet_cli.cli import complete
+from nunet_cli.cli.job import FolderOption, JobArgument, app, next_command
+from nunet_cli.cli.job_logs import print_logs
+from nunet_cli.cli.listing import Listing, list_command
+from nunet_cli.cli.output import Format, OutputOption, QuietOption, clean, dump, emit, fields, note, short, table
+from nunet_cli.cli.state import connect
+from nunet_cli.errors import NunetError
+
+__all__ = ["app"]
+
+POLL = 0.2
+
+
+@list_command(app)
+def list_jobs() -> Listing:
+    """List the jobs that were posted here."""
+    with connect(read_only=True) as client:
+        rows = client.get("/jobs")
+    names = {row["id"]: row for row in rows}
+
+    def path(row: dict[str, Any]) -> str:
+        above = names.get(row["parent"])
+        return f"{path(above)}/{row['name']}" if above else str(row["name"])
+
+    columns = {
+        "id": lambda row: row["id"], "name": path, "state": lambda row: row["state"],
+        "paid": lambda row: row["paid"], "created": lambda row: row["created_at"][:19].replace("T", " "),
+    }  # fmt: skip
+    return Listing(rows, columns, empty="no jobs yet; try: nunet job run examples/word-count/job.yaml --local")
+
+
+@app.command("show")
+def show(job: JobArgument, output: OutputOption = Format.table, quiet: QuietOption = False) -> None:
+    """Show a job: its state, contract, result, and what comes next."""
+    with connect(read_only=True) as client:
+        row = client.get(f"/jobs/{job}")
+
+    def render() -> None:
+        result, error = row["result"] or {}, row["error"] or {}
+        fields(
+            {
+                "id": row["id"], "name": row["name"], "state": row["state"], "created": row["created_at"],
+                "changed": row["changed_at"], "price limit": f"{row['limit']} NTX", "paid": row["paid"],
+                "bid": row["bid_id"], "contract": row["contract_id"], "allocation": row["allocation_id"],
+                "exit code": result.get("exit_code"), "outputs": [item["name"] for item in result.get("outputs", [])],
+                "message": row["message"], "note": row["note"], "error": error.get("message"),
+                "waiting": _waiting(row["waiting"]), "next run": row["next_run"], "parent": row["parent"],
+                "next": next_command(row),
+            }
+        )  # fmt: skip
+        for child in row["children"]:
+            typer.echo(f"  {child['name']:<24} {child['state']:<12} {child['id']}")
+
+    emit(row, output, render, quiet=quiet)
+
+
+def _waiting(waiting: dict[str, Any] | None) -> str | None:
+    return f"{waiting['for']}; next try at {waiting['next_try'][11:19]} UTC" if waiting else None
+
+
+@app.command("logs")
+def logs(
+    job: JobArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    stderr: Annotated[bool, typer.Option("--stderr", help="Standard error instead of standard output.")] = False,
+) -> None:
+    """Print what a job wrote, while it runs or afterwards; for a group with the children's names."""
+    with connect() as client:
+        print_logs(client, job, stream="stderr" if stderr else "stdout", follow=follow)
+
+
+@app.command("wait")
+def wait(
+    jobs: Annotated[
+        list[str],
+        typer.Argument(help="The jobs' ids, or their beginnings.", metavar="JOB…", autocompletion=complete.jobs),
+    ],
+    timeout: Annotated[
+        str, typer.Option("--timeout", help="Give up after that long, for example 10m.", metavar="TIME")
+    ] = "",
+    output: OutputOption = Format.table,
+    quiet: QuietOption = False,
+) -> None:
+    """Wait until jobs have ended, and print how, each as it ends; the exit code is that of the first that failed."""
+    import time
+
+    from nunet_cli.cli.progress import error_of
+    from nunet_cli.errors import DeclinedError
+    from nunet_cli.units import parse_duration
+
+    end = time.monotonic() + parse_duration(timeout) if timeout else None
+    failure: NunetError | None = None
+    with connect() as client:
+        open_ones = list(dict.fromkeys(client.get(f"/jobs/{job}")["id"] for job in jobs))
+        while open_ones:
+            for job_id in list(open_ones):
+                row = client.get(f"/jobs/{job_id}")
+                if row["next"] is not None and row["state"] != "expired":
+                    continue
+                open_ones.remove(job_id)
+                if output is Format.table:
+                    emit(row, output, lambda row=row: typer.echo(f"{row['id']}  {row['state']}"), quiet=quiet)  # type: ignore[misc]  # bound now
+                else:
+                    emit(row, Format.jsonl, lambda: None, quiet=quiet)
+                failure = failure or error_of(row, {"type": f"job_{row['state']}", "data": {}})
+            if not open_ones:
+                break
+            if end is not None and time.monotonic() > end:
+                raise DeclinedError(f"{len(open_ones)} jobs have not ended in {timeout}: {', '.join(open_ones[:5])}")
+            time.sleep(POLL)
+    if failure is not None:
+        raise failure
+
+
+@app.command("result")
+def result(
+    job: JobArgument, folder: FolderOption = None, output: OutputOption = Format.table, quiet: QuietOption = False
+) -> None:
+    """Fetch a job's outputs and logs into a folder, and print their paths."""
+    with connect() as client:
+        row = client.get(f"/jobs/{job}")
+        target = (folder or Path("nunet-results") / row["id"]).absolute()
+        files = client.post(f"/jobs/{row['id']}/outputs", {"folder": str(target)})
+        # a group's results are its children's
+        document = files if row["kind"] == "group" else {**client.get(f"/jobs/{row['id']}/result"), **files}
+
+    def render() -> None:
+        for path in files["files"]:
+            typer.echo(path)
+
+    emit(document, output, render, quiet=quiet, key="folder")
+
+
+@app.command("explain")
+def explain(
+    job: JobArgument,
+    whole: Annotated[bool, typer.Option("--all", "-a", help="Also what was fulfilled.")] = False,
+    output: OutputOption = Format.table,
+) -> None:
+    """Say, provider by provider, why a job was taken or not, by how much each missed, and what would have helped."""
+    with connect(read_only=True) as client:
+        document = client.get(f"/jobs/{job}/explain")
+    if output is not Format.table:
+        dump(document, output)
+        return
+    typer.echo(f"job {document['job_id']} is {document['state']}")
+    if document["waiting"]:
+        typer.echo(clean(f"waiting: {_waiting(document['waiting'])}"))
+    if document["error"]:
+        typer.echo(clean(f"reason: {document['error']['message']}"))
+    rows = [
+        [short(row["peer"]), row["constraint"], row["required"], row["available"], row["margin"], row["reason"]]
+        for row in document["table"]
+        if whole or row["result"] in ("worse", "error")
+    ]
+    quiet_ones = [answer for answer in document["answers"] if not answer["missed"] and not answer["reasons"]]
+    rows += [[short(answer["peer"]), answer["verdict"], "", "", "", answer["why"] or ""] for answer in quiet_ones]
+    rows += [[short(item["peer"]), "declined later", "", "", "", item["reason"]] for item in document["refusals"]]
+    if rows:
+        table(rows, ["peer", "constraint", "required", "available", "margin", "reason"])
+    else:
+        note("nobody has answered yet; see: nunet peer list")
+    if document["suggestion"]:
+        peer = short(document["suggestion"]["peer"])
+        typer.echo(clean(f"the smallest change that would have got a bid ({peer}): {document['suggestion']['text']}"))
+
+
+@app.command("events")
+def events(
+    job: JobArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    output: OutputOption = Format.table,
+) -> None:
+    """Print everything that happened to a job, in order."""
+    import json
+
+    from nunet_cli.cli.progress import ENDS
+
+    with connect(read_only=not follow) as client:
+        path = f"/jobs/{job}/events"
+        stream = client.events(path, follow=1) if follow else client.get(path)
+        if output in (Format.json, Format.yaml) and not follow:
+            dump(list(stream), output)
+            return
+        for event in stream:
+            if output is Format.table:
+                typer.echo(f"{event['at'][:23]}  {event['type']:<22} {json.dumps(event['data'])}")
+            else:
+                typer.echo(json.dumps(event))
+            if follow and event["type"] in ENDS:
+                break
