@@ -116,7 +116,7 @@ _DURATIONS = {
     "limits.input_patience",
 }  # fmt: skip
 _SIZES = {"network.max_frame", "limits.input_size", "limits.output_size", "limits.log_size"}
-_RESERVED = {"NUNET_HOME", "NUNET_NODE", "NUNET_PASSPHRASE", "NUNET_DEBUG"}
+_RESERVED = {"NUNET_HOME", "NUNET_NODE", "NUNET_PASSPHRASE", "NUNET_TOKEN", "NUNET_DEBUG"}
 
 
 def default_home() -> Path:

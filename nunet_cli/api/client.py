@@ -1,7 +1,8 @@
-"""The client of the API: plain HTTP over the node's Unix socket, with nothing but the standard library."""
+"""The client of the API: plain HTTP over the node's Unix socket, or over TCP with its token; standard library only."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import json
@@ -45,21 +46,20 @@ class ApiClient:
     """Calls a node.
 
     Args:
-        path: its socket.
+        where: its socket, or `http://HOST:PORT`.
+        token: what the API over TCP asks for.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, where: Path | str, token: str = "") -> None:
+        self.where, self._token = where, token
 
     def answers(self) -> bool:
         """Say whether a node answers at the socket."""
-        connection = _UnixConnection(self.path, 5.0)
         try:
-            connection.connect()
-        except OSError:
+            with contextlib.closing(self._connection(5.0)) as connection:
+                connection.connect()
+        except (OSError, http.client.HTTPException):
             return False
-        finally:
-            connection.close()
         return True
 
     def get(self, path: str, **query: Any) -> Any:
@@ -89,9 +89,9 @@ class ApiClient:
         Raises:
             NodeError: the node has gone.
         """
-        connection = _UnixConnection(self.path, STREAM_TIMEOUT)
+        connection = self._connection(STREAM_TIMEOUT)
         try:
-            connection.request("GET", _with_query(path, query))
+            connection.request("GET", _with_query(path, query), headers=self._headers())
             response = connection.getresponse()
             if response.status >= 400:
                 _raise_problem(response.read())
@@ -99,22 +99,30 @@ class ApiClient:
                 if line.startswith(b"data: "):
                     yield json.loads(line[6:])
         except (OSError, http.client.HTTPException) as error:
-            raise _gone(self.path, error) from None
+            raise _gone(self.where, error) from None
         finally:
             connection.close()
+
+    def _connection(self, timeout: float) -> http.client.HTTPConnection:
+        if isinstance(self.where, Path):
+            return _UnixConnection(self.where, timeout)
+        return http.client.HTTPConnection(self.where.removeprefix("http://").rstrip("/"), timeout=timeout)
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._token}"} if self._token else {}
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None, timeout: float) -> Any:
         return json.loads(self._exchange(method, path, body, timeout))
 
     def _exchange(self, method: str, path: str, body: dict[str, Any] | None, timeout: float) -> bytes:
-        connection = _UnixConnection(self.path, timeout)
-        headers = {"Content-Type": "application/json"} if body is not None else {}
+        connection = self._connection(timeout)
+        headers = self._headers() | ({"Content-Type": "application/json"} if body is not None else {})
         try:
             connection.request(method, path, json.dumps(body) if body is not None else None, headers)
             response = connection.getresponse()
             data = response.read()
         except (OSError, http.client.HTTPException) as error:
-            raise _gone(self.path, error) from None
+            raise _gone(self.where, error) from None
         finally:
             connection.close()
         if response.status >= 400:
@@ -138,5 +146,5 @@ def _raise_problem(data: bytes) -> None:
     raise error
 
 
-def _gone(path: Path, error: Exception) -> NodeError:
-    return NodeError(f"the node at {path} does not answer: {error}", hint="see: nunet node status; nunet node logs")
+def _gone(where: Path | str, error: Exception) -> NodeError:
+    return NodeError(f"the node at {where} does not answer: {error}", hint="see: nunet node status; nunet node logs")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,10 +31,40 @@ from nunet_cli.cli import (
 from nunet_cli.cli.output import Format, OutputOption, dump, emit, fields, note
 from nunet_cli.cli.state import STATE
 
+GLOBAL_VALUES, GLOBAL_FLAGS = ("--home", "--node"), ("--no-color", "--debug")
+
+
+class Anywhere(typer.core.TyperGroup):
+    """A group whose own options may also stand behind the command's name, up to a `--`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take the global options to the front."""
+        return super().parse_args(ctx, to_front(args))
+
+
+def to_front(args: list[str]) -> list[str]:
+    """Return the arguments with the global options first; what stands after `--` is left where it is."""
+    end = args.index("--") if "--" in args else len(args)
+    front: list[str] = []
+    rest: list[str] = []
+    at = 0
+    while at < end:
+        # an option without its value is left for the parser to complain of
+        length = 2 if args[at] in GLOBAL_VALUES and at + 1 < end else 1
+        taken = (
+            length == 2 or args[at] in GLOBAL_FLAGS or args[at].startswith(tuple(f"{name}=" for name in GLOBAL_VALUES))
+        )
+        (front if taken else rest).extend(args[at : at + length])
+        at += length
+    return [*front, *rest, *args[end:]]
+
+
 app = typer.Typer(
     name="nunet",
+    cls=Anywhere,
     help="Turn any set of machines into a compute market.\n\nPost a job, get bids from providers, close a contract,"
-    " run the job in a sandbox, have the result verified and the contract settled.",
+    " run the job in a sandbox, have the result verified and the contract settled.\n\nThe options below may"
+    " stand before or behind the command.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -48,7 +78,12 @@ def options(
     home: Annotated[
         Path | None, typer.Option("--home", envvar="NUNET_HOME", help="The node's folder; one node per folder.")
     ] = None,
-    node: Annotated[str, typer.Option("--node", envvar="NUNET_NODE", help="Socket of another running node.")] = "",
+    node: Annotated[
+        str,
+        typer.Option(
+            "--node", envvar="NUNET_NODE", help="Another running node: its socket, or http://HOST:PORT.", metavar="NODE"
+        ),
+    ] = "",
     no_color: Annotated[bool, typer.Option("--no-color", help="No colour, as with NO_COLOR.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:

@@ -21,7 +21,8 @@ EXIT_STATUS = (
 )  # fmt: skip
 ENVIRONMENT = (
     ("NUNET_HOME", "The node's folder, as with --home."),
-    ("NUNET_NODE", "The socket of another running node, as with --node."),
+    ("NUNET_NODE", "The socket of another running node, or http://HOST:PORT, as with --node."),
+    ("NUNET_TOKEN", "For --node http://HOST:PORT: the token of the node's API (the file api.token in its home)."),
     ("NUNET_PASSPHRASE", "Seals a new key, and opens a sealed one."),
     ("NO_COLOR", "No colour."),
 )

@@ -56,9 +56,11 @@ class State:
         from nunet_cli.api.client import ApiClient, socket_path
 
         if self.node:
-            client = ApiClient(Path(self.node))
+            url = self.node.startswith("http://")
+            client = ApiClient(self.node, os.environ.get("NUNET_TOKEN", "")) if url else ApiClient(Path(self.node))
             if not client.answers():
-                raise NodeError(f"no node answers at {self.node}", hint="--node takes the path of a node's socket")
+                hint = "--node takes the path of a node's socket, or http://HOST:PORT with the token in NUNET_TOKEN"
+                raise NodeError(f"no node answers at {self.node}", hint=hint)
             return client
         client = ApiClient(socket_path(self.folder))
         return client if client.answers() else None

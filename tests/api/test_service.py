@@ -58,6 +58,21 @@ def test_over_tcp_only_the_token_opens_the_api(service: tuple[Path, str]) -> Non
         assert (code, json.loads(text)["code"]) == (401, "unauthorized")
     code, text = get(f"{url}/status", token)
     assert (code, json.loads(text)["onboarded"]) == (200, True)
+
+
+def test_the_command_line_over_tcp(service: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, url = service
+    elsewhere = tmp_path / "elsewhere"
+    done = nunet("status", "--node", url, home=elsewhere, check=False)
+    assert done.returncode == 2
+    assert "over TCP the API wants its token" in done.stderr
+    monkeypatch.setenv("NUNET_TOKEN", (home / "api.token").read_text().strip())
+    document = json.loads(nunet("status", "--node", url, "--output", "json", home=elsewhere).stdout)
+    assert document["home"] == str(home)
+    for nobody in (f"http://127.0.0.1:{free_port()}", "http://127.0.0.1:x", str(elsewhere / "node.sock")):
+        done = nunet("status", "--node", nobody, home=elsewhere, check=False)
+        assert done.returncode == 3
+        assert f"no node answers at {nobody}" in done.stderr
     # the socket of the home asks for nothing, and an embedded command of another home does not take the port
     assert json.loads(nunet("status", "--output", "json", home=home).stdout)["running"]
     nunet("job", "list", home=home / "other")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from nunet_cli.cli.app import to_front
 from tests.conftest import Processes, nunet
 
 
@@ -46,6 +47,7 @@ def test_what_stands_before_the_dashes_is_an_image(tmp_path: Path) -> None:
 
 def test_a_specification_is_begun_and_is_valid(tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
+    (tmp_path / "count.py").touch()
     nunet("job", "init", "count", "--command", "python3 count.py 'a b'", "-i", "count.py", "-r", "counts.json",
           "--price", "0.5", "--file", str(path), home=tmp_path)  # fmt: skip
     assert path.read_text().startswith("# A job for nunet.")
@@ -115,3 +117,21 @@ def test_waiting_for_jobs(processes: Processes, tmp_path: Path) -> None:
         for line in nunet("job", "wait", slow, good, "-o", "jsonl", home=home, check=False).stdout.splitlines()
     ]
     assert {row["state"] for row in rows} == {"cancelled", "settled"}
+
+
+@pytest.mark.parametrize(
+    ("given", "understood"),
+    [
+        ("job list --home /a", "--home /a job list"),
+        ("job list --home=/a -o json --no-color", "--home=/a --no-color job list -o json"),
+        ("--debug run --local -- echo --home x", "--debug run --local -- echo --home x"),
+        ("job list --home", "job list --home"),
+    ],
+)
+def test_global_options_may_stand_anywhere(given: str, understood: str) -> None:
+    assert to_front(given.split()) == understood.split()
+
+
+def test_a_home_behind_the_command(tmp_path: Path) -> None:
+    document = json.loads(nunet("whoami", "--output", "json", "--home", str(tmp_path / "n")).stdout)
+    assert document == output("whoami", home=tmp_path / "n")
