@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from nunet_cli.config import Config, ExecutorConfig, LimitsConfig, NetworkConfig, ProcessConfig
 from nunet_cli.jobs.reader import read_spec
@@ -157,6 +159,16 @@ class Processes:
         nunet("node", "stop", home=home)
 
 
+def onboarded(home: Path) -> None:
+    """Make the home of a provider of one core, 1 GiB of memory and of disk, at 0.2 NTX a job."""
+
+    async def main() -> None:
+        async with open_node(home, config()) as node:
+            await node.onboard(OnboardOptions(cpu=1, memory="1GiB", disk="1GiB", price="0.2"), None)
+
+    trio.run(main)
+
+
 @pytest.fixture
 def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Processes]:
     """Start authority and provider; the requester is up to the test."""
@@ -167,10 +179,10 @@ def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proce
     monkeypatch.setenv("NUNET_LIMITS_ANSWER_TIMEOUT", "10s")
     nodes = Processes(tmp_path, [])
     try:
-        nodes.start(nodes.authority, "--role", "contract-database", "--role", "oracle")
-        nunet("onboard", "--cpu", "1", "--memory", "1GiB", "--disk", "1GiB", "--price", "0.2", "--no-benchmark",
-              home=nodes.provider)  # fmt: skip
-        nodes.start(nodes.provider)
+        onboarded(nodes.provider)
+        with ThreadPoolExecutor() as pool:
+            pool.submit(nodes.start, nodes.provider)
+            pool.submit(nodes.start, nodes.authority, "--role", "contract-database", "--role", "oracle")
         yield nodes
     finally:
         for home in list(nodes.running):

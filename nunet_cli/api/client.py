@@ -83,13 +83,18 @@ class ApiClient:
         """Delete a resource."""
         return self._call("DELETE", path, None, TIMEOUT)
 
-    def events(self, path: str, **query: Any) -> Iterator[dict[str, Any]]:
+    def events(self, path: str, *, silence: float | None = None, **query: Any) -> Iterator[dict[str, Any]]:
         """Yield server-sent events as they come, for as long as the node sends them.
 
+        Args:
+            path: the resource.
+            silence: seconds without anything after which it is given up.
+            query: for the resource.
+
         Raises:
-            NodeError: the node has gone.
+            NodeError: the node has gone, or was silent for too long.
         """
-        connection = self._connection(STREAM_TIMEOUT)
+        connection = self._connection(min(STREAM_TIMEOUT, silence or STREAM_TIMEOUT))
         try:
             connection.request("GET", _with_query(path, query), headers=self._headers())
             response = connection.getresponse()

@@ -35,6 +35,7 @@ STAGES: dict[str, Stage] = {
     "match": match, "request": request_stage, "contract": close_contract, "invoke": invoke, "settle": settle,
 }  # fmt: skip
 MAX_WAIT = 10.0
+STREAM_SILENCE, PROGRESS_INTERVAL = 15.0, 0.25
 
 
 class Posting(Struct, forbid_unknown_fields=True):
@@ -145,12 +146,16 @@ async def cancel_job(request: Request) -> Response:
 
 
 async def job_events(request: Request) -> Response:
-    """Return a job's events; with `follow=1` as a stream of server-sent events that goes on."""
+    """Return a job's events; with `follow=1` as a stream of server-sent events that goes on.
+
+    With `progress=1` the stream also has events of the type `progress`, which are not kept: what takes its time now.
+    """
     node, row = _job(request)
     after = number_of(request, "after")
     if request.query_params.get("follow") != "1":
         return JSONResponse(_events(node, row["id"], after))
-    return StreamingResponse(_stream(node, row["id"], after), media_type="text/event-stream")
+    stream = _stream(node, row["id"], after, progress=request.query_params.get("progress") == "1")
+    return StreamingResponse(stream, media_type="text/event-stream")
 
 
 def _family(node: Node, row: dict[str, Any]) -> dict[str, str]:
@@ -174,17 +179,39 @@ def _events(node: Node, job_id: str, after: int) -> list[dict[str, Any]]:
     return [{**event, "child": family[event["job_id"]]} for event in events]
 
 
-async def _stream(node: Node, job_id: str, after: int) -> AsyncIterator[str]:
+async def _stream(node: Node, job_id: str, after: int, *, progress: bool) -> AsyncIterator[str]:
     yield ": following\n\n"
     while True:
         changed = node.ctx.store.new_event
         for event in _events(node, job_id, after):
             after = event["seq"]
-            yield f"id: {after}\nevent: {event['type']}\ndata: {json.dumps(event)}\n\n"
-        with trio.move_on_after(15) as patience:
-            await changed.wait()
-        if patience.cancelled_caught:
-            yield ": still here\n\n"
+            yield _sent(event)
+        silent_at, shown = trio.current_time() + STREAM_SILENCE, ""
+        while not changed.is_set():
+            with trio.move_on_after(PROGRESS_INTERVAL if progress else STREAM_SILENCE):
+                await changed.wait()
+            line = "".join(_sent(event) for event in _progress(node, job_id, after)) if progress else ""
+            if line and line != shown:
+                shown = line
+                yield line
+            elif trio.current_time() >= silent_at:
+                silent_at = trio.current_time() + STREAM_SILENCE
+                yield ": still here\n\n"
+
+
+def _sent(event: dict[str, Any]) -> str:
+    return f"id: {event['seq']}\nevent: {event['type']}\ndata: {json.dumps(event)}\n\n"
+
+
+def _progress(node: Node, job_id: str, after: int) -> list[dict[str, Any]]:
+    """Return what takes its time just now in a job and all below it, as events."""
+    if not node.ctx.progress:
+        return []
+    family = _family(node, node.ctx.job(job_id))
+    return [
+        {"seq": after, "job_id": key, "type": "progress", "data": msgspec.to_builtins(item), "child": family[key]}
+        for key, item in sorted(node.ctx.progress.items()) if key in family
+    ]  # fmt: skip
 
 
 async def job_logs(request: Request) -> Response:

@@ -19,12 +19,13 @@ from nunet_cli.cli.output import (
     note,
 )
 from nunet_cli.cli.state import connect, is_embedded
-from nunet_cli.errors import EXIT_INTERRUPTED, NodeError, NunetError, UsageError
+from nunet_cli.errors import EXIT_INTERRUPTED, DeclinedError, NodeError, NunetError, UsageError
 
 if TYPE_CHECKING:
     from nunet_cli.api.client import ApiClient
     from nunet_cli.jobs.spec import JobSpec
 
+SECOND_CHANCE = 3.0
 app = typer.Typer(help="Post jobs, run them, and look at them.", no_args_is_help=True)
 
 JobArgument = Annotated[
@@ -39,7 +40,10 @@ PushOption = Annotated[
 PullOption = Annotated[bool, typer.Option("--pull", help="Ask the network, whatever the configuration says.")]
 TopicOption = Annotated[str, typer.Option("--topic", help="Ask the subscribers of a topic.", metavar="/TOPIC")]
 DetachOption = Annotated[
-    bool, typer.Option("--detach", "-d", help="Print the id and leave the rest to the running node.")
+    bool, typer.Option("--detach/--wait", "-d", help="Print the id and leave the rest to the running node; or wait.")
+]
+TimeoutOption = Annotated[
+    str, typer.Option("--timeout", help="Wait no longer than that, for example 10m; exit code 5.", metavar="TIME")
 ]
 FolderOption = Annotated[Path | None, typer.Option("--output-dir", help="Where to write the outputs.", metavar="DIR")]
 
@@ -110,6 +114,7 @@ def run(
         bool, typer.Option("--local", help="Run provider, contract database and oracle here, on loopback.")
     ] = False,
     detach: DetachOption = False,
+    timeout: TimeoutOption = "",
     folder: FolderOption = None,
     output: OutputOption = Format.table,
     quiet: QuietOption = False,
@@ -122,11 +127,11 @@ def run(
         _check(posting)
     if posting:
         run_posting(
-            posting, push=push, pull=pull, topic=topic, local=local, detach=detach, folder=folder, output=output,
-            quiet=quiet,
+            posting, push=push, pull=pull, topic=topic, local=local, detach=detach, timeout=timeout, folder=folder,
+            output=output, quiet=quiet,
         )  # fmt: skip
         return
-    embedded = _embedded(detach=detach)
+    embedded, until = _embedded(detach=detach), _until(timeout)
     with connect(local=local) as client:
         row = client.get(f"/jobs/{job}")
         if row["next"] is not None:
@@ -134,15 +139,15 @@ def run(
         if detach:
             emit(row, output, lambda: typer.echo(row["id"]), quiet=quiet)
             return
-        _follow(client, row, folder, output, quiet=quiet, embedded=embedded)
+        _follow(client, row, folder, output, quiet=quiet, embedded=embedded, until=until)
 
 
 def run_posting(
     posting: dict[str, Any], *, push: str, pull: bool, topic: str, local: bool, folder: Path | None, output: Format,
-    quiet: bool, detach: bool = False, show_logs: bool = False,
+    quiet: bool, detach: bool = False, timeout: str = "", show_logs: bool = False,
 ) -> None:  # fmt: skip
     """Post a job, and follow it to its end; with `show_logs` what it wrote is printed, as if it had run here."""
-    embedded = _embedded(detach=detach)
+    embedded, until = _embedded(detach=detach), _until(timeout)
     with connect(local=local) as client:
         row = client.post(
             "/orchestrator/postJob", {**posting, "push": push, "pull": pull, "topic": topic, "orchestrate": True}
@@ -150,7 +155,7 @@ def run_posting(
         if detach:
             emit(row, output, lambda: typer.echo(row["id"]), quiet=quiet)
             return
-        _follow(client, row, folder, output, quiet=quiet, embedded=embedded, show_logs=show_logs)
+        _follow(client, row, folder, output, quiet=quiet, embedded=embedded, until=until, show_logs=show_logs)
 
 
 def _embedded(*, detach: bool) -> bool:
@@ -161,24 +166,31 @@ def _embedded(*, detach: bool) -> bool:
     return embedded
 
 
+def _until(timeout: str) -> float | None:
+    import time
+
+    from nunet_cli.units import parse_duration
+
+    return time.monotonic() + parse_duration(timeout) if timeout else None
+
+
 def _follow(
-    client: ApiClient,
-    row: dict[str, Any],
-    folder: Path | None,
-    output: Format,
-    *,
-    quiet: bool,
-    embedded: bool,
-    show_logs: bool = False,
-) -> None:
-    from nunet_cli.cli.progress import Follower, error_of
+    client: ApiClient, row: dict[str, Any], folder: Path | None, output: Format, *, quiet: bool, embedded: bool,
+    until: float | None, show_logs: bool = False,
+) -> None:  # fmt: skip
+    from nunet_cli.cli.progress import TIMED_OUT, Follower, error_of
 
     plain = quiet or output is not Format.table
     try:
-        with Follower(client, row["id"], quiet=quiet) as follower:
-            event = follower.follow()
+        with Follower(client, row["id"], quiet=quiet, show_logs=not show_logs) as follower:
+            event = follower.follow(until=until)
     except KeyboardInterrupt:
         _interrupted(client, row, embedded=embedded)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except DeclinedError as late:
+        if late.code == TIMED_OUT:
+            _leave(client, row, embedded=embedded, why="the time is over")
+        raise
     except NodeError as gone:
         gone.hint = f"the job is kept: go on with nunet job run --job {row['id']}, once the node runs again"
         raise
@@ -201,6 +213,10 @@ def _follow(
     elif plain:
         emit({**job, "outputs": files}, output, lambda: None, quiet=quiet)
     else:
+        if error is None and sys.stderr.isatty():
+            from nunet_cli.cli.receipt import print_receipt
+
+            print_receipt(client, job)
         for path in files["files"]:
             typer.echo(path)
     if error is not None:
@@ -208,25 +224,51 @@ def _follow(
 
 
 def _interrupted(client: ApiClient, row: dict[str, Any], *, embedded: bool) -> None:
-    """After Ctrl-C: an embedded node's job is called off, another node's job goes on and the person is told."""
+    """After Ctrl-C: leave the job; a second Ctrl-C at a terminal calls off what a running node goes on with."""
+    import time
+
+    try:
+        _leave(client, row, embedded=embedded, why="interrupted")
+        if not embedded and sys.stdin.isatty():
+            note(f"Ctrl-C again within {SECOND_CHANCE:g} s stops it now")
+            time.sleep(SECOND_CHANCE)
+    except KeyboardInterrupt:
+        if embedded:
+            note(f"\nnunet: left as it is; see: nunet job show {row['id']}; stop it with: nunet job cancel {row['id']}")
+        else:
+            _call_off(client, row["id"])
+
+
+def _leave(client: ApiClient, row: dict[str, Any], *, embedded: bool, why: str) -> None:
+    """Say that a job goes on in the running node; the job of a node that ends with this command is called off."""
     job = client.get(f"/jobs/{row['id']}")
     if not embedded:
-        note(f"\nnunet: job {job['id']} ({job['state']}) goes on in the running node")
+        note(f"\nnunet: {why}; job {job['id']} ({job['state']}) goes on in the running node")
         note(f"follow it with: nunet job run --job {job['id']}; stop it with: nunet job cancel {job['id']}")
-        raise typer.Exit(EXIT_INTERRUPTED)
-    try:
-        if job["state"] in ("completed", "verified"):
-            note("\nnunet: interrupted when the job had been done: settling …")
+    elif job["state"] in ("completed", "verified"):
+        note(f"\nnunet: {why} when the job had been done: settling …")
+        try:
             client.post(f"/jobs/{job['id']}/stages/settle", timeout=60)
-        elif job["next"] is not None:
-            note(f"\nnunet: interrupted while {job['state']}: calling the job off …")
-            client.post(f"/jobs/{job['id']}/cancel", timeout=60)
+        except NunetError as error:
+            note(f"nunet: {error.message}")
+        _say_state(client, job["id"])
+    elif job["next"] is not None:
+        note(f"\nnunet: {why} while {job['state']}: calling the job off …")
+        _call_off(client, job["id"])
+
+
+def _call_off(client: ApiClient, job_id: str) -> None:
+    try:
+        client.post(f"/jobs/{job_id}/cancel", timeout=60)
     except NunetError as error:
         # the job may have ended in the meantime; its state says how
         note(f"nunet: {error.message}")
-    job = client.get(f"/jobs/{job['id']}")
+    _say_state(client, job_id)
+
+
+def _say_state(client: ApiClient, job_id: str) -> None:
+    job = client.get(f"/jobs/{job_id}")
     note(f"nunet: job {job['id']} is {job['state']}" + (f"; {job['note']}" if job.get("note") else ""))
-    raise typer.Exit(EXIT_INTERRUPTED)
 
 
 def _stage(job: str, stage: str, output: Format, quiet: bool, body: dict[str, Any] | None = None) -> None:

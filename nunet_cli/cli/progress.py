@@ -1,18 +1,22 @@
-"""Following a job through its stages: one line per event, a spinner on a terminal, the error at the end."""
+"""Following a job through its stages: one line per event, a live view on a terminal, the error at the end."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from nunet_cli.api.client import ApiClient
-from nunet_cli.cli.output import clean, console, note, short
-from nunet_cli.errors import NodeError, NunetError
+from nunet_cli.cli.job_logs import pieces
+from nunet_cli.cli.output import note, short
+from nunet_cli.errors import DeclinedError, NodeError, NunetError
+from nunet_cli.units import format_size
 
 if TYPE_CHECKING:
-    from rich.status import Status
+    from nunet_cli.cli.live import LiveView
 
 ENDS = {"job_settled", "job_failed", "job_cancelled", "job_expired", "job_disputed", "job_resolved", "job_stuck"}
 WAITING = {
@@ -22,62 +26,114 @@ WAITING = {
     "job_completed": "fetching the outputs", "outputs_received": "the oracle verifies", "job_verified": "settling",
 }  # fmt: skip
 RECONNECTS = 5
+TIMED_OUT = "timed_out"
 
 
 class Follower:
-    """A context that prints a job's events until its end."""
+    """A context that prints a job's events until its end: lines, or on a terminal a live view with the job's output."""
 
-    def __init__(self, client: ApiClient, job_id: str, *, quiet: bool = False) -> None:
-        self._client, self._job_id, self._quiet = client, job_id, quiet
-        self._status: Status | None = None
+    def __init__(self, client: ApiClient, job_id: str, *, quiet: bool = False, show_logs: bool = True) -> None:
+        self._client, self._job_id, self._quiet, self._show_logs = client, job_id, quiet, show_logs
+        self._view: LiveView | None = None
 
     def __enter__(self) -> Follower:
         if sys.stderr.isatty() and not self._quiet:
-            self._status = console(stderr=True).status("posted")
-            self._status.start()
+            from nunet_cli.cli.live import LiveView
+
+            self._view = LiveView().__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._status is not None:
-            self._status.stop()
+        if self._view is not None:
+            self._view.__exit__(kind, value, trace)
 
-    def follow(self, after: int = 0) -> dict[str, Any]:
+    def follow(self, after: int = 0, *, until: float | None = None) -> dict[str, Any]:
         """Print events from a sequence number on, and return the last one: the job's end.
+
+        Args:
+            after: the sequence number.
+            until: the `time.monotonic()` at which to give up.
 
         Raises:
             NodeError: the node has gone.
+            DeclinedError: it takes longer.
         """
         failures = 0
         while True:
             try:
-                for event in self._client.events(f"/jobs/{self._job_id}/events", follow=1, after=after):
+                stream = self._client.events(
+                    f"/jobs/{self._job_id}/events", silence=_left(until), follow=1, after=after,
+                    progress=int(self._view is not None),
+                )  # fmt: skip
+                for event in stream:
                     failures, after = 0, event["seq"]
                     self._show(event)
                     if event["type"] in ENDS and not event.get("child"):
                         return event
+                    _left(until)
             except NodeError:
+                _left(until)
                 failures += 1
                 if failures >= RECONNECTS:
                     raise
             time.sleep(0.2)
 
-    def _say(self, line: str) -> None:
-        """Print a line; above the spinner, where there is one."""
-        if self._status is None:
-            note(line)
-        else:
-            self._status.console.print(clean(line), markup=False, soft_wrap=True)
-
     def _show(self, event: dict[str, Any]) -> None:
+        kind, child = event["type"], event.get("child", "")
         line = describe(event)
-        if line and not self._quiet:
-            stage, text = line
-            child = f"{event['child']}: " if event.get("child") else ""
-            self._say(f"{stage:<9} {child}{text}")
-        if self._status is not None and event["type"] in WAITING:
-            self._status.update(WAITING[event["type"]])
+        text = f"{line[0]:<9} {f'{child}: ' if child else ''}{line[1]}" if line else ""
+        if self._view is None:
+            if line and not self._quiet:
+                note(text)
+            return
+        key = event["job_id"]
+        if kind == "progress":
+            data = event["data"]
+            self._view.transfer(key, f"{child} {data['what']}".strip(), data["done"], data["total"])
+            return
+        if kind in ("bid_received", "bid_declined", "bid_silent"):
+            self._view.answer(key, event)
+            return
+        if kind in ("job_running", "outputs_received", "job_completed", "job_failed", "job_cancelled"):
+            self._view.transferred(key)
+        if kind == "job_matching":
+            self._view.search(key)
+        elif kind in ("job_matched", "job_expired", "job_waiting", "job_cancelled"):
+            self._view.matched(key)
+        if line:
+            self._view.line(text)
+        if kind in WAITING:
+            self._view.waits_for(WAITING[kind])
+        if kind == "job_running" and not child and event["data"].get("allocation_id") and self._show_logs:
+            threading.Thread(target=self._print_output, daemon=True).start()
+
+    def _print_output(self) -> None:
+        """Print what the job writes, line by line, as it comes; what goes wrong with it is told by the events."""
+        assert self._view is not None
+        rest = b""
+        with contextlib.suppress(NunetError):
+            for data in pieces(self._client, self._job_id, "stdout", follow=True):
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    self._view.line(f"        | {line.decode(errors='replace')}", "dim")
+        if rest:
+            self._view.line(f"        | {rest.decode(errors='replace')}", "dim")
+
+
+def _left(until: float | None) -> float | None:
+    """Return the seconds that are left.
+
+    Raises:
+        DeclinedError: there are none.
+    """
+    if until is None:
+        return None
+    left = until - time.monotonic()
+    if left <= 0:
+        raise DeclinedError("the job has not ended in the time that --timeout gives it", code=TIMED_OUT)
+    return left
 
 
 def describe(event: dict[str, Any]) -> tuple[str, str] | None:
@@ -126,7 +182,8 @@ def describe(event: dict[str, Any]) -> tuple[str, str] | None:
         outcome = "completed" if not data["reason"] else f"ended: {data['message'] or data['reason']}"
         return "execute", f"{outcome} ({usage['wall_seconds']:.1f} s, {usage['cpu_seconds']:.1f} s of processor)"
     if kind == "outputs_received":
-        return "execute", f"{data['count']} output files fetched and checked ({data['bytes']} bytes with the logs)"
+        files = "1 output file" if data["count"] == 1 else f"{data['count']} output files"
+        return "execute", f"{files} fetched and checked ({format_size(data['bytes'])} with the logs)"
     if kind == "job_verified":
         return "settle", f"verified by the oracle ({data.get('checks', 'all')} checks)"
     if kind in ("job_settled", "job_cancelled", "job_failed") and "paid" in data:

@@ -10,7 +10,15 @@ from typing import Annotated, Any
 
 import typer
 
-from nunet_cli.cli.job import DetachOption, FolderOption, PullOption, PushOption, TopicOption, run_posting
+from nunet_cli.cli.job import (
+    DetachOption,
+    FolderOption,
+    PullOption,
+    PushOption,
+    TimeoutOption,
+    TopicOption,
+    run_posting,
+)
 from nunet_cli.cli.output import Format, OutputOption, QuietOption, note
 from nunet_cli.errors import UsageError
 
@@ -66,6 +74,7 @@ def run(
     local: Annotated[bool, typer.Option("--local", help="Run provider and authority here, on loopback.")] = False,
     dry: Annotated[bool, typer.Option("--dry-run", help="Print the job specification, and run nothing.")] = False,
     detach: DetachOption = False,
+    timeout: TimeoutOption = "",
     folder: FolderOption = None,
     output: OutputOption = Format.table,
     quiet: QuietOption = False,
@@ -91,8 +100,8 @@ def run(
         typer.echo(text)
         return
     run_posting(
-        posting, push=push, pull=pull, topic=topic, local=local, detach=detach, folder=folder, output=output,
-        quiet=quiet, show_logs=output is Format.table and not quiet,
+        posting, push=push, pull=pull, topic=topic, local=local, detach=detach, timeout=timeout, folder=folder,
+        output=output, quiet=quiet, show_logs=output is Format.table and not quiet,
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +16,11 @@ from nunet_cli.jobs.spec import ExecutorSpec, is_safe_path
 
 TERM_GRACE = 2.0
 POLL_INTERVAL = 0.25
+Report = Callable[[str, int, int], None]
+
+
+def _unheard(_what: str, _done: int, _total: int) -> None:
+    """Report to nobody."""
 
 
 class ExecutorError(NunetError):
@@ -37,7 +43,8 @@ class Task:
     """One job as an executor sees it. `folder` is the scratch folder; sizes are bytes.
 
     `inputs` are the places of the input files in the working folder; `sandbox` is required unless it says otherwise;
-    `restarts` says how often a service was started again, and with it that its logs go on.
+    `restarts` says how often a service was started again, and with it that its logs go on. `report` is told what takes
+    its time, with the bytes done and the total (0 when unknown); any thread may call it.
     """
 
     allocation_id: str
@@ -50,6 +57,7 @@ class Task:
     sandbox: bool = True
     labels: dict[str, str] = field(default_factory=dict)
     restarts: int = 0
+    report: Report = _unheard
 
     @property
     def work(self) -> Path:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 
 from nunet_cli.config import DockerConfig
-from nunet_cli.executor.base import POLL_INTERVAL, Executor, ExecutorError, Exit, Probe, Task, folder_size
+from nunet_cli.executor.base import POLL_INTERVAL, Executor, ExecutorError, Exit, Probe, Report, Task, folder_size
 from nunet_cli.jobs.job import Usage
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class DockerExecutor:
             except docker.errors.ImageNotFound:
                 if not self._config.pull:
                     raise ExecutorError(f"the image {image} is not on this provider", code="no_image") from None
-                engine.images.pull(image)
+                _pull(engine, image, task.report)
 
         await self._call(ready, timeout=task.max_duration)
 
@@ -295,6 +295,29 @@ class DockerExecutor:
 
         with trio.fail_after(timeout):
             return await trio.to_thread.run_sync(run, limiter=self._limiter, abandon_on_cancel=True)
+
+
+def _pull(engine: DockerClient, image: str, report: Report) -> None:
+    """Pull an image, reporting the bytes of all its layers.
+
+    Raises:
+        ExecutorError: what the engine said.
+    """
+    from docker.utils import parse_repository_tag
+
+    repository, tag = parse_repository_tag(image)
+    done: dict[str, int] = {}
+    total: dict[str, int] = {}
+    for line in engine.api.pull(repository, tag=tag or "latest", stream=True, decode=True):
+        if "error" in line:
+            raise ExecutorError(f"the image {image} cannot be pulled: {line['error']}", code="no_image")
+        detail, layer = line.get("progressDetail") or {}, str(line.get("id", ""))
+        # layers are unpacked as well, which counts its bytes a second time
+        if line.get("status") == "Downloading" and "current" in detail:
+            done[layer], total[layer] = int(detail["current"]), int(detail.get("total", 0))
+        elif line.get("status") in ("Download complete", "Pull complete"):
+            done[layer] = total.get(layer, 0)
+        report(f"pulling {image}"[:120], sum(done.values()), sum(total.values()))
 
 
 def _give_folder(folder: Path, user: int) -> None:

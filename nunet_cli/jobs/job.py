@@ -148,6 +148,14 @@ class Usage(Struct, forbid_unknown_fields=True, frozen=True):
     max_memory: Size = 0
 
 
+class Progress(Struct, forbid_unknown_fields=True, frozen=True):
+    """How far something has come that takes its time, such as a transfer: bytes, of a total that is 0 when unknown."""
+
+    what: Annotated[str, Meta(max_length=120)]
+    done: Size
+    total: Size = 0
+
+
 class OutputFile(Struct, forbid_unknown_fields=True, frozen=True):
     """A file that came out of a job, by content id."""
 

@@ -36,6 +36,7 @@ from nunet_cli.tokenomics.contract import PROVIDER
 log = logging.getLogger("nunet.allocation")
 
 RESULT_LIFETIME = 14 * 86400
+PROGRESS_INTERVAL = 0.25
 JOB_FAULTS = {"no_workdir", "inputs_too_large"}
 
 
@@ -144,11 +145,15 @@ async def _run(ctx: Context, actor: AllocationActor, row: dict[str, Any], spec: 
             ended = await _beating(ctx, actor, row, lambda: run_pod(ctx, spec, actor.parts, started))
         else:
             (part,) = actor.parts
-            if not attached:
-                await prepare(ctx, part, {})
-                await start(part)
-                await started(part)
-            ended = await _beating(ctx, actor, row, lambda: run_single(ctx, part, started))
+
+            async def run() -> Ended:
+                if not attached:
+                    await prepare(ctx, part, {})
+                    await start(part)
+                    await started(part)
+                return await run_single(ctx, part, started)
+
+            ended = await _beating(ctx, actor, row, run)
     except (NunetError, trio.TooSlowError, OSError) as error:
         log.warning("allocation %s could not start: %s", row["id"], error)
         code = error.code if isinstance(error, NunetError) else "executor_error"
@@ -197,10 +202,23 @@ async def _note_started(ctx: Context, row: dict[str, Any]) -> None:
 
 
 async def _beat(ctx: Context, actor: AllocationActor, row: dict[str, Any]) -> None:
+    """Tell how far the start has come, and once something runs, that it does."""
+    while not any(part.handle for part in actor.parts):
+        with suppress(NunetError, trio.TooSlowError):
+            await _tell_progress(ctx, actor, row)
+        await trio.sleep(PROGRESS_INTERVAL)
     while True:
         with suppress(NunetError, trio.TooSlowError):
             await job_update(ctx, actor, row)
         await trio.sleep(ctx.config.limits.heartbeat)
+
+
+async def _tell_progress(ctx: Context, actor: AllocationActor, row: dict[str, Any]) -> None:
+    for part in actor.parts:
+        progress, part.progress = part.progress, None
+        if progress is not None:
+            update = JobStatusUpdate(row["contract_id"], row["id"], "starting", Usage(), units.utc_now(), progress)
+            await ctx.messenger.tell(row["requester"], "job_status_update", update)
 
 
 async def job_update(ctx: Context, actor: AllocationActor, row: dict[str, Any]) -> JobStatusUpdate:

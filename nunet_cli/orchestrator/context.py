@@ -18,7 +18,7 @@ from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import ContractError, NunetError, StateError
 from nunet_cli.executor.base import Executor
 from nunet_cli.jobs.capability import Capability, PriceBid, Resources
-from nunet_cli.jobs.job import CapabilityComparator
+from nunet_cli.jobs.job import CapabilityComparator, Progress
 from nunet_cli.jobs.states import GROUP_TRANSITIONS, JOB_TRANSITIONS, check_transition
 from nunet_cli.network.blobs import Blobs
 from nunet_cli.network.identity import Identity
@@ -97,6 +97,7 @@ class Context:
     available_executors: dict[str, str] = field(default_factory=dict)
     running: dict[str, Any] = field(default_factory=dict)
     answers: dict[str, int] = field(default_factory=dict)  # of the bid requests that are out: how many came
+    progress: dict[str, Progress] = field(default_factory=dict)  # of this node's jobs: what takes its time just now
     limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(8))
     _job_locks: defaultdict[str, trio.Lock] = field(default_factory=lambda: defaultdict(trio.Lock))
 

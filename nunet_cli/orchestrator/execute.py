@@ -13,7 +13,7 @@ from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NotFoundError, NunetError, PeerError, RejectedMessageError, StateError
 from nunet_cli.jobs.check import decode_spec
-from nunet_cli.jobs.job import Result, Usage
+from nunet_cli.jobs.job import Progress, Result, Usage
 from nunet_cli.jobs.states import ALLOCATION_ENDS
 from nunet_cli.jobs.tree import output_names
 from nunet_cli.network.documents import Document, require_signature
@@ -120,6 +120,11 @@ async def _on_update(ctx: Context, message: Incoming) -> None:
     contract = ctx.store.find("contracts", body.contract_id)
     if contract is None or contract["role"] != "requester" or contract["provider"] != message.sender:
         raise NotFoundError("no such contract with you here", code="no_contract")
+    if body.state == "starting":
+        if body.progress is not None:
+            ctx.progress[contract["job_id"]] = body.progress
+        return
+    ctx.progress.pop(contract["job_id"], None)
     await _note_running(ctx, contract["job_id"], body.allocation_id, plain(body.usage))
 
 
@@ -254,9 +259,17 @@ async def collect_outputs(ctx: Context, job_id: str) -> dict[str, Any]:
     total = sum(size for _, size in wanted)
     if total > ctx.config.limits.output_size + 2 * ctx.config.limits.log_size:
         raise RejectedMessageError(f"the outputs have {total} bytes, over limits.output_size", code="outputs_too_large")
-    for cid, size in wanted:
-        if cid:
-            await ctx.blobs.fetch(contract["provider"], cid, size)
+    arrived = 0
+    try:
+        for cid, size in wanted:
+            if cid:
+                await ctx.blobs.fetch(
+                    contract["provider"], cid, size,
+                    progress=lambda here, before=arrived: _note_arrived(ctx, job["id"], before + here, total),  # type: ignore[misc]  # bound now
+                )  # fmt: skip
+            arrived += size
+    finally:
+        ctx.progress.pop(job["id"], None)
 
     def change(t: Transaction) -> dict[str, Any]:
         row = t.find("jobs", job["id"])
@@ -267,6 +280,10 @@ async def collect_outputs(ctx: Context, job_id: str) -> dict[str, Any]:
         return row
 
     return await ctx.store.change(change)
+
+
+def _note_arrived(ctx: Context, job_id: str, done: int, total: int) -> None:
+    ctx.progress[job_id] = Progress("outputs", done, total)
 
 
 async def read_logs(ctx: Context, job: dict[str, Any], stream: str, offset: int, wait: float) -> tuple[bytes, bool]:

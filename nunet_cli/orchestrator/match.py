@@ -263,7 +263,7 @@ async def register_bid(ctx: Context, request: BidRequest, message: Incoming) -> 
         t.put("bids", row)
         t.save_event(
             request.job_id, "bid_received", bid_id=bid.id, bidder=bid.bidder.peer_id,
-            price=units.format_amount(bid_price(bid)),
+            price=units.format_amount(bid_price(bid)), start=bid.time.start, load=bid.load,
         )  # fmt: skip
         return True
 

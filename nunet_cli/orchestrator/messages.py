@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from nunet_cli.jobs.job import BidRequest, Id, Text, Time, Usage
+from nunet_cli.jobs.job import BidRequest, Id, Progress, Text, Time, Usage
 from nunet_cli.network.documents import Document
 
 
@@ -60,13 +60,14 @@ class AllocationStartSuccess(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class JobStatusUpdate(Struct, forbid_unknown_fields=True, frozen=True):
-    """A sign of life while the job runs (seed 6: `jobStatusUpdate`)."""
+    """A sign of life while the job runs, or how far its start has come (seed 6: `jobStatusUpdate`)."""
 
     contract_id: Id
     allocation_id: Id
     state: Id
     usage: Usage
     at: Time
+    progress: Progress | None = None
 
 
 class JobCompleted(Struct, forbid_unknown_fields=True, frozen=True):

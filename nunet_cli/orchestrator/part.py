@@ -13,7 +13,7 @@ import trio
 from nunet_cli import units
 from nunet_cli.errors import NunetError
 from nunet_cli.executor.base import Executor, ExecutorError, Exit, Task, make_scratch, output_file
-from nunet_cli.jobs.job import OutputFile, Usage
+from nunet_cli.jobs.job import OutputFile, Progress, Usage
 from nunet_cli.jobs.spec import HealthSpec, JobSpec, ServiceSpec, output_name
 from nunet_cli.orchestrator.context import Context
 
@@ -36,6 +36,15 @@ class Part:
     handle: str = ""
     started_at: str = ""
     spent: Usage = field(default_factory=Usage)
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        """Hear what the executor reports."""
+        self.task = replace(self.task, report=self.report)
+
+    def report(self, what: str, done: int, total: int) -> None:
+        """Note how far the start has come."""
+        self.progress = Progress(what, done, total)
 
     async def usage(self) -> Usage:
         """Return what the program has used so far, in all its starts."""
@@ -86,10 +95,13 @@ async def prepare(ctx: Context, part: Part, given: dict[str, Path]) -> None:
         raise ExecutorError(f"the inputs have {total} bytes, more than the job's disk", code="inputs_too_large")
     files = dict(given)
     with trio.fail_after(FETCH_TIMEOUT):
+        arrived = 0
         for item in spec.inputs:
             files[item.to] = await ctx.blobs.fetch(
-                part.requester, item.cid, item.size, patience=ctx.config.limits.input_patience
-            )
+                part.requester, item.cid, item.size, patience=ctx.config.limits.input_patience,
+                progress=lambda here, before=arrived: part.report("inputs", before + here, total),  # type: ignore[misc]  # bound now
+            )  # fmt: skip
+            arrived += item.size
     if files:
         event = {"count": len(files), "bytes": total} | ({"member": part.name} if part.name else {})
         await ctx.store.save_event(part.job_id, "inputs_received", **event)

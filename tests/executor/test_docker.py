@@ -1,6 +1,9 @@
 """The docker executor against a real Docker Engine, with an image made from busybox."""
 
+import os
+import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from nunet_cli.executor.docker import DockerExecutor
 from nunet_cli.jobs.capability import Cpu, Resources
 from nunet_cli.jobs.spec import ExecutorSpec
 from tests.conftest import needs_docker
-from tests.images import busybox_image
+from tests.images import busybox_image, registry
 
 pytestmark = [pytest.mark.docker, needs_docker]
 IMAGE = "nunet-test:busybox"
@@ -99,6 +102,19 @@ async def test_images_that_are_not_there_or_not_allowed_are_refused(tmp_path: Pa
         with pytest.raises(ExecutorError) as caught:
             await DockerExecutor(config).prepare(task(tmp_path, "true", image=name))
         assert caught.value.code == code
+
+
+async def test_an_image_is_pulled_and_its_bytes_are_reported(tmp_path: Path) -> None:
+    said: list[tuple[str, int, int]] = []
+    size = 8 * MIB
+    with registry(tmp_path) as address, busybox_image(f"{address}/lab/tool:2", os.urandom(size)) as name:
+        for command in ("push", "rmi"):
+            subprocess.run(["docker", command, name], check=True, capture_output=True)
+        job = replace(task(tmp_path, "true", image=name), report=lambda *line: said.append(line))
+        assert (await run(job, DockerExecutor(DockerConfig(pull=True)))).exit_code == 0
+    assert {what for what, _, _ in said} == {f"pulling {name}"}
+    assert said[-1][1] == said[-1][2] >= size
+    assert [done for _, done, _ in said] == sorted(done for _, done, _ in said)
 
 
 async def test_an_engine_that_does_not_answer_is_no_executor(tmp_path: Path) -> None:

@@ -1,0 +1,38 @@
+"""The receipt: what a person sees on a terminal at the end of a job that was settled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nunet_cli.cli.output import note, short
+from nunet_cli.units import format_size
+
+if TYPE_CHECKING:
+    from nunet_cli.api.client import ApiClient
+
+
+def print_receipt(client: ApiClient, job: dict[str, Any]) -> None:
+    """Print who did the job, what it used, what it cost, and what is left."""
+    rows = {"job": f"{job['name']}  {job['id']}"}
+    if job["contract_id"]:
+        contract = client.get(f"/contracts/{job['contract_id']}")
+        rows |= {
+            "provider": contract["provider_peer"], "contract": f"{contract['id']}  {contract['state']}",
+            "verified by": contract["oracle"],
+        }  # fmt: skip
+    elif job["children"]:
+        settled = sum(child["state"] == "settled" for child in job["children"])
+        rows["children"] = f"{settled} of {len(job['children'])} settled"
+    usage = job["usage"]
+    if usage:
+        rows["used"] = (f"{usage['wall_seconds']:.1f} s, {usage['cpu_seconds']:.1f} s of processor, "
+                        f"{format_size(usage['max_memory'])} of memory")  # fmt: skip
+    rows["paid"] = f"{job['paid']} NTX of at most {job['limit']} NTX" if job["limit"] != "0" else "volunteer compute"
+    balances = client.get("/status")["balances"]
+    if balances:
+        rows["balance"] = f"{balances[-1]['balance']} NTX at {short(balances[-1]['id'])}"
+    width = max(map(len, rows))
+    note("")
+    for name, value in rows.items():
+        note(f"  {name:<{width}}  {value}")
+    note("")
