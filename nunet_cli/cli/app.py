@@ -17,6 +17,7 @@ from nunet_cli.cli import (
     dashboard,
     demo,
     examples,
+    importing,
     job_views,
     node,
     overview,
@@ -134,6 +135,7 @@ def whoami(output: OutputOption = Format.table, quiet: Annotated[bool, typer.Opt
 
 app.add_typer(node.app, name="node")
 job_views.app.command("init")(shortcut.init)
+job_views.app.command("import")(importing.import_job)
 app.add_typer(job_views.app, name="job")
 app.add_typer(records.bids, name="bids")
 app.add_typer(contract.app, name="contract")

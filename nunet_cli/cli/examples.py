@@ -49,6 +49,8 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "job events": ("nunet job events -f job-1f2e", "nunet job events job-1f2e --output jsonl"),
     "job validate": ("nunet job validate job.yaml", "nunet job init -f - | nunet job validate -"),
     "job schema": ("nunet job schema", "nunet job schema > job.schema.json"),
+    "job import": ("nunet job import compose.yaml --file job.yaml",
+                   "nunet job import --from bacalhau - < bacalhau.yaml"),
     "job init": ("nunet job init", "nunet job init count --image python:3.12 --command 'python3 count.py' -i count.py"),
     "bids list": ("nunet bids list job-1f2e", "nunet bids list --sort price.amount --output jsonl"),
     "bids show": ("nunet bids show bid-5c", "nunet bids show bid-5c --output json"),

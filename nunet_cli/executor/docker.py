@@ -128,6 +128,7 @@ class DockerExecutor:
             binds[str(task.work / place)] = {"bind": f"/job/{place}", "mode": "ro"}
         memory = max(task.resources.memory, 6 * 2**20)
         options: dict[str, Any] = {
+            "entrypoint": list(task.spec.entrypoint) or None,
             "environment": {"HOME": "/job", **task.spec.env},
             "labels": {LABEL: task.allocation_id, **task.labels},
             "working_dir": inside,

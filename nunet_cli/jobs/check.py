@@ -170,6 +170,10 @@ def _check_executor(spec: JobSpec, where: str) -> None:
         raise _wrong(where + "executor.image", "a docker job needs `image`", "add image: NAME:TAG under executor")
     if executor.type != "docker" and executor.image:
         raise _wrong(where + "executor.image", f"a {executor.type} job has no `image`", "did you mean type: docker?")
+    if executor.type != "docker" and executor.entrypoint:
+        raise _wrong(
+            where + "executor.entrypoint", f"a {executor.type} job has no `entrypoint`", "put it before the command"
+        )
     if executor.type == "process" and not executor.command:
         raise _wrong(where + "executor.command", "a process job needs `command`", "add command: [program, argument, …]")
 

@@ -18,10 +18,14 @@ Argument = Annotated[str, Meta(max_length=100_000)]
 
 
 class ExecutorSpec(Struct, forbid_unknown_fields=True, frozen=True):
-    """How the job runs: `docker` takes an image, `process` a command, `null` nothing."""
+    """How the job runs: `docker` takes an image, `process` a command, `null` nothing.
+
+    `entrypoint` replaces that of the image.
+    """
 
     type: Literal["docker", "process", "null"]
     image: Annotated[str, Meta(max_length=400)] = ""
+    entrypoint: Annotated[tuple[Argument, ...], Meta(max_length=1000)] = ()
     command: Annotated[tuple[Argument, ...], Meta(max_length=1000)] = ()
     env: dict[Name, Argument] = {}
     workdir: Annotated[str, Meta(max_length=400)] = ""

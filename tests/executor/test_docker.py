@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from msgspec import structs
 
 from nunet_cli.config import DockerConfig
 from nunet_cli.executor.base import ExecutorError, Exit, Task, make_scratch, output_file
@@ -92,6 +93,13 @@ async def test_a_restarted_node_finds_its_container(tmp_path: Path, image: str) 
     assert ended.exit_code == 0
     assert job.stdout.read_text() == "survived\n"
     assert not await later.attach(job, handle)
+
+
+async def test_an_entrypoint_stands_before_the_command(tmp_path: Path, image: str) -> None:
+    job = task(tmp_path, "one", "two")
+    job = replace(job, spec=structs.replace(job.spec, entrypoint=("echo", "first")))
+    assert (await run(job)).exit_code == 0
+    assert job.stdout.read_text() == "first one two\n"
 
 
 async def test_images_that_are_not_there_or_not_allowed_are_refused(tmp_path: Path, image: str) -> None:
