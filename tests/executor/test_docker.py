@@ -19,7 +19,8 @@ from tests.conftest import needs_docker
 from tests.images import busybox_image, registry
 
 pytestmark = [pytest.mark.docker, needs_docker]
-IMAGE = "nunet-test:busybox"
+# of this process: those that run tests beside it take away theirs
+IMAGE = f"nunet-test-{os.getpid()}:busybox"
 MIB = 2**20
 
 

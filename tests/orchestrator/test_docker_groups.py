@@ -1,6 +1,7 @@
 """Pods and services in containers: the same as with processes, on a real Docker Engine."""
 
 import json
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,7 +16,8 @@ from tests.images import busybox_image
 
 pytestmark = [pytest.mark.docker, needs_docker]
 MarketOf = Callable[..., Any]
-IMAGE = "nunet-test-groups:busybox"
+# of this process: those that run tests beside it take away theirs
+IMAGE = f"nunet-test-groups-{os.getpid()}:busybox"
 
 
 @pytest.fixture(scope="module")
