@@ -3,19 +3,65 @@
 from __future__ import annotations
 
 import logging
-from typing import TypeVar
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import msgspec
+from starlette.background import BackgroundTask
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
+from nunet_cli import SCHEMA_VERSION
 from nunet_cli.errors import IdentityError, NodeError, NotFoundError, NunetError, StateError, UsageError
 from nunet_cli.network.identity import did_from_key, key_from_any
 from nunet_cli.node.node import Node
 
 log = logging.getLogger("nunet.api")
 T = TypeVar("T")
+Handler = Callable[[Request], Awaitable[Response]]
 MAX_BODY = 2**20
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A route with what the API's description says of it.
+
+    Args:
+        path: with names in braces.
+        handler: what answers; its docstring is the summary.
+        answer: the type of the document that it answers with; None for something else than JSON.
+        method: of HTTP.
+        body: the type of the request's document.
+        query: names in the query → what they are.
+        status: the status when all is well.
+        media: the media type of the answer.
+    """
+
+    path: str
+    handler: Handler
+    answer: Any = None
+    method: str = "GET"
+    body: type | None = None
+    query: dict[str, str] = field(default_factory=dict)
+    status: int = 200
+    media: str = "application/json"
+
+    def route(self) -> Route:
+        """Return it as the server takes it."""
+        return Route(self.path, self.handler, methods=[self.method])
+
+
+def versioned(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a document with the version of its schema."""
+    return {"schema": SCHEMA_VERSION, **document}
+
+
+def answer(document: Any, status: int = 200, background: BackgroundTask | None = None) -> JSONResponse:
+    """Answer with a document, or a list of them."""
+    content = [versioned(row) for row in document] if isinstance(document, list) else versioned(document)
+    return JSONResponse(content, status_code=status, background=background)
 
 
 def node_of(request: Request) -> Node:

@@ -7,12 +7,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.responses import Response
 
 from nunet_cli import units
-from nunet_cli.api import views
-from nunet_cli.api.common import body_of, did_of, node_of
+from nunet_cli.api import schemas, views
+from nunet_cli.api.common import Endpoint, answer, body_of, did_of, node_of
 from nunet_cli.errors import ContractError, NunetError, PeerError, StateError
 from nunet_cli.network.documents import Document
 from nunet_cli.orchestrator import disputes
@@ -67,7 +66,7 @@ async def list_contracts(request: Request) -> Response:
     """Return this node's contracts, oldest first."""
     rows = node_of(request).ctx.store.table("contracts").all()
     rows.sort(key=lambda row: row["created_at"])
-    return JSONResponse([views.contract(row) for row in rows])
+    return answer([views.contract(row) for row in rows])
 
 
 async def show_contract(request: Request) -> Response:
@@ -79,7 +78,7 @@ async def show_contract(request: Request) -> Response:
         view["recorded_state"] = (await check_contract(node.ctx, row["id"])).state
         if row["state"] in ("disputed", "settled", "refunded") and row.get("dispute"):
             view["dispute"] = msgspec.to_builtins(await disputes.ask(node.ctx, row["id"]))
-    return JSONResponse(view)
+    return answer(view)
 
 
 async def dispute_contract(request: Request) -> Response:
@@ -93,7 +92,7 @@ async def dispute_contract(request: Request) -> Response:
         verdict = await verify_job(node.ctx, row, reexecute=True)
         documents = (verdict,) if verdict is not None else ()
     dispute = await disputes.add(node.ctx, row["id"], body.text, documents=documents, with_result=True)
-    return JSONResponse(msgspec.to_builtins(dispute), status_code=201)
+    return answer(msgspec.to_builtins(dispute), status=201)
 
 
 async def export_contract(request: Request) -> Response:
@@ -109,7 +108,7 @@ async def list_disputes(request: Request) -> Response:
     _database(request)
     rows = node_of(request).ctx.store.table("disputes").all()
     rows.sort(key=lambda row: (bool(row["decision"]), row["opened_at"]))
-    return JSONResponse([dict(row) for row in rows])
+    return answer([dict(row) for row in rows])
 
 
 async def resolve_contract(request: Request) -> Response:
@@ -117,7 +116,7 @@ async def resolve_contract(request: Request) -> Response:
     database, body = _database(request), await body_of(request, Resolution)
     row = _contract(request, "registered_contracts")
     receipt = await database.resolve(row["id"], body.decision, body.share)
-    return JSONResponse(msgspec.to_builtins(receipt.read(Receipt)))
+    return answer(msgspec.to_builtins(receipt.read(Receipt)))
 
 
 async def balance(request: Request) -> Response:
@@ -126,13 +125,13 @@ async def balance(request: Request) -> Response:
     ctx = node.ctx
     try:
         database = ctx.find_role(DATABASE, ctx.config.contract_database)
-        answer = await ctx.messenger.request(database, "ask_statement", AskStatement(), timeout=STATEMENT_TIMEOUT)
-        statement = answer.body
+        told = await ctx.messenger.request(database, "ask_statement", AskStatement(), timeout=STATEMENT_TIMEOUT)
+        statement = told.body
         if not isinstance(statement, AccountStatement):
             raise PeerError("the contract database answered something else")
     except NunetError as error:
-        return JSONResponse(_last_known(node, error))
-    return JSONResponse({**msgspec.to_builtins(statement), "contract_database": database, "live": True})
+        return answer(_last_known(node, error))
+    return answer({**msgspec.to_builtins(statement), "contract_database": database, "live": True})
 
 
 def _last_known(node: Any, error: NunetError) -> dict[str, Any]:
@@ -153,7 +152,7 @@ def _last_known(node: Any, error: NunetError) -> dict[str, Any]:
 async def statements(request: Request) -> Response:
     """Return the movements on this node's account as its own receipts have them, oldest first."""
     rows = [dict(row) for row in node_of(request).ctx.store.table("statements").all()]
-    return JSONResponse(sorted(rows, key=lambda row: str(row["at"])))
+    return answer(sorted(rows, key=lambda row: str(row["at"])))
 
 
 async def deposit(request: Request) -> Response:
@@ -161,7 +160,7 @@ async def deposit(request: Request) -> Response:
     database, body = _database(request), await body_of(request, Deposit)
     did = did_of(body.to)
     micro = await database.deposit(did, units.parse_amount(body.amount))
-    return JSONResponse({"did": did, "balance": units.format_amount(micro)}, status_code=201)
+    return answer({"did": did, "balance": units.format_amount(micro)}, status=201)
 
 
 def _database(request: Request) -> ContractDatabase:
@@ -175,19 +174,19 @@ def _database(request: Request) -> ContractDatabase:
 
 async def registry(request: Request) -> Response:
     """Return everybody whom this contract database has admitted or revoked."""
-    return JSONResponse(_database(request).registry())
+    return answer(_database(request).registry())
 
 
 async def approve(request: Request) -> Response:
     """Admit a node."""
     database, body = _database(request), await body_of(request, RegistryChange)
-    return JSONResponse(await database.approve(did_of(body.did), body.note), status_code=201)
+    return answer(await database.approve(did_of(body.did), body.note), status=201)
 
 
 async def revoke(request: Request) -> Response:
     """Stop a node from closing new contracts."""
     database, body = _database(request), await body_of(request, RegistryChange)
-    return JSONResponse(await database.revoke(did_of(body.did), body.note))
+    return answer(await database.revoke(did_of(body.did), body.note))
 
 
 async def books(request: Request) -> Response:
@@ -201,7 +200,7 @@ async def books(request: Request) -> Response:
         problem = error.message
     accounts = {row["id"]: units.format_amount(row["balance"]) for row in rows}
     total = units.format_amount(ledger.total(store))
-    return JSONResponse(
+    return answer(
         {
             "accounts": accounts, "total": total, "log_entries": entries, "log_intact": not problem,
             "log_problem": problem,
@@ -209,18 +208,20 @@ async def books(request: Request) -> Response:
     )  # fmt: skip
 
 
-ROUTES = [
-    Route("/contracts", list_contracts),
-    Route("/contracts/{contract}", show_contract),
-    Route("/contracts/{contract}/dispute", dispute_contract, methods=["POST"]),
-    Route("/contracts/{contract}/resolve", resolve_contract, methods=["POST"]),
-    Route("/contracts/{contract}/evidence", export_contract),
-    Route("/disputes", list_disputes),
-    Route("/accounts/balance", balance),
-    Route("/accounts/statements", statements),
-    Route("/accounts/deposit", deposit, methods=["POST"]),
-    Route("/registry", registry),
-    Route("/registry/approve", approve, methods=["POST"]),
-    Route("/registry/revoke", revoke, methods=["POST"]),
-    Route("/registry/books", books),
-]
+ENDPOINTS = (
+    Endpoint("/contracts", list_contracts, list[schemas.Contract]),
+    Endpoint("/contracts/{contract}", show_contract, schemas.ContractDetail,
+             query={"check": "1 to ask the contract database as well"}),
+    Endpoint("/contracts/{contract}/dispute", dispute_contract, schemas.DisputeDocument, "POST", NewEvidence,
+             status=201),
+    Endpoint("/contracts/{contract}/resolve", resolve_contract, schemas.ReceiptDocument, "POST", Resolution),
+    Endpoint("/contracts/{contract}/evidence", export_contract),
+    Endpoint("/disputes", list_disputes, list[schemas.DisputeDocument]),
+    Endpoint("/accounts/balance", balance, schemas.Account),
+    Endpoint("/accounts/statements", statements, list[schemas.Statement]),
+    Endpoint("/accounts/deposit", deposit, schemas.Balance, "POST", Deposit, status=201),
+    Endpoint("/registry", registry, list[schemas.RegistryEntry]),
+    Endpoint("/registry/approve", approve, schemas.RegistryEntry, "POST", RegistryChange, status=201),
+    Endpoint("/registry/revoke", revoke, schemas.RegistryEntry, "POST", RegistryChange),
+    Endpoint("/registry/books", books, schemas.Books),
+)  # fmt: skip

@@ -13,12 +13,13 @@ import trio
 from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
 
-from nunet_cli.api import views
-from nunet_cli.api.common import body_of, node_of, number_of
+from nunet_cli import units
+from nunet_cli.api import schemas, views
+from nunet_cli.api.common import Endpoint, answer, body_of, node_of, number_of, versioned
 from nunet_cli.errors import NotFoundError, StateError, UsageError
 from nunet_cli.jobs.reader import placed, read_spec, spec_from_object
+from nunet_cli.jobs.spec import JobSpec
 from nunet_cli.jobs.states import JOB_ENDS
 from nunet_cli.node.node import Node
 from nunet_cli.orchestrator.contract import close_contract
@@ -86,14 +87,14 @@ async def post_job(request: Request) -> Response:
         raise placed(error, body.spec_text or json.dumps(body.spec), body.source) from None
     if body.orchestrate:
         node.orchestrate(row["id"])
-    return JSONResponse(views.job(row), status_code=201)
+    return answer(views.job(row), status=201)
 
 
 async def list_jobs(request: Request) -> Response:
     """Return all jobs, oldest first."""
     rows = node_of(request).ctx.store.table("jobs").all()
     rows.sort(key=lambda row: row["created_at"])
-    return JSONResponse([views.job(row) for row in rows])
+    return answer([views.job(row) for row in rows])
 
 
 def _job(request: Request) -> tuple[Node, dict[str, Any]]:
@@ -104,8 +105,8 @@ def _job(request: Request) -> tuple[Node, dict[str, Any]]:
 async def show_job(request: Request) -> Response:
     """Return one job."""
     node, row = _job(request)
-    children = [views.job(node.ctx.job(child)) for child in (*row["units"].values(), *row["members"])]
-    return JSONResponse({**views.job(row), "children": children, "spec": json.loads(row["spec"])})
+    children = [versioned(views.job(node.ctx.job(child))) for child in (*row["units"].values(), *row["members"])]
+    return answer({**views.job(row), "children": children, "spec": json.loads(row["spec"])})
 
 
 async def run_stage(request: Request) -> Response:
@@ -122,7 +123,7 @@ async def run_stage(request: Request) -> Response:
                 done = await send_inputs(node.ctx, row["id"])
         else:
             raise NotFoundError(f"no stage {stage!r}")
-    return JSONResponse(views.job(done))
+    return answer(views.job(done))
 
 
 async def run_job(request: Request) -> Response:
@@ -136,13 +137,13 @@ async def run_job(request: Request) -> Response:
 
     await node.ctx.store.change(keep)
     node.orchestrate(row["id"])
-    return JSONResponse(views.job(row), status_code=202)
+    return answer(views.job(row), status=202)
 
 
 async def cancel_job(request: Request) -> Response:
     """Call a job off."""
     node, row = _job(request)
-    return JSONResponse(views.job(await node.cancel_job(row["id"])))
+    return answer(views.job(await node.cancel_job(row["id"])))
 
 
 async def job_events(request: Request) -> Response:
@@ -153,7 +154,7 @@ async def job_events(request: Request) -> Response:
     node, row = _job(request)
     after = number_of(request, "after")
     if request.query_params.get("follow") != "1":
-        return JSONResponse(_events(node, row["id"], after))
+        return answer(_events(node, row["id"], after))
     stream = _stream(node, row["id"], after, progress=request.query_params.get("progress") == "1")
     return StreamingResponse(stream, media_type="text/event-stream")
 
@@ -176,7 +177,7 @@ def _events(node: Node, job_id: str, after: int) -> list[dict[str, Any]]:
         # a job's children are never older than itself
         first = next((event["seq"] for event in node.ctx.store.events(job_id)), 1)
         events = [event for event in node.ctx.store.events(None, max(after, first - 1)) if event["job_id"] in family]
-    return [{**event, "child": family[event["job_id"]]} for event in events]
+    return [versioned({**event, "child": family[event["job_id"]]}) for event in events]
 
 
 async def _stream(node: Node, job_id: str, after: int, *, progress: bool) -> AsyncIterator[str]:
@@ -186,14 +187,15 @@ async def _stream(node: Node, job_id: str, after: int, *, progress: bool) -> Asy
         for event in _events(node, job_id, after):
             after = event["seq"]
             yield _sent(event)
-        silent_at, shown = trio.current_time() + STREAM_SILENCE, ""
+        silent_at = trio.current_time() + STREAM_SILENCE
+        shown: list[Any] = []
         while not changed.is_set():
             with trio.move_on_after(PROGRESS_INTERVAL if progress else STREAM_SILENCE):
                 await changed.wait()
-            line = "".join(_sent(event) for event in _progress(node, job_id, after)) if progress else ""
-            if line and line != shown:
-                shown = line
-                yield line
+            now = _progress(node, job_id, after) if progress else []
+            if now and [event["data"] for event in now] != shown:
+                shown = [event["data"] for event in now]
+                yield "".join(map(_sent, now))
             elif trio.current_time() >= silent_at:
                 silent_at = trio.current_time() + STREAM_SILENCE
                 yield ": still here\n\n"
@@ -209,7 +211,10 @@ def _progress(node: Node, job_id: str, after: int) -> list[dict[str, Any]]:
         return []
     family = _family(node, node.ctx.job(job_id))
     return [
-        {"seq": after, "job_id": key, "type": "progress", "data": msgspec.to_builtins(item), "child": family[key]}
+        versioned({
+            "seq": after, "at": units.utc_now(), "job_id": key, "type": "progress", "data": msgspec.to_builtins(item),
+            "child": family[key],
+        })
         for key, item in sorted(node.ctx.progress.items()) if key in family
     ]  # fmt: skip
 
@@ -222,7 +227,7 @@ async def job_logs(request: Request) -> Response:
         raise UsageError(f"no stream {stream!r}", hint="stdout or stderr")
     offset, wait = number_of(request, "offset"), min(MAX_WAIT, number_of(request, "wait"))
     data, ended = await read_logs(node.ctx, row, stream, offset, wait)
-    return JSONResponse({"data": base64.b64encode(data).decode(), "next_offset": offset + len(data), "ended": ended})
+    return answer({"data": base64.b64encode(data).decode(), "next_offset": offset + len(data), "ended": ended})
 
 
 async def job_outputs(request: Request) -> Response:
@@ -248,13 +253,13 @@ async def job_outputs(request: Request) -> Response:
             await node.ctx.blobs.copy_out(cid, folder / name)
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {error.strerror}") from None
-    return JSONResponse({"folder": str(folder), "files": [str(folder / name) for name in files]})
+    return answer({"folder": str(folder), "files": [str(folder / name) for name in files]})
 
 
 async def job_explain(request: Request) -> Response:
     """Say, provider by provider, why a job was taken or not."""
     node, row = _job(request)
-    return JSONResponse(views.explain(node, row))
+    return answer(views.explain(node, row))
 
 
 async def job_result(request: Request) -> Response:
@@ -263,7 +268,7 @@ async def job_result(request: Request) -> Response:
     if not row.get("result"):
         raise StateError(f"job {row['id']} is {row['state']}: it has no result yet")
     contract = node.ctx.store.find("contracts", row["contract_id"])
-    return JSONResponse({**row["result"], "document": contract["result"] if contract else None})
+    return answer({**row["result"], "document": contract["result"] if contract else None})
 
 
 async def validate_job(request: Request) -> Response:
@@ -273,17 +278,23 @@ async def validate_job(request: Request) -> Response:
     return JSONResponse(msgspec.to_builtins(spec))
 
 
-ROUTES = [
-    Route("/orchestrator/postJob", post_job, methods=["POST"]),
-    Route("/jobs", list_jobs),
-    Route("/jobs/{job}", show_job),
-    Route("/jobs/{job}/run", run_job, methods=["POST"]),
-    Route("/jobs/{job}/cancel", cancel_job, methods=["POST"]),
-    Route("/jobs/{job}/outputs", job_outputs, methods=["POST"]),
-    Route("/jobs/{job}/stages/{stage}", run_stage, methods=["POST"]),
-    Route("/jobs/{job}/events", job_events),
-    Route("/jobs/{job}/logs", job_logs),
-    Route("/jobs/{job}/explain", job_explain),
-    Route("/jobs/{job}/result", job_result),
-    Route("/specs/validate", validate_job, methods=["POST"]),
-]
+_STREAM = {"stream": "stdout or stderr", "offset": "byte to begin at", "wait": "seconds to wait for something new"}
+_EVENTS = {
+    "after": "sequence number", "follow": "1 for a stream of server-sent events that goes on",
+    "progress": "1 for events of the type `progress` among them, which are not kept",
+}  # fmt: skip
+
+ENDPOINTS = (
+    Endpoint("/orchestrator/postJob", post_job, schemas.Job, "POST", Posting, status=201),
+    Endpoint("/jobs", list_jobs, list[schemas.Job]),
+    Endpoint("/jobs/{job}", show_job, schemas.JobDetail),
+    Endpoint("/jobs/{job}/run", run_job, schemas.Job, "POST", status=202),
+    Endpoint("/jobs/{job}/cancel", cancel_job, schemas.Job, "POST"),
+    Endpoint("/jobs/{job}/outputs", job_outputs, schemas.Outputs, "POST", OutputRequest),
+    Endpoint("/jobs/{job}/stages/{stage}", run_stage, schemas.Job, "POST", MatchOptions),
+    Endpoint("/jobs/{job}/events", job_events, list[schemas.Event], query=_EVENTS),
+    Endpoint("/jobs/{job}/logs", job_logs, schemas.Logs, query=_STREAM),
+    Endpoint("/jobs/{job}/explain", job_explain, schemas.Explanation),
+    Endpoint("/jobs/{job}/result", job_result, schemas.JobResult),
+    Endpoint("/specs/validate", validate_job, JobSpec, "POST", Posting),
+)

@@ -7,9 +7,8 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
-from nunet_cli.api.common import node_of
+from nunet_cli.api.common import Endpoint, node_of
 from nunet_cli.jobs.capability import Resources
 from nunet_cli.jobs.states import ALLOCATION_TRANSITIONS, JOB_TRANSITIONS
 from nunet_cli.node import overview
@@ -81,4 +80,4 @@ def _amounts(resources: Resources) -> list[tuple[str, float]]:
     ]  # fmt: skip
 
 
-ROUTES = [Route("/metrics", metrics)]
+ENDPOINTS = (Endpoint("/metrics", metrics, media="text/plain"),)

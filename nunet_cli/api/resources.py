@@ -9,13 +9,12 @@ import trio
 from msgspec import Meta, Struct
 from starlette.background import BackgroundTask
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.responses import Response
 from tinydb import Query
 
 from nunet_cli import units
-from nunet_cli.api import views
-from nunet_cli.api.common import body_of, did_of, node_of
+from nunet_cli.api import schemas, views
+from nunet_cli.api.common import Endpoint, answer, body_of, did_of, node_of
 from nunet_cli.errors import PeerError, UsageError
 from nunet_cli.jobs import expressions
 from nunet_cli.jobs.capability import PriceBid
@@ -62,7 +61,7 @@ class Preferences(Struct, forbid_unknown_fields=True):
 
 async def status(request: Request) -> Response:
     """Return the node's status."""
-    return JSONResponse(overview.status(node_of(request)))
+    return answer(overview.status(node_of(request)))
 
 
 async def whoami(request: Request) -> Response:
@@ -70,7 +69,7 @@ async def whoami(request: Request) -> Response:
     node = node_of(request)
     port = node.ctx.transport.port
     address = node.ctx.transport.describe() if port else None
-    return JSONResponse({**msgspec.to_builtins(node.identity.node_id), "address": address})
+    return answer({**msgspec.to_builtins(node.identity.node_id), "address": address})
 
 
 async def stop(request: Request) -> Response:
@@ -80,32 +79,32 @@ async def stop(request: Request) -> Response:
     async def then() -> None:
         node_of(request).stop_requested.set()
 
-    return JSONResponse({"stopping": True}, status_code=202, background=BackgroundTask(then))
+    return answer({"stopping": True}, status=202, background=BackgroundTask(then))
 
 
 async def show_capability(request: Request) -> Response:
     """Return the node's capability."""
-    return JSONResponse(views.capability(node_of(request)))
+    return answer(views.capability(node_of(request)))
 
 
 async def onboard(request: Request) -> Response:
     """Register this machine's capability."""
     node, body = node_of(request), await body_of(request, Onboarding)
     await node.onboard(body.options, body.benchmark)
-    return JSONResponse(views.capability(node), status_code=201)
+    return answer(views.capability(node), status=201)
 
 
 async def offboard(request: Request) -> Response:
     """Offer nothing any more."""
     node, body = node_of(request), await body_of(request, Offboarding)
     await node.offboard(force=body.force)
-    return JSONResponse(views.capability(node))
+    return answer(views.capability(node))
 
 
 async def show_preferences(request: Request) -> Response:
     """Return the preferences, with what expressions may name."""
     node = node_of(request)
-    return JSONResponse(_preferences(node))
+    return answer(_preferences(node))
 
 
 async def set_preferences(request: Request) -> Response:
@@ -132,7 +131,7 @@ async def set_preferences(request: Request) -> Response:
         price = PriceBid("per_time_unit" if unit else "per_result", "NTX", unit, units.format_amount(micro))  # type: ignore[arg-type]  # checked by parse_price
     comparator = msgspec.structs.replace(node.accounting.get_preferences(), **changes)
     await node.accounting.set_preferences(comparator, price)
-    return JSONResponse(_preferences(node))
+    return answer(_preferences(node))
 
 
 def _preferences(node: Node) -> dict[str, Any]:
@@ -147,7 +146,7 @@ async def indices(request: Request) -> Response:
     store = node_of(request).ctx.store
     found = activity.from_tables(store)
     sizes = {name: len(entries) for name, entries in found.items()}
-    return JSONResponse({"indices": found, "sizes": sizes, "differences": activity.differences(store)})
+    return answer({"indices": found, "sizes": sizes, "differences": activity.differences(store)})
 
 
 async def list_bids(request: Request) -> Response:
@@ -156,37 +155,37 @@ async def list_bids(request: Request) -> Response:
     table = node.ctx.store.table("bids")
     rows = table.search(Query().job_id == node.ctx.job(job)["id"]) if job else table.all()
     rows.sort(key=lambda row: (row["job_id"], row.get("rank") or 10**6, row["at"]))
-    return JSONResponse([views.bid(row) for row in rows])
+    return answer([views.bid(row) for row in rows])
 
 
 async def show_bid(request: Request) -> Response:
     """Return one bid."""
     node = node_of(request)
-    return JSONResponse(views.bid(node.ctx.store.resolve("bids", request.path_params["bid"], what="bid")))
+    return answer(views.bid(node.ctx.store.resolve("bids", request.path_params["bid"], what="bid")))
 
 
 async def list_allocations(request: Request) -> Response:
     """Return every allocation that was ever made here."""
     rows = node_of(request).ctx.store.table("allocations").all()
     rows.sort(key=lambda row: row["created_at"])
-    return JSONResponse([dict(row) for row in rows])
+    return answer([dict(row) for row in rows])
 
 
 async def show_allocation(request: Request) -> Response:
     """Return one allocation, with what it uses now."""
     node, key = node_of(request), request.path_params["allocation"]
-    return JSONResponse({**node.get_allocation(key), **await node.check_allocation_status(key)})
+    return answer({**node.get_allocation(key), **await node.check_allocation_status(key)})
 
 
 async def list_peers(request: Request) -> Response:
     """Return the known peers, connected ones first."""
     peers = sorted(node_of(request).ctx.peers, key=lambda peer: (not peer.connected, peer.peer_id))
-    return JSONResponse([views.peer(peer) for peer in peers])
+    return answer([views.peer(peer) for peer in peers])
 
 
 async def show_peer(request: Request) -> Response:
     """Return one peer."""
-    return JSONResponse(views.peer(node_of(request).ctx.peers.resolve(request.path_params["peer"])))
+    return answer(views.peer(node_of(request).ctx.peers.resolve(request.path_params["peer"])))
 
 
 async def add_peer(request: Request) -> Response:
@@ -196,7 +195,7 @@ async def add_peer(request: Request) -> Response:
     with trio.move_on_after(PING_TIMEOUT):
         while not peer.introduced:
             await node.ctx.transport.wait_change(0.2)
-    return JSONResponse(views.peer(peer), status_code=201)
+    return answer(views.peer(peer), status=201)
 
 
 async def remove_peer(request: Request) -> Response:
@@ -207,7 +206,7 @@ async def remove_peer(request: Request) -> Response:
     connection = node.ctx.transport.connection(peer.public_key)
     if connection is not None:
         connection.close()
-    return JSONResponse(views.peer(peer))
+    return answer(views.peer(peer))
 
 
 async def ping_peer(request: Request) -> Response:
@@ -216,27 +215,27 @@ async def ping_peer(request: Request) -> Response:
     peer = node.ctx.peers.resolve(request.path_params["peer"])
     with trio.move_on_after(PING_TIMEOUT):
         elapsed = await node.ctx.transport.ping(peer.public_key)
-        return JSONResponse({"peer_id": peer.peer_id, "rtt": round(elapsed * 1000, 3)})
+        return answer({"peer_id": peer.peer_id, "rtt": round(elapsed * 1000, 3)})
     raise PeerError(f"{peer.peer_id} does not answer")
 
 
-ROUTES = [
-    Route("/status", status),
-    Route("/whoami", whoami),
-    Route("/stop", stop, methods=["POST"]),
-    Route("/capability", show_capability),
-    Route("/capability/onboard", onboard, methods=["POST"]),
-    Route("/capability/offboard", offboard, methods=["POST"]),
-    Route("/preferences", show_preferences, methods=["GET"]),
-    Route("/preferences", set_preferences, methods=["POST"]),
-    Route("/indices", indices),
-    Route("/bids", list_bids),
-    Route("/bids/{bid}", show_bid),
-    Route("/allocations", list_allocations),
-    Route("/allocations/{allocation}", show_allocation),
-    Route("/peers", list_peers, methods=["GET"]),
-    Route("/peers", add_peer, methods=["POST"]),
-    Route("/peers/{peer}", show_peer, methods=["GET"]),
-    Route("/peers/{peer}", remove_peer, methods=["DELETE"]),
-    Route("/peers/{peer}/ping", ping_peer, methods=["POST"]),
-]
+ENDPOINTS = (
+    Endpoint("/status", status, schemas.Status),
+    Endpoint("/whoami", whoami, schemas.WhoAmI),
+    Endpoint("/stop", stop, schemas.Stopping, "POST", status=202),
+    Endpoint("/capability", show_capability, schemas.CapabilityOverview),
+    Endpoint("/capability/onboard", onboard, schemas.CapabilityOverview, "POST", Onboarding, status=201),
+    Endpoint("/capability/offboard", offboard, schemas.CapabilityOverview, "POST", Offboarding),
+    Endpoint("/preferences", show_preferences, schemas.Preferences),
+    Endpoint("/preferences", set_preferences, schemas.Preferences, "POST", Preferences),
+    Endpoint("/indices", indices, schemas.Indices),
+    Endpoint("/bids", list_bids, list[schemas.Bid], query={"job": "of this job alone"}),
+    Endpoint("/bids/{bid}", show_bid, schemas.Bid),
+    Endpoint("/allocations", list_allocations, list[schemas.Allocation]),
+    Endpoint("/allocations/{allocation}", show_allocation, schemas.Allocation),
+    Endpoint("/peers", list_peers, list[schemas.Peer]),
+    Endpoint("/peers", add_peer, schemas.Peer, "POST", NewPeer, status=201),
+    Endpoint("/peers/{peer}", show_peer, schemas.Peer),
+    Endpoint("/peers/{peer}", remove_peer, schemas.Peer, "DELETE"),
+    Endpoint("/peers/{peer}/ping", ping_peer, schemas.Ping, "POST"),
+)

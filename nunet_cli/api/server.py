@@ -16,11 +16,12 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
-from nunet_cli.api import contracts, jobs, metrics, resources
 from nunet_cli.api.access import TokenForTcp, check_free, read_token
 from nunet_cli.api.client import socket_path
 from nunet_cli.api.common import on_error
+from nunet_cli.api.openapi import ENDPOINTS, openapi
 from nunet_cli.config import LOCAL_PRICE, Config
 from nunet_cli.errors import NotFoundError, NunetError, UsageError
 from nunet_cli.executor.process import ProcessExecutor
@@ -40,7 +41,7 @@ def make_app(node: Node) -> Starlette:
         return await on_error(request, UsageError(f"{request.method} {request.url.path}: {error.detail}"))
 
     app = Starlette(
-        routes=[*jobs.ROUTES, *contracts.ROUTES, *resources.ROUTES, *metrics.ROUTES],
+        routes=[*(endpoint.route() for endpoint in ENDPOINTS), Route("/openapi.json", openapi)],
         exception_handlers={NunetError: on_error, HTTPException: on_http, Exception: on_error},
     )
     app.state.node = node

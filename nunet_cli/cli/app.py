@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nunet_cli import __version__
+from nunet_cli import SCHEMA_VERSION, __version__
 from nunet_cli.cli import (
     account,
     complete,
@@ -120,7 +120,8 @@ def whoami(output: OutputOption = Format.table, quiet: Annotated[bool, typer.Opt
     else:
         import msgspec
 
-        document = {**msgspec.to_builtins(load_or_create(STATE.folder, passphrase()).node_id), "address": None}
+        own = msgspec.to_builtins(load_or_create(STATE.folder, passphrase()).node_id)
+        document = {"schema": SCHEMA_VERSION, **own, "address": None}
 
     def render() -> None:
         fields(
@@ -170,7 +171,15 @@ def version(output: OutputOption = Format.table) -> None:
     if output is Format.table:
         typer.echo(f"nunet {__version__}")
     else:
-        dump({"version": __version__}, output)
+        dump({"version": __version__, "schema": SCHEMA_VERSION}, output)
+
+
+@app.command("schema")
+def schema() -> None:
+    """Print the JSON Schema of what commands print with `--output json`."""
+    from nunet_cli.api.openapi import output_schema
+
+    dump(output_schema(), Format.json)
 
 
 examples.attach(app)

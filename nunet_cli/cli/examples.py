@@ -23,6 +23,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "demo": ("nunet demo", "nunet demo --output json"),
     "whoami": ("nunet whoami", "nunet whoami --quiet"),
     "completion": ("nunet completion bash --install", "nunet completion zsh > _nunet"),
+    "schema": ("nunet schema", "nunet schema > output.schema.json"),
     "version": ("nunet version", "nunet version --output json"),
     "node run": ("nunet node run", "nunet --home /srv/authority node run --role contract-database --role oracle"),
     "node start": ("nunet node start", "nunet --home /tmp/a node start --role contract-database --role oracle"),

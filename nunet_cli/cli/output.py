@@ -108,7 +108,11 @@ def table(rows: list[list[str]], headers: list[str]) -> None:
 
 def fields(pairs: dict[str, Any]) -> None:
     """Print names and values below each other, leaving out what is empty."""
-    shown = {name: clean(_text(value)) for name, value in pairs.items() if value not in (None, "", [], {})}
+    shown = {
+        name: clean(_text(value))
+        for name, value in pairs.items()
+        if name != "schema" and value not in (None, "", [], {})
+    }
     width = max((len(name) for name in shown), default=0)
     for name, value in shown.items():
         typer.echo(f"{name:<{width}}  {value}")

@@ -166,6 +166,7 @@ def folder_of_documents() -> Path:
 
 def write_all(folder: Path) -> list[Path]:
     """Write every page and script below a folder; return what was written."""
+    from nunet_cli.api.openapi import description, output_schema
     from nunet_cli.cli.manual import document_pages
     from nunet_cli.jobs.schema import job_schema
 
@@ -178,9 +179,14 @@ def write_all(folder: Path) -> list[Path]:
         written.append(folder / "man" / name)
         written[-1].parent.mkdir(parents=True, exist_ok=True)
         written[-1].write_text(text, encoding="utf-8")
-    written.append(folder / "docs" / "job-specification.schema.json")
-    written[-1].parent.mkdir(parents=True, exist_ok=True)
-    written[-1].write_text(json.dumps(job_schema(), indent=2) + "\n", encoding="utf-8")
+    schemas = {
+        "job-specification.schema.json": job_schema(), "output.schema.json": output_schema(),
+        "openapi.json": description(),
+    }  # fmt: skip
+    for name, document in schemas.items():
+        written.append(folder / "docs" / name)
+        written[-1].parent.mkdir(parents=True, exist_ok=True)
+        written[-1].write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     return written
 
 
