@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -118,6 +119,13 @@ def nunet(
         raise AssertionError(f"{command} exited with {done.returncode}\n{done.stdout}\n{done.stderr}")
     assert "Traceback" not in done.stderr, done.stderr
     return done
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def wait_until(condition: Callable[[], Any], timeout: float = 20, what: str = "the condition") -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import wait_until
+from tests.conftest import free_port, wait_until
 
 TOOLS = ("sh", "cat", "sort", "sha256sum", "tee", "sleep", "touch", "id", "dd", "wc", "ls", "echo", "test", "rm", "true",
          "false")  # fmt: skip
@@ -56,9 +56,7 @@ def registry(folder: Path) -> Iterator[str]:
     """Run a registry on loopback for the duration of the context; yield its address."""
     if shutil.which("docker-registry") is None:
         pytest.skip("needs docker-registry")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     settings = folder / "registry.yml"
     settings.write_text(REGISTRY.replace("PORT", str(port)).replace("FOLDER", str(folder / "images")))
     with subprocess.Popen(

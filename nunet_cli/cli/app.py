@@ -77,7 +77,8 @@ app = typer.Typer(
 @app.callback()
 def options(
     home: Annotated[
-        Path | None, typer.Option("--home", envvar="NUNET_HOME", help="The node's folder; one node per folder.")
+        Path | None,
+        typer.Option("--home", envvar="NUNET_HOME", help="The node's folder; one node per folder.", metavar="DIR"),
     ] = None,
     node: Annotated[
         str,

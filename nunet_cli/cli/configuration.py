@@ -38,7 +38,8 @@ def get(key: KeyArgument, output: OutputOption = Format.table) -> None:
 
 @app.command("set")
 def set_value(
-    key: KeyArgument, value: Annotated[str, typer.Argument(help="The value; lists are comma-separated.")]
+    key: KeyArgument,
+    value: Annotated[str, typer.Argument(help="The value; lists are comma-separated.", metavar="VALUE")],
 ) -> None:
     """Change the file, keeping its comments; a value that does not validate is refused."""
     from nunet_cli.config import check_key, parse_value, set_in_file

@@ -108,9 +108,12 @@ def export(
 
 @app.command("verify")
 def verify(
-    bundle: Annotated[Path, typer.Argument(help="A bundle that `contract export` wrote; - for stdin.")],
+    bundle: Annotated[
+        Path, typer.Argument(help="A bundle that `contract export` wrote; - for stdin.", metavar="BUNDLE")
+    ],
     outputs: Annotated[
-        Path | None, typer.Option("--outputs", help="A folder with the job's output files, to check as well.")
+        Path | None,
+        typer.Option("--outputs", help="A folder with the job's output files, to check as well.", metavar="DIR"),
     ] = None,
     output: OutputOption = Format.table,
 ) -> None:
@@ -153,7 +156,9 @@ def dispute(
             autocompletion=complete.contracts,
         ),
     ] = "",
-    reason: Annotated[str, typer.Option("--reason", help="What is wrong, or what shows that it is not.")] = "",
+    reason: Annotated[
+        str, typer.Option("--reason", help="What is wrong, or what shows that it is not.", metavar="TEXT")
+    ] = "",
     reexecute: Annotated[
         bool, typer.Option("--reexecute", help="Have the oracle run the job again, and add its verdict.")
     ] = False,

@@ -305,7 +305,9 @@ def next_command(row: dict[str, Any]) -> str | None:
 @app.command("match")
 def match(
     job: JobArgument,
-    timeout: Annotated[str, typer.Option("--timeout", help="How long to search, for example 30s.")] = "",
+    timeout: Annotated[
+        str, typer.Option("--timeout", help="How long to search, for example 30s.", metavar="TIME")
+    ] = "",
     output: OutputOption = Format.table,
     quiet: QuietOption = False,
 ) -> None:

@@ -33,7 +33,8 @@ START_SECONDS = 30.0
 STOP_SECONDS = 30.0
 KNOWN_ROLES = ("contract-database", "oracle")
 RoleOption = Annotated[
-    list[str] | None, typer.Option("--role", help="Also act as contract-database or oracle; may be repeated.")
+    list[str] | None,
+    typer.Option("--role", help="Also act as contract-database or oracle; may be repeated.", metavar="ROLE"),
 ]
 
 

@@ -137,12 +137,13 @@ def _options(command: Any) -> list[str]:
         if param.param_type_name != "option" or param.hidden:
             continue
         names = ", ".join(f"\\fB{escape(name)}\\fR" for name in [*param.opts, *param.secondary_opts])
-        value = "" if param.is_flag else f" \\fI{escape(_metavar(param, command))}\\fR"
+        value = "" if param.is_flag else f" \\fI{escape(metavar(param, command))}\\fR"
         out += [".TP", names + value, escape(param.help or "")]
     return out
 
 
-def _metavar(param: Any, command: Any) -> str:
+def metavar(param: Any, command: Any) -> str:
+    """Return how the value of an option or argument is shown."""
     choices = getattr(param.type, "choices", None)
     if choices:
         return "|".join(str(getattr(choice, "value", choice)) for choice in choices)
@@ -166,7 +167,11 @@ def folder_of_documents() -> Path:
 
 def write_all(folder: Path) -> list[Path]:
     """Write every page and script below a folder; return what was written."""
+    import typer
+
     from nunet_cli.api.openapi import description, output_schema
+    from nunet_cli.cli.app import app
+    from nunet_cli.cli.command_list import command_list
     from nunet_cli.cli.manual import document_pages
     from nunet_cli.jobs.schema import job_schema
 
@@ -179,6 +184,9 @@ def write_all(folder: Path) -> list[Path]:
         written.append(folder / "man" / name)
         written[-1].parent.mkdir(parents=True, exist_ok=True)
         written[-1].write_text(text, encoding="utf-8")
+    written.append(folder / "docs" / "commands.md")
+    written[-1].parent.mkdir(parents=True, exist_ok=True)
+    written[-1].write_text(command_list(typer.main.get_command(app)), encoding="utf-8")
     schemas = {
         "job-specification.schema.json": job_schema(), "output.schema.json": output_schema(),
         "openapi.json": description(),

@@ -21,14 +21,23 @@ BAR = 24
 
 def onboard(
     cpu: Annotated[float | None, typer.Option("--cpu", help="Cores to offer.", metavar="CORES")] = None,
-    memory: Annotated[str | None, typer.Option("--memory", help="Memory to offer, for example 8GiB.")] = None,
-    disk: Annotated[str | None, typer.Option("--disk", help="Disk to offer, for example 50GiB.")] = None,
+    memory: Annotated[
+        str | None, typer.Option("--memory", help="Memory to offer, for example 8GiB.", metavar="SIZE")
+    ] = None,
+    disk: Annotated[
+        str | None, typer.Option("--disk", help="Disk to offer, for example 50GiB.", metavar="SIZE")
+    ] = None,
     gpu: Annotated[int | None, typer.Option("--gpu", help="GPUs to offer.", metavar="COUNT")] = None,
     price: Annotated[
-        str, typer.Option("--price", help="'0.5' NTX a job, '1.5/h' NTX an hour; 0 for volunteer compute.")
+        str,
+        typer.Option("--price", help="'0.5' NTX a job, '1.5/h' NTX an hour; 0 for volunteer compute.", metavar="PRICE"),
     ] = "0",
-    max_share: Annotated[float, typer.Option("--max-share", help="Largest share to offer, at most 0.9.")] = 0.9,
-    max_duration: Annotated[str | None, typer.Option("--max-duration", help="Longest job, for example 4h.")] = None,
+    max_share: Annotated[
+        float, typer.Option("--max-share", help="Largest share to offer, at most 0.9.", metavar="SHARE")
+    ] = 0.9,
+    max_duration: Annotated[
+        str | None, typer.Option("--max-duration", help="Longest job, for example 4h.", metavar="TIME")
+    ] = None,
     locality: Annotated[
         list[str] | None, typer.Option("--locality", help="Where the machine is: KIND=NAME.", metavar="KIND=NAME")
     ] = None,
@@ -36,7 +45,7 @@ def onboard(
         list[str] | None, typer.Option("--storage", help="Storage of a kind: ssd=100GiB.", metavar="TYPE=SIZE")
     ] = None,
     port: Annotated[list[int] | None, typer.Option("--port", help="An open port.", metavar="PORT")] = None,
-    bandwidth: Annotated[str | None, typer.Option("--bandwidth", help="For example 100Mbit.")] = None,
+    bandwidth: Annotated[str | None, typer.Option("--bandwidth", help="For example 100Mbit.", metavar="RATE")] = None,
     vpn: Annotated[bool, typer.Option("--vpn", help="The machine is in a VPN.")] = False,
     kyc: Annotated[
         list[str] | None,

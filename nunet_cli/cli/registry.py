@@ -13,7 +13,7 @@ from nunet_cli.cli.state import connect
 
 app = typer.Typer(help="Who is verified (for the operator of a contract database).", no_args_is_help=True)
 DidArgument = Annotated[str, typer.Argument(help="DID or peer id.", metavar="DID", autocompletion=complete.peers)]
-NoteOption = Annotated[str, typer.Option("--note", help="Why.")]
+NoteOption = Annotated[str, typer.Option("--note", help="Why.", metavar="TEXT")]
 
 
 @list_command(app)

@@ -58,7 +58,9 @@ NameOption = Annotated[str, typer.Option("--name", help="The job's name.", metav
 
 def run(
     ctx: typer.Context,
-    image: Annotated[str, typer.Argument(help="A docker image; none runs a command of the provider's.")] = "",
+    image: Annotated[
+        str, typer.Argument(help="A docker image; none runs a command of the provider's.", metavar="[IMAGE]")
+    ] = "",
     cpu: CpuOption = 1,
     memory: MemoryOption = "256MiB",
     disk: DiskOption = "256MiB",

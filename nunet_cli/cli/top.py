@@ -27,7 +27,9 @@ ENDED = ("settled", "failed", "cancelled", "expired", "resolved")
 
 
 def top(
-    interval: Annotated[str, typer.Option("--interval", help="How often it looks, for example 5s.")] = "1s",
+    interval: Annotated[
+        str, typer.Option("--interval", help="How often it looks, for example 5s.", metavar="TIME")
+    ] = "1s",
     once: Annotated[bool, typer.Option("--once", help="Look once, and end.")] = False,
     output: OutputOption = Format.table,
 ) -> None:

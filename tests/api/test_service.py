@@ -6,7 +6,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -17,13 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, nunet, wait_until
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.conftest import ROOT, free_port, nunet, wait_until
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
-"""What the documents tell people to type is typed here, block by block, in a real shell."""
+"""What the documents tell people to type is typed here, block by block, in a real shell; and they make a site."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -9,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, nunet
+from tests.conftest import ROOT, free_port, nunet
 
 BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 def blocks(document: str) -> list[str]:
-    return BLOCK.findall((ROOT / "docs" / document).read_text(encoding="utf-8"))
+    return BLOCK.findall((ROOT / document).read_text(encoding="utf-8"))
 
 
 def shell(script: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -31,9 +32,142 @@ def shell(script: str, folder: Path, **environment: str) -> subprocess.Completed
     )  # fmt: skip
 
 
+def typed(
+    document: str, folder: Path, *, before: str = "", change: dict[str, str] | None = None, **environment: str
+) -> str:
+    """Type every block of a document one after another; return what was printed.
+
+    Args:
+        document: its path in the checkout.
+        folder: the home of the person who types.
+        before: what was typed before.
+        change: what is written otherwise here.
+        environment: beside this process's own.
+    """
+    script = "\n".join(blocks(document))
+    for text, other in (change or {}).items():
+        assert text in script, text
+        script = script.replace(text, other)
+    script = f"{before}\n{script}"
+    if shutil.which("bwrap") is None:
+        script = script.replace("--process sandboxed", "--process unsandboxed")
+    try:
+        done = shell(script, folder, **environment)
+    finally:
+        for lock in folder.glob("**/node.lock"):
+            nunet("node", "stop", home=lock.parent, check=False)
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout + done.stderr
+
+
+def own_network(name: str) -> str:
+    """Return a network's name that no test beside this one has."""
+    return f"{name}-{os.getpid()}"
+
+
+def in_folder(folder: Path) -> str:
+    """Return what goes to a folder of its own, with the examples in it."""
+    (folder / "examples").symlink_to(ROOT / "examples")
+    return f"cd {folder}"
+
+
+def test_a_provider_in_a_lab(tmp_path: Path) -> None:
+    said = typed("docs/how-to/provider-in-a-lab.md", tmp_path, before=in_folder(tmp_path),
+                 NUNET_NETWORK_NAME=own_network("lab"))  # fmt: skip
+    for text in ("1 cores of 1 cores", "python:*,lab/*", "machine.cpu_load < 0.8", "ExecStart=", "offboarded"):
+        assert text in said, text
+
+
+def test_jobs_from_ci(tmp_path: Path) -> None:
+    said = typed("docs/how-to/jobs-from-ci.md", tmp_path, before=in_folder(tmp_path),
+                 NUNET_NETWORK_NAME=own_network("ci"))  # fmt: skip
+    for text in ("job.yaml: valid", "\nfine\n", "the smallest change that would have got a bid", "ok    receipt.amount"):
+        assert text in said, text
+
+
+def test_a_private_network(tmp_path: Path) -> None:
+    said = typed("docs/how-to/private-network.md", tmp_path, before=in_folder(tmp_path))
+    assert "contract-database, oracle" in said
+    assert "exit code 5" in said
+
+
+def test_a_contract_database(tmp_path: Path) -> None:
+    said = typed("docs/how-to/contract-database.md", tmp_path, before=in_folder(tmp_path),
+                 NUNET_NETWORK_NAME=own_network("database"))  # fmt: skip
+    assert "balance  24.5 NTX" in said
+    assert said.count("log intact") == 2
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_watching_a_node(tmp_path: Path) -> None:
+    port = free_port()
+    said = typed("docs/how-to/watch.md", tmp_path, before=in_folder(tmp_path), change={"9980": str(port)},
+                 NUNET_NETWORK_NAME=own_network("watch"))  # fmt: skip
+    assert "nunet_capability" in said
+    assert "allocations: none" in said
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_the_api_in_the_reference(tmp_path: Path) -> None:
+    port = free_port()
+    before = f"nunet config set api.listen 127.0.0.1:{port}; nunet node start"
+    said = typed("docs/reference.md", tmp_path, before=before, change={"9980": str(port)},
+                 NUNET_NETWORK_NAME=own_network("reference"))  # fmt: skip
+    assert "nunet_balance_ntx" in said
+
+
+def test_the_readme(tmp_path: Path) -> None:
+    """The commands below the first screen; the first two are what installs and runs the tests."""
+    before = f"cp -r {ROOT}/examples {tmp_path}; cd {tmp_path}; cp examples/word-count/* ."
+    change = {
+        "pip install . && nunet job run examples/word-count/job.yaml --local\n": "", "pip install '.[test]' && pytest\n": "",
+        "node run": "node start", "/tmp/": f"{tmp_path}/", "nunet job": f"nunet --home {tmp_path}/r job",
+        "nunet bids": f"nunet --home {tmp_path}/r bids",
+    }  # fmt: skip
+    said = typed("README.md", tmp_path, before=before, change=change, NUNET_NETWORK_NAME=own_network("readme"))
+    assert said.count("Contract fulfilled") >= 2
+    assert "settled" in said
+
+
+def test_every_page_with_commands_is_typed() -> None:
+    pages = {str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("**/*.md") if "```sh" in path.read_text()}
+    here = Path(__file__).read_text()
+    assert {page for page in pages if f'"{page}"' not in here} == set()
+    # a block of another kind would be a command that nobody tried
+    fences = {fence for path in pages for fence in re.findall(r"^```(\w+)$", (ROOT / path).read_text(), re.MULTILINE)}
+    assert fences <= {"sh", "text", "yaml"}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("sphinx") is None, reason="needs the extra `docs`")
+def test_the_site_is_made_without_a_warning(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-W",
+        "--keep-going",
+        "-n",
+        "-q",
+        "-d",
+        tmp_path / "trees",
+        ROOT / "docs",
+    ]
+    done = subprocess.run([*command, tmp_path / "site"], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    pages = list((tmp_path / "site").glob("**/*.html"))
+    assert len(pages) > 20
+    # it works without outside hosts
+    loaded = [
+        url
+        for page in pages
+        for url in re.findall(r"<(?:script|img|link)[^>]+(?:src|href)=\"(https?:[^\"]+)", page.read_text())
+    ]
+    assert loaded == []
+
+
 def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NUNET_NETWORK_NAME", f"tutorial-{os.getpid()}")
-    script = "\n".join(f"echo '== {number}'\n{text}" for number, text in enumerate(blocks("tutorial.md"), 1))
+    script = "\n".join(f"echo '== {number}'\n{text}" for number, text in enumerate(blocks("docs/tutorial.md"), 1))
     script = script.replace("pip install .\n", "mkdir -p /tmp/market\n").replace(
         "/tmp/market", str(tmp_path / "market")
     )
