@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -72,7 +73,11 @@ class Terminal:
 
     def wait_for(self, text: str, timeout: float = 40) -> str:
         """Return the screen once it has a text on it."""
+        return self.wait_until(lambda screen: text in screen, timeout, what=repr(text))
+
+    def wait_until(self, condition: Callable[[str], bool], timeout: float = 40, what: str = "the condition") -> str:
+        """Return the screen once a condition of it is true."""
         try:
-            return str(wait_until(lambda: text in (now := self.screen()) and now, timeout, what=f"{text!r}"))
+            return str(wait_until(lambda: condition(now := self.screen()) and now, timeout, what=what))
         except AssertionError as error:
             raise AssertionError(f"{error}; the screen:\n{self.screen()}") from None

@@ -150,11 +150,14 @@ async def indices(request: Request) -> Response:
 
 
 async def list_bids(request: Request) -> Response:
-    """Return bids, declines and silences; of one job with `job=`."""
+    """Return bids, declines and silences, job by job, the best first; of one job with `job=`."""
     node, job = node_of(request), request.query_params.get("job")
     table = node.ctx.store.table("bids")
     rows = table.search(Query().job_id == node.ctx.job(job)["id"]) if job else table.all()
-    rows.sort(key=lambda row: (row["job_id"], row.get("rank") or 10**6, row["at"]))
+    begun: dict[str, str] = {}
+    for row in rows:
+        begun[row["job_id"]] = min(row["at"], begun.get(row["job_id"], row["at"]))
+    rows.sort(key=lambda row: (begun[row["job_id"]], row["job_id"], row.get("rank") or 10**6, row["at"]))
     return answer([views.bid(row) for row in rows])
 
 

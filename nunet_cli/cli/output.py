@@ -86,24 +86,66 @@ def dump(document: Any, output: Format) -> None:
         typer.echo(json.dumps(document, indent=2))
 
 
+# columns that a narrow terminal leaves out, the first ones first; a pipe, a wide terminal and --output have them all
+_OPTIONAL = ("time", "found by", "executor", "score", "as", "created", "job")
+_IDS = ("id", "contract", "peer", "did")
+_GAP, _LEAST_LAST = 2, 16
+
+
 def table(rows: list[list[str]], headers: list[str]) -> None:
-    """Print columns without boxes."""
+    """Print columns without boxes, one line a row; at a terminal ids are cut and the last column takes what is left."""
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for header in headers:
-        grid.add_column(header.upper(), no_wrap=header in ("id", "job", "peer", "contract"), overflow="fold")
-    for row in rows:
-        grid.add_row(*(Text(clean(cell)) for cell in row))
     out = console()
-    lines = out.render_lines(grid, pad=False)
-    for line in lines:
+    cells = [[clean(cell).replace("\n", " ") for cell in row] for row in rows]
+    if out.is_terminal:
+        cells = [
+            [id_text(cell) if name in _IDS else cell for name, cell in zip(headers, row, strict=True)] for row in cells
+        ]
+        kept = _that_fit(cells, headers, out.width)
+        headers, cells = [headers[at] for at in kept], [[row[at] for at in kept] for row in cells]
+    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
+    *widths, last = _widths(cells, headers)
+    if out.is_terminal:
+        last = max(1, min(last, out.width - sum(width + _GAP for width in widths)))
+    for header, width in zip(headers, (*widths, last), strict=True):
+        grid.add_column(header.upper(), no_wrap=True, overflow="ellipsis", width=width)
+    for row in cells:
+        grid.add_row(*map(Text, row))
+    for line in out.render_lines(grid, pad=False):
         text = "".join(segment.text for segment in line).rstrip()
         if out.no_color:
             typer.echo(text)
         else:
             out.print(Text.assemble(*((segment.text, segment.style or "") for segment in line)), soft_wrap=True)
+
+
+def _widths(cells: list[list[str]], headers: list[str]) -> list[int]:
+    from rich.cells import cell_len
+
+    return [max(cell_len(text) for text in (header, *(row[at] for row in cells))) for at, header in enumerate(headers)]
+
+
+def _that_fit(cells: list[list[str]], headers: list[str], width: int) -> list[int]:
+    """Return the columns that a terminal has room for."""
+    widths = _widths(cells, headers)
+    kept = list(range(len(headers)))
+    for name in _OPTIONAL:
+        needed = sum(widths[at] + _GAP for at in kept[:-1]) + min(widths[kept[-1]], _LEAST_LAST)
+        if needed <= width:
+            break
+        kept = [at for at in kept if headers[at] != name or at == kept[-1]]
+    return kept
+
+
+def id_text(text: str) -> str:
+    """Return the beginning of an id that is enough to name it: eight characters behind what all of a kind share."""
+    for start in ("12D3KooW", "did:key:z6Mk", "bafkrei"):
+        if text.startswith(start):
+            return text[: len(start) + 8]
+    kind, dash, rest = text.partition("-")
+    return f"{kind}-{rest[:8]}" if dash and len(rest) >= 20 else text
 
 
 def fields(pairs: dict[str, Any]) -> None:
@@ -115,7 +157,19 @@ def fields(pairs: dict[str, Any]) -> None:
     }
     width = max((len(name) for name in shown), default=0)
     for name, value in shown.items():
-        typer.echo(f"{name:<{width}}  {value}")
+        typer.echo(hanging(f"{name:<{width}}  ", value))
+
+
+def hanging(label: str, text: str) -> str:
+    """Return a text behind its label; at a terminal broken at its width, between words, below where it begins."""
+    if not sys.stdout.isatty():
+        return label + text
+    import shutil
+    import textwrap
+
+    room = shutil.get_terminal_size().columns - len(label)
+    lines = textwrap.wrap(text, max(20, room), break_long_words=False, break_on_hyphens=False) or [""]
+    return label + f"\n{'':<{len(label)}}".join(lines)
 
 
 def _text(value: Any) -> str:

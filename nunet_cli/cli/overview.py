@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from nunet_cli.cli.output import Format, OutputOption, clean, dump, fields
+from nunet_cli.cli.output import Format, OutputOption, clean, dump, fields, hanging
 from nunet_cli.cli.state import STATE, connect
 from nunet_cli.errors import NodeError
 
@@ -26,8 +26,9 @@ def status(output: OutputOption = Format.table) -> None:
             "node": f"running since {document['started_at'][:19].replace('T', ' ')} UTC" if running else "not running",
             "peer id": document["peer_id"], "home": document["home"],
             "network": f"{document['network']}, "
-            + (f"{peers['connected']} peers connected of {peers['known']} known; listens on {document['listen']}"
-               if running else f"{peers['known']} peers known"),
+            + (f"{peers['connected']} peers connected of {peers['known']} known" if running
+               else f"{peers['known']} peers known"),
+            "listens on": document["listen"] if running else None,
             "roles": document["roles"] or ["requester"] if running else None,
             "offers": offer(document),
             "jobs": _counts(jobs, ("open", "settled", "failed", "disputed")),
@@ -58,9 +59,9 @@ def doctor(output: OutputOption = Format.table) -> None:
     if output is Format.table:
         marks = {"ok": "ok      ", "warning": "warning ", "problem": "PROBLEM "}
         for finding in found:
-            typer.echo(clean(f"{marks[finding.state]} {finding.check:<18} {finding.message}"))
+            typer.echo(hanging(f"{marks[finding.state]} {finding.check:<18} ", clean(finding.message)))
             if finding.hint:
-                typer.echo(clean(f"{'':<27} {finding.hint}"))
+                typer.echo(hanging(f"{'':<28}", clean(finding.hint)))
     else:
         dump(msgspec.to_builtins(found), output)
     if problems:
@@ -78,7 +79,10 @@ def offer(document: dict[str, Any]) -> str:
 
 def money(document: dict[str, Any]) -> str:
     """Return what a node has, has earned and has spent, for people."""
-    balance = [f"balance {row['balance']} NTX" for row in document["balances"]]
+    here = document["known_roles"]["contract-database"]
+    # a home may have accounts at others, too: that of a --local job is one
+    rows = [row for row in document["balances"] if row["id"] == here] or document["balances"]
+    balance = [f"balance {row['balance']} NTX" for row in rows]
     return ", ".join([*balance, f"earned {document['earned']} NTX", f"spent {document['spent']} NTX"])
 
 

@@ -26,9 +26,9 @@ def list_peers() -> Listing:
         "peer": lambda row: row["peer_id"],
         "connected": lambda row: row["connected"],
         "rtt": lambda row: "-" if row["rtt"] is None else f"{row['rtt']} ms",
-        "roles": lambda row: row["roles"] or "-",
         "found by": lambda row: row["source"],
         "address": lambda row: row["addresses"][0] if row["addresses"] else "-",
+        "roles": lambda row: row["roles"] or "-",
     }
     empty = "no peers yet; nodes on this network find each other while they run: nunet node start"
     return Listing(rows, columns, key="peer_id", empty=empty)

@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 def print_receipt(client: ApiClient, job: dict[str, Any]) -> None:
     """Print who did the job, what it used, what it cost, and what is left."""
     rows = {"job": f"{job['name']}  {job['id']}"}
+    database = ""
     if job["contract_id"]:
         contract = client.get(f"/contracts/{job['contract_id']}")
+        database = contract["contract_database"]
         rows |= {
-            "provider": contract["provider_peer"], "contract": f"{contract['id']}  {contract['state']}",
+            "provider": contract["provider_peer"], "contract": contract["id"], "state": contract["state"],
             "verified by": contract["oracle"],
         }  # fmt: skip
     elif job["children"]:
@@ -28,9 +30,9 @@ def print_receipt(client: ApiClient, job: dict[str, Any]) -> None:
         rows["used"] = (f"{usage['wall_seconds']:.1f} s, {usage['cpu_seconds']:.1f} s of processor, "
                         f"{format_size(usage['max_memory'])} of memory")  # fmt: skip
     rows["paid"] = f"{job['paid']} NTX of at most {job['limit']} NTX" if job["limit"] != "0" else "volunteer compute"
-    balances = client.get("/status")["balances"]
-    if balances:
-        rows["balance"] = f"{balances[-1]['balance']} NTX at {short(balances[-1]['id'])}"
+    balances = {row["id"]: row["balance"] for row in client.get("/status")["balances"]}
+    if database in balances:
+        rows["balance"] = f"{balances[database]} NTX at {short(database)}"
     width = max(map(len, rows))
     note("")
     for name, value in rows.items():

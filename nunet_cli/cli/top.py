@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nunet_cli.cli.output import Format, OutputOption, clean, console, dump, short
+from nunet_cli.cli.output import Format, OutputOption, clean, console, dump, id_text, short
 from nunet_cli.cli.overview import money, offer
 from nunet_cli.cli.state import STATE
 from nunet_cli.errors import NodeError
@@ -100,14 +100,18 @@ def screen(document: dict[str, Any]) -> Group:
     )  # fmt: skip
     parts += _section(
         "ALLOCATIONS", ("ALLOCATION", "FOR", "STATE", "CPU", "MEMORY"),
-        [[row["id"], short(row["requester"]), row["state"], f"{(row['usage'] or {}).get('cpu_seconds', 0):.1f} s",
-          format_size((row["usage"] or {}).get("max_memory", 0))] for row in document["allocations"]][:ROWS],
+        [[id_text(row["id"]), short(row["requester"]), row["state"], *_used(row["usage"] or {})]
+         for row in document["allocations"]][:ROWS],
     )  # fmt: skip
     parts += _section(
         "JOBS", ("JOB", "NAME", "STATE", "PAID"),
-        [[row["id"], row["name"], row["state"], row["paid"] or ""] for row in document["jobs"]],
+        [[id_text(row["id"]), row["name"], row["state"], row["paid"] or ""] for row in document["jobs"]],
     )  # fmt: skip
     return Group(*parts)
+
+
+def _used(usage: dict[str, Any]) -> tuple[str, str]:
+    return f"{usage.get('cpu_seconds', 0):.1f} s", format_size(usage.get("max_memory", 0))
 
 
 def _section(title: str, headers: tuple[str, ...], rows: list[list[str]]) -> list[Table | Text]:

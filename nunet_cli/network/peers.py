@@ -162,13 +162,19 @@ class Peers:
         peer.next_dial = trio.current_time() + min(60.0, 0.25 * 2 ** min(peer.failures, 10))
 
     def resolve(self, text: str) -> Peer:
-        """Return the known peer for a peer id, DID or unambiguous prefix of either.
+        """Return the known peer for a peer id, DID or unambiguous prefix of either; or for the end of its peer id.
+
+        The end is what lists show, with an ellipsis before it.
 
         Raises:
             NotFoundError: none.
             UsageError: several.
         """
-        found = [p for p in self._peers.values() if text and (p.peer_id.startswith(text) or p.did.startswith(text))]
+        end = text.removeprefix("…") if text.startswith("…") else ""
+        found = [
+            p for p in self._peers.values()
+            if (text and (p.peer_id.startswith(text) or p.did.startswith(text))) or (end and p.peer_id.endswith(end))
+        ]  # fmt: skip
         if not found:
             raise NotFoundError(
                 f"unknown peer {text!r}", hint="see: nunet peer list; or: nunet peer add PEER@HOST:PORT"

@@ -81,7 +81,12 @@ def test_a_provider_in_a_lab(tmp_path: Path) -> None:
 def test_jobs_from_ci(tmp_path: Path) -> None:
     said = typed("docs/how-to/jobs-from-ci.md", tmp_path, before=in_folder(tmp_path),
                  NUNET_NETWORK_NAME=own_network("ci"))  # fmt: skip
-    for text in ("job.yaml: valid", "\nfine\n", "the smallest change that would have got a bid", "ok    receipt.amount"):
+    for text in (
+        "job.yaml: valid",
+        "\nfine\n",
+        "the smallest change that would have got a bid",
+        "ok    receipt.amount",
+    ):
         assert text in said, text
 
 

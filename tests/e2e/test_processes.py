@@ -240,3 +240,15 @@ def test_offboarding_stops_the_bids(processes: Processes, tmp_path: Path) -> Non
     done = nunet("job", "match", job, "--timeout", "2s", home=processes.requester, check=False)
     assert done.returncode == 4
     assert "nobody to ask" in done.stderr
+
+
+def test_after_a_local_job_the_same_home_joins_a_network(processes: Processes, tmp_path: Path) -> None:
+    job, home = str(EXAMPLES / "primes" / "job.yaml"), processes.requester
+    nunet("job", "run", job, "--local", "--output-dir", str(tmp_path / "local"), home=home)
+    # the authority of the local job is not who this home trusts from now on
+    processes.start(home)
+    nunet("job", "run", job, "--output-dir", str(tmp_path / "out"), home=home)
+    contracts = json.loads(nunet("contract", "list", "--output", "json", home=home).stdout)
+    assert [row["state"] for row in contracts] == ["settled", "settled"]
+    assert len({row["contract_database"] for row in contracts}) == 2
+    assert json.loads(nunet("account", "balance", "--output", "json", home=home).stdout)["balance"] == "99.8"

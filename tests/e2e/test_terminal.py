@@ -47,12 +47,22 @@ def test_bids_output_and_receipt(processes: Processes, job: str, tmp_path: Path)
         (work / "go").touch()
         screen = terminal.wait_for("stderr")
         assert "1 output file fetched and checked (4.0 MiB with the logs)" in screen
-        for line in (r"job +seen  job-\w+", r"provider +12D3KooW\w+", r"contract +bafk\w+  settled",
+        for line in (r"job +seen  job-\w+", r"provider +12D3KooW\w+", r"contract +bafk\w+\n", r"state +settled",
                      r"paid +0\.2 NTX of at most 1 NTX", r"balance +99\.8 NTX at …\w{8}"):  # fmt: skip
             assert re.search(line, screen), line
         # the region that changed is gone
         assert "the job runs" not in screen
     assert jobs(processes.requester) == ["settled"]
+    environment = {"NUNET_HOME": str(processes.requester)}
+    with Terminal(tmp_path, columns=80, environment=environment) as terminal:
+        for command in ("bids list", "contract list", "job list", "peer list", "account history"):
+            terminal.type(f"clear; nunet {command}")
+            terminal.wait_until(lambda text: text.endswith("\n$\n") and len(text.splitlines()) > 2)
+            # one line a row: nothing is broken to the next line
+            rows = terminal.screen().splitlines()[:-1]
+            ends = [0, *(match.start() for match in re.finditer(r"(?<=\s\s)\S", rows[0]))]
+            assert all(row[at - 1] == " " for row in rows[1:] for at in ends[1:] if at < len(row)), rows
+    assert "job-" in nunet("job", "list", home=processes.requester).stdout.split()[-6]
 
 
 def test_ctrl_c_leaves_the_job_and_a_second_one_stops_it(processes: Processes, job: str, tmp_path: Path) -> None:
