@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import socket
-import webbrowser
 from typing import Annotated
 
 import typer
@@ -19,6 +16,11 @@ def dashboard(
     no_open: Annotated[bool, typer.Option("--no-open", help="Only print the address.")] = False,
 ) -> None:
     """Serve a page on this machine with peers, capability, jobs, bids, contracts and ledger, live; until Ctrl-C."""
+    # imported here: together they are a tenth of what a bare command takes to start
+    import secrets
+    import socket
+    import webbrowser
+
     import trio
 
     from nunet_cli.api.dashboard import serve_page

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import IO, TYPE_CHECKING, Any, TextIO
 
 from nunet_cli.errors import NunetError, StateError
@@ -88,6 +86,9 @@ def _print_one(client: ApiClient, job_id: str, name: str, stream: str, target: I
 
 def _follow_all(client: ApiClient, names: dict[str, str], stream: str, target: IO[bytes]) -> None:
     """Print the lines of all children as they come, each behind the child's name."""
+    import threading
+    from concurrent.futures import ThreadPoolExecutor
+
     width = max(len(name) for name in names.values())
     turn = threading.Lock()
 

@@ -43,7 +43,8 @@ JOB_FAULTS = {"no_workdir", "inputs_too_large"}
 class AllocationActor(Actor):
     """An allocation that runs now (second seed: an allocation is an actor, and the node routes messages to it).
 
-    Its mailbox takes `cancel` and `status`. `cancelled` is set once the requester has called it off.
+    Its mailbox takes `cancel` and `status`. `began` is set once a program runs, `cancelled` once the requester has
+    called it off.
     """
 
     def __init__(self, allocation_id: str, parts: list[Part]) -> None:
@@ -51,7 +52,7 @@ class AllocationActor(Actor):
         self.allocation_id, self.parts = allocation_id, parts
         self.scope = trio.CancelScope()
         self.cancelled = False
-        self.ended = trio.Event()
+        self.began, self.ended = trio.Event(), trio.Event()
 
     async def _on_cancel(self, _body: Any) -> str:
         self.cancelled = True
@@ -137,9 +138,12 @@ async def _run(ctx: Context, actor: AllocationActor, row: dict[str, Any], spec: 
         row["started_at"] = row["started_at"] or part.started_at
         row["handles"] = {**row.get("handles", {}), part.name: part.handle}
         await _note_started(ctx, row)
+        actor.began.set()
 
     try:
-        if not attached:
+        if attached:
+            actor.began.set()
+        else:
             await set_allocation(ctx, row["id"], "starting")
         if spec.pod:
             ended = await _beating(ctx, actor, row, lambda: run_pod(ctx, spec, actor.parts, started))
@@ -203,10 +207,11 @@ async def _note_started(ctx: Context, row: dict[str, Any]) -> None:
 
 async def _beat(ctx: Context, actor: AllocationActor, row: dict[str, Any]) -> None:
     """Tell how far the start has come, and once something runs, that it does."""
-    while not any(part.handle for part in actor.parts):
+    while not actor.began.is_set():
         with suppress(NunetError, trio.TooSlowError):
             await _tell_progress(ctx, actor, row)
-        await trio.sleep(PROGRESS_INTERVAL)
+        with trio.move_on_after(PROGRESS_INTERVAL):
+            await actor.began.wait()
     while True:
         with suppress(NunetError, trio.TooSlowError):
             await job_update(ctx, actor, row)
