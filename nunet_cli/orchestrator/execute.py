@@ -121,7 +121,8 @@ async def _on_update(ctx: Context, message: Incoming) -> None:
     if contract is None or contract["role"] != "requester" or contract["provider"] != message.sender:
         raise NotFoundError("no such contract with you here", code="no_contract")
     if body.state == "starting":
-        if body.progress is not None:
+        job = ctx.store.find("jobs", contract["job_id"])
+        if body.progress is not None and job is not None and job["state"] in ("contracted", "invoked"):
             ctx.progress[contract["job_id"]] = body.progress
         return
     ctx.progress.pop(contract["job_id"], None)

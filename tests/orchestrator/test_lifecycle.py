@@ -1,5 +1,6 @@
 """The lifecycle between real nodes on loopback: the happy path, and the ordinary ways to say no."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from nunet_cli.jobs.job import Result
 from nunet_cli.network.documents import Document, make_document
 from nunet_cli.node.node import open_node
 from nunet_cli.node.onboarding import OnboardOptions
-from nunet_cli.orchestrator import contract, execute, invoke, match, request, settle
+from nunet_cli.orchestrator import allocation, contract, execute, invoke, match, request, settle
 from nunet_cli.orchestrator.orchestrate import orchestrate_job
 from nunet_cli.tokenomics.contract import FULFILLED
 from nunet_cli.tokenomics.oracle import verify_documents
@@ -413,6 +414,34 @@ async def test_logs_can_be_read_while_the_job_runs(market: MarketOf) -> None:
                 piece, ended = await execute.read_logs(m.requester.ctx, job, "stdout", 6 + len(rest), 2)
                 rest += piece
         assert rest == b"second\n"
+
+
+async def test_transfers_tell_how_far_they_have_come(market: MarketOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocation, "PROGRESS_INTERVAL", 0.002)
+    size = 16 * 2**20
+    async with market() as m:
+        (m.folder / "data").write_bytes(os.urandom(size))
+        job_id = await m.post(spec("(cat data; echo) > copy", inputs=[{"path": "data"}], outputs=[{"path": "copy"}],
+                                   resources={"cpu": 0.5, "memory": "64MiB", "disk": "64MiB"}))  # fmt: skip
+        seen: dict[str, list[int]] = {"inputs": [], "outputs": []}
+        async with trio.open_nursery() as nursery:
+
+            async def look() -> None:
+                while True:
+                    progress = m.requester.ctx.progress.get(job_id)
+                    if progress is not None:
+                        assert progress.total >= size
+                        seen[progress.what].append(progress.done)
+                    await trio.sleep(0.002)
+
+            nursery.start_soon(look)
+            job = await orchestrate_job(m.requester.ctx, job_id)
+            nursery.cancel_scope.cancel()
+        assert job["state"] == "settled"
+        for name, steps in seen.items():
+            assert len(set(steps)) > 1, name
+            assert steps == sorted(steps), name
+        assert m.requester.ctx.progress == {}
 
 
 async def test_an_overdue_contract_is_refunded_by_the_contract_database(market: MarketOf) -> None:
