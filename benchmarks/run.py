@@ -6,6 +6,7 @@ Absolute times differ between machines and moments; the ratios should not. Nothi
 from __future__ import annotations
 
 import hashlib
+import os
 import statistics
 import subprocess
 import sys
@@ -52,7 +53,19 @@ def start_up() -> None:
         for name, arguments in (("nunet version", ("version",)), ("nunet job --help", ("job", "--help"))):
             took = best(command("-m", "nunet_cli", "--home", home, *arguments))
             print(f"  {name:<24} {took * 1000:7.0f}   {took / bare:15.2f}   {took / floor:19.2f}")
+        took = best(completion(Path(home)))
+        print(f"  {'live completion of ids':<24} {took * 1000:7.0f}   {took / bare:15.2f}   {took / floor:19.2f}")
     print(f"  {'bare Typer':<24} {bare * 1000:7.0f}   {1:15.2f}   {bare / floor:19.2f}")
+
+
+def completion(home: Path) -> Callable[[], object]:
+    """Return what a shell does when Tab is pressed behind `nunet job show`, in a home with a job."""
+    spec = '{"name": "x", "executor": {"type": "null"}}'
+    subprocess.run([sys.executable, "-m", "nunet_cli", "--home", str(home), "job", "post", "-"], input=spec, text=True,
+                   capture_output=True, check=True)  # fmt: skip
+    environment = {**os.environ, "NUNET_HOME": str(home), "_NUNET_COMPLETE": "complete_bash",
+                   "COMP_WORDS": "nunet job show ", "COMP_CWORD": "3"}  # fmt: skip
+    return lambda: subprocess.run([sys.executable, "-m", "nunet_cli"], env=environment, capture_output=True, check=True)
 
 
 def messages() -> None:

@@ -28,6 +28,19 @@ ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 
 
+# those that take longest begin first, so that no worker is left with one when the others are done
+LONGEST = ("test_ten_processes", "test_schemas", "test_documents", "test_ten_nodes", "test_simulation", "e2e/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Bring the tests into the order in which they are handed out."""
+
+    def place(item: pytest.Item) -> int:
+        return next((at for at, part in enumerate(LONGEST) if part in str(item.path)), len(LONGEST))
+
+    items.sort(key=place)
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the developer's own node, and none sends anything off loopback."""
