@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,14 +30,16 @@ EXAMPLES = ROOT / "examples"
 
 
 # those that take longest begin first, so that no worker is left with one when the others are done
-LONGEST = ("test_ten_processes", "test_schemas", "test_documents", "test_ten_nodes", "test_simulation", "e2e/")
+LONGEST = ("test_ten_processes", "test_schemas", "test_documents", "test_ten_nodes", "test_simulation")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Bring the tests into the order in which they are handed out."""
+    """Bring the tests into the order in which they are handed out: those that wait between those that compute."""
 
-    def place(item: pytest.Item) -> int:
-        return next((at for at, part in enumerate(LONGEST) if part in str(item.path)), len(LONGEST))
+    def place(item: pytest.Item) -> tuple[int, int]:
+        first = next((at for at, part in enumerate(LONGEST) if part in str(item.path)), len(LONGEST))
+        # a module's tests stay together, for what they share
+        return first, zlib.crc32(str(item.path.name).encode())
 
     items.sort(key=place)
 
