@@ -25,6 +25,8 @@ from nunet_cli.node.node import Node, open_node
 from nunet_cli.node.onboarding import OnboardOptions
 from nunet_cli.orchestrator.post import process_job
 
+# a process that cannot keep what it compiled takes three times as long to start
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 

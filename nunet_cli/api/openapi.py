@@ -12,6 +12,8 @@ from starlette.responses import JSONResponse, Response
 from nunet_cli import SCHEMA_VERSION, __version__
 from nunet_cli.api import contracts, jobs, metrics, resources, schemas
 from nunet_cli.api.common import Endpoint
+from nunet_cli.jobs.spec import JobSpec
+from nunet_cli.node.doctor import Finding
 from nunet_cli.tokenomics.contract import StatementEntry
 
 OUTPUT_ID = f"urn:nunet:schema:output:{SCHEMA_VERSION}"
@@ -33,7 +35,11 @@ COMMANDS: dict[str, Any] = {
     "account balance": schemas.Account, "registry list": list[schemas.RegistryEntry],
     "registry approve": schemas.RegistryEntry, "registry revoke": schemas.RegistryEntry,
     "registry audit": schemas.Books, "account history": list[StatementEntry], "account deposit": schemas.Balance,
-    "node indices": schemas.Indices, "status": schemas.Status, "whoami": schemas.WhoAmI,
+    "doctor": list[Finding], "version": schemas.Version, "contract verify": schemas.VerifiedBundle,
+    "job validate": JobSpec, "job import": schemas.Imported, "demo": schemas.DemoReport, "top": schemas.Look,
+    "config get": dict[str, Any], "config list": dict[str, Any], "capability benchmark": schemas.Measured,
+    "node status": (schemas.Status, schemas.NotRunning), "node indices": schemas.Indices,
+    "status": schemas.Status, "whoami": schemas.WhoAmI,
 }  # fmt: skip
 
 

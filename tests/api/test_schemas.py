@@ -6,9 +6,11 @@ from typing import Any
 
 import jsonschema
 import pytest
+import typer
 
 from nunet_cli import SCHEMA_VERSION
 from nunet_cli.api.openapi import COMMANDS, description, output_schema
+from nunet_cli.cli.app import app
 from tests.conftest import EXAMPLES, Processes, nunet
 
 
@@ -20,6 +22,27 @@ def test_the_schemas_are_schemas() -> None:
     for path, methods in description()["paths"].items():
         for method, operation in methods.items():
             assert operation["summary"].endswith("."), (method, path)
+
+
+# made by the command itself, or in a form that is somebody else's
+WITHOUT_VERSION = {
+    "account history", "doctor", "contract verify", "job validate", "job import", "demo", "top", "config get",
+    "config list", "capability benchmark",
+}  # fmt: skip
+
+
+def test_every_command_with_a_format_has_a_schema() -> None:
+    found = set()
+
+    def walk(command: Any, path: tuple[str, ...]) -> None:
+        for name, inner in getattr(command, "commands", {}).items():
+            walk(inner, (*path, name))
+        if any("--output" in param.opts for param in command.params):
+            found.add(" ".join(path))
+
+    walk(typer.main.get_command(app), ())
+    # `run` prints the job that it runs
+    assert found - {"run"} == COMMANDS.keys()
 
 
 class Printed:
@@ -38,7 +61,7 @@ class Printed:
         jsonschema.validate(document, schema)
         rows = document if isinstance(document, list) else [document]
         assert rows, f"{command}: nothing to look at"
-        if command != "account history":
+        if command not in WITHOUT_VERSION:
             assert all(row["schema"] == SCHEMA_VERSION for row in rows)
         self.seen.add(command)
 
@@ -92,9 +115,21 @@ def test_commands_print_what_is_published(processes: Processes, tmp_path: Path) 
     printed("registry audit", home=a)
     printed("node indices", home=r)
     printed("status", home=r)
+    printed("node status", home=r)
+    printed("top", "--once", home=r)
+    printed("doctor", home=r)
+    printed("capability benchmark", home=p)
+    nunet("contract", "export", job, "--file", str(tmp_path / "evidence.json"), home=r)
+    printed("contract verify", str(tmp_path / "evidence.json"), home=r)
     printed("offboard", "--yes", home=p)
     printed("onboard", "--cpu", "1", "--no-benchmark", home=p)
     printed("peer remove", peer, home=r)
+    for command in ("version", "config list", "demo"):
+        printed(command, home=tmp_path / "none")
+    printed("config get", "network.name", home=r)
+    printed("job validate", word_count, home=r)
+    (tmp_path / "compose.yaml").write_text("services: {a: {image: b, ports: [80]}}")
+    printed("job import", str(tmp_path / "compose.yaml"), home=r)
     assert printed.seen == COMMANDS.keys()
 
 

@@ -1,0 +1,198 @@
+"""The node: capability, allocations, peers, and itself on one page."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import UNSET, Struct
+
+from nunet_cli.api.schemas.base import Answer, Optional
+from nunet_cli.api.schemas.jobs import Waiting
+from nunet_cli.jobs.capability import Capability, PriceBid, Resources
+from nunet_cli.jobs.job import Usage, Weights
+from nunet_cli.node.benchmark import Benchmark
+
+
+class Allocation(Answer, kw_only=True):
+    """An execution space on this machine. `handles` are what the executor finds its programs by."""
+
+    id: str
+    job_id: str
+    contract_id: str
+    requester: str
+    executor: str
+    state: Literal["created", "starting", "running", "completed", "failed", "cancelled"]
+    handles: dict[str, str] | Optional = UNSET
+    error: str
+    usage: Usage | None
+    created_at: str
+    started_at: str
+    ended_at: str
+
+
+class Taken(Struct, forbid_unknown_fields=True, kw_only=True):
+    """A lock or an allocation: what it holds, and how long at the most."""
+
+    id: str
+    kind: Literal["lock", "allocation"]
+    job_id: str
+    resources: Resources
+    expires_at: str
+    ends_at: str | Optional = UNSET
+
+
+class CapabilityOverview(Answer, kw_only=True):
+    """What this machine offers, what is left of it, who has the rest, and what the benchmark measured."""
+
+    onboarded: bool
+    registered: Capability | None
+    available: Capability | None
+    taken: list[Taken]
+    price: PriceBid
+    benchmark: Benchmark | None
+    executors: dict[str, str]
+
+
+class Preferences(Answer, kw_only=True):
+    """What this node accepts, as a provider and as a requester."""
+
+    rules: list[str]
+    bid_rules: list[str]
+    weights: Weights
+    minimum_price: str
+    allow: list[str]
+    deny: list[str]
+    price: PriceBid
+
+
+class Peer(Answer, kw_only=True):
+    """A node that is known; `rtt` is milliseconds."""
+
+    peer_id: str
+    did: str
+    addresses: list[str]
+    roles: list[str]
+    source: str
+    connected: bool
+    rtt: float | None
+    last_seen: str | None
+
+
+class Ping(Answer, kw_only=True):
+    """A round trip, in milliseconds."""
+
+    peer_id: str
+    rtt: float
+
+
+class Indices(Answer, kw_only=True):
+    """The indices of activity, and where the event log gives something else."""
+
+    indices: dict[str, Any]
+    sizes: dict[str, int]
+    differences: list[dict[str, Any]]
+
+
+class WhoAmI(Answer, kw_only=True):
+    """This node's identifiers, and the address that `peer add` takes."""
+
+    uuid: str
+    cid: str
+    peer_id: str
+    did: str
+    address: str | None
+
+
+class PeerCount(Struct, forbid_unknown_fields=True, kw_only=True):
+    """How many peers."""
+
+    known: int
+    connected: int
+
+
+class OpenJob(Struct, forbid_unknown_fields=True, kw_only=True):
+    """A job that has not ended."""
+
+    id: str
+    name: str
+    state: str
+    waiting: Waiting | None
+
+
+class JobCount(Struct, forbid_unknown_fields=True, kw_only=True):
+    """How many jobs, and those that have not ended."""
+
+    all: int
+    open: int
+    settled: int
+    failed: int
+    disputed: int
+    now: list[OpenJob]
+
+
+class RunningAllocation(Struct, forbid_unknown_fields=True, kw_only=True):
+    """An allocation that has not ended."""
+
+    id: str
+    job_id: str
+    state: str
+    usage: Usage | None
+
+
+class AllocationCount(Struct, forbid_unknown_fields=True, kw_only=True):
+    """How many allocations, and those that have not ended."""
+
+    all: int
+    running: int
+    now: list[RunningAllocation]
+
+
+class KnownBalance(Struct, forbid_unknown_fields=True, kw_only=True):
+    """A balance as a contract database last told it; `id` is its DID."""
+
+    id: str
+    balance: str
+    at: str
+
+
+class Machine(Struct, forbid_unknown_fields=True, kw_only=True):
+    """What the monitor sees of the machine: the share of its processors that is busy, and bytes that are free."""
+
+    cpu_load: float
+    memory_free: int
+    disk_free: int
+
+
+class Status(Answer, kw_only=True):
+    """The node on one page; the command line adds `running` and `next`, what to do."""
+
+    version: str
+    pid: int
+    home: str
+    peer_id: str
+    did: str
+    listen: str
+    address: str
+    network: str
+    started_at: str
+    roles: list[str]
+    onboarded: bool
+    executors: dict[str, str]
+    peers: PeerCount
+    jobs: JobCount
+    allocations: AllocationCount
+    load: float
+    balances: list[KnownBalance]
+    earned: str
+    spent: str
+    known_roles: dict[str, str]
+    rejections: dict[str, int]
+    machine: Machine
+    running: bool | Optional = UNSET
+    next: list[str] | Optional = UNSET
+
+
+class Stopping(Answer, kw_only=True):
+    """The node is about to stop."""
+
+    stopping: Literal[True]
