@@ -60,6 +60,27 @@ def to_front(args: list[str]) -> list[str]:
     return [*front, *rest, *args[end:]]
 
 
+def narrow(tree: typer.Typer, words: list[str]) -> None:
+    """Leave of a command tree only what the words name, where they name something.
+
+    To build all of it takes longer than most commands take; whoever asks for help, or has mistyped, gets all of it.
+    """
+    words = to_front(words)
+    while words and words[0].startswith(("--home", "--node", *GLOBAL_FLAGS)):
+        words = words[2 if words[0] in GLOBAL_VALUES else 1 :]
+    if not words:
+        return
+    for group in tree.registered_groups:
+        if group.name == words[0] and group.typer_instance is not None:
+            tree.registered_commands, tree.registered_groups = [], [group]
+            narrow(group.typer_instance, words[1:])
+            return
+    for command in tree.registered_commands:
+        if command.name == words[0]:
+            tree.registered_commands, tree.registered_groups = [command], []
+            return
+
+
 app = typer.Typer(
     name="nunet",
     cls=Anywhere,

@@ -27,6 +27,7 @@ WAITING = {
 }  # fmt: skip
 RECONNECTS = 5
 TIMED_OUT = "timed_out"
+LAST_LINES = 2.0
 
 
 class Follower:
@@ -35,6 +36,7 @@ class Follower:
     def __init__(self, client: ApiClient, job_id: str, *, quiet: bool = False, show_logs: bool = True) -> None:
         self._client, self._job_id, self._quiet, self._show_logs = client, job_id, quiet, show_logs
         self._view: LiveView | None = None
+        self._reader: threading.Thread | None = None
 
     def __enter__(self) -> Follower:
         if sys.stderr.isatty() and not self._quiet:
@@ -46,6 +48,9 @@ class Follower:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._reader is not None and kind is None:
+            # what the job wrote last is still on its way
+            self._reader.join(LAST_LINES)
         if self._view is not None:
             self._view.__exit__(kind, value, trace)
 
@@ -107,7 +112,8 @@ class Follower:
         if kind in WAITING:
             self._view.waits_for(WAITING[kind])
         if kind == "job_running" and not child and event["data"].get("allocation_id") and self._show_logs:
-            threading.Thread(target=self._print_output, daemon=True).start()
+            self._reader = threading.Thread(target=self._print_output, daemon=True)
+            self._reader.start()
 
     def _print_output(self) -> None:
         """Print what the job writes, line by line, as it comes; what goes wrong with it is told by the events."""

@@ -48,6 +48,7 @@ from nunet_cli.orchestrator import (
     match,
     orchestrate,
     request,
+    select,
     settle,
 )
 from nunet_cli.orchestrator.allocation import AllocationActor
@@ -301,7 +302,7 @@ class Node:
 
     def get_registered_bids(self, bid_request_id: str) -> list[dict[str, Any]]:
         """Return the bids received for a request, best first."""
-        return match.get_registered_bids(self.ctx, bid_request_id)
+        return select.get_registered_bids(self.ctx, bid_request_id)
 
     async def start_allocation(self, invocation: Invocation, sender: str) -> AllocationStartSuccess:
         """Make and start the allocation that an invocation orders; the same one however often it comes."""

@@ -17,8 +17,8 @@ from nunet_cli.matching.rank import start_delay
 from nunet_cli.network.messenger import Answer, Incoming
 from nunet_cli.orchestrator.bid import assess, sent_bid
 from nunet_cli.orchestrator.context import Context, advance, error_fields, plain
-from nunet_cli.orchestrator.match import SOON, read_bid
 from nunet_cli.orchestrator.messages import DeclineJobRequest, JobRequest, TimeoutJobRequest
+from nunet_cli.orchestrator.select import SOON, read_bid
 
 # -- requester ---------------------------------------------------------------------------------------------------------
 

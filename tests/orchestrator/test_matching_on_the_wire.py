@@ -14,7 +14,7 @@ from nunet_cli.errors import DeclinedError, NoBidError, UsageError
 from nunet_cli.jobs.job import CapabilityComparator, Weights
 from nunet_cli.node.node import open_node
 from nunet_cli.node.onboarding import OnboardOptions
-from nunet_cli.orchestrator import match, request
+from nunet_cli.orchestrator import match, request, select
 from nunet_cli.orchestrator.orchestrate import orchestrate_job
 from tests.conftest import Market, config, open_market
 
@@ -102,7 +102,7 @@ async def test_a_requesters_rules_refuse_bids_and_its_wishes_rank_them(tmp_path:
         await m.requester.accounting.set_preferences(CapabilityComparator(bid_rules=("price < 0.25",)))
         job = await match.match(m.requester.ctx, await m.post(spec(constraints={"soft": [wish]})))
         assert _chosen(m, job) == m.provider.identity.did
-        verdicts = {row["did"]: row["verdict"] for row in match.compute_providers_index(m.requester.ctx, job["id"])}
+        verdicts = {row["did"]: row["verdict"] for row in select.compute_providers_index(m.requester.ctx, job["id"])}
         assert verdicts == {m.provider.identity.did: "best", second.identity.did: "unwanted"}
 
 
@@ -135,7 +135,7 @@ async def test_an_idle_machine_is_preferred_at_equal_price_and_a_busy_one_says_w
         await m.requester.accounting.set_preferences(CapabilityComparator(weights=Weights(distance=0)))
         job = await match.match(m.requester.ctx, await m.post(spec()))
         assert _chosen(m, job) == second.identity.did
-        loads = {row["did"]: row["load"] for row in match.compute_providers_index(m.requester.ctx, job["id"])}
+        loads = {row["did"]: row["load"] for row in select.compute_providers_index(m.requester.ctx, job["id"])}
         assert loads == {m.provider.identity.did: 0.5, second.identity.did: 0.0}
 
 
@@ -153,7 +153,7 @@ async def test_a_job_with_a_deadline_waits_for_a_busy_machine_and_says_so(market
                     await trio.sleep(0.02)
             waiting = m.job(job_id)["waiting"]
             assert "is busy, and can start at" in waiting["for"]
-            (bid,) = match.compute_providers_index(m.requester.ctx, job_id)[:1]
+            (bid,) = select.compute_providers_index(m.requester.ctx, job_id)[:1]
             assert bid["verdict"] == "later"
             assert bid["time"]["start"] > units.utc_now()
             with trio.fail_after(20):
@@ -219,7 +219,7 @@ async def test_user_topics_reach_their_subscribers_only(tmp_path: Path) -> None:
             await second.add_peer(node.ctx.transport.describe())
         await _providers(m, 2)
         job = await match.match(m.requester.ctx, await m.post(spec(), topic="/lab/gpu"))
-        assert [row["did"] for row in match.compute_providers_index(m.requester.ctx, job["id"])] == [
+        assert [row["did"] for row in select.compute_providers_index(m.requester.ctx, job["id"])] == [
             second.identity.did
         ]
         with pytest.raises(UsageError, match="--topic"):
@@ -230,11 +230,11 @@ async def test_one_bid_of_a_bidder_counts_however_many_it_sends(market: MarketOf
     async with market() as m:
         job_id = await m.post(spec())
         job = await match.match(m.requester.ctx, job_id)
-        (row,) = match.compute_providers_index(m.requester.ctx, job_id)
-        assert match.get_registered_bids(m.requester.ctx, row["bid_request_id"]) == [row]
+        (row,) = select.compute_providers_index(m.requester.ctx, job_id)
+        assert select.get_registered_bids(m.requester.ctx, row["bid_request_id"]) == [row]
         await m.provider.ctx.messenger.post(m.requester.identity.did, "bid", _again(row), lifetime=30)
         await trio.sleep(0.3)
-        assert len(match.compute_providers_index(m.requester.ctx, job_id)) == 1
+        assert len(select.compute_providers_index(m.requester.ctx, job_id)) == 1
         assert m.job(job_id)["shortlist"] == job["shortlist"]
 
 

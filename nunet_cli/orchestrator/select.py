@@ -1,0 +1,153 @@
+"""Stage 2, selecting: the bids of a search are held against the preferences, ranked, and the best are shortlisted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from tinydb import Query
+
+from nunet_cli import units
+from nunet_cli.database.store import Transaction
+from nunet_cli.errors import NoBidError
+from nunet_cli.jobs import expressions
+from nunet_cli.jobs.capability import Capability
+from nunet_cli.jobs.check import decode_spec
+from nunet_cli.jobs.job import Bid
+from nunet_cli.jobs.tree import required_capability
+from nunet_cli.matching.accept import refusals, unwanted
+from nunet_cli.matching.rank import RankedBid, Wishes, bid_names, rank, start_delay
+from nunet_cli.orchestrator.context import Context, advance, read
+
+SHORTLIST = 5
+SOON = 2.0
+
+
+def _answers(ctx: Context, request_id: str) -> list[dict[str, Any]]:
+    """Return what was answered to a bid request: bids, declines and silences."""
+    return list(ctx.store.table("bids").search(Query().bid_request_id == request_id))
+
+
+async def select_best_bid(ctx: Context, job_id: str, request_id: str) -> dict[str, Any]:
+    """Rank the bids of a request and keep the shortlist with the job (seed 2: `selectBestBid`).
+
+    Bids that the preferences refuse are left out, each with its reasons. Who can start now is preferred to who cannot.
+
+    Raises:
+        NoBidError: there is none for now; code `not_yet` with `details["start"]` where a provider can start later.
+    """
+    job, now = ctx.job(job_id), units.utc_now()
+    rows = _answers(ctx, request_id)
+    spec = decode_spec(job["spec"])
+    comparator = ctx.accounting.get_preferences()
+    wishes = Wishes(job["limit"], comparator.weights, spec.constraints.soft, required_capability(spec), spec.name)
+    distance = {peer.did: peer.rtt for peer in ctx.peers if peer.rtt is not None}
+    valid, refused = [], {}
+    for row in rows:
+        if row["kind"] != "bid":
+            continue
+        if row["did"] in job.get("excluded", []):
+            refused[row["id"]] = ["excluded: it has run this job, or runs another replica of it"]
+            continue
+        bid = read_bid(row)
+        reasons = unwanted(comparator, row["did"])
+        names = bid_names(bid, wishes, now=now, rtt=distance.get(row["did"]))
+        reasons += [f"{item.field}: {item.required}: {item.reason}"
+                    for item in refusals(comparator.bid_rules, names, "preferences.bid_rules")]  # fmt: skip
+        reasons += _link_refusals(ctx, job, names)
+        if reasons:
+            refused[bid.id] = reasons
+        elif bid.valid_offer and bid.timeout > now:
+            valid.append(bid)
+    ranked = rank(valid, wishes, now=now, distance=distance)
+    ready = [item for item in ranked if start_delay(item.bid, now) <= SOON]
+    shortlist = [item.bid.id for item in ready[:SHORTLIST]]
+
+    def change(t: Transaction) -> dict[str, Any]:
+        for bid_id, reasons in refused.items():
+            row = t.find("bids", bid_id)
+            assert row is not None
+            verdict = "excluded" if reasons[0].startswith("excluded") else "unwanted"
+            t.put("bids", {**row, "verdict": verdict, "reasons": reasons})
+        for item in ranked:
+            row = t.find("bids", item.bid.id)
+            assert row is not None
+            place = shortlist.index(item.bid.id) if item.bid.id in shortlist else -1
+            verdict = "best" if place == 0 else "shortlisted" if place > 0 else "offered" if item in ready else "later"
+            row.update(score=item.score, rank=item.rank, why=item.why, verdict=verdict)
+            t.put("bids", row)
+        if not ready:
+            return ctx.job(job_id)
+        best = ready[0]
+        event = {"bids": len(ranked), "best": best.bid.id, "bidder": best.bid.bidder.peer_id, "why": best.why}
+        return advance(
+            t, job_id, "matched", event, shortlist=shortlist, place=0, bid_id=shortlist[0], waiting=None, refusals=[]
+        )
+
+    changed = await ctx.store.change(change)
+    if not ready:
+        raise _not_yet(ranked) if ranked else _no_bid(_answers(ctx, request_id))
+    return changed
+
+
+def read_bid(row: dict[str, Any]) -> Bid:
+    """Return a stored bid as the struct it was."""
+    return msgspec.convert({k: v for k, v in row.items() if k in Bid.__struct_fields__}, Bid)
+
+
+def _link_refusals(ctx: Context, job: dict[str, Any], names: expressions.Variables) -> list[str]:
+    """Return the constraints of links to this job that a bid does not fulfil."""
+    found = []
+    for rule in job.get("link_rules", []):
+        bid = ctx.store.find("bids", rule["bid_id"])
+        linked = read(bid, "offer", Capability) if bid is not None else Capability()
+        known = {**names, "linked": {**expressions.describe(linked), "did": bid["did"] if bid is not None else ""}}
+        found += [f"{item.field}: {item.required}: {item.reason}"
+                  for item in refusals((rule["constraint"],), known, f"links.{rule['from']}")]  # fmt: skip
+    return found
+
+
+def _not_yet(ranked: list[RankedBid]) -> NoBidError:
+    soonest = min(ranked, key=lambda item: item.bid.time.start)
+    start = soonest.bid.time.start
+    return NoBidError(
+        f"{soonest.bid.bidder.peer_id} is busy, and can start at {start}",
+        code="not_yet", details={"start": start}, hint="the job is offered again then",
+    )  # fmt: skip
+
+
+def _no_bid(rows: list[dict[str, Any]]) -> NoBidError:
+    if not rows:
+        return NoBidError(
+            "nobody to ask: no provider was found",
+            code="no_peer",
+            hint="see: nunet peer list; a machine becomes a provider with: nunet onboard && nunet node run",
+        )
+    said = [{"peer": row["bidder"]["peer_id"], "kind": row["kind"], "reasons": row.get("reasons", [])} for row in rows]
+    declined = sum(row["kind"] == "decline" for row in rows)
+    refused = sum(row["verdict"] == "unwanted" for row in rows)
+    excluded = sum(row["verdict"] == "excluded" for row in rows)
+    silent = sum(row["kind"] == "silent" for row in rows)
+    parts = [f"{declined} declined"] if declined else []
+    parts += [f"{silent} did not answer"] if silent else []
+    parts += [f"{refused} bid against the preferences"] if refused else []
+    parts += [f"{excluded} cannot be taken a second time"] if excluded else []
+    return NoBidError(
+        f"no acceptable bid: {', '.join(parts) or 'the bids are no longer valid'}",
+        hint="see why with: nunet job explain JOB",
+        details={"answers": said},
+    )
+
+
+def get_registered_bids(ctx: Context, bid_request_id: str) -> list[dict[str, Any]]:
+    """Return the bids received for a request, best first (second seed: `getRegisteredBids`)."""
+    rows = ctx.store.table("bids").search(Query().bid_request_id == bid_request_id)
+    bids = [row for row in rows if row["kind"] == "bid" and row["direction"] == "received"]
+    return sorted(bids, key=lambda row: (row["rank"] or 10**6, row["at"]))
+
+
+def compute_providers_index(ctx: Context, job_id: str) -> list[dict[str, Any]]:
+    """Return the bids for a job with rank, score and why (seed 2: `computeProvidersIndex`); it survives restarts."""
+    rows = ctx.store.table("bids").search(Query().job_id == job_id)
+    bids = [row for row in rows if row["kind"] == "bid" and row["direction"] == "received"]
+    return sorted(bids, key=lambda row: (row["bid_request_id"], row["rank"] or 10**6, row["at"]))
