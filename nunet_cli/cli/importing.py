@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from nunet_cli.cli.output import Format, OutputOption, dump, note
+from nunet_cli.cli.output import Format, OutputOption, dump, note, write_new
 from nunet_cli.errors import UsageError
 
 
@@ -55,13 +55,7 @@ def import_job(
     if str(target) == "-":
         typer.echo(written, nl=False)
     else:
-        if target.exists() and not yes:
-            raise UsageError(f"{target} is there already", hint="choose another with --file, or write over it: --yes")
-        try:
-            target.write_text(written, encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"{target}: {error.strerror}") from None
-        typer.echo(target)
+        write_new(target, written, yes=yes)
     for item in notes:
         note(f"{item.path}: {item.reason}")
     if str(target) != "-":

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
     from nunet_cli.errors import NunetError
@@ -220,6 +222,23 @@ def price_text(price: dict[str, Any] | None) -> str:
         return "-"
     unit = f"/{price['time_unit']}" if price.get("time_unit") else ""
     return f"{price['amount']} {price['currency']}{unit}"
+
+
+def write_new(path: Path, text: str, *, yes: bool) -> None:
+    """Write a file that is not there yet, or with `yes` over one that is, and print its path.
+
+    Raises:
+        UsageError: it is there, or cannot be written.
+    """
+    from nunet_cli.errors import UsageError
+
+    if path.exists() and not yes:
+        raise UsageError(f"{path} is there already", hint="choose another with --file, or write over it with --yes")
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    typer.echo(path)
 
 
 def confirm(question: str, *, yes: bool) -> None:

@@ -19,7 +19,7 @@ from nunet_cli.cli.job import (
     TopicOption,
     run_posting,
 )
-from nunet_cli.cli.output import Format, OutputOption, QuietOption, note
+from nunet_cli.cli.output import Format, OutputOption, QuietOption, note, write_new
 from nunet_cli.errors import UsageError
 
 COMMAND = "nunet.command"
@@ -223,13 +223,7 @@ def init(
     if str(file) == "-":
         typer.echo(text, nl=False)
         return
-    if file.exists() and not yes:
-        raise UsageError(f"{file} is there already", hint="choose another with --file, or write over it with --yes")
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{file}: {error.strerror}") from None
-    typer.echo(file)
+    write_new(file, text, yes=yes)
     note(f"edit it, then: nunet job run {shlex.quote(str(file))}")
 
 
