@@ -125,7 +125,7 @@ def market(tmp_path: Path) -> Callable[..., Any]:
 
 
 def nunet(
-    *arguments: str, home: Path | None = None, check: bool = True, stdin: str | None = None, timeout: float = 90,
+    *arguments: str, home: Path | None = None, check: bool = True, stdin: str | None = None, timeout: float = 180,
     cwd: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:  # fmt: skip
     """Run the command line in a process of its own."""
@@ -146,7 +146,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(condition: Callable[[], Any], timeout: float = 20, what: str = "the condition") -> Any:
+def wait_until(condition: Callable[[], Any], timeout: float = 60, what: str = "the condition") -> Any:
     """Return the first true value of a condition, polled; fail when it takes longer than `timeout` seconds."""
     end = time.monotonic() + timeout
     while time.monotonic() < end:

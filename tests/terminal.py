@@ -71,11 +71,11 @@ class Terminal:
         text = self._tmux("capture-pane", "-p", "-S", "-2000", *(["-e"] if colours else []))
         return text.rstrip() + "\n"
 
-    def wait_for(self, text: str, timeout: float = 40) -> str:
+    def wait_for(self, text: str, timeout: float = 90) -> str:
         """Return the screen once it has a text on it."""
         return self.wait_until(lambda screen: text in screen, timeout, what=repr(text))
 
-    def wait_until(self, condition: Callable[[str], bool], timeout: float = 40, what: str = "the condition") -> str:
+    def wait_until(self, condition: Callable[[str], bool], timeout: float = 90, what: str = "the condition") -> str:
         """Return the screen once a condition of it is true."""
         try:
             return str(wait_until(lambda: condition(now := self.screen()) and now, timeout, what=what))

@@ -27,7 +27,7 @@ def shell(script: str, folder: Path, **environment: str) -> subprocess.Completed
     (tools / "nunet").chmod(0o755)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
     return subprocess.run(
-        ["sh", "-e", "-c", script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=110,
+        ["sh", "-e", "-c", script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=280,
         env={**kept, "PATH": f"{tools}:{os.environ['PATH']}", "HOME": str(folder), "PYTHONPATH": str(ROOT), **environment},
     )  # fmt: skip
 

@@ -94,7 +94,7 @@ async def town(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[T
             for node in (requester, stranger):
                 await node.add_peer(authority["address"])
                 await node.add_peer(provider["address"])
-            with trio.fail_after(10):
+            with trio.fail_after(30):
                 while len(requester.ctx.transport.connected()) < 2 or len(stranger.ctx.transport.connected()) < 2:
                     await requester.ctx.transport.wait_change(0.1)
             market = Market(requester, requester, requester, folder)

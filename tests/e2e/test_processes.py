@@ -112,7 +112,7 @@ def test_stages_script_drives_a_job_with_an_embedded_node(processes: Processes, 
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     done = subprocess.run(
         [shell, ROOT / "examples" / "stages.sh", ROOT / "examples" / "word-count" / "job.yaml", target],
-        env=environment, capture_output=True, text=True, timeout=110, check=False,
+        env=environment, capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads((target / "counts.json").read_text())["the"] == 32

@@ -22,7 +22,7 @@ def script(shell: str, name: str, *arguments: str, home: Path, folder: Path) -> 
     environment["PYTHONPATH"] = str(EXAMPLES.parent)
     return subprocess.run(
         [shell, str(EXAMPLES / name), *arguments], cwd=folder, env=environment, capture_output=True, text=True,
-        check=False, timeout=110,
+        check=False, timeout=280,
     )  # fmt: skip
 
 

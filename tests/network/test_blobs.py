@@ -60,7 +60,7 @@ async def test_a_peer_that_was_away_is_waited_for(tmp_path: Path) -> None:
         async with open_node(tmp_path / "a", config()) as a:
             await b.add_peer(a.ctx.transport.describe())
             cid = await give(a, data, b)
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 while not a.ctx.transport.connected():
                     await a.ctx.transport.wait_change(0.1)
         async with trio.open_nursery() as nursery:
@@ -118,7 +118,7 @@ async def test_a_blob_that_is_not_given_is_an_error_of_the_peers(tmp_path: Path)
         connection = a.ctx.transport.connection(b.identity.public_key)
         assert connection is not None
         await connection.send(BLOB_DATA, b"\0\0\0\1garbage")
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             assert await b.ctx.transport.ping(a.identity.public_key) > 0
 
 

@@ -42,7 +42,7 @@ def containers() -> list[str]:
 
 async def nothing_is_left(m: Market) -> None:
     assert m.provider.accounting.taken(m.provider.ctx.store) == []
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         while containers():
             await trio.sleep(0.1)
 

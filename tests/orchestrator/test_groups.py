@@ -124,7 +124,7 @@ async def test_colocated_jobs_run_at_one_provider(tmp_path: Path) -> None:
         await second.onboard(OnboardOptions(price="0.5"), None)
         for node in (m.authority, m.requester):
             await second.add_peer(node.ctx.transport.describe())
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while len(m.requester.ctx.topics.subscribers("/nunet/bids")) < 2:
                 await trio.sleep(0.02)
         # the first wants the dear provider: without the link, the second would go to the cheap one

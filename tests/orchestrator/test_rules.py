@@ -120,7 +120,7 @@ async def test_a_role_that_is_not_there_yet_is_waited_for_and_then_kept(tmp_path
         # somebody who announces the role later is not taken instead
         async with open_node(tmp_path / "late", config(), roles=("contract-database",)) as late:
             await r.add_peer(late.ctx.transport.describe())
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 while len(r.ctx.peers.with_role(DATABASE)) < 2:
                     await trio.sleep(0.02)
             assert r.ctx.find_role(DATABASE, "") == first.identity.did
@@ -161,12 +161,12 @@ async def test_a_provider_that_does_not_answer_the_invocation_is_asked_again_and
         messenger.register("invocation", known.kind, silence, ephemeral=True)
         job_id = await m.post(spec("true"))
         m.requester.orchestrate(job_id)
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while "invocation_unanswered" not in m.event_types(job_id):
                 await trio.sleep(0.02)
         assert m.job(job_id)["state"] == "contracted"
         messenger.register("invocation", known.kind, known.behaviour)
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while m.job(job_id)["state"] != "settled":
                 await trio.sleep(0.02)
         assert len(m.provider.ctx.store.table("allocations").all()) == 1

@@ -45,7 +45,7 @@ async def market_of(folder: Path, count: int) -> AsyncIterator[tuple[Market, lis
             for other in (m.authority, m.requester):
                 await node.add_peer(other.ctx.transport.describe())
             providers.append(node)
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while len(m.requester.ctx.topics.subscribers("/nunet/bids")) < count:
                 await trio.sleep(0.02)
         yield m, providers
@@ -148,7 +148,7 @@ async def test_the_operator_ends_a_dispute_and_both_are_told(
         ]  # fmt: skip
         assert m.authority.contract_database is not None
         await m.authority.contract_database.resolve(contract_id, decision, share or "0.5")
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             for node in (m.requester, m.provider):
                 while not (row := node.ctx.store.find("contracts", contract_id)).get("told"):
                     await trio.sleep(0.02)
