@@ -123,7 +123,9 @@ class ApiClient:
         connection = self._connection(timeout)
         headers = self._headers() | ({"Content-Type": "application/json"} if body is not None else {})
         try:
-            connection.request(method, path, json.dumps(body) if body is not None else None, headers)
+            # a node that refuses may answer and close before it has read the whole body
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.request(method, path, json.dumps(body) if body is not None else None, headers)
             response = connection.getresponse()
             data = response.read()
         except (OSError, http.client.HTTPException) as error:

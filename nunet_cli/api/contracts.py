@@ -113,7 +113,7 @@ async def list_disputes(request: Request) -> Response:
 
 async def resolve_contract(request: Request) -> Response:
     """End a dispute (operator of a contract database); return the receipt."""
-    database, body = _database(request), await body_of(request, Resolution)
+    body, database = await body_of(request, Resolution), _database(request)
     row = _contract(request, "registered_contracts")
     receipt = await database.resolve(row["id"], body.decision, body.share)
     return answer(msgspec.to_builtins(receipt.read(Receipt)))
@@ -157,7 +157,7 @@ async def statements(request: Request) -> Response:
 
 async def deposit(request: Request) -> Response:
     """Credit an account (operator of a contract database)."""
-    database, body = _database(request), await body_of(request, Deposit)
+    body, database = await body_of(request, Deposit), _database(request)
     did = did_of(body.to)
     micro = await database.deposit(did, units.parse_amount(body.amount))
     return answer({"did": did, "balance": units.format_amount(micro)}, status=201)
@@ -179,13 +179,13 @@ async def registry(request: Request) -> Response:
 
 async def approve(request: Request) -> Response:
     """Admit a node."""
-    database, body = _database(request), await body_of(request, RegistryChange)
+    body, database = await body_of(request, RegistryChange), _database(request)
     return answer(await database.approve(did_of(body.did), body.note), status=201)
 
 
 async def revoke(request: Request) -> Response:
     """Stop a node from closing new contracts."""
-    database, body = _database(request), await body_of(request, RegistryChange)
+    body, database = await body_of(request, RegistryChange), _database(request)
     return answer(await database.revoke(did_of(body.did), body.note))
 
 
