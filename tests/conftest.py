@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import trio
 
@@ -25,6 +27,12 @@ from nunet_cli.node.node import Node, open_node
 from nunet_cli.node.onboarding import OnboardOptions
 from nunet_cli.orchestrator.post import process_job
 
+# a busy machine is slow, and that is no finding
+hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("patient")
+# started in the background of a script, a process ignores Ctrl-C, and so do those that it starts
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # a process that cannot keep what it compiled takes three times as long to start
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 ROOT = Path(__file__).parent.parent

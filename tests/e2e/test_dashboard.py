@@ -41,7 +41,7 @@ def page(processes: Processes, tmp_path: Path) -> Iterator[tuple[Processes, str]
     try:
         yield processes, process.stdout.readline().strip()
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 130
+        assert process.wait(60) == 130
     finally:
         process.kill()
         process.communicate()

@@ -54,7 +54,7 @@ def test_the_demo_is_live_on_a_terminal_and_ends_at_ctrl_c(tmp_path: Path) -> No
         wait_until(lambda: shown(b"running"), what="a job that runs")
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
-        assert process.wait(15) == 130
+        assert process.wait(60) == 130
     finally:
         process.kill()
         os.close(master)
