@@ -58,8 +58,9 @@ def list_values(output: OutputOption = Format.table) -> None:
 
     config = STATE.config()
     values = {key: read(config, key) for key in keys()}
-    if values["network.secret"]:
-        values["network.secret"] = "(set)"
+    for key in ("network.secret", "api.token"):
+        if values[key]:
+            values[key] = "(set)"
     if output is Format.table:
         for key, value in values.items():
             typer.echo(f"{key} = {_text(value)}")
