@@ -52,7 +52,7 @@ def read_spec(text: str, *, source: str = "job.yaml") -> JobSpec:
     """
     if len(text) > MAX_SPEC_BYTES:
         raise UsageError(f"{source}: a job specification may have at most {MAX_SPEC_BYTES} bytes")
-    document, lines = _parse(text, source)
+    document, lines = parse_document(text, source)
     if not isinstance(document, dict):
         raise UsageError(f"{source}: a job specification is a mapping of fields, this is {_kind(document)}")
     try:
@@ -72,7 +72,7 @@ def placed(error: UsageError, text: str, source: str) -> UsageError:
         text: the document.
         source: the file's name.
     """
-    return _placed(error, _parse(text, source)[1], source)
+    return _placed(error, parse_document(text, source)[1], source)
 
 
 def _placed(error: UsageError, lines: Marks, source: str) -> UsageError:
@@ -89,7 +89,12 @@ def spec_from_object(document: Any, *, source: str = "spec") -> JobSpec:
     return read_spec(json.dumps(document), source=source)
 
 
-def _parse(text: str, source: str) -> tuple[Any, Marks]:
+def parse_document(text: str, source: str) -> tuple[Any, Marks]:
+    """Return what a YAML or TOML document holds, and where its fields stand; what its aliases come to is bounded.
+
+    Raises:
+        UsageError: it cannot be read; the message names the line.
+    """
     if source.endswith(".toml"):
         try:
             return tomllib.loads(text), {}

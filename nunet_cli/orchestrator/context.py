@@ -160,7 +160,7 @@ class Context:
 
     async def pin_role(self, role: str, did: str) -> None:
         """Remember who was used in a role, the first time; what the configuration says needs no remembering."""
-        if did in (self.config.contract_database, self.config.oracle):
+        if did == (self.config.oracle if role == "oracle" else self.config.contract_database):
             return
         if self.store.find("pinned_roles", role) is None:
             await self.store.change(lambda t: t.put("pinned_roles", {"id": role, "did": did, "at": units.utc_now()}))

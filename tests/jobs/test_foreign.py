@@ -58,6 +58,12 @@ Tasks:
 """
 
 
+# each line nine times the one before
+BOMB = "a: &a [x, x]\n" + "".join(
+    f"b{at}: &{chr(98 + at)} [{', '.join(['*' + chr(97 + at)] * 9)}]\n" for at in range(12)
+)
+
+
 def imported(text: str, **options: Any) -> tuple[dict[str, Any], dict[str, str]]:
     spec, notes = read_foreign(text, source="file", **options)
     return spec, {note.path: note.reason for note in notes}
@@ -117,7 +123,7 @@ def test_a_bacalhau_job() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[", "file: not YAML"), ("a", "not a mapping"), ("{}", "neither a Compose file"),
+        ("[", "file:1:2: not YAML"), (BOMB, "too many fields"), ("a", "not a mapping"), ("{}", "neither a Compose file"),
         ("services: {}", "there are no services"), ("services: [a]", "services: not a mapping"),
         ("services: {a: {build: .}}", "services.a: it has no image"), ("Tasks: []", "there are no Tasks"),
         ("services: {a: {image: b, mem_limit: much}}", "services.a.mem_limit: not a size"),

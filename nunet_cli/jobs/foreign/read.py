@@ -10,7 +10,7 @@ from nunet_cli.errors import UsageError
 from nunet_cli.jobs.foreign.bacalhau import read_bacalhau
 from nunet_cli.jobs.foreign.compose import read_compose
 from nunet_cli.jobs.foreign.mapping import Note
-from nunet_cli.jobs.reader import read_spec
+from nunet_cli.jobs.reader import parse_document, read_spec
 from nunet_cli.jobs.spec import MAX_SPEC_BYTES
 
 Kind = Literal["compose", "bacalhau"]
@@ -30,10 +30,7 @@ def read_foreign(text: str, *, source: str, kind: Kind | None = None) -> tuple[d
     """
     if len(text) > MAX_SPEC_BYTES:
         raise UsageError(f"{source}: more than {MAX_SPEC_BYTES} bytes")
-    try:
-        document = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"{source}: not YAML: {str(error).splitlines()[0]}") from None
+    document, _ = parse_document(text, source)
     if not isinstance(document, dict):
         raise UsageError(f"{source}: not a mapping of fields")
     kind = kind or _kind_of(document, source)
