@@ -22,6 +22,15 @@ _SIZES |= {"tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _DURATIONS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 TIME_UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 
+# the one form of a time on the wire, `2026-01-31T12:00:00.000Z`: so a day that does not exist, another zone or another
+# precision is refused, and two times compare as texts in the order in which they are
+_DAY = (
+    r"2[0-9]{3}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)"
+    r"|02-(?:0[1-9]|1[0-9]|2[0-8]))"
+)
+_LEAP_DAY = r"(?:2[0-9](?:0[48]|[2468][048]|[13579][26])|2[048]00)-02-29"
+TIME_PATTERN = rf"^(?:{_DAY}|{_LEAP_DAY})T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]\.[0-9]{{3}}Z$(?!\n)"
+
 
 def parse_size(text: str | int) -> int:
     """Return bytes for `4GiB`, `512 MB` or a plain count of bytes.

@@ -6,11 +6,13 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
 
+from nunet_cli import units
 from nunet_cli.jobs.capability import Capability, Name, PriceBid, Size
 
 Id = Annotated[str, Meta(min_length=1, max_length=120)]
 Did = Annotated[str, Meta(min_length=10, max_length=120, pattern=r"^did:key:z[1-9A-HJ-NP-Za-km-z]+$")]
-Time = Annotated[str, Meta(min_length=20, max_length=40)]
+Time = Annotated[str, Meta(pattern=units.TIME_PATTERN)]
+TimeOrNone = Annotated[str, Meta(pattern=rf"{units.TIME_PATTERN}|^$(?!\n)")]
 Text = Annotated[str, Meta(max_length=4000)]
 Many = Meta(max_length=1000)
 
@@ -100,7 +102,7 @@ class BidRequest(Struct, forbid_unknown_fields=True, frozen=True):
     name: Annotated[str, Meta(max_length=200)] = ""
     images: Annotated[tuple[Annotated[str, Meta(max_length=400)], ...], Meta(max_length=100)] = ()
     hard: Annotated[tuple[Rule, ...], Meta(max_length=32)] = ()
-    start_by: Annotated[str, Meta(max_length=40)] = ""
+    start_by: TimeOrNone = ""
 
 
 class TimeBid(Struct, forbid_unknown_fields=True, frozen=True):
@@ -176,8 +178,8 @@ class Result(Struct, forbid_unknown_fields=True, frozen=True):
     allocation_id: Annotated[str, Meta(max_length=120)]
     state: Literal["completed", "failed", "cancelled"]
     exit_code: int | None
-    started_at: str
-    ended_at: str
+    started_at: Time
+    ended_at: Time
     usage: Usage = field(default_factory=Usage)
     outputs: Annotated[tuple[OutputFile, ...], Many] = ()
     stdout_cid: str = ""
