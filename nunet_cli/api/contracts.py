@@ -159,7 +159,7 @@ async def deposit(request: Request) -> Response:
     """Credit an account (operator of a contract database)."""
     body, database = await body_of(request, Deposit), _database(request)
     did = did_of(body.to)
-    micro = await database.deposit(did, units.parse_amount(body.amount))
+    micro = await database.registry.deposit(did, units.parse_amount(body.amount))
     return answer({"did": did, "balance": units.format_amount(micro)}, status=201)
 
 
@@ -174,19 +174,19 @@ def _database(request: Request) -> ContractDatabase:
 
 async def registry(request: Request) -> Response:
     """Return everybody whom this contract database has admitted or revoked."""
-    return answer(_database(request).registry())
+    return answer(_database(request).registry.everybody())
 
 
 async def approve(request: Request) -> Response:
     """Admit a node."""
     body, database = await body_of(request, RegistryChange), _database(request)
-    return answer(await database.approve(did_of(body.did), body.note), status=201)
+    return answer(await database.registry.approve(did_of(body.did), body.note), status=201)
 
 
 async def revoke(request: Request) -> Response:
     """Stop a node from closing new contracts."""
     body, database = await body_of(request, RegistryChange), _database(request)
-    return answer(await database.revoke(did_of(body.did), body.note))
+    return answer(await database.registry.revoke(did_of(body.did), body.note))
 
 
 async def books(request: Request) -> Response:

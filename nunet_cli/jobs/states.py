@@ -45,9 +45,9 @@ CONTRACT_TRANSITIONS: dict[str, set[str]] = {
     "agreed": {"proved", "refused", "expired", "settled", "refunded", "disputed"},
     "proved": {"settled", "refunded", "disputed"},
     "disputed": {"settled", "refunded"},
-    "refused": set(),
-    # never proved, and not invoked, before the deadline
-    "expired": {"refunded"},
+    # withdrawn or given up by one side after it had signed: how it was closed all the same is told by the receipt
+    "refused": {"settled", "refunded", "disputed"},
+    "expired": {"settled", "refunded", "disputed"},
     "settled": set(),
     "refunded": set(),
 }

@@ -1,4 +1,8 @@
-"""Stage 4, contract closure: both parties check each other, sign the same text, and the contract database proves it."""
+"""Stage 4, contract closure: both parties make the same text from the bid, and the contract database proves it.
+
+The provider signs first, until a time after which its signature binds no more; the requester signs last, and has it
+registered. So a contract that anybody refused, or never answered, lacks a signature, and binds nobody.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 import msgspec
+import trio
 
 from nunet_cli import units
 from nunet_cli.database.store import Transaction
@@ -33,12 +38,15 @@ from nunet_cli.tokenomics.contract import (
     ProofOfContract,
     RegisterContract,
     Terms,
+    deadline_of,
+    sign_by_of,
 )
 from nunet_cli.tokenomics.payment import check_payment_info, deposit_for
 
-SLACK = timedelta(minutes=10)
-LONGEST = timedelta(days=365)
 PROVIDER_REFUSED = "provider_refused"
+TRANSIENT = frozenset({"peer_silent", "peer_unreachable", "internal", "disk_full"})
+RETRY_PAUSE = 2.0
+MAX_SKEW = timedelta(seconds=60)
 
 # -- requester ---------------------------------------------------------------------------------------------------------
 
@@ -58,11 +66,16 @@ async def close_contract(ctx: Context, job_id: str) -> dict[str, Any]:
             f"job {job['id']} is {job['state']}, not requested", hint=f"run: nunet job request {job['id']}"
         )
     row = ctx.store.find("contracts", job["contract_id"]) if job["contract_id"] else None
-    if row is None or row["bid_id"] != job["bid_id"]:
+    if row is None or row["bid_id"] != job["bid_id"] or row["state"] in ("refused", "expired"):
         row = await _propose(ctx, job)
     if row["state"] == "proposed":
         row = await _agree(ctx, row)
     return await _prove(ctx, job["id"], row)
+
+
+def is_transient(error: NunetError) -> bool:
+    """Say whether what failed may go well a moment later: a node that restarts, or whose disk is full for now."""
+    return error.code in TRANSIENT
 
 
 async def _propose(ctx: Context, job: dict[str, Any]) -> dict[str, Any]:
@@ -72,7 +85,7 @@ async def _propose(ctx: Context, job: dict[str, Any]) -> dict[str, Any]:
     oracle = await ctx.wait_role(ORACLE, ctx.config.oracle)
     if not await validate_provider(ctx, bid["did"], database):
         raise ContractError(f"the provider {bid['did']} is not verified", code=PROVIDER_REFUSED)
-    document = generate_job_contract(ctx, job, bid, database, oracle).sign(ctx.identity, REQUESTER)
+    document = generate_job_contract(ctx, job, bid, database, oracle)
     row = contract_row(document, REQUESTER, job["spec"])
 
     def change(t: Transaction) -> None:
@@ -108,20 +121,18 @@ def generate_job_contract(
 ) -> Document:
     """Return the unsigned contract for a bid (seed 4: `generateJobContract`)."""
     spec = decode_spec(job["spec"])
-    duration = bid["time"]["duration"]
-    deadline = units.format_time(units.now() + timedelta(seconds=duration) + SLACK)
     return make_document(
         _contract(
             bid, requester=ctx.identity.did, provider=bid["did"], database=database, oracle=oracle,
-            verification=spec.verify.policy, deadline=deadline,
-            replicas=spec.verify.n if spec.verify.policy == "replicate" else 1, created_at=units.utc_now(),
+            verification=spec.verify.policy, replicas=spec.verify.n if spec.verify.policy == "replicate" else 1,
+            created_at=units.utc_now(),
         )
     )  # fmt: skip
 
 
 def _contract(
     bid: dict[str, Any], *, requester: str, provider: str, database: str, oracle: str, verification: Any,
-    deadline: str, created_at: str, replicas: int,
+    created_at: str, replicas: int,
 ) -> Contract:  # fmt: skip
     """Return the contract that follows from a bid; both parties make it, and it must come out the same."""
     price = msgspec.convert(bid["price"], PriceBid)
@@ -131,15 +142,17 @@ def _contract(
         contract_database=database, oracle=oracle,
         terms=Terms(
             spec_cid=bid["spec_cid"], price=price, max_duration=duration,
-            deposit=units.format_amount(deposit_for(price, duration)), verification=verification, deadline=deadline,
-            replicas=replicas,
+            deposit=units.format_amount(deposit_for(price, duration)), verification=verification,
+            deadline=deadline_of(created_at, duration), replicas=replicas,
         ),
         payment="escrow" if check_payment_info(price, duration) else "volunteer", created_at=created_at,
+        sign_by=sign_by_of(created_at),
     )  # fmt: skip
 
 
 async def _agree(ctx: Context, row: dict[str, Any]) -> dict[str, Any]:
-    proposal = read(row, "document", Document)
+    """Get the provider's signature under the very same text, and put this node's own under it, which comes last."""
+    proposal = Document(read(row, "document", Document).content)
     timeout = ctx.config.limits.answer_timeout * 2
     try:
         answer = await ctx.messenger.request(
@@ -153,35 +166,67 @@ async def _agree(ctx: Context, row: dict[str, Any]) -> dict[str, Any]:
         reason = error.message
         await ctx.store.change(lambda t: set_contract(t, row["id"], "refused", reason=reason))
         raise ContractError(f"the provider refused the contract: {reason}", code=PROVIDER_REFUSED) from None
-    return await ctx.store.change(lambda t: set_contract(t, row["id"], "agreed", document=plain(agreed)))
+    mine = Document(agreed.content, tuple(entry for entry in agreed.signatures if entry.role == PROVIDER)[:1])
+    signed = mine.sign(ctx.identity, REQUESTER)
+    return await ctx.store.change(lambda t: set_contract(t, row["id"], "agreed", document=plain(signed)))
 
 
 async def _prove(ctx: Context, job_id: str, row: dict[str, Any]) -> dict[str, Any]:
     document = read(row, "document", Document)
     contract = document.read(Contract)
     try:
-        answer = await ctx.messenger.request(
-            contract.contract_database, "register_contract", RegisterContract(document),
-            timeout=ctx.config.limits.answer_timeout,
-        )  # fmt: skip
-        if not isinstance(answer.body, ProofOfContract):
-            raise RejectedMessageError("the contract database did not answer with a proof", code="bad_answer")
-        check_proof(answer.body.proof, document)
+        body = await _register(ctx, job_id, document, contract)
+        check_proof(body.proof, document)
     except NunetError as error:
-        await ctx.store.save_event(job_id, "contract_refused", reason=error.message, code=error.code)
+        event = {"reason": error.message, "code": error.code}
+
+        def refused(t: Transaction) -> None:
+            t.save_event(job_id, "contract_refused", **event)
+            if contract.sign_by <= units.utc_now():
+                set_contract(t, row["id"], "expired", message=f"not registered by {contract.sign_by}")
+
+        await ctx.store.change(refused)
         message = f"the contract database refused the contract: {error.message}"
         raise ContractError(message, code=error.code, hint=error.hint, details=error.details) from None
-    body: ProofOfContract = answer.body
-    await ctx.pin_role(DATABASE, contract.contract_database)
-    await ctx.pin_role(ORACLE, contract.oracle)
+    if contract.payment != "volunteer":
+        # whom a volunteer's contract names costs nobody anything, and says nothing about whom to trust with money
+        await ctx.pin_role(DATABASE, contract.contract_database)
+        await ctx.pin_role(ORACLE, contract.oracle)
 
     def change(t: Transaction) -> dict[str, Any]:
-        set_contract(t, row["id"], "proved", proof=plain(body.proof))
+        set_contract(t, row["id"], "proved", proof=plain(body.proof), proved_at=units.utc_now())
         note_balance(t, contract.contract_database, body.balance)
         event = {"contract_id": row["id"], "deposit": row["deposit"], "payment": contract.payment}
         return advance(t, job_id, "contracted", event, contract_id=row["id"])
 
     return await ctx.store.change(change)
+
+
+async def _register(ctx: Context, job_id: str, document: Document, contract: Contract) -> ProofOfContract:
+    """Ask for the proof; a contract database that is away is asked again, for as long as the signatures bind.
+
+    Raises:
+        NunetError: what it answered, or that it did not.
+    """
+    said = False
+    while True:
+        try:
+            answer = await ctx.messenger.request(
+                contract.contract_database, "register_contract", RegisterContract(document),
+                timeout=ctx.config.limits.answer_timeout,
+            )  # fmt: skip
+        except NunetError as error:
+            if not is_transient(error) or contract.sign_by <= units.utc_now():
+                raise
+            if not said:
+                said = True
+                event = {"message": error.message, "until": contract.sign_by}
+                await ctx.store.save_event(job_id, "registration_unanswered", **event)
+            await trio.sleep(RETRY_PAUSE)
+            continue
+        if not isinstance(answer.body, ProofOfContract):
+            raise RejectedMessageError("the contract database did not answer with a proof", code="bad_answer")
+        return answer.body
 
 
 def check_proof(proof: Document, contract: Document) -> None:
@@ -264,7 +309,6 @@ async def _on_proposal(ctx: Context, message: Incoming) -> Answer:
     if known is not None and known["requester"] == message.sender:
         return "contract_agreement", ContractAgreement(read(known, "document", Document))
     bid = sent_bid(ctx, contract.bid_id, message.sender)
-    require_signature(document, message.sender, REQUESTER, "contract")
     _check_roles(ctx, contract)
     agreement = generate_job_agreement(ctx, bid, contract)
     if agreement.content != document.content:
@@ -273,9 +317,14 @@ async def _on_proposal(ctx: Context, message: Incoming) -> Answer:
         )
     if offered_until(bid) <= units.utc_now() and not ctx.accounting.is_locked(ctx.store, bid["id"]):
         raise ContractError(f"the bid timed out at {offered_until(bid)}", code="bid_timeout")
+    if contract.sign_by <= units.utc_now() or units.parse_time(contract.created_at) > units.now() + MAX_SKEW:
+        raise ContractError(
+            f"the contract was to be signed between {contract.created_at} and {contract.sign_by}", code="bad_times",
+            hint="compare the clocks of both machines",
+        )  # fmt: skip
     if not await validate_provider(ctx, contract.requester, contract.contract_database):
         raise ContractError("the requester is not verified", code="not_verified_entity")
-    agreed = document.sign(ctx.identity, PROVIDER)
+    agreed = agreement.sign(ctx.identity, PROVIDER)
     request = ctx.store.find("bid_requests", bid["bid_request_id"])
     assert request is not None
     resources = msgspec.convert(request["required_capability"]["resources"], Resources)
@@ -291,8 +340,6 @@ async def _on_proposal(ctx: Context, message: Incoming) -> Answer:
         t.save_event(bid["job_id"], "contract_agreed", contract_id=agreed.cid, deposit=contract.terms.deposit)
 
     await ctx.store.change(change)
-    await ctx.pin_role(DATABASE, contract.contract_database)
-    await ctx.pin_role(ORACLE, contract.oracle)
     return "contract_agreement", ContractAgreement(agreed)
 
 
@@ -304,23 +351,27 @@ def generate_job_agreement(ctx: Context, bid: dict[str, Any], proposed: Contract
     return make_document(
         _contract(
             bid, requester=bid["did"], provider=ctx.identity.did, database=proposed.contract_database,
-            oracle=proposed.oracle, verification=proposed.terms.verification, deadline=proposed.terms.deadline,
-            created_at=proposed.created_at, replicas=proposed.terms.replicas,
+            oracle=proposed.oracle, verification=proposed.terms.verification, created_at=proposed.created_at,
+            replicas=proposed.terms.replicas,
         )
     )  # fmt: skip
 
 
 def _check_roles(ctx: Context, contract: Contract) -> None:
+    """Refuse a contract database or oracle that is not this provider's own choice, where money is at stake."""
     for role, configured, named in (
         (DATABASE, ctx.config.contract_database, contract.contract_database),
         (ORACLE, ctx.config.oracle, contract.oracle),
     ):
+        if contract.payment == "volunteer" and not configured:
+            continue
         trusted = configured or ctx.find_role(role, "")
-        if named != trusted and contract.payment != "volunteer":
-            raise ContractError(f"this provider accepts only {trusted} as {role}", code="untrusted_role")
-    deadline, now = units.parse_time(contract.terms.deadline), units.now()
-    if not now + timedelta(seconds=contract.terms.max_duration) < deadline < now + LONGEST:
-        raise ContractError(f"the deadline {contract.terms.deadline} leaves no time, or too much", code="bad_deadline")
+        if named != trusted:
+            key = role.replace("-", "_")
+            raise ContractError(
+                f"this provider accepts only {trusted} as {role}", code="untrusted_role",
+                hint=f"choose the same one: nunet config set {key} {trusted}",
+            )  # fmt: skip
 
 
 def _differences(mine: Document, theirs: Document) -> dict[str, Any]:

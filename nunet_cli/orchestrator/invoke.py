@@ -14,7 +14,7 @@ from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.job import Allocation
 from nunet_cli.jobs.tree import programs, required_capability
 from nunet_cli.network.blobs import Blobs
-from nunet_cli.network.documents import Document
+from nunet_cli.network.documents import Document, require_signature
 from nunet_cli.network.identity import content_id
 from nunet_cli.network.messenger import Answer, Incoming
 from nunet_cli.orchestrator.allocation import run_allocation
@@ -22,7 +22,7 @@ from nunet_cli.orchestrator.context import Context, advance, plain, read
 from nunet_cli.orchestrator.contract import check_proof, set_contract
 from nunet_cli.orchestrator.messages import AllocationStartSuccess, Invocation
 from nunet_cli.orchestrator.post import new_id
-from nunet_cli.tokenomics.contract import Contract
+from nunet_cli.tokenomics.contract import PROVIDER, REQUESTER, Contract
 
 # -- requester ---------------------------------------------------------------------------------------------------------
 
@@ -145,6 +145,8 @@ def _allocation_of(ctx: Context, contract_id: str) -> dict[str, Any] | None:
 
 def _check_invocation(body: Invocation, document: Document) -> None:
     contract = document.read(Contract)
+    require_signature(document, contract.requester, REQUESTER, "contract")
+    require_signature(document, contract.provider, PROVIDER, "contract")
     check_proof(body.proof, document)
     if contract.terms.deadline <= units.utc_now():
         raise ContractError(f"the contract's deadline {contract.terms.deadline} has passed", code="contract_expired")
@@ -176,7 +178,8 @@ async def create_allocation(ctx: Context, body: Invocation, contract: dict[str, 
         ctx.accounting.allocate(t, contract["bid_id"], allocation.id, needs.resources, needs.time.max)
         row: dict[str, Any] = msgspec.to_builtins(allocation)
         t.put("allocations", row)
-        set_contract(t, contract["id"], "proved", proof=plain(body.proof), spec=body.spec)
+        signed = {"document": plain(body.contract), "proof": plain(body.proof), "proved_at": units.utc_now()}
+        set_contract(t, contract["id"], "proved", spec=body.spec, **signed)
         t.save_event(contract["job_id"], "allocation_created", allocation_id=allocation.id, contract_id=contract["id"])
         return row
 

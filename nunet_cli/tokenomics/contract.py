@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from nunet_cli import units
 from nunet_cli.jobs.capability import PriceBid
-from nunet_cli.jobs.job import Did, Id, Text, Time
+from nunet_cli.jobs.job import Did, Id, Text, Time, TimeOrNone
 from nunet_cli.network.documents import Document
 
 FULFILLED = "Contract fulfilled, thank you for your business"
-Amount = Annotated[str, Meta(pattern=r"^-?\d{1,13}(\.\d{1,6})?$")]
+Amount = Annotated[str, Meta(pattern=r"^[0-9]{1,13}(\.[0-9]{1,6})?$(?!\n)")]
+Movement = Annotated[str, Meta(pattern=r"^-?[0-9]{1,13}(\.[0-9]{1,6})?$(?!\n)")]
+# what a contract's deadline has beyond the job's longest duration: for its inputs, its start and its outputs
+SLACK = timedelta(minutes=10)
+# how long the provider's signature, which comes first, waits for the requester's and for the contract database
+SIGN_WITHIN = timedelta(seconds=60)
 REQUESTER, PROVIDER, DATABASE, ORACLE = "requester", "provider", "contract-database", "oracle"
 
 
@@ -31,7 +38,10 @@ class Terms(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Contract(Struct, forbid_unknown_fields=True, frozen=True):
-    """The text that both parties sign (seed 4: `tokenomics.contract`); its id is its content id."""
+    """The text that both parties sign (seed 4: `tokenomics.contract`); its id is its content id.
+
+    The provider signs first, the requester last; what is not registered by `sign_by` binds nobody.
+    """
 
     v: Literal[1]
     job_id: Id
@@ -43,6 +53,17 @@ class Contract(Struct, forbid_unknown_fields=True, frozen=True):
     terms: Terms
     payment: Literal["volunteer", "escrow"]
     created_at: Time
+    sign_by: TimeOrNone = ""
+
+
+def deadline_of(created_at: str, max_duration: int) -> str:
+    """Return a contract's deadline: it follows from when it was made and how long the job may run, in seconds."""
+    return units.format_time(units.parse_time(created_at) + timedelta(seconds=max_duration) + SLACK)
+
+
+def sign_by_of(created_at: str) -> str:
+    """Return until when a contract must be registered: it follows from when it was made."""
+    return units.format_time(units.parse_time(created_at) + SIGN_WITHIN)
 
 
 class Proof(Struct, forbid_unknown_fields=True, frozen=True):
@@ -171,7 +192,7 @@ class StatementEntry(Struct, forbid_unknown_fields=True, frozen=True):
 
     at: Time
     kind: Id
-    amount: Amount
+    amount: Movement
     contract_id: Annotated[str, Meta(max_length=120)] = ""
 
 

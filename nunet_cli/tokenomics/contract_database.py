@@ -1,4 +1,4 @@
-"""The contract database: who is verified, which contracts are recorded, what is in escrow, and what was settled.
+"""The contract database: which contracts are recorded, what is in escrow, and what was settled.
 
 Every answer is signed (the envelope, and the documents in it), every change is appended to a hash-chained log, and each
 contract is settled exactly once, however often it is asked for.
@@ -6,6 +6,7 @@ contract is settled exactly once, however often it is asked for.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -16,11 +17,18 @@ from tinydb import Query
 from nunet_cli import units
 from nunet_cli.config import Config
 from nunet_cli.database.store import Store, Transaction
-from nunet_cli.errors import ContractError, DisputedError, NotFoundError, RejectedMessageError
+from nunet_cli.errors import (
+    ContractError,
+    DisputedError,
+    NotFoundError,
+    NunetError,
+    RejectedMessageError,
+    StateError,
+)
 from nunet_cli.jobs.job import Result
 from nunet_cli.jobs.states import CONTRACT_TRANSITIONS, check_transition
 from nunet_cli.network.documents import Document, make_document, require_signature
-from nunet_cli.network.identity import Identity, key_from_did
+from nunet_cli.network.identity import Identity
 from nunet_cli.network.messenger import Answer, Incoming, Messenger
 from nunet_cli.tokenomics import chain, ledger
 from nunet_cli.tokenomics import dispute as disputes
@@ -37,7 +45,6 @@ from nunet_cli.tokenomics.contract import (
     Contract,
     ContractStatus,
     JobVerificationResult,
-    KycAnswer,
     Message,
     Proof,
     ProofOfContract,
@@ -46,11 +53,17 @@ from nunet_cli.tokenomics.contract import (
     SettleContract,
     Settled,
     StatementEntry,
+    deadline_of,
+    sign_by_of,
 )
-from nunet_cli.tokenomics.payment import amount_due, deposit_for
+from nunet_cli.tokenomics.payment import amount_due, deposit_for, seconds_between
+from nunet_cli.tokenomics.registry import Registry
+
+log = logging.getLogger("nunet.contract-database")
 
 MESSAGE_LIFETIME = 14 * 86400
 MAX_DEADLINE = timedelta(days=366)
+MAX_SKEW = timedelta(seconds=60)
 
 
 class ContractDatabase:
@@ -65,6 +78,7 @@ class ContractDatabase:
 
     def __init__(self, identity: Identity, store: Store, config: Config, messenger: Messenger) -> None:
         self._identity, self._store, self._config, self._messenger = identity, store, config, messenger
+        self.registry = Registry(store, config)
         messenger.register("check_kyc", CheckKyc, self._on_check_kyc, ephemeral=True)
         messenger.register("check_contract", CheckContract, self._on_check_contract, ephemeral=True)
         messenger.register("register_contract", RegisterContract, self._on_register)
@@ -72,61 +86,6 @@ class ContractDatabase:
         messenger.register("dispute_contract", disputes.DisputeContract, self._on_dispute)
         messenger.register("ask_dispute", disputes.AskDispute, self._on_ask_dispute, ephemeral=True)
         messenger.register("ask_statement", AskStatement, self._on_statement, ephemeral=True)
-
-    # -- verified entities -------------------------------------------------------------------------------------------
-
-    async def check_kyc(self, did: str) -> KycAnswer:
-        """Say whether a node is verified; under open admission an unknown one is admitted now."""
-        row = self._store.find("registry", did)
-        if row is None and self._config.registry.admission == "open":
-            row = await self._store.change(lambda t: self._admit(t, did, "open admission"))
-        if row is None:
-            reason = "not in the registry; its operator can run: nunet registry approve " + did
-            return KycAnswer(did, verified=False, reason=reason)
-        return KycAnswer(
-            did, verified=row["status"] == "approved", reason="" if row["status"] == "approved" else "revoked"
-        )
-
-    async def approve(self, did: str, note: str = "") -> dict[str, Any]:
-        """Admit a node, or admit it again (operator)."""
-        key_from_did(did)
-        return await self._store.change(lambda t: self._admit(t, did, note or "approved by the operator"))
-
-    async def revoke(self, did: str, note: str = "") -> dict[str, Any]:
-        """Stop a node from closing new contracts (operator); those it has go on."""
-        key_from_did(did)
-
-        def change(t: Transaction) -> dict[str, Any]:
-            row = {"id": did, "status": "revoked", "at": units.utc_now(), "note": note or "revoked by the operator"}
-            t.put("registry", row)
-            chain.append(t, "revoke", did=did)
-            return row
-
-        return await self._store.change(change)
-
-    def registry(self) -> list[dict[str, Any]]:
-        """Return everybody who was ever admitted, with their state."""
-        return [dict(row) for row in self._store.table("registry").all()]
-
-    async def deposit(self, did: str, micro: int) -> int:
-        """Credit an account from issuance (operator); return the balance after it, in micro-NTX."""
-        key_from_did(did)
-
-        def change(t: Transaction) -> int:
-            ledger.transfer(t, ledger.ISSUANCE, did, micro, "deposit")
-            chain.append(t, "deposit", did=did, amount=units.format_amount(micro))
-            return ledger.balance(t, did)
-
-        return await self._store.change(change)
-
-    def _admit(self, t: Transaction, did: str, note: str) -> dict[str, Any]:
-        row = {"id": did, "status": "approved", "at": units.utc_now(), "note": note}
-        t.put("registry", row)
-        chain.append(t, "admit", did=did)
-        opening = units.parse_amount(self._config.registry.opening_balance)
-        if opening and self._config.registry.admission == "open" and not ledger.exists(t, did):
-            ledger.transfer(t, ledger.ISSUANCE, did, opening, "opening")
-        return row
 
     # -- contracts ---------------------------------------------------------------------------------------------------
 
@@ -144,16 +103,14 @@ class ContractDatabase:
         require_signature(document, contract.requester, REQUESTER, "contract")
         require_signature(document, contract.provider, PROVIDER, "contract")
         self._check_terms(contract)
-        for did, role in ((contract.requester, REQUESTER), (contract.provider, PROVIDER)):
-            answer = await self.check_kyc(did)
-            if not answer.verified:
-                raise ContractError(f"the {role} {did} is not verified: {answer.reason}", code="not_verified_entity")
         deposit = units.parse_amount(contract.terms.deposit)
 
         def change(t: Transaction) -> Document:
             again = t.find("registered_contracts", contract_id)
             if again is not None:
                 return msgspec.convert(again["proof"], Document)
+            for did, role in ((contract.requester, REQUESTER), (contract.provider, PROVIDER)):
+                self.registry.admit_party(t, did, role)
             if deposit:
                 ledger.transfer(t, contract.requester, ledger.escrow(contract_id), deposit, "escrow", contract_id)
             head = chain.append(t, "register", contract_id=contract_id, deposit=contract.terms.deposit)
@@ -189,9 +146,19 @@ class ContractDatabase:
             raise ContractError(
                 f"payment {contract.payment} does not fit a price of {terms.deposit}", code="bad_payment"
             )
-        deadline = units.parse_time(terms.deadline)
-        if not units.now() < deadline < units.now() + MAX_DEADLINE:
-            raise ContractError(f"the deadline {terms.deadline} is past, or too far away", code="bad_deadline")
+        now = units.now()
+        if units.parse_time(contract.created_at) > now + MAX_SKEW:
+            raise ContractError(f"the contract was made in the future ({contract.created_at})", code="bad_times")
+        deadline, sign_by = deadline_of(contract.created_at, terms.max_duration), sign_by_of(contract.created_at)
+        if (terms.deadline, contract.sign_by) != (deadline, sign_by):
+            raise ContractError(
+                f"the deadline {terms.deadline} does not follow from the duration: it would be {deadline}",
+                code="bad_deadline",
+            )
+        if units.parse_time(deadline) > now + MAX_DEADLINE:
+            raise ContractError(f"the deadline {deadline} is too far away", code="bad_deadline")
+        if sign_by <= units.utc_now():
+            raise ContractError(f"the contract was to be registered by {sign_by}", code="signature_lapsed")
 
     async def settle(self, request: SettleContract, sender: str) -> Document:
         """Settle a contract exactly once; return the signed receipt.
@@ -209,10 +176,10 @@ class ContractDatabase:
         result = request.result.read(Result)
         if result.contract_id != request.contract_id:
             raise ContractError("the result belongs to another contract", code="wrong_result")
-        due = amount_due(contract.terms, result)
         if row["state"] == "disputed":
-            raise DisputedError("the contract is in dispute: its escrow is held", details={"contract": row["id"]})
-        if result.state == "completed" or due:
+            raise self._held(row["id"])
+        # what is due counts no more time than this node saw pass since it proved the contract
+        if result.state == "completed" or amount_due(contract.terms, result):
             verdict = self._verdict(contract, request)
             if verdict.verdict != "verified":
                 failed = ", ".join(f"{check.name}: {check.detail}" for check in verdict.checks if not check.passed)
@@ -223,9 +190,16 @@ class ContractDatabase:
                 if receipt is not None:
                     return receipt
                 raise DisputedError(f"{reason}: {failed}", details={"contract": row["id"]})
-        outcome = "settled" if result.state == "completed" or due else "refunded"
         reason = FULFILLED if result.state == "completed" else (result.reason or result.state)
-        return await self._close(request.contract_id, outcome, due, reason)
+
+        def due(seen: float) -> int:
+            return amount_due(contract.terms, result, seen)
+
+        return await self._close(request.contract_id, "proved", due, reason, completed=result.state == "completed")
+
+    @staticmethod
+    def _held(contract_id: str) -> DisputedError:
+        return DisputedError("the contract is in dispute: its escrow is held", details={"contract": contract_id})
 
     def _verdict(self, contract: Contract, request: SettleContract) -> JobVerificationResult:
         if request.verdict is None:
@@ -318,7 +292,7 @@ class ContractDatabase:
             disputes.put(t, decided)
 
         reason = f"dispute resolved by {'a quorum' if by == 'quorum' else 'the operator'}: {decision}"
-        return await self._close(contract_id, "settled" if due else "refunded", due, reason, also=note)
+        return await self._close(contract_id, "disputed", lambda _seen: due, reason, also=note)
 
     async def _on_dispute(self, message: Incoming) -> Answer:
         await self.dispute(message.body, message.sender)
@@ -340,26 +314,55 @@ class ContractDatabase:
         A contract in dispute is left as it is: its escrow is held.
         """
         window = timedelta(seconds=self._config.limits.settlement_window)
-        overdue = [
-            row["id"]
-            for row in self._store.table("registered_contracts").search(Query().state == "proved")
-            if units.parse_time(row["deadline"]) + window < units.now()
-        ]
+        proved = self._store.table("registered_contracts").search(Query().state == "proved")
+        overdue = [row["id"] for row in proved if units.parse_time(row["deadline"]) + window < units.now()]
+        refunded = []
         for contract_id in overdue:
-            await self._close(contract_id, "refunded", 0, "no verified result before the deadline")
-        return overdue
+            try:
+                await self._close(contract_id, "proved", lambda _seen: 0, "no verified result before the deadline")
+            except NunetError as error:
+                # it was disputed just now, for example: the others' money does not wait for it
+                log.info("contract %s is not refunded: %s", contract_id, error)
+            else:
+                refunded.append(contract_id)
+        return refunded
 
     async def _close(
-        self, contract_id: str, outcome: str, due: int, reason: str, *,
-        also: Callable[[Transaction], None] | None = None,
+        self, contract_id: str, state: str, due_for: Callable[[float], int], reason: str, *,
+        completed: bool = False, also: Callable[[Transaction], None] | None = None,
     ) -> Document:  # fmt: skip
+        """Close a contract once, out of the one state in which that may be: whatever else came in between wins.
+
+        Args:
+            contract_id: the contract.
+            state: what it must be in now: `proved`, or `disputed` for a dispute's decision.
+            due_for: what is due to the provider, given the seconds since the proof by this node's clock.
+            reason: for the receipt.
+            completed: it is settled even where nothing is due.
+            also: what else belongs to the change.
+
+        Raises:
+            DisputedError: it is in dispute by now.
+            StateError: it is in another state.
+        """
+
         def change(t: Transaction) -> Document:
             row = t.find("registered_contracts", contract_id)
             assert row is not None
             if row["receipt"] is not None:
                 return msgspec.convert(row["receipt"], Document)
-            check_transition(CONTRACT_TRANSITIONS, row["state"], outcome, f"contract {contract_id}")
+            if row["state"] != state:
+                raise (
+                    self._held(contract_id)
+                    if row["state"] == "disputed"
+                    else StateError(f"contract {contract_id} is {row['state']}, not {state}")
+                )
             contract = msgspec.convert(row["document"], Document).read(Contract)
+            now = units.utc_now()
+            proof = msgspec.convert(row["proof"], Document).read(Proof)
+            due = due_for(seconds_between(proof.registered_at, now))
+            outcome = "settled" if completed or due else "refunded"
+            check_transition(CONTRACT_TRANSITIONS, row["state"], outcome, f"contract {contract_id}")
             deposit = units.parse_amount(contract.terms.deposit)
             account = ledger.escrow(contract_id)
             if due:
@@ -369,9 +372,9 @@ class ContractDatabase:
             head = chain.append(t, outcome, contract_id=contract_id, paid=units.format_amount(due))
             receipt = make_document(
                 Receipt(
-                    1, contract_id, self._identity.did, outcome,  # type: ignore[arg-type]  # checked by the transition
+                    1, contract_id, self._identity.did, outcome,  # type: ignore[arg-type]  # one of the two, as above
                     contract.requester, contract.provider, units.format_amount(due),
-                    units.format_amount(deposit - due), reason, units.utc_now(), head,
+                    units.format_amount(deposit - due), reason, now, head,
                 )
             ).sign(self._identity, DATABASE)  # fmt: skip
             row.update(state=outcome, receipt=msgspec.to_builtins(receipt))
@@ -406,10 +409,10 @@ class ContractDatabase:
     # -- messages ----------------------------------------------------------------------------------------------------
 
     def _balance(self, did: str) -> str:
-        return units.format_amount(ledger.balance(self._store, did))
+        return units.format_amount(ledger.balance(self._store, did) + self.registry.opening_balance(self._store, did))
 
     async def _on_check_kyc(self, message: Incoming) -> Answer:
-        return "kyc_answer", await self.check_kyc(message.body.did)
+        return "kyc_answer", self.registry.check_kyc(message.body.did)
 
     async def _on_check_contract(self, message: Incoming) -> Answer:
         row = self._contract_of(message.body.contract_id, message.sender)
@@ -430,7 +433,6 @@ class ContractDatabase:
 
     async def _on_statement(self, message: Incoming) -> Answer:
         did = message.sender
-        await self.check_kyc(did)
         held = Query()
         deposits = self._store.table("registered_contracts").search((held.requester == did) & (held.receipt == None))  # noqa: E711  # a TinyDB query
         in_escrow = sum(ledger.balance(self._store, ledger.escrow(row["id"])) for row in deposits)

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from nunet_cli import units
 from nunet_cli.errors import NunetError, UsageError
 from nunet_cli.jobs.job import Bid, Result, Text
 from nunet_cli.network.documents import Document
@@ -32,7 +31,7 @@ from nunet_cli.tokenomics.contract import (
     Receipt,
 )
 from nunet_cli.tokenomics.oracle import verify_documents
-from nunet_cli.tokenomics.payment import amount_due
+from nunet_cli.tokenomics.receipt import receipt_checks
 
 MAX_BUNDLE = 16 * 2**20
 # what shows that the documents are what they claim; whether the job did what was asked is the verdict's to say
@@ -125,7 +124,7 @@ def verify_bundle(bundle: Bundle, outputs: Path | None = None) -> list[Check]:
     if bundle.result is not None and bundle.proof is not None:
         _check_signers(bundle.result, {(contract.provider, PROVIDER)}, "result", check)
         request = JobVerification(bundle.spec, bundle.contract, bundle.proof, bundle.result)
-        found = verify_documents(request)
+        found = verify_documents(request, _verified_at(bundle.verdict))
         checks += [Check(f"result.{c.name}"[:120], c.passed, c.detail) for c in found if c.name in AUTHENTICITY]
         if outputs is not None:
             _check_outputs(bundle.result, outputs, check)
@@ -189,6 +188,13 @@ def _check_outputs(document: Document, folder: Path, check: Any) -> None:
               "the file is not there" if data is None else "the file was changed")  # fmt: skip
 
 
+def _verified_at(verdict: Document | None) -> str:
+    try:
+        return verdict.read(JobVerificationResult).verified_at if verdict is not None else ""
+    except NunetError:
+        return ""
+
+
 def _check_verdict(document: Document, bundle: Bundle, contract: Contract, check: Any, is_fulfilled: bool) -> None:
     _check_signers(document, {(contract.oracle, ORACLE)}, "verdict", check)
     try:
@@ -207,25 +213,8 @@ def _check_verdict(document: Document, bundle: Bundle, contract: Contract, check
 
 def _check_receipt(document: Document, bundle: Bundle, contract: Contract, check: Any) -> None:
     _check_signers(document, {(contract.contract_database, DATABASE)}, "receipt", check)
-    try:
-        receipt = document.read(Receipt)
-        paid, refunded = units.parse_amount(receipt.paid), units.parse_amount(receipt.refunded)
-    except NunetError as error:
-        check("receipt", False, error.message)
-        return
-    check("receipt.contract", receipt.contract_id == bundle.contract.cid, "it settles another contract")
-    check("receipt.parties", (receipt.requester, receipt.provider) == (contract.requester, contract.provider),
-          "it names other parties")  # fmt: skip
-    deposit = units.parse_amount(contract.terms.deposit)
-    check(
-        "receipt.sum", paid + refunded == deposit, f"paid and refunded are not the deposit of {contract.terms.deposit}"
-    )
-    if bundle.result is not None and not receipt.reason.startswith(("dispute", "no verified")):
-        try:
-            due = amount_due(contract.terms, bundle.result.read(Result))
-        except NunetError:
-            return
-        check("receipt.amount", paid == due, f"{receipt.paid} NTX were paid, {units.format_amount(due)} were due")
+    for found in receipt_checks(document, bundle.contract, bundle.proof, bundle.result):
+        check(found.name, found.passed, found.detail)
 
 
 class BundleReport(Struct, frozen=True):

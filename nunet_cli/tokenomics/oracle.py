@@ -37,9 +37,10 @@ from nunet_cli.tokenomics.contract import (
     Replica,
     Verdict,
 )
+from nunet_cli.tokenomics.payment import seconds_between
 
 GRACE_SECONDS = 30
-
+MAX_SKEW = 60
 
 Reexecution = Callable[[JobVerification, str], Awaitable[Result]]
 Policy = Literal["attested", "replicate", "reexecute"]
@@ -78,7 +79,7 @@ class Oracle:
         row = self._store.find("verdicts", key)
         if row is not None:
             return msgspec.convert(row["document"], Document)
-        checks = verify_documents(request)
+        checks = verify_documents(request, units.utc_now())
         verdict: Outcome = "verified" if all(check.passed for check in checks) else "rejected"
         # what fails by itself is compared with nothing, and says so
         used: Policy = policy if verdict == "verified" else "attested"
@@ -177,9 +178,13 @@ def _read_replica(contract: Contract, replica: Replica) -> tuple[str, str, tuple
         proof, result = replica.proof.read(Proof), replica.result.read(Result)
     except NunetError as error:
         return error.message, "", None
+    # who runs a job for nothing has nothing to lose by its vote, and says nothing about work that is paid
     fits = (
         other.requester == contract.requester and other.terms.spec_cid == contract.terms.spec_cid
-        and other.provider != contract.provider and proof.contract_id == replica.contract.cid
+        and other.provider != contract.provider and other.payment == contract.payment
+        and other.contract_database == contract.contract_database
+        and other.terms.verification == "replicate" and other.terms.replicas == contract.terms.replicas
+        and proof.contract_id == replica.contract.cid
         and result.contract_id == replica.contract.cid
     )  # fmt: skip
     signed = (
@@ -192,8 +197,13 @@ def _read_replica(contract: Contract, replica: Replica) -> tuple[str, str, tuple
     return "", other.provider, outcome_of(result) if result.state == "completed" else None
 
 
-def verify_documents(request: JobVerification) -> tuple[Check, ...]:
-    """Return every check of the `attested` policy with its outcome; pure, so that anybody can repeat it."""
+def verify_documents(request: JobVerification, now: str = "") -> tuple[Check, ...]:
+    """Return every check of the `attested` policy with its outcome; pure, so that anybody can repeat it.
+
+    Args:
+        request: the documents.
+        now: when the result was here at the latest, by the clock of whoever checks; empty where nobody knows.
+    """
     contract = request.contract.read(Contract)
     checks: list[Check] = []
 
@@ -213,24 +223,35 @@ def verify_documents(request: JobVerification) -> tuple[Check, ...]:
     check("result_names_contract", result.contract_id == request.contract.cid, "the result is for another contract")
     check("spec_matches", content_id(request.spec.encode()) == contract.terms.spec_cid, "another specification")
     try:
-        _check_run(decode_spec(request.spec), contract, result, check)
+        _check_time(contract, proof, result, now, check)
+        _check_run(decode_spec(request.spec), result, check)
     except UsageError as error:
         check("spec_readable", False, error.message)
     return tuple(checks)
 
 
-def _check_run(spec: JobSpec, contract: Contract, result: Result, check: object) -> None:
-    assert callable(check)
+def _check_time(contract: Contract, proof: Proof, result: Result, now: str, check: Callable[..., None]) -> None:
+    """Hold the time that a result claims against what was agreed, and against what passed since the proof.
+
+    What is paid in the end is bounded by the contract database's own clock, to the second; here the clocks of several
+    machines are compared, so this finds those who lie by more than clocks differ.
+    """
     used, allowed = result.usage.wall_seconds, contract.terms.max_duration
     check("time_used", used <= allowed + GRACE_SECONDS, f"{used:.1f} s used, {allowed} s agreed")
-    try:
-        started, ended = units.parse_time(result.started_at), units.parse_time(result.ended_at)
-        lasted = (ended - started).total_seconds()
-        check(
-            "times_plausible", used - GRACE_SECONDS <= lasted, f"{used:.1f} s used between times {lasted:.1f} s apart"
-        )
-    except UsageError as error:
-        check("times_plausible", False, error.message)
+    lasted = seconds_between(result.started_at, result.ended_at)
+    plausible = used - GRACE_SECONDS <= lasted
+    check("times_plausible", plausible, f"{used:.1f} s used between times {lasted:.1f} s apart")
+    early = seconds_between(result.started_at, proof.registered_at)
+    check("started_after_proof", early <= MAX_SKEW, f"it says that it began {early:.0f} s before the proof")
+    if now:
+        late = seconds_between(now, result.ended_at)
+        check("ended_before_now", late <= MAX_SKEW, f"it says that it ends {late:.0f} s from now")
+        passed = seconds_between(proof.registered_at, now)
+        seen = used <= passed + GRACE_SECONDS
+        check("time_seen", seen, f"{used:.1f} s used, {passed:.1f} s passed since the proof")
+
+
+def _check_run(spec: JobSpec, result: Result, check: Callable[..., None]) -> None:
     if result.state != "completed":
         return
     check("exit_code", result.exit_code == 0, f"the job exited with {result.exit_code}")

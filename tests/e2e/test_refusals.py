@@ -188,12 +188,12 @@ async def sold_out_after_the_bid(there: Others) -> None:
 
 async def provider_not_verified(there: Others) -> None:
     assert there.authority.contract_database is not None
-    await there.authority.contract_database.revoke(there.provider.identity.did)
+    await there.authority.contract_database.registry.revoke(there.provider.identity.did)
 
 
 async def user_not_verified(there: Others) -> None:
     assert there.authority.contract_database is not None
-    await there.authority.contract_database.revoke((await there.show("whoami"))["did"])
+    await there.authority.contract_database.registry.revoke((await there.show("whoami"))["did"])
 
 
 async def bids_go_bad(there: Others) -> None:

@@ -275,7 +275,7 @@ async def test_too_little_money_is_an_error_with_the_missing_amount(market: Mark
 async def test_an_entity_that_is_not_verified_gets_no_contract(market: MarketOf) -> None:
     async with market() as m:
         assert m.authority.contract_database is not None
-        await m.authority.contract_database.revoke(m.provider.identity.did)
+        await m.authority.contract_database.registry.revoke(m.provider.identity.did)
         job_id = await m.post(spec())
         with pytest.raises(DeclinedError):
             await orchestrate_job(m.requester.ctx, job_id)

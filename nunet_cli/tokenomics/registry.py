@@ -1,0 +1,99 @@
+"""The contract database's registry: who is a verified entity, and what its account opens with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nunet_cli import units
+from nunet_cli.config import Config
+from nunet_cli.database.store import Store, Transaction
+from nunet_cli.errors import ContractError
+from nunet_cli.network.identity import key_from_did
+from nunet_cli.tokenomics import chain, ledger
+from nunet_cli.tokenomics.contract import KycAnswer
+
+
+class Registry:
+    """Who is admitted (second seed: verified entities), and the operator's functions about it.
+
+    Args:
+        store: where it is kept.
+        config: admission, and the balance that an account opens with.
+    """
+
+    def __init__(self, store: Store, config: Config) -> None:
+        self._store, self._config = store, config
+
+    def check_kyc(self, did: str, source: Store | Transaction | None = None) -> KycAnswer:
+        """Say whether a node is verified; the question changes nothing, whoever it is about."""
+        row = (source or self._store).find("registry", did)
+        if row is None and self._config.registry.admission == "open":
+            return KycAnswer(did, verified=True)
+        if row is None:
+            reason = "not in the registry; its operator can run: nunet registry approve " + did
+            return KycAnswer(did, verified=False, reason=reason)
+        return KycAnswer(
+            did, verified=row["status"] == "approved", reason="" if row["status"] == "approved" else "revoked"
+        )
+
+    async def approve(self, did: str, note: str = "") -> dict[str, Any]:
+        """Admit a node, or admit it again (operator)."""
+        key_from_did(did)
+        return await self._store.change(lambda t: self._admit(t, did, note or "approved by the operator"))
+
+    async def revoke(self, did: str, note: str = "") -> dict[str, Any]:
+        """Stop a node from closing new contracts (operator); those it has go on."""
+        key_from_did(did)
+
+        def change(t: Transaction) -> dict[str, Any]:
+            row = {"id": did, "status": "revoked", "at": units.utc_now(), "note": note or "revoked by the operator"}
+            t.put("registry", row)
+            chain.append(t, "revoke", did=did)
+            return row
+
+        return await self._store.change(change)
+
+    def everybody(self) -> list[dict[str, Any]]:
+        """Return everybody who was ever admitted, with their state."""
+        return [dict(row) for row in self._store.table("registry").all()]
+
+    async def deposit(self, did: str, micro: int) -> int:
+        """Credit an account from issuance (operator); return the balance after it, in micro-NTX."""
+        key_from_did(did)
+
+        def change(t: Transaction) -> int:
+            if t.find("registry", did) is None and self._config.registry.admission == "open":
+                self._admit(t, did, "open admission")
+            ledger.transfer(t, ledger.ISSUANCE, did, micro, "deposit")
+            chain.append(t, "deposit", did=did, amount=units.format_amount(micro))
+            return ledger.balance(t, did)
+
+        return await self._store.change(change)
+
+    def admit_party(self, t: Transaction, did: str, role: str) -> None:
+        """Refuse a party that is not verified; under open admission the first contract of an unknown one admits it."""
+        answer = self.check_kyc(did, t)
+        if not answer.verified:
+            raise ContractError(f"the {role} {did} is not verified: {answer.reason}", code="not_verified_entity")
+        if t.find("registry", did) is None:
+            self._admit(t, did, "open admission")
+
+    def _admit(self, t: Transaction, did: str, note: str) -> dict[str, Any]:
+        row = {"id": did, "status": "approved", "at": units.utc_now(), "note": note}
+        t.put("registry", row)
+        chain.append(t, "admit", did=did)
+        opening = self.opening_balance(t, did)
+        if opening:
+            ledger.transfer(t, ledger.ISSUANCE, did, opening, "opening")
+        return row
+
+    def opening_balance(self, source: Store | Transaction, did: str) -> int:
+        """Return what an account opens with that was never used; nothing for one that was."""
+        if self._config.registry.admission != "open" or ledger.exists(source, did):
+            return 0
+        row = source.find("registry", did)
+        return (
+            0
+            if row is not None and row["status"] != "approved"
+            else units.parse_amount(self._config.registry.opening_balance)
+        )
