@@ -91,6 +91,7 @@ class LimitsConfig(Struct, forbid_unknown_fields=True):
     heartbeat: Seconds = 2
     settlement_window: Seconds = 600
     input_patience: Seconds = 600
+    silence: Seconds = 30
 
 
 class Config(Struct, forbid_unknown_fields=True):
@@ -113,7 +114,7 @@ class Config(Struct, forbid_unknown_fields=True):
 _DURATIONS = {
     "default_search_timeout", "lock_lease", "bid_timeout", "network.handshake_timeout", "network.idle_timeout",
     "limits.answer_timeout", "limits.heartbeat", "limits.settlement_window",
-    "limits.input_patience",
+    "limits.input_patience", "limits.silence",
 }  # fmt: skip
 _SIZES = {"network.max_frame", "limits.input_size", "limits.output_size", "limits.log_size"}
 _RESERVED = {"NUNET_HOME", "NUNET_NODE", "NUNET_PASSPHRASE", "NUNET_TOKEN", "NUNET_DEBUG"}

@@ -143,11 +143,16 @@ class Decline(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Usage(Struct, forbid_unknown_fields=True, frozen=True):
-    """What an allocation used: seconds of processor and wall time, and the peak of memory in bytes."""
+    """What an allocation used: seconds of processor and wall time, and the peak of memory in bytes.
 
-    cpu_seconds: Annotated[float, Meta(ge=0)] = 0.0
-    wall_seconds: Annotated[float, Meta(ge=0)] = 0.0
+    `wall_seconds` is how long the machine was held for it, from its first start to its end, with what lies between a
+    service's starts; `restarts` says how often one of its programs was started again.
+    """
+
+    cpu_seconds: Annotated[float, Meta(ge=0, le=1e12)] = 0.0
+    wall_seconds: Annotated[float, Meta(ge=0, le=1e12)] = 0.0
     max_memory: Size = 0
+    restarts: Annotated[int, Meta(ge=0, le=10**9)] = 0
 
 
 class Progress(Struct, forbid_unknown_fields=True, frozen=True):

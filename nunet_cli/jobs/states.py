@@ -13,7 +13,7 @@ JOB_TRANSITIONS: dict[str, set[str]] = {
     "matching": {"matching", "matched", "expired", *_OPEN_ENDS},
     "matched": {"matching", "requested", "expired", *_OPEN_ENDS},
     "requested": {"matching", "matched", "requested", "contracted", *_OPEN_ENDS},
-    "contracted": {"matched", "invoked", "running", *_OPEN_ENDS},
+    "contracted": {"matched", "matching", "invoked", "running", *_OPEN_ENDS},
     "invoked": {"running", "completed", "matching", *_OPEN_ENDS},
     "running": {"completed", "matching", *_OPEN_ENDS},
     # a completed job whose result says that it failed is settled by a refund, or by the time used, and then failed
@@ -23,7 +23,8 @@ JOB_TRANSITIONS: dict[str, set[str]] = {
     # what ended without a contract may be tried again
     "expired": {"matching", "cancelled"},
     "settled": set(),
-    "failed": set(),
+    # a provider that was given up, and is paid all the same, has delivered: its result may come late
+    "failed": {"completed"},
     "cancelled": set(),
     "resolved": set(),
 }

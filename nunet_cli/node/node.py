@@ -41,6 +41,7 @@ from nunet_cli.orchestrator import (
     allocation,
     bid,
     cancel,
+    closing,
     contract,
     disputes,
     execute,
@@ -163,9 +164,7 @@ class Node:
     async def _housekeep(self) -> None:
         while True:
             try:
-                await settle.settle_overdue(self.ctx)
-                await settle.expire_unproved(self.ctx)
-                await settle.settle_cancelled(self.ctx)
+                await closing.close_what_is_due(self.ctx)
                 if self.contract_database is not None:
                     await self.contract_database.refund_expired()
             except Exception:

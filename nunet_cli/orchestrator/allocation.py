@@ -27,11 +27,12 @@ from nunet_cli.jobs.states import ALLOCATION_ENDS, ALLOCATION_TRANSITIONS, check
 from nunet_cli.jobs.tree import programs
 from nunet_cli.network.blobs import Blobs
 from nunet_cli.network.documents import Document, make_document
-from nunet_cli.orchestrator.context import Context, plain
+from nunet_cli.orchestrator.context import Context, plain, read
 from nunet_cli.orchestrator.messages import JobCompleted, JobStatusUpdate
 from nunet_cli.orchestrator.part import Part, add_usage, collect, make_part, prepare, start
 from nunet_cli.orchestrator.pod import Ended, run_pod, run_single
-from nunet_cli.tokenomics.contract import PROVIDER
+from nunet_cli.tokenomics.contract import PROVIDER, Contract
+from nunet_cli.tokenomics.payment import seconds_between
 
 log = logging.getLogger("nunet.allocation")
 
@@ -63,17 +64,24 @@ class AllocationActor(Actor):
         return await self.usage()
 
     async def usage(self) -> Usage:
-        """Return what all its programs have used so far."""
+        """Return what all its programs have used so far, and how long the machine has been held for them."""
         total = Usage()
         for part in self.parts:
             total = add_usage(total, await part.usage())
-        return total
+        first = min((part.started_at for part in self.parts if part.started_at), default="")
+        restarts = sum(part.task.restarts for part in self.parts)
+        return msgspec.structs.replace(total, wall_seconds=held(first, units.utc_now()), restarts=restarts)
 
     async def stop(self) -> None:
         """End every program; once it returns, nothing of them runs."""
         for part in self.parts:
             if part.handle:
                 await part.executor.stop(part.task, part.handle)
+
+
+def held(started_at: str, ended_at: str) -> float:
+    """Return for how many seconds a machine was held: what a price per time unit is paid for."""
+    return max(0.0, seconds_between(started_at, ended_at)) if started_at else 0.0
 
 
 async def run_allocation(ctx: Context, allocation_id: str, *, attached: bool = False) -> None:
@@ -250,7 +258,7 @@ async def result_of(ctx: Context, row: dict[str, Any], ended: Ended) -> Result:
     for name in ("stdout", "stderr"):
         file = folder / name
         logs.append(await ctx.blobs.add_file(file) if file.exists() else ("", 0))
-    exit_ = ended.exit
+    exit_, ended_at = ended.exit, ended.at or units.utc_now()
     reason, message = exit_.reason, _REASONS.get(exit_.reason, "")
     if not reason and exit_.exit_code != 0:
         reason, message = "exit_code", f"the job exited with {exit_.exit_code}"
@@ -258,14 +266,26 @@ async def result_of(ctx: Context, row: dict[str, Any], ended: Ended) -> Result:
         reason, message = "missing_output", f"the job did not write {', '.join(ended.missing)}"
     if ended.failed:
         message = f"{ended.failed}: {message}"
+    outputs = tuple(ended.outputs)
+    if reason and outputs and _is_paid_per_result(ctx, row):
+        outputs, message = (), f"{message}; its outputs are kept back, as nothing is paid for them"
     (stdout_cid, stdout_size), (stderr_cid, stderr_size) = logs
     return Result(
         job_id=row["job_id"], contract_id=row["contract_id"], allocation_id=row["id"],
         state="failed" if reason else "completed", exit_code=exit_.exit_code, started_at=row["started_at"],
-        ended_at=units.utc_now(), usage=exit_.usage, outputs=tuple(ended.outputs), stdout_cid=stdout_cid,
+        ended_at=ended_at, usage=exit_.usage, outputs=outputs, stdout_cid=stdout_cid,
         stdout_size=stdout_size, stderr_cid=stderr_cid, stderr_size=stderr_size, reason=reason, message=message[:4000],
         fault="job" if reason else "",
     )  # fmt: skip
+
+
+def _is_paid_per_result(ctx: Context, row: dict[str, Any]) -> bool:
+    """Say whether an allocation's contract pays for a result: then a job that fails by its own doing hands out none."""
+    contract = ctx.store.find("contracts", row["contract_id"])
+    if contract is None:
+        return False
+    text = read(contract, "document", Document).read(Contract)
+    return text.payment == "escrow" and not text.terms.price.time_unit
 
 
 def _failure(
@@ -324,6 +344,8 @@ def remove_folder(folder: Path) -> None:
 
 async def finish_allocation(ctx: Context, row: dict[str, Any], result: Result) -> Document:
     """Record the end of an allocation with its signed result, and queue the message to the requester."""
+    used = msgspec.structs.replace(result.usage, wall_seconds=held(result.started_at, result.ended_at))
+    result = msgspec.structs.replace(result, usage=used)
     document = make_document(result).sign(ctx.identity, PROVIDER)
     known = ctx.store.find("contracts", row["contract_id"])
     assert known is not None

@@ -8,6 +8,7 @@ from typing import Any
 
 import trio
 
+from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError, StateError
 from nunet_cli.jobs.states import ALLOCATION_ENDS, JOB_ENDS
@@ -17,13 +18,12 @@ from nunet_cli.orchestrator import execute
 from nunet_cli.orchestrator.allocation import AllocationActor, nothing_done
 from nunet_cli.orchestrator.bid import sent_bid
 from nunet_cli.orchestrator.context import Context, advance, plain, read
-from nunet_cli.orchestrator.contract import check_contract, set_contract
+from nunet_cli.orchestrator.contract import check_contract, check_proof, set_contract
 from nunet_cli.orchestrator.messages import JobCancel, JobCancelled, JobCompleted
+from nunet_cli.orchestrator.retry import CANCEL_LIFETIME
 from nunet_cli.orchestrator.settle import settle
 
 log = logging.getLogger("nunet.cancel")
-
-CANCEL_LIFETIME = 14 * 86400
 
 # -- requester ---------------------------------------------------------------------------------------------------------
 
@@ -91,11 +91,12 @@ async def _is_recorded(ctx: Context, job: dict[str, Any], row: dict[str, Any]) -
     """Say whether the contract database has recorded a contract whose proof never arrived here; then take the proof."""
     try:
         status = await check_contract(ctx, row["id"])
+        check_proof(status.proof, read(row, "document", Document))
     except NunetError:
         return False
 
     def change(t: Transaction) -> None:
-        set_contract(t, row["id"], "proved", proof=plain(status.proof))
+        set_contract(t, row["id"], "proved", proof=plain(status.proof), proved_at=units.utc_now())
         advance(t, job["id"], "contracted", {"contract_id": row["id"], "deposit": row["deposit"]})
 
     await ctx.store.change(change)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from nunet_cli.network.documents import Document, require_signature
 from nunet_cli.network.messenger import Answer, Incoming
 from nunet_cli.orchestrator.context import Context, advance, plain, read
 from nunet_cli.orchestrator.messages import JobCompleted, JobLogs, JobState, JobStatusUpdate, JobSync, LogChunk
+from nunet_cli.orchestrator.retry import may_retry
 from nunet_cli.tokenomics.contract import PROVIDER
 
 log = logging.getLogger("nunet.execute")
 
 LOG_PIECE = 256 * 1024
+SILENT = "provider_silent"
 
 # -- provider ----------------------------------------------------------------------------------------------------------
 
@@ -120,19 +123,25 @@ async def _on_update(ctx: Context, message: Incoming) -> None:
     contract = ctx.store.find("contracts", body.contract_id)
     if contract is None or contract["role"] != "requester" or contract["provider"] != message.sender:
         raise NotFoundError("no such contract with you here", code="no_contract")
+    job = ctx.store.find("jobs", contract["job_id"])
+    if job is None or job["contract_id"] != contract["id"] or job["state"] not in ("contracted", "invoked", "running"):
+        return
+    ctx.heard[contract["id"]] = trio.current_time()
     if body.state == "starting":
-        job = ctx.store.find("jobs", contract["job_id"])
-        if body.progress is not None and job is not None and job["state"] in ("contracted", "invoked"):
+        if body.progress is not None and job["state"] in ("contracted", "invoked"):
             ctx.progress[contract["job_id"]] = body.progress
         return
     ctx.progress.pop(contract["job_id"], None)
-    await _note_running(ctx, contract["job_id"], body.allocation_id, plain(body.usage))
+    await _note_running(ctx, contract, body.allocation_id, plain(body.usage))
 
 
-async def _note_running(ctx: Context, job_id: str, allocation_id: str, usage: dict[str, Any]) -> None:
+async def _note_running(ctx: Context, contract: dict[str, Any], allocation_id: str, usage: dict[str, Any]) -> None:
+    job_id = contract["job_id"]
+
     def change(t: Transaction) -> None:
         job = t.find("jobs", job_id)
-        if job is None:
+        if job is None or job["contract_id"] != contract["id"]:
+            # the provider of an earlier attempt
             return
         if job["state"] in ("contracted", "invoked"):
             advance(t, job_id, "running", {"allocation_id": allocation_id}, allocation_id=allocation_id)
@@ -172,20 +181,24 @@ async def take_result(ctx: Context, contract: dict[str, Any], document: Document
         job = t.find("jobs", contract["job_id"])
         assert row is not None
         if row["result"] is None:
-            t.put("contracts", {**row, "result": plain(document)})
+            t.put("contracts", {**row, "result": plain(document), "result_at": units.utc_now()})
             t.put("results", {"id": document.cid, "job_id": contract["job_id"], "document": plain(document)})
-        if (
-            job is not None
-            and job["contract_id"] == contract["id"]
-            and job["state"] in ("contracted", "invoked", "running")
-        ):
+        elif read(row, "result", Document).cid != document.cid:
+            raise RejectedMessageError("the provider has signed another result already", code="second_result")
+        if job is None or job["contract_id"] != contract["id"]:
+            return
+        given_up = job["state"] == "failed" and (job["error"] or {}).get("code") == SILENT
+        late = given_up and result.state == "completed"
+        if late or job["state"] in ("contracted", "invoked", "running"):
             if job["state"] == "contracted":
                 advance(t, job["id"], "running", {"allocation_id": result.allocation_id})
-            event = {"exit_code": result.exit_code, "reason": result.reason, "message": result.message}
+            event = {"exit_code": result.exit_code, "reason": result.reason, "message": result.message, "late": late}
             usage = plain(result.usage)
-            advance(t, job["id"], "completed", {**event, "usage": usage}, result=plain(result), usage=usage)
+            fields = {"result": plain(result), "usage": usage, "late": late, "error": None}
+            advance(t, job["id"], "completed", {**event, "usage": usage}, **fields)
 
     await ctx.store.change(change)
+    ctx.heard.pop(contract["id"], None)
 
 
 async def follow(ctx: Context, job_id: str) -> dict[str, Any]:
@@ -193,10 +206,11 @@ async def follow(ctx: Context, job_id: str) -> dict[str, Any]:
 
     Raises:
         StateError: the job does not run.
-        PeerError: the provider is silent past the contract's deadline.
+        PeerError: the provider is silent past the contract's deadline, or for `limits.silence` where the job may be
+            tried with another one; code `provider_silent`.
     """
     beat = ctx.config.limits.heartbeat
-    asked = 0.0
+    began, asked = trio.current_time(), -math.inf
     while True:
         changed = ctx.store.new_event
         job = ctx.job(job_id)
@@ -206,16 +220,20 @@ async def follow(ctx: Context, job_id: str) -> dict[str, Any]:
             raise StateError(f"job {job['id']} does not run: it is {job['state']}")
         contract = ctx.store.find("contracts", job["contract_id"])
         assert contract is not None
-        if contract["deadline"] <= units.utc_now():
-            raise PeerError(
-                "the provider is silent past the contract's deadline; the contract database gives the deposit back",
-                code="provider_silent",
-            )
-        heard = units.parse_time(job.get("heard_at") or job["changed_at"])
-        silent = (units.now() - heard).total_seconds()
-        if silent > beat * 2 and trio.current_time() - asked > beat * 2:
+        silent = trio.current_time() - max(began, ctx.heard.get(contract["id"], began))
+        overdue = contract["deadline"] <= units.utc_now()
+        if (overdue or silent > beat * 2) and trio.current_time() - asked > beat * 2:
+            # also past the deadline: this node may have been away, and the result may wait for it
             asked = trio.current_time()
             await _sync_quietly(ctx, contract)
+            continue
+        if overdue:
+            raise PeerError(
+                "the provider is silent past the contract's deadline; the contract database gives the deposit back",
+                code=SILENT,
+            )
+        if silent > ctx.config.limits.silence and may_retry(job):
+            raise PeerError(f"the provider has been silent for {units.format_duration(silent)}", code=SILENT)
         with trio.move_on_after(beat):
             await changed.wait()
 
@@ -235,10 +253,11 @@ async def job_sync(ctx: Context, contract: dict[str, Any]) -> JobState:
     state = answer.body
     if not isinstance(state, JobState) or state.contract_id != contract["id"]:
         raise PeerError("the provider answered something else", code="bad_answer")
+    ctx.heard[contract["id"]] = trio.current_time()
     if state.result is not None:
         await take_result(ctx, contract, state.result)
     elif state.state in ("starting", "running"):
-        await _note_running(ctx, contract["job_id"], state.allocation_id, plain(state.usage))
+        await _note_running(ctx, contract, state.allocation_id, plain(state.usage))
     return state
 
 
@@ -255,22 +274,7 @@ async def collect_outputs(ctx: Context, job_id: str) -> dict[str, Any]:
     contract = ctx.store.find("contracts", job["contract_id"])
     assert contract is not None
     result = msgspec.convert(job["result"], Result)
-    wanted = [(output.cid, output.size) for output in result.outputs]
-    wanted += [(result.stdout_cid, result.stdout_size), (result.stderr_cid, result.stderr_size)]
-    total = sum(size for _, size in wanted)
-    if total > ctx.config.limits.output_size + 2 * ctx.config.limits.log_size:
-        raise RejectedMessageError(f"the outputs have {total} bytes, over limits.output_size", code="outputs_too_large")
-    arrived = 0
-    try:
-        for cid, size in wanted:
-            if cid:
-                await ctx.blobs.fetch(
-                    contract["provider"], cid, size,
-                    progress=lambda here, before=arrived: _note_arrived(ctx, job["id"], before + here, total),  # type: ignore[misc]  # bound now
-                )  # fmt: skip
-            arrived += size
-    finally:
-        ctx.progress.pop(job["id"], None)
+    total = await fetch_outputs(ctx, contract, result)
 
     def change(t: Transaction) -> dict[str, Any]:
         row = t.find("jobs", job["id"])
@@ -281,6 +285,32 @@ async def collect_outputs(ctx: Context, job_id: str) -> dict[str, Any]:
         return row
 
     return await ctx.store.change(change)
+
+
+async def fetch_outputs(ctx: Context, contract: dict[str, Any], result: Result) -> int:
+    """Fetch the outputs and logs of a result, each checked against its content id; return their bytes.
+
+    Raises:
+        PeerError: the provider does not give them.
+        RejectedMessageError: it gave something else, or they are too large.
+    """
+    wanted = [(output.cid, output.size) for output in result.outputs]
+    wanted += [(result.stdout_cid, result.stdout_size), (result.stderr_cid, result.stderr_size)]
+    total = sum(size for _, size in wanted)
+    if total > ctx.config.limits.output_size + 2 * ctx.config.limits.log_size:
+        raise RejectedMessageError(f"the outputs have {total} bytes, over limits.output_size", code="outputs_too_large")
+    job_id, arrived = contract["job_id"], 0
+    try:
+        for cid, size in wanted:
+            if cid:
+                await ctx.blobs.fetch(
+                    contract["provider"], cid, size,
+                    progress=lambda here, before=arrived: _note_arrived(ctx, job_id, before + here, total),  # type: ignore[misc]  # bound now
+                )  # fmt: skip
+            arrived += size
+    finally:
+        ctx.progress.pop(job_id, None)
+    return total
 
 
 def _note_arrived(ctx: Context, job_id: str, done: int, total: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import trio
 
 from nunet_cli import units
+from nunet_cli.database.store import Transaction
 from nunet_cli.errors import ContractError, DisputedError, NunetError, PeerError, StateError
 from nunet_cli.jobs.states import JOB_ENDS
 from nunet_cli.orchestrator.context import Context, advance, error_fields
@@ -16,13 +17,17 @@ from nunet_cli.orchestrator.execute import follow
 from nunet_cli.orchestrator.group import run_group
 from nunet_cli.orchestrator.invoke import invoke
 from nunet_cli.orchestrator.match import match
+from nunet_cli.orchestrator.messages import JobCancel
 from nunet_cli.orchestrator.replicas import run_replicas
 from nunet_cli.orchestrator.request import next_bid, request
+from nunet_cli.orchestrator.retry import CANCEL_LIFETIME, give_up
 from nunet_cli.orchestrator.settle import settle
 
 log = logging.getLogger("nunet.orchestrate")
 
 RETRY_PAUSE = 3.0
+# a lock lapses by itself
+RELEASE_LIFETIME = 120
 
 
 async def orchestrate_job(ctx: Context, job_id: str) -> dict[str, Any]:
@@ -84,11 +89,16 @@ async def _contract(ctx: Context, job_id: str) -> None:
 
 
 async def _invoke(ctx: Context, job_id: str) -> None:
+    contract = ctx.store.find("contracts", ctx.job(job_id)["contract_id"])
+    assert contract is not None
+    asked = ctx.heard.setdefault(contract["id"], trio.current_time())
     try:
         await invoke(ctx, job_id)
     except PeerError as error:
-        contract = ctx.store.find("contracts", ctx.job(job_id)["contract_id"])
-        if contract is not None and contract["deadline"] > units.utc_now():
+        silent = trio.current_time() - asked
+        if silent > ctx.config.limits.silence and await give_up(ctx, job_id, error):
+            return
+        if contract["deadline"] > units.utc_now():
             event = {"message": error.message, "until": contract["deadline"]}
             await ctx.store.save_event(job_id, "invocation_unanswered", **event)
             await trio.sleep(RETRY_PAUSE)
@@ -96,8 +106,9 @@ async def _invoke(ctx: Context, job_id: str) -> None:
         await fail(ctx, job_id, error)
         raise
     except NunetError as error:
-        contract = ctx.store.find("contracts", ctx.job(job_id)["contract_id"])
-        if contract is not None and not error.hint:
+        if await give_up(ctx, job_id, error):
+            return
+        if not error.hint:
             error.hint = f"the deposit of {contract['deposit']} NTX comes back after {contract['deadline']}"
         await fail(ctx, job_id, error)
         raise
@@ -107,16 +118,38 @@ async def _follow(ctx: Context, job_id: str) -> None:
     try:
         await follow(ctx, job_id)
     except PeerError as error:
+        if await give_up(ctx, job_id, error):
+            return
         await fail(ctx, job_id, error)
         raise
 
 
 async def fail(ctx: Context, job_id: str, error: NunetError) -> None:
     """Record that a job failed, and why; the first reason stays."""
-    fields = error_fields(error)
+    job, fields = ctx.job(job_id), error_fields(error)
+    message = _release(ctx, job)
+
+    def change(t: Transaction) -> None:
+        advance(t, job_id, "failed", {"reason": error.code, "message": error.message}, error=fields)
+        if message is not None:
+            ctx.messenger.enqueue(t, message)
+
     try:
-        await ctx.store.change(
-            lambda t: advance(t, job_id, "failed", {"reason": error.code, "message": error.message}, error=fields)
-        )
+        await ctx.store.change(change)
     except StateError:
         log.info("job %s has ended already; not failed: %s", job_id, error)
+    else:
+        ctx.messenger.wake()
+
+
+def _release(ctx: Context, job: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the message that frees what a provider holds for a job, and so the deposit; None where nothing is held."""
+    contract = ctx.store.find("contracts", job["contract_id"]) if job["contract_id"] else None
+    if contract is not None and contract["state"] == "proved":
+        body, to, lifetime = JobCancel(contract_id=contract["id"]), contract["provider"], CANCEL_LIFETIME
+    else:
+        bid = ctx.store.find("bids", job["bid_id"]) if job["state"] == "requested" else None
+        if bid is None:
+            return None
+        body, to, lifetime = JobCancel(bid_id=bid["id"]), bid["did"], RELEASE_LIFETIME
+    return ctx.messenger.outbox_row(to, "job_cancel", body, lifetime=lifetime)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import trio
 
 from nunet_cli import units
@@ -52,10 +53,10 @@ class Part:
 
 
 def add_usage(first: Usage, second: Usage) -> Usage:
-    """Return the sum of the seconds, and the larger memory."""
+    """Return the sum of the seconds and restarts, and the larger memory."""
     return Usage(
         round(first.cpu_seconds + second.cpu_seconds, 3), round(first.wall_seconds + second.wall_seconds, 3),
-        max(first.max_memory, second.max_memory),
+        max(first.max_memory, second.max_memory), first.restarts + second.restarts,
     )  # fmt: skip
 
 
@@ -147,6 +148,7 @@ async def wait(ctx: Context, part: Part, restarted: Started) -> Exit:
         part.task = replace(part.task, restarts=part.task.restarts + 1)
         part.handle = await part.executor.start(part.task)
         await restarted(part)
+    exit_ = replace(exit_, usage=msgspec.structs.replace(exit_.usage, restarts=part.task.restarts))
     # a service that was up for the whole time it was paid for has done its work
     return replace(exit_, exit_code=0, reason="") if _is_over(part, exit_) else exit_
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import trio
 
+from nunet_cli import units
 from nunet_cli.executor.base import Exit
 from nunet_cli.jobs.job import OutputFile, Usage
 from nunet_cli.jobs.spec import JobLink, JobSpec
@@ -17,20 +18,25 @@ from nunet_cli.orchestrator.part import Part, Started, add_usage
 
 @dataclass
 class Ended:
-    """How the programs ended together: the exit of the first that failed, or 0, and everything that came out."""
+    """How the programs ended together: the exit of the first that failed, or 0, and everything that came out.
+
+    `at` is when the last of them ended, before their outputs were taken in; empty for now.
+    """
 
     exit: Exit
     outputs: list[OutputFile] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     failed: str = ""
+    at: str = ""
 
 
 async def run_single(ctx: Context, part: Part, started: Started) -> Ended:
     """Wait for a job's only program, which is started, and take its outputs in."""
     exit_ = await programs.wait(ctx, part, started)
+    at = units.utc_now()
     with trio.CancelScope(shield=True):
         outputs, missing = await programs.collect(ctx, part, ctx.config.limits.output_size)
-    return Ended(exit_, outputs, missing)
+    return Ended(exit_, outputs, missing, at=at)
 
 
 async def run_pod(ctx: Context, spec: JobSpec, parts: list[Part], started: Started) -> Ended:
@@ -53,6 +59,7 @@ async def run_pod(ctx: Context, spec: JobSpec, parts: list[Part], started: Start
                 await programs.start(part)
                 await started(part)
                 exit_ = await programs.wait(ctx, part, started)
+                ended.at = units.utc_now()
             except Exception as error:
                 problems.append(error)
                 nursery.cancel_scope.cancel()

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-from datetime import timedelta
 from typing import Any
 
 import msgspec
-from tinydb import Query
 
-from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import (
     ContractError,
@@ -20,16 +17,15 @@ from nunet_cli.errors import (
     RejectedMessageError,
     StateError,
 )
-from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.job import Result
 from nunet_cli.network.documents import Document, require_signature
 from nunet_cli.network.messenger import Incoming
-from nunet_cli.orchestrator import execute
+from nunet_cli.orchestrator import disputes, execute
 from nunet_cli.orchestrator.context import Context, advance, error_fields, plain, read
 from nunet_cli.orchestrator.contract import note_balance, set_contract
 from nunet_cli.orchestrator.replicas import other_replicas
+from nunet_cli.orchestrator.retry import may_retry, search_again
 from nunet_cli.tokenomics.contract import (
-    DATABASE,
     ORACLE,
     REQUESTER,
     AccountStatement,
@@ -42,11 +38,14 @@ from nunet_cli.tokenomics.contract import (
     Settled,
     Verdict,
 )
-from nunet_cli.tokenomics.payment import amount_due
+from nunet_cli.tokenomics.payment import amount_due, seconds_between
+from nunet_cli.tokenomics.receipt import require_receipt
 
 log = logging.getLogger("nunet.settle")
 
 REEXECUTION_SLACK = 120
+# what the two machines' clocks may differ by within one job, in seconds
+CLOCK_TOLERANCE = 0.25
 
 # -- requester ---------------------------------------------------------------------------------------------------------
 
@@ -70,6 +69,9 @@ async def settle(ctx: Context, job_id: str) -> dict[str, Any]:
     if job["state"] not in ("completed", "verified"):
         raise StateError(f"job {job['id']} is {job['state']}: there is nothing to settle")
     result = msgspec.convert(job["result"], Result)
+    contract = ctx.store.find("contracts", job["contract_id"])
+    assert contract is not None
+    await _require_honest_time(ctx, contract, result)
     try:
         job = await execute.collect_outputs(ctx, job["id"])
     except NunetError as error:
@@ -81,14 +83,35 @@ async def settle(ctx: Context, job_id: str) -> dict[str, Any]:
                 f" unless you dispute it: nunet contract dispute {job['contract_id']}",
             ) from None  # fmt: skip
         log.info("the logs of %s cannot be fetched: %s", job["id"], error)
-    contract = ctx.store.find("contracts", job["contract_id"])
-    assert contract is not None
-    verdict = await verify_job(ctx, contract)
-    if verdict is not None:
-        await _note_verdict(ctx, job["id"], contract, verdict)
-    receipt = await _close(ctx, contract, verdict)
+    if contract["receipt"] is not None:
+        receipt = read(contract, "receipt", Document)
+    else:
+        verdict = await verify_job(ctx, contract)
+        if verdict is not None:
+            await _note_verdict(ctx, job["id"], contract, verdict)
+        receipt = await close(ctx, contract, verdict)
     await ctx.store.change(lambda t: _finish_job(t, job["id"], receipt, result))
     return ctx.job(job["id"])
+
+
+async def _require_honest_time(ctx: Context, contract: dict[str, Any], result: Result) -> None:
+    """Dispute a result that sells more time than passed here between the contract's proof and the result's arrival.
+
+    Raises:
+        DisputedError: it does; the contract is in dispute then.
+        ContractError: the contract database does not take the dispute.
+    """
+    if contract["receipt"] is not None or not contract.get("proved_at") or not contract.get("result_at"):
+        return
+    terms = read(contract, "document", Document).read(Contract).terms
+    seen = seconds_between(contract["proved_at"], contract["result_at"])
+    if amount_due(terms, result) <= amount_due(terms, result, seen + CLOCK_TOLERANCE):
+        return
+    text = f"{result.usage.wall_seconds:.1f} s are to be paid; {seen:.1f} s passed here from the proof to the result"
+    await disputes.add(ctx, contract["id"], text, with_result=True)
+    raise DisputedError(
+        text, hint=f"escrow is held until the dispute is resolved; see: nunet contract show {contract['id']}"
+    )
 
 
 async def verify_job(ctx: Context, contract: dict[str, Any], *, reexecute: bool = False) -> Document | None:
@@ -137,6 +160,8 @@ async def _note_verdict(ctx: Context, job_id: str, contract: dict[str, Any], ver
         assert row is not None
         assert job is not None
         t.put("contracts", {**row, "verdict": plain(verdict)})
+        if job["contract_id"] != contract["id"]:
+            return
         event = {"verdict": content.verdict, "checks": len(content.checks), "failed": failed}
         # a failed job is never verified: its verdict only says that the time used is right
         if job["state"] == "completed" and content.verdict == "verified" and job["result"]["state"] == "completed":
@@ -147,7 +172,7 @@ async def _note_verdict(ctx: Context, job_id: str, contract: dict[str, Any], ver
     await ctx.store.change(change)
 
 
-async def _close(ctx: Context, contract: dict[str, Any], verdict: Document | None) -> Document:
+async def close(ctx: Context, contract: dict[str, Any], verdict: Document | None) -> Document:
     """Have the contract database settle, and return the signed receipt.
 
     Raises:
@@ -162,7 +187,7 @@ async def _close(ctx: Context, contract: dict[str, Any], verdict: Document | Non
         if not isinstance(answer.body, Settled):
             raise RejectedMessageError("the contract database did not answer with a receipt", code="bad_answer")
         receipt, balance = answer.body.receipt, answer.body.balance
-        _check_receipt(contract, receipt)
+        check_receipt(contract, receipt)
     except NunetError as error:
         if error.code == DisputedError.default_code:
             disputed = DisputedError(error.message, hint="escrow is held until the dispute is resolved")
@@ -174,18 +199,21 @@ async def _close(ctx: Context, contract: dict[str, Any], verdict: Document | Non
     return receipt
 
 
-def _check_receipt(contract: dict[str, Any], receipt: Document) -> Receipt:
-    require_signature(receipt, contract["contract_database"], DATABASE, "receipt")
-    content = receipt.read(Receipt)
-    if content.contract_id != contract["id"]:
-        raise RejectedMessageError("the receipt belongs to another contract", code="wrong_receipt")
-    return content
+def check_receipt(contract: dict[str, Any], receipt: Document) -> Receipt:
+    """Return a receipt that fits this node's contract.
+
+    Raises:
+        RejectedMessageError: it does not; the message says in what.
+    """
+    proof = read(contract, "proof", Document) if contract["proof"] else None
+    result = read(contract, "result", Document) if contract["result"] else None
+    return require_receipt(receipt, read(contract, "document", Document), proof, result)
 
 
 def _dispute(t: Transaction, contract: dict[str, Any], error: DisputedError) -> None:
     set_contract(t, contract["id"], "disputed")
     job = t.find("jobs", contract["job_id"])
-    if job is not None and job["state"] in ("completed", "verified"):
+    if job is not None and job["contract_id"] == contract["id"] and job["state"] in ("completed", "verified"):
         advance(t, job["id"], "disputed", {"message": error.message}, error=error_fields(error))
 
 
@@ -210,7 +238,8 @@ def _keep_receipt(t: Transaction, contract_id: str, receipt: Document, balance: 
 def _finish_job(t: Transaction, job_id: str, receipt: Document, result: Result) -> None:
     job = t.find("jobs", job_id)
     content = receipt.read(Receipt)
-    if job is None:
+    if job is None or job["contract_id"] != content.contract_id:
+        # an earlier attempt's contract is closed; the job goes on with another one
         return
     if job["state"] == "disputed":
         event = {"paid": content.paid, "refunded": content.refunded, "message": content.reason}
@@ -231,15 +260,10 @@ def _finish_job(t: Transaction, job_id: str, receipt: Document, result: Result) 
 
 def _fail_or_retry(t: Transaction, job: dict[str, Any], result: Result, money: dict[str, Any]) -> None:
     """Fail a job, or where the failure was the provider's and the job allows it, look for another provider."""
-    if result.fault == "provider" and job["attempts"] < decode_spec(job["spec"]).retry.attempts:
+    if result.fault == "provider" and may_retry(job):
         contract = t.find("contracts", job["contract_id"])
         assert contract is not None
-        excluded = [*job.get("excluded", []), contract["provider"]]
-        event = {"retry": job["attempts"] + 1, "reason": result.reason, **money}
-        advance(
-            t, job["id"], "matching", event, attempts=job["attempts"] + 1, excluded=excluded, contract_id="",
-            bid_id="", allocation_id="", result=None, collected=False, shortlist=[], place=0,
-        )  # fmt: skip
+        search_again(t, job, contract["provider"], {"reason": result.reason, **money})
         return
     message = result.message or result.reason or "the contract was refunded"
     code = result.reason or "job_failed"
@@ -272,7 +296,7 @@ async def _on_message(ctx: Context, message: Incoming) -> None:
     contract = ctx.store.find("contracts", body.contract_id)
     if contract is None or contract["contract_database"] != message.sender:
         raise PeerError("no such contract recorded with you here", code="no_contract")
-    _check_receipt(contract, body.receipt)
+    check_receipt(contract, body.receipt)
 
     def change(t: Transaction) -> None:
         row = t.find("contracts", body.contract_id)
@@ -286,48 +310,10 @@ async def _on_message(ctx: Context, message: Incoming) -> None:
             t.save_event(row["job_id"], "message", contract_id=row["id"], text=body.text, role=row["role"])
         if row["role"] == "requester" and row["result"]:
             # the requester was gone, and the provider had the contract settled
-            _finish_job(t, row["job_id"], body.receipt, read(row, "result", Document).read(Result))
+            job = t.find("jobs", row["job_id"])
+            result = read(row, "result", Document).read(Result)
+            if job is None or job.get("collected") or job["state"] == "disputed" or result.state != "completed":
+                _finish_job(t, row["job_id"], body.receipt, result)
+            # else what was paid is fetched first: see `closing`
 
     await ctx.store.change(change)
-
-
-async def expire_unproved(ctx: Context) -> None:
-    """Give up contracts that were agreed on and not proved before their deadline."""
-    contracts, now = Query(), units.utc_now()
-    for row in ctx.store.table("contracts").search(contracts.state == "agreed"):
-        if row["deadline"] < now:
-            reason = f"not proved before its deadline {row['deadline']}"
-            await ctx.store.change(lambda t, row=row, why=reason: set_contract(t, row["id"], "expired", reason=why))  # type: ignore[misc]  # the defaults bind the loop's values
-
-
-async def settle_cancelled(ctx: Context) -> None:
-    """As a requester: settle contracts of jobs called off while the provider was away, once it has answered."""
-    contracts = Query()
-    rows = ctx.store.table("contracts").search((contracts.state == "proved") & (contracts.role == "requester"))
-    for row in rows:
-        job = ctx.store.find("jobs", row["job_id"])
-        if row["result"] is None or job is None or job["state"] not in ("cancelled", "failed"):
-            continue
-        try:
-            await _close(ctx, row, await verify_job(ctx, row))
-        except NunetError as error:
-            log.info("contract %s cannot be settled yet: %s", row["id"], error)
-
-
-# -- provider ----------------------------------------------------------------------------------------------------------
-
-
-async def settle_overdue(ctx: Context) -> None:
-    """As a provider: settle finished jobs whose requester stays silent past the contract's deadline."""
-    contracts = Query()
-    rows = ctx.store.table("contracts").search((contracts.state == "proved") & (contracts.role == "provider"))
-    for row in rows:
-        if row["result"] is None or row["deadline"] > units.utc_now():
-            continue
-        given_up = units.parse_time(row["deadline"]) + timedelta(seconds=ctx.config.limits.settlement_window)
-        try:
-            verdict = await verify_job(ctx, row)
-            await _close(ctx, row, verdict)
-        except NunetError as error:
-            if units.now() < given_up:
-                log.warning("contract %s cannot be settled yet: %s", row["id"], error)

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import msgspec
 import pytest
 import trio
 
+from nunet_cli import units
 from nunet_cli.errors import NunetError
 from nunet_cli.jobs.job import BidRequest, Result
 from nunet_cli.network.documents import Document, make_document
@@ -39,6 +41,8 @@ from nunet_cli.tokenomics.contract import (
     JobVerificationResult,
     RegisterContract,
     SettleContract,
+    deadline_of,
+    sign_by_of,
 )
 from nunet_cli.tokenomics.dispute import DisputeContract
 from tests.conftest import Market, config, nunet
@@ -119,6 +123,12 @@ def altered(document: Document, node: Node, role: str, **fields: Any) -> Documen
     return make_document(msgspec.structs.replace(content, **{"terms": terms, **names})).sign(node.identity, role)
 
 
+def made_at(when: datetime, duration: int = 3600) -> dict[str, str]:
+    """Return the times of a contract that is made at a moment."""
+    at = units.format_time(when)
+    return {"created_at": at, "deadline": deadline_of(at, duration), "sign_by": sign_by_of(at)}
+
+
 async def test_what_a_provider_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with town(tmp_path, monkeypatch) as there:
         ctx, me, stranger = there.ctx, there.market.requester, there.stranger
@@ -142,13 +152,11 @@ async def test_what_a_provider_refuses(tmp_path: Path, monkeypatch: pytest.Monke
         plain_contract = closure.generate_job_contract(
             ctx, ctx.job(job_id), bid, there.did["authority"], there.did["authority"]
         )
-        unsigned = ContractProposal(plain_contract)
-        await there.refused("provider", "contract_proposal", unsigned, "bad_signature")
         proposals: list[tuple[dict[str, Any], str]] = [
-            ({"deposit": "0.01"}, "terms_differ"), ({"max_duration": 10**6}, "bad_deadline"),
+            ({"deposit": "0.01"}, "terms_differ"), ({"max_duration": 10**6}, "terms_differ"),
             ({"spec_cid": content_id(b"other")}, "terms_differ"), ({"payment": "volunteer"}, "terms_differ"),
             ({"provider": stranger.identity.did}, "terms_differ"), ({"requester": stranger.identity.did}, "terms_differ"),
-            ({"deadline": "2001-01-01T00:00:00.000Z"}, "bad_deadline"), ({"deadline": FAR}, "bad_deadline"),
+            ({"deadline": "2001-01-01T00:00:00.000Z"}, "terms_differ"), ({"deadline": FAR}, "terms_differ"),
             ({"bid_id": "bid-none"}, "no_bid_here"), ({"oracle": stranger.identity.did}, "untrusted_role"),
             ({"contract_database": me.identity.did}, "untrusted_role"),
         ]  # fmt: skip
@@ -157,8 +165,12 @@ async def test_what_a_provider_refuses(tmp_path: Path, monkeypatch: pytest.Monke
             await there.refused("provider", "contract_proposal", proposal, code)
         row = await closure.close_contract(ctx, job_id)
         held = ctx.store.find("contracts", row["contract_id"])
-        again = ContractProposal(altered(plain_contract, me, "requester", created_at="2026-01-01T00:00:00.000Z"))
-        await there.refused("provider", "contract_proposal", again, "bid_used")
+        # one contract for a bid, made now, and not in another's time
+        stale = units.parse_time("2026-01-01T00:00:00.000Z")
+        soon = units.now() + timedelta(minutes=5)
+        for when, code in ((units.now(), "bid_used"), (stale, "bad_times"), (soon, "bad_times")):
+            again = ContractProposal(altered(plain_contract, me, "requester", **made_at(when)))
+            await there.refused("provider", "contract_proposal", again, code)
 
         # stage 5: no contract with the sender, a forged proof, another job than the contract's
         document, proof = (msgspec.convert(held[name], Document) for name in ("document", "proof"))
@@ -206,7 +218,8 @@ async def test_what_a_contract_database_and_an_oracle_refuse(tmp_path: Path, mon
         cases: list[tuple[dict[str, Any], str]] = [
             ({"contract_database": me.identity.did}, "wrong_database"), ({"deposit": "0.01"}, "bad_deposit"),
             ({"payment": "volunteer"}, "bad_payment"), ({"deadline": "2001-01-01T00:00:00.000Z"}, "bad_deadline"),
-            ({"deadline": FAR}, "bad_deadline"),
+            ({"deadline": FAR}, "bad_deadline"), (made_at(units.parse_time("2026-01-01T00:00:00.000Z")), "signature_lapsed"),
+            (made_at(units.now() + timedelta(minutes=5)), "bad_times"),
             ({"price": {"currency": "NTX", "amount": "500", "time_unit": ""}, "deposit": "500"}, "insufficient_funds"),
         ]  # fmt: skip
         for fields, code in cases:
@@ -260,7 +273,7 @@ async def test_what_a_contract_database_and_an_oracle_refuse(tmp_path: Path, mon
         answer = await stranger.ctx.messenger.request(
             there.did["authority"], "ask_statement", AskStatement(), timeout=5
         )
-        assert answer.body.balance == "100"
+        assert answer.body.balance == "0"
 
 
 async def _completed(there: Town, job_id: str) -> dict[str, Any]:

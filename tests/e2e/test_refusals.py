@@ -444,7 +444,7 @@ SETTLE = [
     No("the contract database is silent about money", silent(AUTHORITY, "settle_contract"), 6,
        "the contract was not settled", state="verified"),
     No("the receipt is for another", receipt_of_another, 6,
-       "the receipt belongs to another contract", state="verified"),
+       "the receipt does not fit the contract: it settles another contract", state="verified"),
     No("the outputs are kept back", outputs_are_kept_back, 6, "the outputs cannot be fetched", state="completed",
        command="echo 1 > out", job={"outputs": [{"path": "out"}]}),
 ]  # fmt: skip

@@ -1,0 +1,126 @@
+"""Stage 7, what time brings: contracts that nobody closes by hand are closed here, each in a task of its own.
+
+One contract's trouble is its own: an oracle that hangs, or a contract database that refuses, keeps no other waiting.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+import trio
+from tinydb import Query
+
+from nunet_cli import units
+from nunet_cli.errors import NunetError
+from nunet_cli.jobs.job import Result
+from nunet_cli.network.documents import Document
+from nunet_cli.orchestrator import execute
+from nunet_cli.orchestrator.context import Context, read
+from nunet_cli.orchestrator.contract import set_contract
+from nunet_cli.orchestrator.settle import close, settle, verify_job
+
+log = logging.getLogger("nunet.closing")
+
+FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
+
+
+async def close_what_is_due(ctx: Context) -> None:
+    """Begin to close what is due now; returns at once, and what is being closed already is left alone."""
+    await expire_unproved(ctx)
+    contracts, jobs = Query(), Query()
+    for row in ctx.store.table("contracts").search(contracts.state == "proved"):
+        if row["result"] is None:
+            continue
+        if row["role"] == "provider":
+            if row["deadline"] <= units.utc_now():
+                _begin(ctx, row["id"], _settle_overdue)
+        elif _is_left(ctx, row):
+            _begin(ctx, row["id"], _close_left)
+    for job in ctx.store.table("jobs").search(jobs.state == "completed"):
+        contract = ctx.store.find("contracts", job["contract_id"])
+        # somebody else had it closed, or its result came after it was given up: nobody is waiting for it here
+        if job["kind"] == "job" and contract is not None and (contract["receipt"] is not None or job.get("late")):
+            _begin(ctx, job["id"], _finish_late)
+
+
+def _is_left(ctx: Context, row: dict[str, Any]) -> bool:
+    """Say whether a contract of this requester's has a result, and no job that would close it."""
+    job = ctx.store.find("jobs", row["job_id"])
+    return job is None or job["contract_id"] != row["id"] or job["state"] in ("cancelled", "failed")
+
+
+def _begin(ctx: Context, key: str, close_one: Callable[[Context, str], Awaitable[bool]]) -> None:
+    if key not in ctx.closing:
+        ctx.closing.add(key)
+        ctx.nursery.start_soon(_keep_trying, ctx, key, close_one)
+
+
+async def _keep_trying(ctx: Context, key: str, close_one: Callable[[Context, str], Awaitable[bool]]) -> None:
+    """Try to close one contract or job until that is done, with growing pauses."""
+    pause = FIRST_PAUSE
+    try:
+        while True:
+            try:
+                if await close_one(ctx, key):
+                    return
+            except NunetError as error:
+                log.warning("%s cannot be closed yet: %s", key, error)
+            except Exception:
+                log.exception("%s could not be closed", key)
+            await trio.sleep(pause)
+            pause = min(LONGEST_PAUSE, pause * 2)
+    finally:
+        ctx.closing.discard(key)
+
+
+async def _settle_overdue(ctx: Context, contract_id: str) -> bool:
+    """As a provider: settle a finished job whose requester stays silent past the contract's deadline."""
+    row = ctx.store.find("contracts", contract_id)
+    if row is None or row["state"] != "proved":
+        return True
+    given_up = units.parse_time(row["deadline"]) + timedelta(seconds=ctx.config.limits.settlement_window)
+    try:
+        await close(ctx, row, await verify_job(ctx, row))
+    except NunetError:
+        if units.now() < given_up:
+            raise
+        # the deposit is on its way back by now; the receipt tells
+        return False
+    return True
+
+
+async def _close_left(ctx: Context, contract_id: str) -> bool:
+    """As a requester: close the contract of a job that was called off, has failed, or went on with another provider.
+
+    What the provider had finished by then is paid, and so it is fetched, too.
+    """
+    row = ctx.store.find("contracts", contract_id)
+    if row is None or row["state"] != "proved" or not _is_left(ctx, row):
+        return True
+    result = read(row, "result", Document).read(Result)
+    if result.state == "completed":
+        await execute.fetch_outputs(ctx, row, result)
+        event = {"contract_id": row["id"], "outputs": {output.name: output.cid for output in result.outputs}}
+        await ctx.store.save_event(row["job_id"], "late_result", **event)
+    await close(ctx, row, await verify_job(ctx, row))
+    return True
+
+
+async def _finish_late(ctx: Context, job_id: str) -> bool:
+    """As a requester: fetch what was paid while this node was away, and finish the job."""
+    async with ctx.one_at_a_time(job_id):
+        if ctx.job(job_id)["state"] == "completed":
+            await settle(ctx, job_id)
+    return True
+
+
+async def expire_unproved(ctx: Context) -> None:
+    """Give up contracts that were agreed on and not proved before their deadline."""
+    contracts, now = Query(), units.utc_now()
+    for row in ctx.store.table("contracts").search(contracts.state == "agreed"):
+        if row["deadline"] < now:
+            reason = f"not proved before its deadline {row['deadline']}"
+            await ctx.store.change(lambda t, row=row, why=reason: set_contract(t, row["id"], "expired", reason=why))  # type: ignore[misc]  # the defaults bind the loop's values
