@@ -1,0 +1,393 @@
+"""One of the parties lies, with good signatures: what it gains by that, and what the others' books say.
+
+The nodes are real and talk over TCP; the liar's node is made to say what an honest one never would.
+"""
+
+import json
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+import trio.testing
+
+from nunet_cli import units
+from nunet_cli.errors import ContractError, DisputedError, NunetError
+from nunet_cli.jobs.job import Result, Usage
+from nunet_cli.network.documents import Document, make_document
+from nunet_cli.network.identity import new_identity
+from nunet_cli.network.messenger import Answer, Incoming
+from nunet_cli.node.node import Node
+from nunet_cli.node.onboarding import OnboardOptions
+from nunet_cli.orchestrator import allocation, contract, execute, invoke, match, request, settle
+from nunet_cli.orchestrator.cancel import cancel
+from nunet_cli.orchestrator.orchestrate import orchestrate_job
+from nunet_cli.tokenomics import contract_database
+from nunet_cli.tokenomics import dispute as disputes
+from nunet_cli.tokenomics.contract import (
+    ORACLE,
+    PROVIDER,
+    CheckKyc,
+    JobVerificationResult,
+    Receipt,
+    RegisterContract,
+    SettleContract,
+)
+from tests.conftest import Market, config, open_market
+
+MarketOf = Callable[..., Any]
+OPENING = units.parse_amount("100")
+# a cent a second
+BY_TIME, SECOND = "36/h", 10_000
+STAGES = (match.match, request.request, contract.close_contract, invoke.invoke)
+
+
+def spec(seconds: float = 0, **fields: Any) -> str:
+    body = {
+        "name": "test", "executor": {"type": "null", "env": {"NULL_SECONDS": str(seconds)}}, "price": "100",
+        "resources": {"cpu": 0.2, "memory": "64MiB", "disk": "16MiB"}, "time": {"max_duration": "1h"}, **fields,
+    }  # fmt: skip
+    return json.dumps(body)
+
+
+def answering(node: Node, type_: str, behaviour: Callable[[Incoming], Awaitable[Answer | None]]) -> None:
+    """Let a node do something else with messages of a type."""
+    known = node.ctx.messenger._types[type_]
+    node.ctx.messenger.register(type_, known.kind, behaviour)
+
+
+def lying(monkeypatch: pytest.MonkeyPatch, **fields: Any) -> None:
+    """Let providers sign results with other fields than are true; `usage` is merged, `shift` moves both times."""
+
+    def lie(value: Any) -> Document:
+        if isinstance(value, Result):
+            usage = msgspec.structs.replace(value.usage, **fields.get("usage", {}))
+            value = msgspec.structs.replace(value, usage=usage, **{k: v for k, v in fields.items() if k != "usage"})
+        return make_document(value)
+
+    monkeypatch.setattr(allocation, "make_document", lie)
+
+
+async def through(m: Market, job_id: str, count: int) -> dict[str, Any]:
+    for stage in STAGES[:count]:
+        await stage(m.requester.ctx, job_id)
+    row: dict[str, Any] | None = m.requester.ctx.store.find("contracts", job_id, "job_id")
+    return row or {}
+
+
+# -- contracts that were refused ---------------------------------------------------------------------------------------
+
+
+async def test_a_contract_that_the_provider_refused_binds_nobody(market: MarketOf) -> None:
+    """It answers with an error, signs all the same, has the contract registered, and hands in a made-up result."""
+    async with market() as m:
+        kept: list[Document] = []
+
+        async def refuse(message: Incoming) -> Answer:
+            kept.append(message.body.contract.sign(m.provider.identity, PROVIDER))
+            raise ContractError("no, thank you", code="not_today")
+
+        answering(m.provider, "contract_proposal", refuse)
+        job_id = await m.post(spec())
+        with pytest.raises(NunetError):
+            await orchestrate_job(m.requester.ctx, job_id)
+        with pytest.raises(NunetError):
+            await m.provider.ctx.messenger.request(
+                m.authority.identity.did, "register_contract", RegisterContract(kept[0]), timeout=5
+            )
+        assert m.authority.ctx.store.table("registered_contracts").all() == []
+        assert m.balances().get(m.requester.identity.did, OPENING) == OPENING
+        row = m.requester.ctx.store.find("contracts", job_id, "job_id")
+        assert row is not None
+        assert row["state"] == "refused"
+
+
+async def test_a_signature_lapses_where_the_contract_is_not_registered_in_time(
+    market: MarketOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A requester that keeps the provider's signature cannot bind it when that suits itself better."""
+    async with market() as m:
+        job_id = await m.post(spec())
+        await through(m, job_id, 2)
+        monkeypatch.setattr(contract, "_register", _never)
+        with pytest.raises(ContractError):
+            await contract.close_contract(m.requester.ctx, job_id)
+        row = m.requester.ctx.store.find("contracts", job_id, "job_id")
+        assert row is not None
+        document = msgspec.convert(row["document"], Document)
+        assert document.is_signed(m.provider.identity.did, PROVIDER)
+        real = units.now
+        monkeypatch.setattr(units, "now", lambda: real() + timedelta(seconds=61))
+        with pytest.raises(NunetError) as caught:
+            await m.authority.contract_database.register(document)
+        assert caught.value.code == "signature_lapsed"
+
+
+async def _never(*_: Any) -> Any:
+    raise ContractError("kept back")
+
+
+async def test_a_volunteers_contract_moves_nobodys_trust(market: MarketOf, tmp_path: Path) -> None:
+    """A stranger's free contract may name the stranger's own authority; for money that one is not taken afterwards."""
+    async with market(price="0") as m:
+        job = await orchestrate_job(m.requester.ctx, await m.post(spec()))
+        assert job["state"] == "settled"
+        for node in (m.provider, m.requester):
+            assert node.ctx.store.table("pinned_roles").all() == []
+
+
+async def test_asking_about_identities_writes_nothing(market: MarketOf) -> None:
+    async with market() as m:
+        store = m.authority.ctx.store
+        before = {name: len(store.table(name).all()) for name in ("registry", "accounts", "ledger", "log", "inbox")}
+        for _ in range(30):
+            answer = await m.requester.ctx.messenger.request(
+                m.authority.identity.did, "check_kyc", CheckKyc(new_identity().did), timeout=5
+            )
+            assert answer.body.verified
+        assert {name: len(store.table(name).all()) for name in before} == before
+        # who asks for its balance is told what its account would open with
+        statement = await m.requester.ctx.messenger.request(
+            m.authority.identity.did, "ask_statement", contract_database.AskStatement(), timeout=5
+        )
+        assert statement.body.balance == "100"
+        assert store.find("accounts", m.requester.identity.did) is None
+
+
+# -- times -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["+23:59", "+00:00", "Z ", "z", "", "Z\n"])
+async def test_a_deadline_in_another_form_is_no_contract(market: MarketOf, end: str) -> None:
+    """Two texts of one time do not compare as times do: such a deadline would come a day late for one of the parties."""
+    async with market() as m:
+        row = await through(m, await m.post(spec()), 3)
+        text = json.loads(row["document"]["content"])
+        text["terms"]["deadline"] = text["terms"]["deadline"].removesuffix("Z") + end
+        document = Document(json.dumps(text))
+        signed = document.sign(m.provider.identity, PROVIDER).sign(m.requester.identity, "requester")
+        for node, type_, body in (
+            (m.authority, "register_contract", RegisterContract(signed)),
+            (m.provider, "contract_proposal", contract.ContractProposal(document)),
+        ):
+            with pytest.raises(NunetError) as caught:
+                await m.requester.ctx.messenger.request(node.identity.did, type_, body, timeout=5)
+            assert caught.value.code == "bad_document"
+
+
+# -- time that was not worked ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"usage": {"wall_seconds": 3500.0}},
+        {"usage": {"wall_seconds": 9.0}},
+        {"usage": {"wall_seconds": 3500.0}, "started_at": "2024-01-01T00:00:00.000Z"},
+        {"usage": {"wall_seconds": 3500.0}, "ended_at": "2031-01-01T00:00:00.000Z"},
+        {
+            "usage": {"wall_seconds": 3500.0},
+            "started_at": "2024-01-01T00:00:00.000Z",
+            "state": "failed",
+            "fault": "job",
+            "reason": "exit_code",
+            "exit_code": 1,
+        },
+    ],
+)
+async def test_a_provider_is_not_paid_for_time_that_did_not_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lie: dict[str, Any]
+) -> None:
+    async with open_market(tmp_path, onboard=OnboardOptions(price=BY_TIME)) as m:
+        lying(monkeypatch, **lie)
+        job_id = await m.post(spec(0.5))
+        with suppress(DisputedError):
+            await orchestrate_job(m.requester.ctx, job_id)
+        assert m.balance(m.provider) <= OPENING + 2 * SECOND
+        job = m.job(job_id)
+        assert job["state"] == "disputed", job
+        # what was claimed beyond that is held, and whoever looks sees why
+        dispute = disputes.find(m.authority.ctx.store, job["contract_id"])
+        assert dispute is not None
+        assert dispute.decision == ""
+
+
+async def test_a_provider_that_is_called_off_is_not_paid_for_time_that_did_not_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_market(tmp_path, onboard=OnboardOptions(price=BY_TIME)) as m:
+        lying(monkeypatch, usage={"wall_seconds": 3500.0}, started_at="2024-01-01T00:00:00.000Z")
+        job_id = await m.post(spec(60))
+        await through(m, job_id, 4)
+        with suppress(DisputedError):
+            await cancel(m.requester.ctx, job_id)
+        assert m.balance(m.provider) <= OPENING + 2 * SECOND
+        assert m.job(job_id)["state"] == "disputed"
+
+
+async def test_no_more_is_paid_than_the_contract_database_saw_pass(tmp_path: Path) -> None:
+    """Provider and oracle lie together, and the requester is away."""
+    async with open_market(tmp_path, onboard=OnboardOptions(price=BY_TIME)) as m:
+        row = await through(m, await m.post(spec()), 3)
+        now = units.utc_now()
+        claim = Result(
+            row["job_id"], row["id"], "allocation-none", "completed", 0, now, now, usage=Usage(0, 80.0)
+        )  # fmt: skip
+        result = make_document(claim).sign(m.provider.identity, PROVIDER)
+        verdict = make_document(
+            JobVerificationResult(1, row["id"], result.cid, m.authority.identity.did, "verified", (), now)
+        ).sign(m.authority.identity, ORACLE)
+        await m.provider.ctx.messenger.request(
+            m.authority.identity.did, "settle_contract", SettleContract(row["id"], result, verdict), timeout=5
+        )
+        earned = m.balance(m.provider) - OPENING
+        assert 0 < earned < 10 * SECOND
+
+
+async def test_the_time_that_a_machine_is_held_is_paid_between_restarts_too(tmp_path: Path) -> None:
+    """A service that ends at once and is started again holds the machine all along; how often is shown."""
+    async with open_market(tmp_path, onboard=OnboardOptions(price=BY_TIME)) as m:
+        service = {"restart": "always", "delay": "1s", "max_restarts": 100}
+        job_id = await m.post(spec(type="service", service=service))
+        await through(m, job_id, 4)
+        with trio.fail_after(30):
+            while (m.job(job_id).get("usage") or {}).get("restarts", 0) < 3:
+                await trio.sleep(0.05)
+        await cancel(m.requester.ctx, job_id)
+        usage = m.job(job_id)["usage"]
+        assert usage["wall_seconds"] >= 3
+        assert usage["restarts"] >= 3
+        assert m.balance(m.provider) - OPENING == pytest.approx(usage["wall_seconds"] * SECOND, rel=0.01)
+
+
+async def test_outputs_of_a_job_that_failed_by_itself_are_not_given_away_at_a_price_per_result(tmp_path: Path) -> None:
+    """Else a job writes its answer and ends with 1, and the provider has worked for nothing."""
+    async with open_market(tmp_path, price="1") as m:
+        executor = {"type": "process", "command": ["sh", "-c", "echo answer > out; echo why >&2; exit 1"]}
+        text = spec(executor=executor, outputs=[{"path": "out"}])
+        job = await orchestrate_job(m.requester.ctx, await m.post(text))
+        assert (job["state"], job["paid"]) == ("failed", "0")
+        assert job["result"]["outputs"] == []
+        assert "kept back" in job["error"]["message"]
+        # why it failed is the requester's to see
+        assert m.requester.ctx.blobs.path(job["result"]["stderr_cid"]).read_text() == "why\n"
+        granted = {row["id"].split("/")[0] for row in m.provider.ctx.store.table("grants").all()}
+        assert granted == {job["result"]["stderr_cid"], job["result"]["stdout_cid"]} - {""}
+
+
+async def test_time_that_was_sold_gives_the_outputs_of_a_failed_job_too(tmp_path: Path) -> None:
+    async with open_market(tmp_path, onboard=OnboardOptions(price=BY_TIME)) as m:
+        executor = {"type": "process", "command": ["sh", "-c", "echo answer > out; exit 1"]}
+        job = await orchestrate_job(m.requester.ctx, await m.post(spec(executor=executor, outputs=[{"path": "out"}])))
+        assert job["state"] == "failed"
+        assert [output["name"] for output in job["result"]["outputs"]] == ["out"]
+        assert units.parse_amount(job["paid"]) > 0
+
+
+# -- contract databases ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lie", "said"),
+    [
+        ({"provider": new_identity().did}, "it names other parties"),
+        ({"paid": "9999999"}, "paid and refunded are not the deposit"),
+        ({"paid": "-5"}, "Expected `str` matching"),
+        ({"paid": "0.01", "refunded": "0.24"}, "0.25 were due"),
+        ({"outcome": "refunded"}, "refunded, and 0.25 NTX were paid"),
+    ],
+    ids=["third-party", "too-much", "negative", "too-little", "refunded-and-paid"],
+)
+async def test_a_receipt_that_does_not_fit_its_contract_is_not_believed(
+    market: MarketOf, monkeypatch: pytest.MonkeyPatch, lie: dict[str, str], said: str
+) -> None:
+    async with market() as m:
+
+        def forge(value: Any) -> Document:
+            return make_document(msgspec.structs.replace(value, **lie) if isinstance(value, Receipt) else value)
+
+        monkeypatch.setattr(contract_database, "make_document", forge)
+        job_id = await m.post(spec())
+        with pytest.raises(ContractError) as caught:
+            await orchestrate_job(m.requester.ctx, job_id)
+        assert said in caught.value.message
+        assert caught.value.exit_code == 6
+        assert m.job(job_id)["state"] == "verified"
+        for node in (m.requester, m.provider):
+            row = node.ctx.store.find("contracts", job_id, "job_id")
+            assert row is not None
+            assert (row["state"], row["receipt"]) == ("proved", None)
+            assert node.ctx.store.table("statements").all() == []
+
+
+async def test_a_dispute_and_a_settlement_that_arrive_together_are_decided_once(market: MarketOf) -> None:
+    """What is in dispute is not paid while the dispute stays open."""
+    async with market() as m:
+        database = m.authority.contract_database
+        for first in ("dispute", "settle"):
+            row = await through(m, job_id := await m.post(spec()), 4)
+            await execute.follow(m.requester.ctx, job_id)
+            row = m.requester.ctx.store.find("contracts", row["id"]) or {}
+            verdict = await settle.verify_job(m.requester.ctx, row)
+            result = msgspec.convert(row["result"], Document)
+            ends: dict[str, Any] = {}
+
+            async def call(name: str, ends: dict[str, Any], function: Any, *arguments: Any) -> None:
+                try:
+                    ends[name] = await function(*arguments)
+                except NunetError as error:
+                    ends[name] = error
+
+            calls = {
+                "dispute": (database.dispute, disputes.DisputeContract(row["id"], "no"), m.requester.identity.did),
+                "settle": (database.settle, SettleContract(row["id"], result, verdict), m.provider.identity.did),
+            }
+            gate = threading.Event()
+            async with trio.open_nursery() as nursery:
+                # both have read what there is before either may write
+                nursery.start_soon(m.authority.ctx.store.change, lambda _, gate=gate: gate.wait(20))
+                for name in sorted(calls, key=lambda name: name != first):
+                    await trio.testing.wait_all_tasks_blocked(0.01)
+                    nursery.start_soon(call, name, ends, *calls[name])
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                gate.set()
+            recorded = m.authority.ctx.store.find("registered_contracts", row["id"])
+            assert recorded is not None
+            is_open = disputes.find(m.authority.ctx.store, row["id"]) is not None
+            assert (recorded["state"], recorded["receipt"] is None) == (
+                ("disputed", True) if is_open else ("settled", False)
+            ), (first, ends)
+            held = m.balances()[f"escrow:{row['id']}"]
+            assert held == (250_000 if is_open else 0)
+
+
+async def test_an_oracle_that_hangs_on_one_contract_keeps_no_other_from_its_money(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_market(tmp_path, requester=config()) as m:
+        rows = []
+        for _ in range(2):
+            row = await through(m, job_id := await m.post(spec()), 4)
+            await execute.follow(m.requester.ctx, job_id)
+            rows.append(m.provider.ctx.store.find("contracts", row["id"]) or {})
+        honest = m.authority.oracle._on_verification
+
+        async def hang(message: Incoming) -> Answer:
+            if message.body.contract.cid == rows[0]["id"]:
+                await trio.sleep_forever()
+            return await honest(message)
+
+        answering(m.authority, "job_verification", hang)
+        # long past the deadline, and the requester says nothing; each contract may take as long as it may run
+        for row in rows:
+            past = {**row, "deadline": units.utc_now()}
+            await m.provider.ctx.store.change(lambda t, past=past: t.put("contracts", past))
+        with trio.fail_after(4):
+            while (m.provider.ctx.store.find("contracts", rows[1]["id"]) or {})["state"] != "settled":
+                await trio.sleep(0.05)
+        assert m.balance(m.provider) == OPENING + 250_000
