@@ -14,6 +14,7 @@ import trio
 from tinydb import Query
 
 from nunet_cli import units
+from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError
 from nunet_cli.jobs.job import Result
 from nunet_cli.network.documents import Document
@@ -25,6 +26,8 @@ from nunet_cli.orchestrator.settle import close, settle, verify_job
 log = logging.getLogger("nunet.closing")
 
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
+# how long a provider may take to give what it finished out of reach
+LATE_PATIENCE = timedelta(days=14)
 
 
 async def close_what_is_due(ctx: Context) -> None:
@@ -39,6 +42,8 @@ async def close_what_is_due(ctx: Context) -> None:
                 _begin(ctx, row["id"], _settle_overdue)
         elif _is_left(ctx, row):
             _begin(ctx, row["id"], _close_left)
+    for row in ctx.store.table(execute.LATE_RESULTS).all():
+        _begin(ctx, f"late/{row['id']}", _fetch_late)
     for job in ctx.store.table("jobs").search(jobs.state == "completed"):
         contract = ctx.store.find("contracts", job["contract_id"])
         # somebody else had it closed, or its result came after it was given up: nobody is waiting for it here
@@ -93,19 +98,33 @@ async def _settle_overdue(ctx: Context, contract_id: str) -> bool:
 
 
 async def _close_left(ctx: Context, contract_id: str) -> bool:
-    """As a requester: close the contract of a job that was called off, has failed, or went on with another provider.
-
-    What the provider had finished by then is paid, and so it is fetched, too.
-    """
+    """As a requester: close the contract of a job that was called off, has failed, or went on with another provider."""
     row = ctx.store.find("contracts", contract_id)
     if row is None or row["state"] != "proved" or not _is_left(ctx, row):
         return True
-    result = read(row, "result", Document).read(Result)
-    if result.state == "completed":
-        await execute.fetch_outputs(ctx, row, result)
-        event = {"contract_id": row["id"], "outputs": {output.name: output.cid for output in result.outputs}}
-        await ctx.store.save_event(row["job_id"], "late_result", **event)
+    if ctx.store.find(execute.LATE_RESULTS, contract_id) is not None:
+        # what the provider had finished by then is paid once it is here
+        return False
     await close(ctx, row, await verify_job(ctx, row))
+    return True
+
+
+async def _fetch_late(ctx: Context, key: str) -> bool:
+    """As a requester: fetch what a provider had finished before it heard that the job had gone on without it."""
+    contract_id = key.removeprefix("late/")
+    row = ctx.store.find("contracts", contract_id)
+    if row is None:
+        return True
+    result = read(row, "result", Document).read(Result)
+    if units.parse_time(result.ended_at) > units.now() - LATE_PATIENCE:
+        await execute.fetch_outputs(ctx, row, result)
+    event = {"contract_id": row["id"], "outputs": {output.name: output.cid for output in result.outputs}}
+
+    def change(t: Transaction) -> None:
+        t.table(execute.LATE_RESULTS).remove(Query().id == contract_id)
+        t.save_event(row["job_id"], "late_result", **event)
+
+    await ctx.store.change(change)
     return True
 
 

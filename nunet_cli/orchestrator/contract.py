@@ -6,8 +6,10 @@ registered. So a contract that anybody refused, or never answered, lacks a signa
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import msgspec
 import trio
@@ -43,6 +45,7 @@ from nunet_cli.tokenomics.contract import (
 )
 from nunet_cli.tokenomics.payment import check_payment_info, deposit_for
 
+T = TypeVar("T")
 PROVIDER_REFUSED = "provider_refused"
 TRANSIENT = frozenset({"peer_silent", "peer_unreachable", "internal", "disk_full"})
 RETRY_PAUSE = 2.0
@@ -75,7 +78,27 @@ async def close_contract(ctx: Context, job_id: str) -> dict[str, Any]:
 
 def is_transient(error: NunetError) -> bool:
     """Say whether what failed may go well a moment later: a node that restarts, or whose disk is full for now."""
-    return error.code in TRANSIENT
+    return error.code in TRANSIENT or error.details.get("cause") in TRANSIENT
+
+
+async def _ask_until(ctx: Context, job_id: str, until: str, ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask the contract database something, and again while it is only away, up to a time.
+
+    Raises:
+        NunetError: what it answered, or that it did not.
+    """
+    said = False
+    while True:
+        try:
+            return await ask()
+        except NunetError as error:
+            if not is_transient(error) or until <= units.utc_now():
+                raise
+            if not said:
+                said = True
+                event = {"message": error.message, "until": until}
+                await ctx.store.save_event(job_id, "contract_database_unanswered", **event)
+            await trio.sleep(RETRY_PAUSE)
 
 
 async def _propose(ctx: Context, job: dict[str, Any]) -> dict[str, Any]:
@@ -83,7 +106,8 @@ async def _propose(ctx: Context, job: dict[str, Any]) -> dict[str, Any]:
     assert bid is not None
     database = await ctx.wait_role(DATABASE, ctx.config.contract_database)
     oracle = await ctx.wait_role(ORACLE, ctx.config.oracle)
-    if not await validate_provider(ctx, bid["did"], database):
+    # a contract database that is away is asked again, for as long as the provider's lock holds
+    if not await _ask_until(ctx, job["id"], bid["timeout"], partial(validate_provider, ctx, bid["did"], database)):
         raise ContractError(f"the provider {bid['did']} is not verified", code=PROVIDER_REFUSED)
     document = generate_job_contract(ctx, job, bid, database, oracle)
     row = contract_row(document, REQUESTER, job["spec"])
@@ -111,7 +135,9 @@ async def validate_provider(ctx: Context, did: str, database: str) -> bool:
         )
     except NunetError as error:
         raise ContractError(
-            f"the contract database does not answer: {error.message}", code="no_contract_database"
+            f"the contract database does not answer: {error.message}",
+            code="no_contract_database",
+            details={"cause": error.code},
         ) from None
     return isinstance(answer.body, KycAnswer) and answer.body.did == did and answer.body.verified
 
@@ -175,7 +201,7 @@ async def _prove(ctx: Context, job_id: str, row: dict[str, Any]) -> dict[str, An
     document = read(row, "document", Document)
     contract = document.read(Contract)
     try:
-        body = await _register(ctx, job_id, document, contract)
+        body = await _ask_until(ctx, job_id, contract.sign_by, partial(_register, ctx, document, contract))
         check_proof(body.proof, document)
     except NunetError as error:
         event = {"reason": error.message, "code": error.code}
@@ -202,31 +228,14 @@ async def _prove(ctx: Context, job_id: str, row: dict[str, Any]) -> dict[str, An
     return await ctx.store.change(change)
 
 
-async def _register(ctx: Context, job_id: str, document: Document, contract: Contract) -> ProofOfContract:
-    """Ask for the proof; a contract database that is away is asked again, for as long as the signatures bind.
-
-    Raises:
-        NunetError: what it answered, or that it did not.
-    """
-    said = False
-    while True:
-        try:
-            answer = await ctx.messenger.request(
-                contract.contract_database, "register_contract", RegisterContract(document),
-                timeout=ctx.config.limits.answer_timeout,
-            )  # fmt: skip
-        except NunetError as error:
-            if not is_transient(error) or contract.sign_by <= units.utc_now():
-                raise
-            if not said:
-                said = True
-                event = {"message": error.message, "until": contract.sign_by}
-                await ctx.store.save_event(job_id, "registration_unanswered", **event)
-            await trio.sleep(RETRY_PAUSE)
-            continue
-        if not isinstance(answer.body, ProofOfContract):
-            raise RejectedMessageError("the contract database did not answer with a proof", code="bad_answer")
-        return answer.body
+async def _register(ctx: Context, document: Document, contract: Contract) -> ProofOfContract:
+    answer = await ctx.messenger.request(
+        contract.contract_database, "register_contract", RegisterContract(document),
+        timeout=ctx.config.limits.answer_timeout,
+    )  # fmt: skip
+    if not isinstance(answer.body, ProofOfContract):
+        raise RejectedMessageError("the contract database did not answer with a proof", code="bad_answer")
+    return answer.body
 
 
 def check_proof(proof: Document, contract: Document) -> None:

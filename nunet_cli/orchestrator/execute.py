@@ -28,6 +28,7 @@ log = logging.getLogger("nunet.execute")
 
 LOG_PIECE = 256 * 1024
 SILENT = "provider_silent"
+LATE_RESULTS = "late_results"
 
 # -- provider ----------------------------------------------------------------------------------------------------------
 
@@ -185,17 +186,19 @@ async def take_result(ctx: Context, contract: dict[str, Any], document: Document
             t.put("results", {"id": document.cid, "job_id": contract["job_id"], "document": plain(document)})
         elif read(row, "result", Document).cid != document.cid:
             raise RejectedMessageError("the provider has signed another result already", code="second_result")
-        if job is None or job["contract_id"] != contract["id"]:
-            return
-        given_up = job["state"] == "failed" and (job["error"] or {}).get("code") == SILENT
+        mine = job is not None and job["contract_id"] == contract["id"]
+        given_up = job is not None and mine and job["state"] == "failed" and (job["error"] or {}).get("code") == SILENT
         late = given_up and result.state == "completed"
-        if late or job["state"] in ("contracted", "invoked", "running"):
+        if job is not None and mine and (late or job["state"] in ("contracted", "invoked", "running")):
             if job["state"] == "contracted":
                 advance(t, job["id"], "running", {"allocation_id": result.allocation_id})
             event = {"exit_code": result.exit_code, "reason": result.reason, "message": result.message, "late": late}
             usage = plain(result.usage)
             fields = {"result": plain(result), "usage": usage, "late": late, "error": None}
             advance(t, job["id"], "completed", {**event, "usage": usage}, **fields)
+        elif result.state == "completed" and row["result"] is None:
+            # the job goes on without it, or was called off; it will be paid, so it is fetched, too: see `closing`
+            t.put(LATE_RESULTS, {"id": contract["id"]})
 
     await ctx.store.change(change)
     ctx.heard.pop(contract["id"], None)

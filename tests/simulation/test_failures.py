@@ -1,0 +1,224 @@
+"""One party goes away at the worst moment, on a virtual clock: what the other does, when, and what the books say."""
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from nunet_cli import units
+from nunet_cli.errors import NunetError
+from nunet_cli.network.messenger import Answer, Incoming
+from nunet_cli.node.node import Node
+from tests.simulation.harness import Simulation, check_documents, run
+
+OPENING, QUARTER = units.parse_amount("100"), units.parse_amount("0.25")
+
+
+async def pair(sim: Simulation, **overrides: Any) -> str:
+    """An authority, a requester, and two providers of which the first is cheaper; return a job's id."""
+    await sim.start("authority", roles=("contract-database", "oracle"))
+    for name, price in (("first", "0.25"), ("second", "0.5")):
+        await sim.onboard(await sim.start(name, knows=("authority",)), price=price)
+    requester = await sim.start("requester", knows=("authority", "first", "second"))
+    return await sim.post(requester, **{"seconds": 60, "time": {"max_duration": 300}, **overrides})
+
+
+async def reaches(sim: Simulation, job_id: str, *states: str, within: float = 600) -> float:
+    """Wait until a job is in one of some states; return the virtual time."""
+    with trio.fail_after(within):
+        while sim.nodes["requester"].ctx.job(job_id)["state"] not in states:
+            await trio.sleep(0.002)
+    return trio.current_time()
+
+
+def balance(sim: Simulation, name: str) -> int:
+    row = sim.nodes["authority"].ctx.store.find("accounts", sim.nodes[name].identity.did)
+    return int(row["balance"]) if row is not None else OPENING
+
+
+def contract_with(sim: Simulation, name: str) -> dict[str, Any]:
+    """Return the requester's contract with a provider."""
+    did = sim.nodes[name].identity.did
+    (row,) = [row for row in sim.nodes["requester"].ctx.store.table("contracts").all() if row["provider"] == did]
+    return dict(row)
+
+
+def held(sim: Simulation) -> list[dict[str, Any]]:
+    rows = sim.nodes["authority"].ctx.store.table("accounts").all()
+    return [row for row in rows if row["id"].startswith("escrow:") and row["balance"]]
+
+
+def answering(node: Node, type_: str, behaviour: Callable[[Incoming], Awaitable[Answer | None]]) -> Any:
+    """Let a node do something else with messages of a type; return what it did before."""
+    known = node.ctx.messenger._types[type_]
+    node.ctx.messenger.register(type_, known.kind, behaviour)
+    return known.behaviour
+
+
+def test_a_provider_that_is_gone_for_good_is_replaced_within_a_minute(tmp_path: Path) -> None:
+    async def main(sim: Simulation) -> tuple[float, str]:
+        job_id = await pair(sim, seconds=20, retry={"attempts": 1})
+        await reaches(sim, job_id, "running")
+        gone = trio.current_time()
+        await sim.crash("first")
+        requester = sim.nodes["requester"]
+        while requester.ctx.job(job_id)["attempts"] == 0 or requester.ctx.job(job_id)["state"] != "running":
+            await trio.sleep(0.1)
+        again = trio.current_time() - gone
+        states = await sim.wait_ended({job_id: "requester"})
+        await trio.sleep(3600)
+        assert held(sim) == []
+        assert (balance(sim, "requester"), balance(sim, "second")) == (OPENING - 2 * QUARTER, OPENING + 2 * QUARTER)
+        check_documents(requester)
+        return again, states[job_id]
+
+    again, state = run(main, tmp_path)
+    assert state == "settled"
+    assert 30 <= again < 60
+
+
+def test_a_provider_that_was_given_up_and_comes_back_gives_the_deposit_back_at_once(tmp_path: Path) -> None:
+    async def main(sim: Simulation) -> str:
+        job_id = await pair(sim, seconds=200, retry={"attempts": 1})
+        await reaches(sim, job_id, "running")
+        await sim.crash("first")
+        requester = sim.nodes["requester"]
+        with trio.fail_after(120):
+            while requester.ctx.job(job_id)["attempts"] == 0:
+                await trio.sleep(0.1)
+        await sim.restart("first")
+        with trio.fail_after(60):
+            while contract_with(sim, "first")["state"] != "refunded":
+                await trio.sleep(0.1)
+        return (await sim.wait_ended({job_id: "requester"}))[job_id]
+
+    assert run(main, tmp_path) == "settled"
+
+
+@pytest.mark.parametrize("attempts", [0, 1])
+def test_work_that_was_finished_out_of_reach_is_paid_and_delivered(tmp_path: Path, attempts: int) -> None:
+    """The provider is cut off until after the deadline, and back while the contract can still be settled."""
+
+    async def main(sim: Simulation) -> None:
+        job_id = await pair(sim, retry={"attempts": attempts})
+        await reaches(sim, job_id, "running")
+        sim.network.partition({"first"})
+        await trio.sleep(300 + 600 + 30)
+        sim.network.partition()
+        await trio.sleep(300)
+        requester = sim.nodes["requester"]
+        assert (contract_with(sim, "first")["state"], balance(sim, "first")) == ("settled", OPENING + QUARTER)
+        types = [event["type"] for event in requester.ctx.store.events(job_id)]
+        job = requester.ctx.job(job_id)
+        assert job["state"] == "settled"
+        if attempts:
+            # somebody else has done the job in the meantime; what the first one did was fetched all the same
+            assert "late_result" in types
+        else:
+            assert job["collected"]
+        assert held(sim) == []
+
+    run(main, tmp_path)
+
+
+def test_a_requester_that_was_away_until_long_after_the_deadline_gets_what_it_paid_for(tmp_path: Path) -> None:
+    async def main(sim: Simulation) -> tuple[str, bool, int]:
+        job_id = await pair(sim)
+        await reaches(sim, job_id, "running")
+        await sim.crash("requester")
+        await trio.sleep(300 + 600 + 900)
+        requester = await sim.restart("requester")
+        for other in ("authority", "first", "second"):
+            requester.ctx.peers.add(sim.nodes[other].identity.public_key, (other, 4000), "static")
+        states = await sim.wait_ended({job_id: "requester"}, 600)
+        job = requester.ctx.job(job_id)
+        return states[job_id], bool(job["collected"]), balance(sim, "first")
+
+    assert run(main, tmp_path) == ("settled", True, OPENING + QUARTER)
+
+
+def test_a_contract_database_that_restarts_while_it_is_asked_for_the_proof_costs_only_time(tmp_path: Path) -> None:
+    async def main(sim: Simulation) -> str:
+        job_id = await pair(sim, seconds=5)
+        # the provider's signature is on its way when the contract database goes
+        await reaches(sim, job_id, "requested")
+        await sim.crash("authority")
+        await trio.sleep(25)
+        assert sim.nodes["requester"].ctx.job(job_id)["state"] == "requested"
+        await sim.restart("authority")
+        return (await sim.wait_ended({job_id: "requester"}))[job_id]
+
+    assert run(main, tmp_path) == "settled"
+
+
+def test_a_contract_database_that_cannot_write_for_a_moment_is_asked_again(tmp_path: Path) -> None:
+    async def main(sim: Simulation) -> str:
+        await sim.start("authority", roles=("contract-database", "oracle"))
+        begun = trio.current_time()
+        honest = answering(sim.nodes["authority"], "register_contract", _unused)
+
+        async def full(message: Incoming) -> Answer | None:
+            if trio.current_time() < begun + 20:
+                raise OSError(28, "No space left on device")
+            answer: Answer | None = await honest(message)
+            return answer
+
+        answering(sim.nodes["authority"], "register_contract", full)
+        await sim.onboard(await sim.start("first", knows=("authority",)))
+        requester = await sim.start("requester", knows=("authority", "first"))
+        job_id = await sim.post(requester, seconds=5)
+        return (await sim.wait_ended({job_id: "requester"}))[job_id]
+
+    assert run(main, tmp_path) == "settled"
+
+
+async def _unused(_message: Incoming) -> Answer | None:
+    raise AssertionError("replaced at once")
+
+
+def test_a_contract_database_that_stays_away_fails_the_job_and_frees_the_providers_lock(tmp_path: Path) -> None:
+    async def main(sim: Simulation) -> None:
+        job_id = await pair(sim)
+        await reaches(sim, job_id, "requested")
+        await sim.crash("authority")
+        failed = await reaches(sim, job_id, "failed", within=120)
+        first = sim.nodes["first"]
+        with trio.fail_after(5):
+            while first.accounting.taken(first.ctx.store):
+                await trio.sleep(0.1)
+        assert trio.current_time() - failed < 5
+
+    run(main, tmp_path)
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_provider_that_does_not_start_what_it_signed_for_loses_the_job_to_the_next_bidder(
+    tmp_path: Path, silent: bool
+) -> None:
+    async def main(sim: Simulation) -> None:
+        await sim.start("authority", roles=("contract-database", "oracle"))
+        for name, price in (("first", "0.25"), ("second", "0.5")):
+            await sim.onboard(await sim.start(name, knows=("authority",)), price=price)
+
+        async def refuse(_message: Incoming) -> Answer | None:
+            if silent:
+                await trio.sleep_forever()
+            raise NunetError("not today", code="allocation_error")
+
+        answering(sim.nodes["first"], "invocation", refuse)
+        requester = await sim.start("requester", knows=("authority", "first", "second"))
+        job_id = await sim.post(requester, seconds=5)
+        began = trio.current_time()
+        states = await sim.wait_ended({job_id: "requester"}, 600)
+        assert states[job_id] == "settled"
+        assert trio.current_time() - began < (90 if silent else 30)
+        assert balance(sim, "second") == OPENING + 2 * QUARTER
+        # and the deposit with the first one is back long before its deadline
+        with trio.fail_after(60):
+            while held(sim):
+                await trio.sleep(0.1)
+        assert balance(sim, "requester") == OPENING - 2 * QUARTER
+
+    run(main, tmp_path)
