@@ -268,7 +268,13 @@ def _call_off(client: ApiClient, job_id: str) -> None:
 
 def _say_state(client: ApiClient, job_id: str) -> None:
     job = client.get(f"/jobs/{job_id}")
-    note(f"nunet: job {job['id']} is {job['state']}" + (f"; {job['note']}" if job.get("note") else ""))
+    note("; ".join([f"nunet: job {job['id']} is {job['state']}", *_outcome(job)]))
+
+
+def _outcome(job: dict[str, Any]) -> list[str]:
+    """Return what a person wants to know of a job that was called off: what was paid for it, and what is left."""
+    paid = [f"{job['paid']} NTX were paid of at most {job['limit']}"] if job.get("paid") is not None else []
+    return [*paid, *([job["note"]] if job.get("note") else [])]
 
 
 def _stage(job: str, stage: str, output: Format, quiet: bool, body: dict[str, Any] | None = None) -> None:
@@ -348,7 +354,7 @@ def cancel(job: JobArgument, output: OutputOption = Format.table, quiet: QuietOp
         row = client.post(f"/jobs/{job}/cancel")
 
     def render() -> None:
-        typer.echo(f"{row['id']}  {row['state']}" + (f"  ({row['note']})" if row["note"] else ""))
+        typer.echo(f"{row['id']}  {row['state']}" + "".join(f"  ({text})" for text in _outcome(row)))
 
     emit(row, output, render, quiet=quiet)
 

@@ -44,6 +44,8 @@ def show(job: JobArgument, output: OutputOption = Format.table, quiet: QuietOpti
     with connect(read_only=True) as client:
         row = client.get(f"/jobs/{job}")
 
+    from nunet_cli.cli.receipt import used
+
     def render() -> None:
         result, error = row["result"] or {}, row["error"] or {}
         fields(
@@ -52,7 +54,7 @@ def show(job: JobArgument, output: OutputOption = Format.table, quiet: QuietOpti
                 "changed": row["changed_at"], "price limit": f"{row['limit']} NTX", "paid": row["paid"],
                 "bid": row["bid_id"], "contract": row["contract_id"], "allocation": row["allocation_id"],
                 "exit code": result.get("exit_code"), "outputs": [item["name"] for item in result.get("outputs", [])],
-                "message": row["message"], "note": row["note"], "error": error.get("message"),
+                "used": used(row["usage"]), "message": row["message"], "note": row["note"], "error": error.get("message"),
                 "waiting": _waiting(row["waiting"]), "next run": row["next_run"], "parent": row["parent"],
                 "next": next_command(row),
             }

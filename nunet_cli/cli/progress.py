@@ -151,8 +151,9 @@ def describe(event: dict[str, Any]) -> tuple[str, str] | None:
     if kind == "job_posted":
         return "post", f"{data.get('name', '')} is {event['job_id']}"
     if kind == "job_matching":
-        retry = f"again (attempt {data['retry'] + 1}): {data['reason']}" if "retry" in data else "asking for bids"
-        return "match", retry
+        if "retry" not in data:
+            return "match", "asking for bids"
+        return "match", f"again (attempt {data['retry'] + 1}): {data.get('message') or data['reason']}"
     if kind == "bid_received":
         return "match", f"bid of {data['price']} NTX from {short(data['bidder'])}"
     if kind == "bid_declined":
@@ -161,6 +162,10 @@ def describe(event: dict[str, Any]) -> tuple[str, str] | None:
         return "match", f"{short(data['bidder'])} does not answer"
     if kind == "invocation_unanswered":
         return "invoke", f"{data['message']}; trying again until {data['until'][11:19]} UTC"
+    if kind == "contract_database_unanswered":
+        return "contract", f"{data['message']}; trying again until {data['until'][11:19]} UTC"
+    if kind == "late_result":
+        return "execute", "an earlier attempt had finished out of reach: its outputs are here, and it is paid"
     if kind == "job_waiting":
         return "match", f"waiting: {data['reason']}; next try at {data['next_try'][11:19]} UTC"
     if kind == "job_scheduled":

@@ -25,10 +25,9 @@ def print_receipt(client: ApiClient, job: dict[str, Any]) -> None:
     elif job["children"]:
         settled = sum(child["state"] == "settled" for child in job["children"])
         rows["children"] = f"{settled} of {len(job['children'])} settled"
-    usage = job["usage"]
-    if usage:
-        rows["used"] = (f"{usage['wall_seconds']:.1f} s, {usage['cpu_seconds']:.1f} s of processor, "
-                        f"{format_size(usage['max_memory'])} of memory")  # fmt: skip
+    text = used(job["usage"])
+    if text:
+        rows["used"] = text
     rows["paid"] = f"{job['paid']} NTX of at most {job['limit']} NTX" if job["limit"] != "0" else "volunteer compute"
     balances = {row["id"]: row["balance"] for row in client.get("/status")["balances"]}
     if database in balances:
@@ -38,3 +37,12 @@ def print_receipt(client: ApiClient, job: dict[str, Any]) -> None:
     for name, value in rows.items():
         note(f"  {name:<{width}}  {value}")
     note("")
+
+
+def used(usage: dict[str, Any] | None) -> str | None:
+    """Return what a job used, and how often its service was started again, for people; None where nothing is known."""
+    if not usage:
+        return None
+    restarts = f", {usage['restarts']} restarts" if usage.get("restarts") else ""
+    memory = format_size(usage["max_memory"])
+    return f"{usage['wall_seconds']:.1f} s, {usage['cpu_seconds']:.1f} s of processor, {memory} of memory{restarts}"

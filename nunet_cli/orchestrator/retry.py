@@ -57,7 +57,8 @@ async def give_up(ctx: Context, job_id: str, error: NunetError) -> bool:
         if job["state"] == "contracted" and has_next_bid(current):
             peer = (t.find("bids", current["bid_id"]) or {"bidder": {"peer_id": ""}})["bidder"]["peer_id"]
             refusals = [*current.get("refusals", []), {"bid": current["bid_id"], "peer": peer, "reason": error.message}]
-            advance(t, job_id, "matched", event, place=current["place"] + 1, contract_id="", refusals=refusals)
+            said = {**event, "refused_by": peer, "reason": error.message}
+            advance(t, job_id, "matched", said, place=current["place"] + 1, contract_id="", refusals=refusals)
         else:
             search_again(t, current, contract["provider"], event)
 

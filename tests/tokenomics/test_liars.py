@@ -17,10 +17,12 @@ import trio
 import trio.testing
 
 from nunet_cli import units
+from nunet_cli.config import DockerConfig, ExecutorConfig
 from nunet_cli.errors import ContractError, DisputedError, NunetError
-from nunet_cli.jobs.job import Result, Usage
+from nunet_cli.jobs.capability import PriceBid
+from nunet_cli.jobs.job import OutputFile, Result, Usage
 from nunet_cli.network.documents import Document, make_document
-from nunet_cli.network.identity import new_identity
+from nunet_cli.network.identity import Identity, new_identity
 from nunet_cli.network.messenger import Answer, Incoming
 from nunet_cli.node.node import Node
 from nunet_cli.node.onboarding import OnboardOptions
@@ -30,15 +32,26 @@ from nunet_cli.orchestrator.orchestrate import orchestrate_job
 from nunet_cli.tokenomics import contract_database
 from nunet_cli.tokenomics import dispute as disputes
 from nunet_cli.tokenomics.contract import (
+    DATABASE,
     ORACLE,
     PROVIDER,
+    REQUESTER,
     CheckKyc,
+    Contract,
+    JobVerification,
     JobVerificationResult,
+    Proof,
     Receipt,
     RegisterContract,
+    Replica,
     SettleContract,
+    Terms,
+    deadline_of,
+    sign_by_of,
 )
-from tests.conftest import Market, config, open_market
+from nunet_cli.tokenomics.oracle import compare_replicas
+from tests.conftest import Market, config, needs_docker, open_market
+from tests.images import import_image
 
 MarketOf = Callable[..., Any]
 OPENING = units.parse_amount("100")
@@ -391,3 +404,61 @@ async def test_an_oracle_that_hangs_on_one_contract_keeps_no_other_from_its_mone
             while (m.provider.ctx.store.find("contracts", rows[1]["id"]) or {})["state"] != "settled":
                 await trio.sleep(0.05)
         assert m.balance(m.provider) == OPENING + 250_000
+
+
+@needs_docker
+async def test_a_container_that_is_called_off_is_paid_for_the_time_that_it_held_the_machine(tmp_path: Path) -> None:
+    import_image("nunet-held:1")
+    docker = {"executor": ExecutorConfig(docker=DockerConfig(images=("nunet-held:1",)))}
+    async with open_market(tmp_path, onboard=OnboardOptions(price=BY_TIME), provider=config(**docker)) as m:
+        executor = {"type": "docker", "image": "nunet-held:1", "command": ["sleep", "60"]}
+        job_id = await m.post(spec(executor=executor))
+        await through(m, job_id, 4)
+        with trio.fail_after(60):
+            while m.job(job_id)["state"] != "running":
+                await trio.sleep(0.02)
+        began = trio.current_time()
+        while trio.current_time() - began < 2:
+            await trio.sleep(0.1)
+        await cancel(m.requester.ctx, job_id)
+        job = m.job(job_id)
+        assert job["state"] == "cancelled"
+        assert job["usage"]["wall_seconds"] >= 2
+        assert units.parse_amount(job["paid"]) >= 2 * SECOND
+
+
+# -- replicas ----------------------------------------------------------------------------------------------------------
+
+
+def run_of(requester: Identity, provider: Identity, database: Identity, *, price: str, out: str) -> Replica:
+    """Return the documents of one provider's run of a job that is replicated three times."""
+    now, bid = units.utc_now(), PriceBid(amount=price)
+    terms = Terms("bafyspec", bid, 60, price, "replicate", deadline_of(now, 60), 3)
+    payment: Any = "volunteer" if price == "0" else "escrow"
+    text = Contract(
+        1, "job-1", "bid-1", requester.did, provider.did, database.did, database.did, terms, payment, now,
+        sign_by_of(now),
+    )  # fmt: skip
+    agreed = make_document(text).sign(provider, PROVIDER).sign(requester, REQUESTER)
+    proof = make_document(Proof(1, agreed.cid, database.did, price, now, "head")).sign(database, DATABASE)
+    outputs = (OutputFile("out", out, 1),)
+    result = Result("job-1", agreed.cid, "allocation-1", "completed", 0, now, now, outputs=outputs)
+    return Replica(agreed, proof, make_document(result).sign(provider, PROVIDER))
+
+
+def test_who_runs_a_job_for_nothing_has_no_vote_on_one_that_is_paid() -> None:
+    """Else a requester outvotes an honest provider with two identities of its own, and has the outputs for nothing."""
+    requester, database, *providers = (new_identity() for _ in range(5))
+    honest = run_of(requester, providers[0], database, price="1", out="right")
+
+    def verdict(*prices: str) -> str:
+        others = tuple(
+            run_of(requester, provider, database, price=price, out="wrong")
+            for provider, price in zip(providers[1:], prices, strict=True)
+        )
+        question = JobVerification("", honest.contract, honest.proof, honest.result, others)
+        return compare_replicas(question)[0]
+
+    assert verdict("1", "1") == "rejected"
+    assert verdict("0", "0") == "inconclusive"
+    assert verdict("1", "0") == "inconclusive"
