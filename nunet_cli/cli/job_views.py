@@ -54,7 +54,8 @@ def show(job: JobArgument, output: OutputOption = Format.table, quiet: QuietOpti
                 "changed": row["changed_at"], "price limit": f"{row['limit']} NTX", "paid": row["paid"],
                 "bid": row["bid_id"], "contract": row["contract_id"], "allocation": row["allocation_id"],
                 "exit code": result.get("exit_code"), "outputs": [item["name"] for item in result.get("outputs", [])],
-                "used": used(row["usage"]), "message": row["message"], "note": row["note"], "error": error.get("message"),
+                "used": used(row["usage"]), "message": row["message"], "note": row["note"],
+                "error": error.get("message"),
                 "waiting": _waiting(row["waiting"]), "next run": row["next_run"], "parent": row["parent"],
                 "next": next_command(row),
             }
