@@ -84,6 +84,7 @@ def capability(node: Node) -> dict[str, Any]:
         "available": msgspec.to_builtins(accounting.get_available_capability()) if onboarded else None,
         "taken": accounting.taken(node.ctx.store),
         "price": msgspec.to_builtins(accounting.price()),
+        "offer": msgspec.to_builtins(accounting.offer()),
         "benchmark": accounting.benchmark(),
         "executors": node.ctx.available_executors,
     }

@@ -14,6 +14,7 @@ from nunet_cli.units import format_size
 
 if TYPE_CHECKING:
     from nunet_cli.cli.wizard import Answers
+    from nunet_cli.node.onboarding import OnboardOptions
 
 capability = typer.Typer(help="What this machine has, offers and has left.", no_args_is_help=True)
 BAR = 24
@@ -29,12 +30,12 @@ def onboard(
     ] = None,
     gpu: Annotated[int | None, typer.Option("--gpu", help="GPUs to offer.", metavar="COUNT")] = None,
     price: Annotated[
-        str,
+        str | None,
         typer.Option("--price", help="'0.5' NTX a job, '1.5/h' NTX an hour; 0 for volunteer compute.", metavar="PRICE"),
-    ] = "0",
+    ] = None,
     max_share: Annotated[
-        float, typer.Option("--max-share", help="Largest share to offer, at most 0.9.", metavar="SHARE")
-    ] = 0.9,
+        float | None, typer.Option("--max-share", help="Largest share to offer, at most 0.9.", metavar="SHARE")
+    ] = None,
     max_duration: Annotated[
         str | None, typer.Option("--max-duration", help="Longest job, for example 4h.", metavar="TIME")
     ] = None,
@@ -46,7 +47,7 @@ def onboard(
     ] = None,
     port: Annotated[list[int] | None, typer.Option("--port", help="An open port.", metavar="PORT")] = None,
     bandwidth: Annotated[str | None, typer.Option("--bandwidth", help="For example 100Mbit.", metavar="RATE")] = None,
-    vpn: Annotated[bool, typer.Option("--vpn", help="The machine is in a VPN.")] = False,
+    vpn: Annotated[bool | None, typer.Option("--vpn/--no-vpn", help="The machine is in a VPN.")] = None,
     kyc: Annotated[
         list[str] | None,
         typer.Option("--kyc", help="Who has verified this node, for jobs that ask for it.", metavar="NAME"),
@@ -54,36 +55,36 @@ def onboard(
     process: Annotated[
         str, typer.Option("--process", help="Other people's commands: off, sandboxed or unsandboxed.", metavar="MODE")
     ] = "",
+    reset: Annotated[bool, typer.Option("--reset", help="Forget what was offered before: back to defaults.")] = False,
     no_benchmark: Annotated[bool, typer.Option("--no-benchmark", help="Do not measure the machine.")] = False,
     output: OutputOption = Format.table,
 ) -> None:
     """Offer this machine: probe it, measure it, and register what it gives.
 
-    At a terminal and without options it asks a few questions; otherwise what no option says is 90 % of everything, as
-    volunteer compute.
+    What no option says stays as it was offered before, also after `nunet offboard`. The first time, and with --reset,
+    it is 90 % of everything, for nothing. At a terminal and without options it asks a few questions.
     """
     import msgspec
 
     from nunet_cli.node.benchmark import run_benchmark
-    from nunet_cli.node.onboarding import OnboardOptions, plan_onboarding
+    from nunet_cli.node.onboarding import OnboardOptions, is_free, keep_offer, plan_onboarding
 
-    given = [cpu, memory, disk, gpu, max_duration, locality, storage, port, bandwidth, vpn, kyc, process, no_benchmark]
-    answers = _answers(given=any(item not in (None, False, "") for item in given) or (price, max_share) != ("0", 0.9),
-                       table=output is Format.table)  # fmt: skip
-    if answers is not None:
-        max_share, price, max_duration, locality, process, _ = answers
     options = OnboardOptions(
         cpu=cpu, memory=memory, disk=disk, gpu=gpu, price=price, max_share=max_share, max_duration=max_duration,
-        localities=tuple(locality or ()), storage=tuple(storage or ()), ports=tuple(port or ()), bandwidth=bandwidth,
-        vpn=vpn, kycs=tuple(kyc or ()),
+        localities=_given(locality), storage=_given(storage), ports=_given(port), bandwidth=bandwidth, vpn=vpn,
+        kycs=_given(kyc), reset=reset,
     )  # fmt: skip
-    _, _, machine = plan_onboarding(STATE.folder, options)
-    if process:
-        from nunet_cli.config import parse_value, set_in_file
-
-        set_in_file(STATE.config_file, "executor.process.foreign", parse_value("executor.process.foreign", process))
-        if STATE.running() is not None:
-            note("restart the node for --process to take effect: nunet node stop && nunet node start")
+    with connect(read_only=True) as client:
+        kept = msgspec.convert(client.get("/capability")["offer"], OnboardOptions | None)
+    given = options not in (OnboardOptions(), OnboardOptions(reset=True)) or bool(process) or no_benchmark
+    answers = _answers(None if reset else kept, given=given, table=output is Format.table)
+    if answers is not None:
+        options, process = answers.options, answers.process
+    offered, _, machine = plan_onboarding(STATE.folder, options, kept)
+    if price is None and is_free(keep_offer(options, kept).price):
+        note(f"offers {resources_text(msgspec.to_builtins(offered.resources))} for nothing (volunteer compute);"
+             " set a price with --price")  # fmt: skip
+    _set_policy("executor.process.foreign", process, reset=reset, flag="--process")
     benchmark = None
     if not no_benchmark:
         benchmark = _with_progress(run_benchmark)
@@ -104,7 +105,29 @@ def onboard(
         start()
 
 
-def _answers(*, given: bool, table: bool) -> Answers | None:
+def _given(values: list[Any] | None) -> tuple[Any, ...] | None:
+    """Return what a repeated option named, or None where it was not there."""
+    return tuple(values) if values else None
+
+
+def _set_policy(key: str, text: str, *, reset: bool, flag: str) -> None:
+    """Write a setting of the executors into the configuration; without a text it stays, or goes back to its default."""
+    from nunet_cli.config import Config, get, parse_value, set_in_file
+
+    if text:
+        value = parse_value(key, text)
+    elif reset and STATE.config_file.exists():
+        value = get(Config(), key)
+    else:
+        return
+    if value == get(STATE.config(), key):
+        return
+    set_in_file(STATE.config_file, key, value)
+    if STATE.running() is not None:
+        note(f"restart the node for {flag} to take effect: nunet node stop && nunet node start")
+
+
+def _answers(kept: OnboardOptions | None, *, given: bool, table: bool) -> Answers | None:
     """Ask the person at the terminal, if there is one who gave no options."""
     from nunet_cli.cli import wizard
 
@@ -123,7 +146,7 @@ def _answers(*, given: bool, table: bool) -> Answers | None:
 
     sandbox, docker = trio.run(probe)
     machine = msgspec.to_builtins(probe_machine(STATE.folder))
-    return wizard.ask(machine, sandbox=sandbox, docker=docker, running=STATE.running() is not None)
+    return wizard.ask(machine, kept, sandbox=sandbox, docker=docker, running=STATE.running() is not None)
 
 
 def _with_progress(run: Any) -> Any:
@@ -135,6 +158,14 @@ def _with_progress(run: Any) -> Any:
     with Progress(console=console(stderr=True), transient=True) as bar:
         task = bar.add_task("measuring", total=1.0)
         return run(STATE.folder, lambda name, share: bar.update(task, description=f"measuring {name}", completed=share))
+
+
+def resources_text(resources: dict[str, Any]) -> str:
+    """Return resources in a few words."""
+    parts = [f"{resources['cpu']['cores']:g} cores", f"{format_size(resources['memory'])} of memory",
+             f"{format_size(resources['disk'])} of disk"]  # fmt: skip
+    gpus = len(resources["gpus"])
+    return ", ".join([*parts, *([f"{gpus} GPUs"] if gpus else [])])
 
 
 def _bars(offered: dict[str, Any], machine: dict[str, Any]) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
 from nunet_cli.errors import UsageError
-from nunet_cli.units import format_size
+from nunet_cli.units import format_size, parse_size
+
+if TYPE_CHECKING:
+    from nunet_cli.node.onboarding import OnboardOptions
 
 SHARE, MOST = 50, 90
 
@@ -17,10 +20,7 @@ SHARE, MOST = 50, 90
 class Answers(NamedTuple):
     """What was said; `process` is empty where nothing is to be changed."""
 
-    share: float
-    price: str
-    max_duration: str
-    localities: list[str]
+    options: OnboardOptions
     process: str
     start: bool
 
@@ -30,25 +30,24 @@ def is_wanted(*, given: bool, table: bool) -> bool:
     return not given and table and sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def ask(machine: dict[str, Any], *, sandbox: bool, docker: bool, running: bool) -> Answers:
+def ask(machine: dict[str, Any], kept: OnboardOptions | None, *, sandbox: bool, docker: bool, running: bool) -> Answers:
     """Ask, and return the answers.
 
     Args:
         machine: what was probed.
+        kept: what was offered before; None where nothing was.
         sandbox: whether bubblewrap works here.
         docker: whether a Docker Engine answers.
         running: whether the node runs already.
     """
-    gpus = f", {len(machine['gpus'])} GPUs" if machine["gpus"] else ""
-    typer.echo(f"This machine has {machine['cpu']['cores']:g} cores, {format_size(machine['memory'])} of memory, "
-               f"{format_size(machine['disk'])} of disk{gpus}.")  # fmt: skip
+    from nunet_cli.cli.provider import resources_text
+    from nunet_cli.node.onboarding import OnboardOptions
+
+    typer.echo(f"This machine has {resources_text(machine)}.")
     typer.echo("Enter takes what is in brackets; everything can be changed later.\n")
-    share = _until(_share, "How much of it to offer, in percent", str(SHARE))
-    price = _until(_price, "Price in NTX: '0.5' a job, '1.5/h' an hour, 0 to give it away", "0")
-    longest = _until(_duration, "Longest job to take", "4h")
-    country = str(
-        typer.prompt("Country code, for jobs that ask where (empty: not said)", default="", show_default=False)
-    )
+    if kept is not None and typer.confirm(f"Offer what was offered before ({_said(kept)})?", default=True):
+        return Answers(OnboardOptions(), "", _start(running=running))
+    options = _options(kept or OnboardOptions())
     process = ""
     if sandbox:
         said = "beside containers" if docker else "there is no Docker Engine here"
@@ -58,11 +57,43 @@ def ask(machine: dict[str, Any], *, sandbox: bool, docker: bool, running: bool) 
         typer.echo(
             "Neither Docker Engine nor bubblewrap works here: only trusted requesters' jobs can run. See: nunet doctor"
         )
+    return Answers(options, process, _start(running=running))
+
+
+def _start(*, running: bool) -> bool:
     start = not running and typer.confirm("Start the node, and begin to take jobs?", default=True)
     typer.echo()
-    return Answers(
-        share / 100, price, longest, [f"country={country.strip()}"] if country.strip() else [], process, start
-    )
+    return start
+
+
+def _said(kept: OnboardOptions) -> str:
+    """Return an offer in a few words."""
+    share = f"{kept.max_share or MOST / 100:.0%} of the machine"
+    parts = [f"{kept.cpu:g} cores"] if kept.cpu is not None else []
+    for name, size in (("memory", kept.memory), ("disk", kept.disk)):
+        parts += [f"{format_size(parse_size(size))} of {name}"] if size is not None else []
+    named = ", ".join(parts)
+    return f"{named or share}, at {kept.price or 0} NTX"
+
+
+def _options(kept: OnboardOptions) -> OnboardOptions:
+    """Ask for what is offered; what is not asked about stays as it was."""
+    from msgspec import structs
+
+    before = f"{kept.max_share * 100:g}" if kept.max_share else str(SHARE)
+    share = _until(_share, "How much of it to offer, in percent", before)
+    price = _until(_price, "Price in NTX: '0.5' a job, '1.5/h' an hour, 0 to give it away", kept.price or "0")
+    longest = _until(_duration, "Longest job to take", kept.max_duration or "4h")
+    places = kept.localities or ()
+    there = next((place.partition("=")[2] for place in places if place.startswith("country=")), "")
+    country = str(
+        typer.prompt("Country code, for jobs that ask where (empty: not said)", default=there, show_default=bool(there))
+    ).strip()
+    others = tuple(place for place in places if not place.startswith("country="))
+    return structs.replace(
+        kept, cpu=None, memory=None, disk=None, gpu=None, max_share=share / 100, price=price, max_duration=longest,
+        localities=(*((f"country={country}",) if country else ()), *others), reset=True,
+    )  # fmt: skip
 
 
 def _until(check: Callable[[str], Any], question: str, default: str) -> Any:

@@ -20,6 +20,7 @@ from nunet_cli.jobs.capability import Capability, PriceBid, Resources
 from nunet_cli.jobs.job import CapabilityComparator
 from nunet_cli.node.benchmark import Benchmark
 from nunet_cli.node.monitor import Monitor
+from nunet_cli.node.onboarding import OnboardOptions, offer_of, price_option
 
 log = logging.getLogger("nunet.capability")
 
@@ -27,7 +28,10 @@ TABLE = "capabilities"
 
 
 class CapabilityAccounting:
-    """The node's capability, as rows of the table `capabilities`: `registered`, one per lock, one per allocation."""
+    """The node's capability, as rows of the table `capabilities`.
+
+    `registered`, one per lock, one per allocation; and `offer`, the options of the last onboarding, which outlives it.
+    """
 
     def __init__(self, store: Store, monitor: Monitor) -> None:
         self._store, self.monitor = store, monitor
@@ -42,19 +46,33 @@ class CapabilityAccounting:
         row = (source or self._store).find(TABLE, "registered")
         return msgspec.convert(row["capability"], Capability) if row else Capability()
 
-    async def set_registered_capability(self, capability: Capability, benchmark: Benchmark | None) -> None:
-        """Keep what the node offers, and what its benchmark measured."""
+    async def set_registered_capability(
+        self, capability: Capability, benchmark: Benchmark | None, options: OnboardOptions | None = None
+    ) -> None:
+        """Keep what the node offers, what its benchmark measured, and the options that it was asked for with."""
         row = {"id": "registered", "capability": msgspec.to_builtins(capability), "at": units.utc_now()}
         row["benchmark"] = msgspec.to_builtins(benchmark)
 
         def change(t: Transaction) -> None:
             t.put(TABLE, row)
+            if options is not None:
+                t.put(TABLE, {"id": "offer", "options": msgspec.to_builtins(options)})
             t.save_event("", "onboarded", **msgspec.to_builtins(capability.resources))
 
         await self._store.change(change)
 
+    def offer(self) -> OnboardOptions | None:
+        """Return what was offered last, complete with the price of today; None where nothing ever was."""
+        row = self._store.find(TABLE, "offer")
+        price = self.price()
+        if row is not None:
+            return structs.replace(msgspec.convert(row["options"], OnboardOptions), price=price_option(price))
+        if self.is_onboarded():
+            return offer_of(self.get_registered_capability(), price)
+        return OnboardOptions(price=price_option(price)) if price != PriceBid() else None
+
     async def offboard(self) -> None:
-        """Offer nothing any more."""
+        """Offer nothing any more; what was offered is remembered."""
 
         def change(t: Transaction) -> None:
             t.table(TABLE).remove(Query().id == "registered")

@@ -36,7 +36,7 @@ from nunet_cli.network.transport import TcpTransport
 from nunet_cli.node.benchmark import Benchmark, run_benchmark
 from nunet_cli.node.capability import CapabilityAccounting
 from nunet_cli.node.monitor import Monitor
-from nunet_cli.node.onboarding import OnboardOptions, plan_onboarding
+from nunet_cli.node.onboarding import OnboardOptions, keep_offer, plan_onboarding
 from nunet_cli.orchestrator import (
     allocation,
     bid,
@@ -214,18 +214,21 @@ class Node:
     async def onboard(self, options: OnboardOptions, benchmark: Benchmark | None) -> Capability:
         """Register capability, price and preferences, and begin to answer bid requests.
 
+        What the options leave open stays as it was offered before.
+
         Raises:
             UsageError: more is asked for than the machine has.
             StateError: running allocations have more than what would be registered.
         """
-        capability, price, _ = plan_onboarding(self.ctx.home, options)
+        kept = self.accounting.offer()
+        capability, price, _ = plan_onboarding(self.ctx.home, options, kept)
         left = capability.resources
         for row in self.accounting.taken(self.ctx.store):
             try:
                 left = left.minus(msgspec.convert(row["resources"], Resources))
             except ValueError as error:
                 raise StateError(f"running jobs have more {error} than that", hint="wait for them to end") from None
-        await self.accounting.set_registered_capability(capability, benchmark)
+        await self.accounting.set_registered_capability(capability, benchmark, keep_offer(options, kept))
         await self.accounting.set_preferences(self.accounting.get_preferences(), price)
         await self._announce()
         return capability

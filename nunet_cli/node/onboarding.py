@@ -1,4 +1,8 @@
-"""Onboarding (second seed): what a person asks for, held against what the machine has and the headroom rule."""
+"""Onboarding (second seed): what a person asks for, held against what the machine has and the headroom rule.
+
+What was offered before stays, also after offboarding, where nothing else is asked for: nobody gives more away, or for
+less, than they said.
+"""
 
 from __future__ import annotations
 
@@ -27,52 +31,103 @@ JOB_TYPES = ("task", "service")
 
 
 class OnboardOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """What a person asks for at onboarding; None takes the most that the headroom rule allows."""
+    """What a person asks for at onboarding.
+
+    None leaves a value as it was offered before; and where nothing was, at the most that the headroom rule allows, for
+    nothing. `reset` forgets what was offered before.
+    """
 
     cpu: float | None = None
     memory: str | None = None
     disk: str | None = None
     gpu: int | None = None
-    price: str = "0"
-    max_share: float = HEADROOM
+    price: str | None = None
+    max_share: float | None = None
     max_duration: str | None = None
-    localities: tuple[str, ...] = ()
-    storage: tuple[str, ...] = ()
-    ports: tuple[int, ...] = ()
+    localities: tuple[str, ...] | None = None
+    storage: tuple[str, ...] | None = None
+    ports: tuple[int, ...] | None = None
     bandwidth: str | None = None
-    vpn: bool = False
-    kycs: tuple[str, ...] = ()
+    vpn: bool | None = None
+    kycs: tuple[str, ...] | None = None
+    reset: bool = False
 
 
-def plan_onboarding(home: Path, options: OnboardOptions) -> tuple[Capability, PriceBid, Resources]:
+def keep_offer(options: OnboardOptions, kept: OnboardOptions | None) -> OnboardOptions:
+    """Return the options with what was offered before where they say nothing; what was chosen ends up complete."""
+    if kept is None or options.reset:
+        return structs.replace(options, reset=False)
+    names = [name for name in OnboardOptions.__struct_fields__ if name != "reset"]
+    return structs.replace(options, **{name: getattr(kept, name) for name in names if getattr(options, name) is None})
+
+
+def offer_of(capability: Capability, price: PriceBid) -> OnboardOptions:
+    """Return the options that offer just this: for what was registered before options were kept."""
+    resources, connectivity = capability.resources, capability.connectivity
+    return OnboardOptions(
+        cpu=resources.cpu.cores, memory=str(resources.memory), disk=str(resources.disk), gpu=len(resources.gpus),
+        price=price_option(price), max_duration=str(capability.time.max) if capability.time.max else None,
+        localities=tuple(f"{place.kind}={place.name}" for place in capability.localities),
+        storage=tuple(f"{kept.type}={kept.size}" for kept in capability.storage), ports=connectivity.ports,
+        bandwidth=str(connectivity.bandwidth) if connectivity.bandwidth else None, vpn=connectivity.vpn,
+        kycs=capability.kycs,
+    )  # fmt: skip
+
+
+def price_option(price: PriceBid) -> str:
+    """Return a price as `--price` takes it."""
+    return price.amount + (f"/{price.time_unit}" if price.time_unit else "")
+
+
+def is_free(price: str | None) -> bool:
+    """Say whether a price as `--price` takes it gives the machine away.
+
+    Raises:
+        UsageError: it is no price.
+    """
+    return units.parse_price(price or "0")[0] == 0
+
+
+def plan_onboarding(
+    home: Path, options: OnboardOptions, kept: OnboardOptions | None = None
+) -> tuple[Capability, PriceBid, Resources]:
     """Return the capability to register, the price, and what the machine has in all.
+
+    Args:
+        home: the node's folder, on the disk that is offered.
+        options: what is asked for now.
+        kept: what was offered before. Where the machine has less than that by now, less is offered.
 
     Raises:
         UsageError: more is asked for than the machine, or the share of it, has; the message names the flag.
     """
     machine = probe_machine(home)
-    share = options.max_share
+    firm, options = options, keep_offer(options, kept)
+    share = HEADROOM if options.max_share is None else options.max_share
     if not 0 < share <= HEADROOM:
         raise UsageError(
             f"--max-share: {share:g} is not between 0 and {HEADROOM:g}",
             hint=f"at least {1 - HEADROOM:.0%} of the machine stays with its owner",
         )
-    micro, unit = units.parse_price(options.price)
+    micro, unit = units.parse_price(options.price or "0")
     kind: Any = "per_time_unit" if unit else "per_result"
     price = PriceBid(type=kind, time_unit=unit, amount=units.format_amount(micro))  # type: ignore[arg-type]  # checked by parse_price
-    cores = _share("--cpu", options.cpu, machine.cpu.cores, share, lambda value: f"{value:g} cores")
-    memory = _share("--memory", _size(options.memory), machine.memory, share, _written)
-    disk = _share("--disk", _size(options.disk), machine.disk, share, _written)
+    cores = _share("--cpu", options.cpu, machine.cpu.cores, share, lambda value: f"{value:g} cores", firm.cpu)
+    memory = _share("--memory", _size(options.memory), machine.memory, share, _written, firm.memory)
+    disk = _share("--disk", _size(options.disk), machine.disk, share, _written, firm.disk)
     resources = Resources(
         cpu=structs.replace(machine.cpu, cores=round(cores, 3)), memory=int(memory), disk=int(disk),
-        gpus=_gpus(options.gpu, machine.gpus),
+        gpus=_gpus(options.gpu, machine.gpus, firm.gpu),
     )  # fmt: skip
     longest = units.parse_duration(options.max_duration) if options.max_duration else 0
     capability = Capability(
         job_types=JOB_TYPES, resources=resources, libraries=probe_libraries(),
-        localities=tuple(_locality(text) for text in options.localities), price=price, time=TimeCapability(max=longest),
-        storage=tuple(_storage(text) for text in options.storage), kycs=options.kycs,
-        connectivity=Connectivity(_ports(options.ports), units.parse_bandwidth(options.bandwidth or 0), options.vpn),
+        localities=tuple(_locality(text) for text in options.localities or ()), price=price,
+        time=TimeCapability(max=longest), storage=tuple(_storage(text) for text in options.storage or ()),
+        kycs=options.kycs or (),
+        connectivity=Connectivity(
+            _ports(options.ports or ()), units.parse_bandwidth(options.bandwidth or 0), bool(options.vpn)
+        ),
     )  # fmt: skip
     return capability, price, machine
 
@@ -85,12 +140,14 @@ def _written(value: float) -> str:
     return units.format_size(int(value))
 
 
-def _share(flag: str, wanted: float | None, there: float, share: float, write: Any) -> float:
+def _share(flag: str, wanted: float | None, there: float, share: float, write: Any, firm: Any) -> float:
     most = there * share
     if wanted is None:
         return most
     if wanted < 0:
         raise UsageError(f"{flag}: {wanted:g} is negative")
+    if wanted > most and firm is None:
+        return most
     if wanted > most:
         raise UsageError(
             f"{flag}: {write(wanted)} is more than {share:.0%} of the {write(there)} that this machine has",
@@ -99,10 +156,10 @@ def _share(flag: str, wanted: float | None, there: float, share: float, write: A
     return wanted
 
 
-def _gpus(count: int | None, there: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
+def _gpus(count: int | None, there: tuple[Gpu, ...], firm: int | None) -> tuple[Gpu, ...]:
     if count is None:
         return there
-    if count < 0 or count > len(there):
+    if count < 0 or (count > len(there) and firm is not None):
         raise UsageError(f"--gpu: {count} asked for, this machine has {len(there)}")
     return there[:count]
 

@@ -11,6 +11,7 @@ from nunet_cli.api.schemas.jobs import Waiting
 from nunet_cli.jobs.capability import Capability, PriceBid, Resources
 from nunet_cli.jobs.job import Usage, Weights
 from nunet_cli.node.benchmark import Benchmark
+from nunet_cli.node.onboarding import OnboardOptions
 
 
 class Allocation(Answer, kw_only=True):
@@ -42,13 +43,17 @@ class Taken(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class CapabilityOverview(Answer, kw_only=True):
-    """What this machine offers, what is left of it, who has the rest, and what the benchmark measured."""
+    """What this machine offers, what is left of it, who has the rest, and what the benchmark measured.
+
+    `offer` is what onboarding was asked for last; onboarding again keeps it where it says nothing else.
+    """
 
     onboarded: bool
     registered: Capability | None
     available: Capability | None
     taken: list[Taken]
     price: PriceBid
+    offer: OnboardOptions | None
     benchmark: Benchmark | None
     executors: dict[str, str]
 

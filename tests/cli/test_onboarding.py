@@ -1,0 +1,97 @@
+"""What a machine offers stays what its owner said, until its owner says something else."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec import structs
+from tinydb import Query
+
+from nunet_cli.node import onboarding
+from nunet_cli.node.node import open_node
+from nunet_cli.node.onboarding import OnboardOptions
+from tests.cli.test_wizard import at_a_terminal
+from tests.conftest import config, nunet
+
+SAID = (
+    "--cpu", "0.2", "--memory", "256MiB", "--disk", "128MiB", "--gpu", "0", "--price", "0.3/h", "--max-duration", "2h",
+    "--max-share", "0.5", "--locality", "country=SE", "--storage", "ssd=10MiB", "--port", "8080", "--bandwidth", "10Mbit",
+    "--vpn", "--kyc", "acme", "--process", "sandboxed",
+)  # fmt: skip
+
+
+def offered(home: Path) -> dict[str, Any]:
+    shown = json.loads(nunet("capability", "show", "-o", "json", home=home).stdout)
+    foreign = nunet("config", "get", "executor.process.foreign", home=home).stdout.strip()
+    return {"registered": shown["registered"], "price": shown["price"], "foreign": foreign}
+
+
+def onboard(home: Path, *options: str) -> str:
+    return nunet("onboard", "--no-benchmark", *options, home=home).stderr
+
+
+def test_onboarding_again_gives_away_no_more_than_was_offered_before(tmp_path: Path) -> None:
+    onboard(tmp_path, *SAID)
+    before = offered(tmp_path)
+    assert before["registered"]["resources"]["cpu"]["cores"] == 0.2
+    nunet("offboard", home=tmp_path)
+    assert "for nothing" not in onboard(tmp_path)
+    assert offered(tmp_path) == before
+    onboard(tmp_path, "--cpu", "0.1")
+    after = offered(tmp_path)
+    assert after["registered"]["resources"]["cpu"]["cores"] == 0.1
+    after["registered"]["resources"]["cpu"]["cores"] = 0.2
+    assert after == before
+
+
+def test_reset_goes_back_to_the_defaults_and_says_that_it_is_for_nothing(tmp_path: Path) -> None:
+    onboard(tmp_path, *SAID)
+    said = onboard(tmp_path, "--reset", "--memory", "300MiB")
+    shown = offered(tmp_path)
+    assert "for nothing" in said
+    assert (shown["price"]["amount"], shown["foreign"], shown["registered"]["localities"]) == ("0", "off", [])
+    assert shown["registered"]["resources"]["memory"] == 300 * 2**20
+    assert shown["registered"]["resources"]["cpu"]["cores"] > 0.5
+
+
+def test_a_machine_is_not_given_away_without_a_word(tmp_path: Path) -> None:
+    said = onboard(tmp_path, "--cpu", "0.5", "--memory", "100MiB", "--disk", "100MiB")
+    assert "offers 0.5 cores, 100 MiB of memory, 100 MiB of disk for nothing" in said
+    assert "--price" in said
+    assert "for nothing" not in onboard(tmp_path / "paid", "--cpu", "0.5", "--price", "0.1")
+
+
+def test_a_price_that_was_set_as_a_preference_holds_when_the_machine_is_onboarded(tmp_path: Path) -> None:
+    nunet("preferences", "set", "--price", "0.7", home=tmp_path)
+    onboard(tmp_path, "--cpu", "0.5")
+    assert offered(tmp_path)["price"]["amount"] == "0.7"
+
+
+def test_at_a_terminal_the_former_offer_is_the_answer_that_is_suggested(tmp_path: Path) -> None:
+    onboard(tmp_path, *SAID)
+    before = offered(tmp_path)
+    nunet("offboard", home=tmp_path)
+    code, screen = at_a_terminal("onboard", home=tmp_path, answers=[("0.2 cores", ""), ("Start the node", "n")])
+    assert (code, offered(tmp_path)) == (0, before), screen
+
+
+async def test_a_home_that_kept_no_options_keeps_its_offer_all_the_same(tmp_path: Path) -> None:
+    async with open_node(tmp_path, config()) as node:
+        await node.onboard(OnboardOptions(cpu=0.2, memory="256MiB", disk="100MiB", price="0.3", vpn=True), None)
+        await node.ctx.store.change(lambda t: t.table("capabilities").remove(Query().id == "offer"))
+        before = node.get_registered_capability()
+        await node.onboard(OnboardOptions(), None)
+        assert node.get_registered_capability() == before
+        assert node.accounting.price().amount == "0.3"
+
+
+async def test_a_machine_that_has_less_by_now_offers_less_instead_of_refusing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_node(tmp_path, config()) as node:
+        await node.onboard(OnboardOptions(memory="256MiB"), None)
+        machine = onboarding.probe_machine(tmp_path)
+        monkeypatch.setattr(onboarding, "probe_machine", lambda home: structs.replace(machine, memory=100 * 2**20))
+        await node.onboard(OnboardOptions(), None)
+        assert node.get_registered_capability().resources.memory == 90 * 2**20
