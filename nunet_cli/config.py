@@ -42,11 +42,15 @@ class NetworkConfig(Struct, forbid_unknown_fields=True):
 
 
 class DockerConfig(Struct, forbid_unknown_fields=True):
-    """The docker executor: `images` holds patterns of what may run (empty: any image already here)."""
+    """The docker executor: `images` holds patterns of what strangers may run: none where it is empty, any with `*`.
+
+    This node's own jobs and those of the requesters in `trusted`, by DID, may use any image.
+    """
 
     enabled: bool = True
     host: str = ""
     images: tuple[str, ...] = ()
+    trusted: tuple[str, ...] = ()
     pull: bool = False
     max_pids: Annotated[int, Meta(ge=1, le=10**6)] = 256
 

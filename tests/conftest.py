@@ -21,7 +21,7 @@ import hypothesis
 import pytest
 import trio
 
-from nunet_cli.config import Config, ExecutorConfig, LimitsConfig, NetworkConfig, ProcessConfig
+from nunet_cli.config import Config, DockerConfig, ExecutorConfig, LimitsConfig, NetworkConfig, ProcessConfig
 from nunet_cli.jobs.reader import read_spec
 from nunet_cli.node.node import Node, open_node
 from nunet_cli.node.onboarding import OnboardOptions
@@ -67,7 +67,7 @@ def config(**overrides: Any) -> Config:
     """A configuration for a node on loopback with static peers, and short times."""
     settings: dict[str, Any] = {
         "network": NetworkConfig(listen="127.0.0.1:0", discovery=False),
-        "executor": ExecutorConfig(process=ProcessConfig(foreign="unsandboxed")),
+        "executor": ExecutorConfig(DockerConfig(images=("*",)), ProcessConfig(foreign="unsandboxed")),
         "limits": LimitsConfig(answer_timeout=5, heartbeat=1),
         "default_search_timeout": 3,
     }

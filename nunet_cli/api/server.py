@@ -141,9 +141,10 @@ async def _open_local_market(stack: contextlib.AsyncExitStack, home: Path, confi
     )
     known = msgspec.structs.replace(network, peers=(authority.ctx.transport.describe(),))
     process = msgspec.structs.replace(config.executor.process, enabled=True, trusted=(requester.did,))
+    docker = msgspec.structs.replace(config.executor.docker, trusted=(requester.did,))
     provider_config = msgspec.structs.replace(
         config, network=known, contract_database=authority.identity.did, oracle=authority.identity.did,
-        executor=msgspec.structs.replace(config.executor, process=process),
+        executor=msgspec.structs.replace(config.executor, process=process, docker=docker),
     )  # fmt: skip
     provider = await stack.enter_async_context(open_node(home / "local" / "provider", provider_config, isolated=True))
     await provider.onboard(OnboardOptions(price=LOCAL_PRICE), None)

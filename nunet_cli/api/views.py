@@ -8,6 +8,7 @@ from nunet_cli import units
 from nunet_cli.network.identity import peer_id_from_key
 from nunet_cli.network.peers import Peer
 from nunet_cli.node.node import Node
+from nunet_cli.orchestrator.bid import open_to_strangers
 
 NEXT_COMMAND = {
     "posted": "match", "matching": "match", "expired": "match", "matched": "request", "requested": "contract",
@@ -87,6 +88,7 @@ def capability(node: Node) -> dict[str, Any]:
         "offer": msgspec.to_builtins(accounting.offer()),
         "benchmark": accounting.benchmark(),
         "executors": node.ctx.available_executors,
+        "strangers": open_to_strangers(node.ctx),
     }
 
 

@@ -74,7 +74,8 @@ def offer(document: dict[str, Any]) -> str:
         return "nothing (not onboarded)"
     if not document["running"]:
         return "onboarded, but the node does not run"
-    return f"{', '.join(document['executors']) or 'no executor works'}; {document['load']:.0%} taken"
+    return (f"{', '.join(document['executors']) or 'no executor works'}; {document['load']:.0%} taken;"
+            f" strangers may run: {'; '.join(document['strangers'].values()) or 'nothing'}")  # fmt: skip
 
 
 def money(document: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 capability = typer.Typer(help="What this machine has, offers and has left.", no_args_is_help=True)
 BAR = 24
+NOTHING = "nothing; see --docker-image and --process"
 
 
 def onboard(
@@ -53,8 +54,17 @@ def onboard(
         typer.Option("--kyc", help="Who has verified this node, for jobs that ask for it.", metavar="NAME"),
     ] = None,
     process: Annotated[
-        str, typer.Option("--process", help="Other people's commands: off, sandboxed or unsandboxed.", metavar="MODE")
-    ] = "",
+        str | None,
+        typer.Option("--process", help="Other people's commands: off, sandboxed or unsandboxed.", metavar="MODE"),
+    ] = None,
+    docker_image: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--docker-image",
+            help="An image that strangers may run, such as 'python:*'; '*' is any. None by default.",
+            metavar="PATTERN",
+        ),
+    ] = None,
     reset: Annotated[bool, typer.Option("--reset", help="Forget what was offered before: back to defaults.")] = False,
     no_benchmark: Annotated[bool, typer.Option("--no-benchmark", help="Do not measure the machine.")] = False,
     output: OutputOption = Format.table,
@@ -76,15 +86,18 @@ def onboard(
     )  # fmt: skip
     with connect(read_only=True) as client:
         kept = msgspec.convert(client.get("/capability")["offer"], OnboardOptions | None)
-    given = options not in (OnboardOptions(), OnboardOptions(reset=True)) or bool(process) or no_benchmark
+    policy = bool(process or docker_image or no_benchmark)
+    given = policy or options not in (OnboardOptions(), OnboardOptions(reset=True))
     answers = _answers(None if reset else kept, given=given, table=output is Format.table)
     if answers is not None:
-        options, process = answers.options, answers.process
+        options, process, docker_image = answers.options, answers.process, answers.images
     offered, _, machine = plan_onboarding(STATE.folder, options, kept)
     if price is None and is_free(keep_offer(options, kept).price):
         note(f"offers {resources_text(msgspec.to_builtins(offered.resources))} for nothing (volunteer compute);"
              " set a price with --price")  # fmt: skip
     _set_policy("executor.process.foreign", process, reset=reset, flag="--process")
+    images = None if docker_image is None else ",".join(docker_image)
+    _set_policy("executor.docker.images", images, reset=reset, flag="--docker-image")
     benchmark = None
     if not no_benchmark:
         benchmark = _with_progress(run_benchmark)
@@ -110,17 +123,19 @@ def _given(values: list[Any] | None) -> tuple[Any, ...] | None:
     return tuple(values) if values else None
 
 
-def _set_policy(key: str, text: str, *, reset: bool, flag: str) -> None:
+def _set_policy(key: str, text: str | None, *, reset: bool, flag: str) -> None:
     """Write a setting of the executors into the configuration; without a text it stays, or goes back to its default."""
     from nunet_cli.config import Config, get, parse_value, set_in_file
 
-    if text:
+    if text is not None:
         value = parse_value(key, text)
-    elif reset and STATE.config_file.exists():
-        value = get(Config(), key)
+    elif reset:
+        default = get(Config(), key)
+        value = list(default) if isinstance(default, tuple) else default
     else:
         return
-    if value == get(STATE.config(), key):
+    now = get(STATE.config(), key)
+    if value == (list(now) if isinstance(now, tuple) else now):
         return
     set_in_file(STATE.config_file, key, value)
     if STATE.running() is not None:
@@ -146,7 +161,8 @@ def _answers(kept: OnboardOptions | None, *, given: bool, table: bool) -> Answer
 
     sandbox, docker = trio.run(probe)
     machine = msgspec.to_builtins(probe_machine(STATE.folder))
-    return wizard.ask(machine, kept, sandbox=sandbox, docker=docker, running=STATE.running() is not None)
+    return wizard.ask(machine, kept, sandbox=sandbox, docker=docker, running=STATE.running() is not None,
+                      images=STATE.config().executor.docker.images)  # fmt: skip
 
 
 def _with_progress(run: Any) -> Any:
@@ -191,6 +207,8 @@ def _facts(document: dict[str, Any]) -> None:
         {
             "price": price_text(document["price"]),
             "executors": [f"{name} ({detail})" for name, detail in document["executors"].items()],
+            # which executors work is known of a node that runs
+            "strangers may run": document["executors"] and ("; ".join(document["strangers"].values()) or NOTHING),
             "measured": [f"{name} {text}" for name, text in speed.items()],
         }
     )

@@ -18,10 +18,11 @@ SHARE, MOST = 50, 90
 
 
 class Answers(NamedTuple):
-    """What was said; `process` is empty where nothing is to be changed."""
+    """What was said; `process` and `images` are None where nothing is to be changed."""
 
     options: OnboardOptions
-    process: str
+    process: str | None
+    images: list[str] | None
     start: bool
 
 
@@ -30,7 +31,10 @@ def is_wanted(*, given: bool, table: bool) -> bool:
     return not given and table and sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def ask(machine: dict[str, Any], kept: OnboardOptions | None, *, sandbox: bool, docker: bool, running: bool) -> Answers:
+def ask(
+    machine: dict[str, Any], kept: OnboardOptions | None, *, sandbox: bool, docker: bool, running: bool,
+    images: tuple[str, ...] = (),
+) -> Answers:  # fmt: skip
     """Ask, and return the answers.
 
     Args:
@@ -39,6 +43,7 @@ def ask(machine: dict[str, Any], kept: OnboardOptions | None, *, sandbox: bool, 
         sandbox: whether bubblewrap works here.
         docker: whether a Docker Engine answers.
         running: whether the node runs already.
+        images: which images strangers may run until now.
     """
     from nunet_cli.cli.provider import resources_text
     from nunet_cli.node.onboarding import OnboardOptions
@@ -46,9 +51,14 @@ def ask(machine: dict[str, Any], kept: OnboardOptions | None, *, sandbox: bool, 
     typer.echo(f"This machine has {resources_text(machine)}.")
     typer.echo("Enter takes what is in brackets; everything can be changed later.\n")
     if kept is not None and typer.confirm(f"Offer what was offered before ({_said(kept)})?", default=True):
-        return Answers(OnboardOptions(), "", _start(running=running))
+        return Answers(OnboardOptions(), None, None, _start(running=running))
     options = _options(kept or OnboardOptions())
-    process = ""
+    process, patterns = None, None
+    if docker:
+        question = "Images that strangers may run, such as python:* ('*': any that is here; empty: none)"
+        now = ",".join(images)
+        said = str(typer.prompt(question, default=now, show_default=bool(now)))
+        patterns = [part.strip() for part in said.split(",") if part.strip()]
     if sandbox:
         said = "beside containers" if docker else "there is no Docker Engine here"
         wanted = typer.confirm(f"Run other people's commands in a sandbox ({said})?", default=True)
@@ -57,7 +67,7 @@ def ask(machine: dict[str, Any], kept: OnboardOptions | None, *, sandbox: bool, 
         typer.echo(
             "Neither Docker Engine nor bubblewrap works here: only trusted requesters' jobs can run. See: nunet doctor"
         )
-    return Answers(options, process, _start(running=running))
+    return Answers(options, process, patterns, _start(running=running))
 
 
 def _start(*, running: bool) -> bool:

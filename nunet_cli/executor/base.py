@@ -44,7 +44,7 @@ class Task:
 
     `inputs` are the places of the input files in the working folder; `sandbox` is required unless it says otherwise;
     `restarts` says how often a service was started again, and with it that its logs go on. `report` is told what takes
-    its time, with the bytes done and the total (0 when unknown); any thread may call it.
+    its time, with the bytes done and the total (0 when unknown); any thread may call it. `foreign` is a stranger's job.
     """
 
     allocation_id: str
@@ -55,6 +55,7 @@ class Task:
     folder: Path
     inputs: tuple[str, ...] = ()
     sandbox: bool = True
+    foreign: bool = True
     labels: dict[str, str] = field(default_factory=dict)
     restarts: int = 0
     report: Report = _unheard

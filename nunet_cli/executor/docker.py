@@ -58,9 +58,7 @@ class DockerExecutor:
         return Probe(True, f"Docker Engine {version}")
 
     async def refusal(self, image: str) -> str:
-        """Say whether the allow-list leaves an image out, or it is not here and may not be pulled."""
-        if not self._is_allowed(image):
-            return "this provider does not run the image"
+        """Say whether an image is not here and may not be pulled."""
         if self._config.pull:
             return ""
 
@@ -78,14 +76,10 @@ class DockerExecutor:
         except (ExecutorError, trio.TooSlowError) as error:
             return str(error) or "the engine does not answer"
 
-    def _is_allowed(self, image: str) -> bool:
-        patterns = self._config.images
-        return not patterns or any(fnmatch.fnmatchcase(image, pattern) for pattern in patterns)
-
     async def prepare(self, task: Task) -> None:
-        """Check the image against the allow-list, and pull it if it is not here and pulling is allowed."""
+        """Check a stranger's image against the allow-list, and pull it if it is not here and pulling is allowed."""
         image = task.spec.image
-        if not self._is_allowed(image):
+        if task.foreign and not is_allowed(self._config, image):
             raise ExecutorError(f"this provider does not run the image {image}", code="image_not_allowed")
 
         def ready() -> None:
@@ -296,6 +290,11 @@ class DockerExecutor:
 
         with trio.fail_after(timeout):
             return await trio.to_thread.run_sync(run, limiter=self._limiter, abandon_on_cancel=True)
+
+
+def is_allowed(config: DockerConfig, image: str) -> bool:
+    """Say whether strangers may run an image: by default none."""
+    return any(fnmatch.fnmatchcase(image, pattern) for pattern in config.images)
 
 
 def _pull(engine: DockerClient, image: str, report: Report) -> None:

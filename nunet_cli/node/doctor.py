@@ -134,8 +134,11 @@ async def _executors(config: Config) -> list[Finding]:
     with trio.move_on_after(PROBE_TIMEOUT):
         if config.executor.docker.enabled:
             probe = await DockerExecutor(config.executor.docker).probe()
-            hint = "" if probe.available else "install Docker Engine, and add yourself to the group docker"
-            found.append(Finding("docker", "ok" if probe.available else "warning", probe.detail, hint))
+            images = ", ".join(config.executor.docker.images)
+            said = f"; images that strangers may run: {images or 'none'}" if probe.available else ""
+            hint = "" if images else "to allow some: nunet config set executor.docker.images 'python:*'"
+            hint = hint if probe.available else "install Docker Engine, and add yourself to the group docker"
+            found.append(Finding("docker", "ok" if probe.available else "warning", probe.detail + said, hint))
     with trio.move_on_after(PROBE_TIMEOUT):
         if config.executor.process.enabled:
             sandboxed = await ProcessExecutor().can_sandbox()

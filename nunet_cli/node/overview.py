@@ -9,6 +9,7 @@ from nunet_cli import __version__, units
 from nunet_cli.errors import ContractError
 from nunet_cli.jobs.states import ALLOCATION_ENDS, JOB_ENDS
 from nunet_cli.node.node import Node
+from nunet_cli.orchestrator.bid import open_to_strangers
 
 MOST = 20
 
@@ -30,6 +31,7 @@ def status(node: Node) -> dict[str, Any]:
         "address": ctx.transport.describe() if ctx.transport.port else "",
         "network": ctx.config.network.name, "started_at": node.started_at, "roles": list(ctx.topics.roles),
         "onboarded": onboarded, "executors": dict(ctx.available_executors),
+        "strangers": open_to_strangers(ctx),
         "peers": {"known": sum(1 for _ in ctx.peers), "connected": len(ctx.transport.connected())},
         "jobs": {
             "all": len(jobs), "open": len(open_jobs),

@@ -10,6 +10,7 @@ import msgspec
 from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import PeerError, RejectedMessageError
+from nunet_cli.executor.docker import is_allowed
 from nunet_cli.executor.process import SANDBOXED
 from nunet_cli.jobs import expressions
 from nunet_cli.jobs.capability import Capability, PriceBid
@@ -78,8 +79,10 @@ async def _compare_images(ctx: Context, request: BidRequest) -> tuple[Comparison
     if executor is None or "docker" not in ctx.available_executors:
         return ()
     found = []
+    foreign = not ctx.trusts("docker", request.requester.did)
     for image in request.images:
-        reason = await executor.refusal(image)
+        refused = foreign and not is_allowed(ctx.config.executor.docker, image)
+        reason = "this provider does not run the image" if refused else await executor.refusal(image)
         found.append(Comparison("executor.image", "worse" if reason else "equal", image, "", "", reason))
     return tuple(found)
 
@@ -141,15 +144,27 @@ def _offered(ctx: Context, requester: str, cost: int, at: str) -> Capability:
 
 
 def may_use(ctx: Context, executor: str, requester: str) -> bool:
-    """Say whether a requester's jobs may use an executor here; commands of strangers only as configured."""
+    """Say whether a requester's jobs may use an executor here; images and commands of strangers only as configured."""
     if executor not in ctx.available_executors:
         return False
-    if executor != "process" or requester == ctx.identity.did:
+    if executor not in ("docker", "process") or ctx.trusts(executor, requester):
         return True
+    if executor == "docker":
+        return bool(ctx.config.executor.docker.images)
     process = ctx.config.executor.process
-    if requester in process.trusted or process.foreign == "unsandboxed":
+    if process.foreign == "unsandboxed":
         return True
     return process.foreign == "sandboxed" and ctx.available_executors["process"] == SANDBOXED
+
+
+def open_to_strangers(ctx: Context) -> dict[str, str]:
+    """Return what strangers may run here, by executor, in words; nothing for what is closed to them."""
+    executors = ctx.config.executor
+    words = {
+        "docker": f"images {', '.join(executors.docker.images)}",
+        "process": f"commands, {executors.process.foreign}",
+    }
+    return {name: text for name, text in words.items() if may_use(ctx, name, "")}
 
 
 def create_bid(ctx: Context, request: BidRequest, offer: Offer) -> Bid:

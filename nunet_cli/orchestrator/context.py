@@ -120,6 +120,12 @@ class Context:
         """Return a job's row by its id or an unambiguous prefix."""
         return self.store.resolve("jobs", job_id, what="job")
 
+    def trusts(self, executor: str, requester: str) -> bool:
+        """Say whether an executor's owner trusts a requester: this node itself, and whom the configuration names."""
+        executors = self.config.executor
+        named = {"docker": executors.docker.trusted, "process": executors.process.trusted}.get(executor, ())
+        return requester == self.identity.did or requester in named
+
     def find_role(self, role: str, configured: str) -> str:
         """Return the DID of the node to use in a role: the configured one, the one used before, or one that is known.
 

@@ -64,7 +64,7 @@ def make_part(ctx: Context, row: dict[str, Any], spec: JobSpec, name: str = "") 
     """Return a program of an allocation, ready to be prepared."""
     assert spec.executor is not None
     process = ctx.config.executor.process
-    trusted = row["requester"] == ctx.identity.did or row["requester"] in process.trusted
+    trusted = ctx.trusts("process", row["requester"])
     has_sandbox = ctx.available_executors.get("process", "").startswith("bubblewrap")
     # whoever may run without a sandbox still gets one where there is one
     bare = (trusted or process.foreign == "unsandboxed") and not has_sandbox
@@ -72,6 +72,7 @@ def make_part(ctx: Context, row: dict[str, Any], spec: JobSpec, name: str = "") 
     task = Task(
         allocation_id=f"{row['id']}/{name}" if name else row["id"], spec=spec.executor, resources=spec.resources,
         max_duration=spec.time.max_duration, max_log=ctx.config.limits.log_size, sandbox=not bare,
+        foreign=not ctx.trusts(spec.executor.type, row["requester"]),
         folder=folder / name if name else folder, inputs=tuple(item.to for item in spec.inputs),
         labels={"org.nunet.node": ctx.identity.did, "org.nunet.job": row["job_id"]},
     )  # fmt: skip

@@ -48,8 +48,9 @@ def test_onboarding_asks_a_person_and_offers_what_they_said(tmp_path: Path) -> N
     code, screen = at_a_terminal(
         "onboard", home=tmp_path,
         answers=[("in percent [50]", "0"), ("in percent [50]", "40"), ("Price in NTX", "a lot"), ("Price in NTX", "1.5/h"),
-                 ("Longest job", ""), ("Country code", "SE"), ("[Y/n]", "n"), *(
-                     [("[Y/n]", "n")] if _sandbox() else [])],
+                 ("Longest job", ""), ("Country code", "SE"),
+                 *([("Images that strangers may run", "lab/*")] if _works("docker") else []), ("[Y/n]", "n"),
+                 *([("[Y/n]", "n")] if _works("sandbox") else [])],
     )  # fmt: skip
     assert code == 0, screen
     assert "between 1 and 90" in screen
@@ -60,12 +61,14 @@ def test_onboarding_asks_a_person_and_offers_what_they_said(tmp_path: Path) -> N
     assert shown["registered"]["time"]["max"] == 4 * 3600
     machine = json.loads(nunet("capability", "benchmark", "--output", "json", home=tmp_path).stdout)["machine"]
     assert abs(shown["registered"]["resources"]["cpu"]["cores"] - 0.4 * machine["cpu"]["cores"]) < 0.01
+    images = nunet("config", "get", "executor.docker.images", home=tmp_path).stdout
+    assert ("lab/*" in images) == _works("docker")
     assert nunet("node", "status", home=tmp_path, check=False).returncode == 3
 
 
-def _sandbox() -> bool:
+def _works(executor: str) -> bool:
     found = json.loads(nunet("doctor", "--output", "json", home=Path("/nonexistent/home"), check=False).stdout)
-    return any(item["check"] == "sandbox" and item["state"] == "ok" for item in found)
+    return any(item["check"] == executor and item["state"] == "ok" for item in found)
 
 
 def test_without_a_terminal_or_with_options_nothing_is_asked(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def task(folder: Path, *command: str, image: str = IMAGE, memory: int = 32 * MIB
     made = Task(
         allocation_id=f"allocation-{folder.name}", spec=ExecutorSpec(type="docker", image=image, command=command),
         resources=Resources(Cpu(0.5), memory, 16 * MIB), max_duration=30, max_log=4096, folder=folder / "scratch",
-        inputs=("in",),
+        inputs=("in",), foreign=False,
     )  # fmt: skip
     make_scratch(made, {"in": source})
     return made
@@ -105,11 +105,12 @@ async def test_an_entrypoint_stands_before_the_command(tmp_path: Path, image: st
 
 async def test_images_that_are_not_there_or_not_allowed_are_refused(tmp_path: Path, image: str) -> None:
     for config, name, code in (
-        (DockerConfig(), "no-such-image:1", "no_image"),
+        (DockerConfig(images=("*",)), "no-such-image:1", "no_image"),
         (DockerConfig(images=("python:*",)), IMAGE, "image_not_allowed"),
+        (DockerConfig(), IMAGE, "image_not_allowed"),
     ):
         with pytest.raises(ExecutorError) as caught:
-            await DockerExecutor(config).prepare(task(tmp_path, "true", image=name))
+            await DockerExecutor(config).prepare(replace(task(tmp_path, "true", image=name), foreign=True))
         assert caught.value.code == code
 
 

@@ -46,6 +46,7 @@ class CapabilityOverview(Answer, kw_only=True):
     """What this machine offers, what is left of it, who has the rest, and what the benchmark measured.
 
     `offer` is what onboarding was asked for last; onboarding again keeps it where it says nothing else.
+    `strangers` says what anybody may run here, by executor.
     """
 
     onboarded: bool
@@ -56,6 +57,7 @@ class CapabilityOverview(Answer, kw_only=True):
     offer: OnboardOptions | None
     benchmark: Benchmark | None
     executors: dict[str, str]
+    strangers: dict[str, str]
 
 
 class Preferences(Answer, kw_only=True):
@@ -183,6 +185,7 @@ class Status(Answer, kw_only=True):
     roles: list[str]
     onboarded: bool
     executors: dict[str, str]
+    strangers: dict[str, str]
     peers: PeerCount
     jobs: JobCount
     allocations: AllocationCount
