@@ -65,11 +65,11 @@ async def status(request: Request) -> Response:
 
 
 async def whoami(request: Request) -> Response:
-    """Return the node's identifiers and address."""
+    """Return the node's identifiers and addresses."""
     node = node_of(request)
-    port = node.ctx.transport.port
-    address = node.ctx.transport.describe() if port else None
-    return answer({**msgspec.to_builtins(node.identity.node_id), "address": address})
+    found = node.ctx.transport.describe_all() if node.ctx.transport.port else []
+    address = found[0] if found else None
+    return answer({**msgspec.to_builtins(node.identity.node_id), "address": address, "addresses": found})
 
 
 async def stop(request: Request) -> Response:

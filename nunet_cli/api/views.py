@@ -6,7 +6,7 @@ from typing import Any
 
 from nunet_cli import units
 from nunet_cli.network.identity import peer_id_from_key
-from nunet_cli.network.peers import Peer
+from nunet_cli.network.peers import Peer, format_address
 from nunet_cli.node.node import Node
 from nunet_cli.orchestrator.bid import open_to_strangers
 
@@ -67,7 +67,7 @@ def contract(row: dict[str, Any], *, whole: bool = False) -> dict[str, Any]:
 def peer(item: Peer) -> dict[str, Any]:
     """Return a peer; `rtt` is milliseconds."""
     return {
-        "peer_id": item.peer_id, "did": item.did, "addresses": [f"{host}:{port}" for host, port in item.addresses],
+        "peer_id": item.peer_id, "did": item.did, "addresses": [format_address(*address) for address in item.addresses],
         "roles": list(item.roles), "source": item.source, "connected": item.connected,
         "rtt": None if item.rtt is None else round(item.rtt * 1000, 2), "last_seen": item.last_seen or None,
     }  # fmt: skip

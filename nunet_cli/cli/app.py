@@ -130,28 +130,44 @@ app.command("dashboard")(dashboard.dashboard)
 app.command("demo")(demo.demo)
 
 
-@app.command("whoami")
-def whoami(output: OutputOption = Format.table, quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False) -> None:
-    """Print this node's identifiers, and the address that `peer add` takes."""
+def _who_is_not_running() -> dict[str, Any]:
+    """Return what is known of a node that does not run: its address only where its port is configured."""
+    import msgspec
+
     from nunet_cli.cli.state import passphrase
     from nunet_cli.network.identity import load_or_create
+    from nunet_cli.network.peers import parse_address
+    from nunet_cli.network.transport import own_addresses
 
+    identity = load_or_create(STATE.folder, passphrase())
+    host, port = parse_address(STATE.config().network.listen)
+    found = own_addresses(identity, host, port) if port else []
+    own = msgspec.to_builtins(identity.node_id)
+    return {"schema": SCHEMA_VERSION, **own, "address": found[0] if found else None, "addresses": found}
+
+
+@app.command("whoami")
+def whoami(output: OutputOption = Format.table, quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False) -> None:
+    """Print this node's identifiers, and the addresses that `peer add` takes on other machines, the best first."""
     client = STATE.running()
-    if client is not None:
-        document = client.get("/whoami")
-    else:
-        import msgspec
-
-        own = msgspec.to_builtins(load_or_create(STATE.folder, passphrase()).node_id)
-        document = {"schema": SCHEMA_VERSION, **own, "address": None}
+    document = client.get("/whoami") if client is not None else _who_is_not_running()
 
     def render() -> None:
+        addresses = document["addresses"]
         fields(
             {
                 "peer id": document["peer_id"], "did": document["did"], "cid": document["cid"],
-                "uuid": document["uuid"], "address": document["address"] or "none: the node is not running",
+                "uuid": document["uuid"], "address": document["address"] or "none until the node runs",
             }
         )  # fmt: skip
+        for other in addresses[1:]:
+            typer.echo(f"{'or':<7}  {other}")
+        if not addresses:
+            note("start it: nunet node start; or give it a port: nunet config set network.listen 0.0.0.0:9000")
+        elif client is None:
+            note("it is reached there once it runs: nunet node start")
+        elif not STATE.node and STATE.config().network.listen.endswith(":0"):
+            note("each start takes another port; to keep one: nunet config set network.listen 0.0.0.0:9000")
 
     emit(document, output, render, quiet=quiet, key="peer_id")
 

@@ -60,6 +60,7 @@ def run(
     from nunet_cli.api.embedded import only
     from nunet_cli.api.server import run_node
     from nunet_cli.cli.logs import set_up
+    from nunet_cli.network.peers import format_address
     from nunet_cli.node.node import Node, wait_for_stop
 
     roles, config = _roles(role), STATE.config()
@@ -67,7 +68,8 @@ def run(
 
     def ready(node: Node) -> None:
         note(f"node {node.identity.peer_id}")
-        note(f"listening on {node.ctx.transport.host}:{node.ctx.transport.port}, network {config.network.name!r}")
+        transport = node.ctx.transport
+        note(f"listening on {format_address(transport.host, transport.port)}, network {config.network.name!r}")
         acting = ", ".join(node.ctx.topics.roles) or "requester only; offer this machine with: nunet onboard"
         note(f"acting as {acting}")
         note("stop with Ctrl-C")

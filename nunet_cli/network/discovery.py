@@ -8,13 +8,14 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import trio
 
 from nunet_cli.errors import IdentityError
 from nunet_cli.network.identity import Identity, content_id, key_from_peer_id
-from nunet_cli.network.peers import MAX_ADDRESSES, Address
+from nunet_cli.network.peers import MAX_ADDRESSES, Address, is_wildcard
 
 if TYPE_CHECKING:
     from zeroconf import ServiceInfo, Zeroconf
@@ -23,6 +24,7 @@ log = logging.getLogger("nunet.discovery")
 
 SERVICE = "_nunet._tcp.local."
 LOOKUP_TIMEOUT_MS = 2000
+VIRTUAL = ("docker", "br-", "veth", "virbr", "vmnet", "cni", "lxc", "lxd")
 
 
 def network_tag(network_id: bytes) -> str:
@@ -31,14 +33,34 @@ def network_tag(network_id: bytes) -> str:
 
 
 def local_addresses(host: str) -> list[str]:
-    """Return the addresses to announce for a listening host: itself, or all of the machine's when it is a wildcard."""
-    if host not in ("0.0.0.0", "::", ""):
+    """Return where others reach a listening host, best first: itself, or all of the machine's when it is a wildcard.
+
+    The best is the one that the machine itself would speak from to the world; those of bridges for containers and
+    virtual machines, which others rarely reach, come last. Of a machine without a network there is only loopback.
+    """
+    if not is_wildcard(host):
         return [host]
     import ifaddr
 
-    found = [str(ip.ip) for adapter in ifaddr.get_adapters() for ip in adapter.ips if ip.is_IPv4]
-    outside = [address for address in found if not address.startswith(("127.", "169.254."))]
-    return outside or ["127.0.0.1"]
+    six = ":" in host
+    found: dict[str, bool] = {}
+    for adapter in ifaddr.get_adapters():
+        for ip in adapter.ips:
+            address = ip_address(ip.ip if isinstance(ip.ip, str) else ip.ip[0])
+            if (address.version == 6) == six and not address.is_loopback and not address.is_link_local:
+                found[str(address)] = adapter.name.startswith(VIRTUAL)
+    best = _outgoing(six=six)
+    return sorted(found, key=lambda address: (address != best, found[address])) or ["::1" if six else "127.0.0.1"]
+
+
+def _outgoing(*, six: bool) -> str:
+    """Return the address that packets to the world leave from; empty where there is no way out. Nothing is sent."""
+    with socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("2001:db8::1" if six else "192.0.2.1", 9))
+        except OSError:
+            return ""
+        return str(probe.getsockname()[0])
 
 
 class Discovery:
@@ -84,8 +106,9 @@ class Discovery:
         from zeroconf import InterfaceChoice, IPVersion, NonUniqueNameException, ServiceBrowser, Zeroconf
 
         host = self._address[0]
-        wildcard = host in ("0.0.0.0", "::", "")
-        self._zeroconf = Zeroconf(interfaces=InterfaceChoice.All if wildcard else [host], ip_version=IPVersion.V4Only)
+        self._zeroconf = Zeroconf(
+            interfaces=InterfaceChoice.All if is_wildcard(host) else [host], ip_version=IPVersion.V4Only
+        )
         ServiceBrowser(self._zeroconf, SERVICE, handlers=[self._on_change])
         if announce:
             self._info = self._make_info(roles)
@@ -101,7 +124,7 @@ class Discovery:
         host, port = self._address
         return ServiceInfo(
             SERVICE, f"{peer_id}.{SERVICE}", port=port, server=f"{peer_id[-24:].lower()}.local.",
-            addresses=[socket.inet_aton(address) for address in local_addresses(host)][:MAX_ADDRESSES],
+            addresses=[ip_address(address).packed for address in local_addresses(host)][:MAX_ADDRESSES],
             properties={"id": peer_id, "v": "1", "net": self._tag, "roles": ",".join(roles)},
         )  # fmt: skip
 

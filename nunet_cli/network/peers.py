@@ -46,7 +46,7 @@ class Peer:
     def row(self) -> dict[str, Any]:
         """Return what is kept in the store."""
         return {
-            "id": self.peer_id, "did": self.did, "addresses": [f"{host}:{port}" for host, port in self.addresses],
+            "id": self.peer_id, "did": self.did, "addresses": [format_address(*address) for address in self.addresses],
             "roles": list(self.roles), "topics": list(self.topics), "source": self.source, "last_seen": self.last_seen,
         }  # fmt: skip
 
@@ -61,9 +61,23 @@ def parse_peer(text: str) -> tuple[bytes, Address]:
     if not at:
         raise UsageError(f"not a peer: {text!r}", hint="write PEER_ID@HOST:PORT; `nunet whoami` prints a node's own")
     try:
-        return key_from_peer_id(name), parse_address(address)
+        key, (host, port) = key_from_peer_id(name), parse_address(address)
     except IdentityError as error:
         raise UsageError(error.message, hint=error.hint) from None
+    if is_wildcard(host) or port == 0:
+        hint = "it says where a node listens; `nunet whoami` on its machine prints the addresses that others can reach"
+        raise UsageError(f"nobody can be reached at {address}", hint=hint)
+    return key, (host, port)
+
+
+def is_wildcard(host: str) -> bool:
+    """Say whether a host stands for all interfaces of the machine that listens, and so for no machine to dial."""
+    return host in ("", "0.0.0.0", "0") or (":" in host and not host.strip("0:"))
+
+
+def format_address(host: str, port: int) -> str:
+    """Return `HOST:PORT`, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def parse_address(text: str) -> Address:

@@ -17,9 +17,10 @@ import trio
 from nunet_cli.config import NetworkConfig
 from nunet_cli.errors import NodeError, PeerError, RejectedMessageError
 from nunet_cli.network import secure_channel
-from nunet_cli.network.identity import Identity, peer_id_from_key
+from nunet_cli.network.discovery import local_addresses
+from nunet_cli.network.identity import Identity
 from nunet_cli.network.links import Links, TcpLinks
-from nunet_cli.network.peers import Address, Peer, Peers, parse_address
+from nunet_cli.network.peers import Address, Peer, Peers, format_address, parse_address
 from nunet_cli.world import world
 
 log = logging.getLogger("nunet.network")
@@ -111,6 +112,11 @@ class Connection:
 
 
 FrameHandler = Callable[[Connection, int, bytes], Awaitable[None]]
+
+
+def own_addresses(identity: Identity, host: str, port: int) -> list[str]:
+    """Return the addresses of a node that listens there, in the form that `peer add` takes, best first."""
+    return [f"{identity.peer_id}@{format_address(address, port)}" for address in local_addresses(host)]
 
 
 class TcpTransport:
@@ -371,8 +377,12 @@ class TcpTransport:
         return connection.peer.rtt
 
     def describe(self) -> str:
-        """Return this node's own address in the form that `peer add` takes."""
-        return f"{peer_id_from_key(self._identity.public_key)}@{self.host}:{self.port}"
+        """Return this node's own address in the form that `peer add` takes; of several, the best."""
+        return self.describe_all()[0]
+
+    def describe_all(self) -> list[str]:
+        """Return the addresses at which others may reach this node, in the form that `peer add` takes, best first."""
+        return own_addresses(self._identity, self.host, self.port)
 
     def advertised(self) -> Address:
         """Return the address that this node listens on."""

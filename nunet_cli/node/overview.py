@@ -8,6 +8,7 @@ from typing import Any
 from nunet_cli import __version__, units
 from nunet_cli.errors import ContractError
 from nunet_cli.jobs.states import ALLOCATION_ENDS, JOB_ENDS
+from nunet_cli.network.peers import format_address
 from nunet_cli.node.node import Node
 from nunet_cli.orchestrator.bid import open_to_strangers
 
@@ -27,7 +28,7 @@ def status(node: Node) -> dict[str, Any]:
     return {
         "version": __version__, "pid": os.getpid(), "home": str(ctx.home), "peer_id": node.identity.peer_id,
         "did": node.identity.did,
-        "listen": f"{ctx.transport.host}:{ctx.transport.port}" if ctx.transport.port else "",
+        "listen": format_address(ctx.transport.host, ctx.transport.port) if ctx.transport.port else "",
         "address": ctx.transport.describe() if ctx.transport.port else "",
         "network": ctx.config.network.name, "started_at": node.started_at, "roles": list(ctx.topics.roles),
         "onboarded": onboarded, "executors": dict(ctx.available_executors),

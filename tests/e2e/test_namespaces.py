@@ -66,6 +66,29 @@ def on(host: str, home: Path, *arguments: str, check: bool = True) -> subprocess
     return done
 
 
+def test_what_whoami_prints_on_one_machine_is_what_peer_add_takes_on_another(
+    hosts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NUNET_NETWORK_DISCOVERY", "false")
+    # a bridge for containers, which nobody outside of the machine can reach
+    ip("-n", hosts["a"], "link", "add", "docker0", "type", "bridge")
+    ip("-n", hosts["a"], "addr", "add", "172.30.0.1/16", "dev", "docker0")
+    ip("-n", hosts["a"], "link", "set", "docker0", "up")
+    homes = {host: tmp_path / host for host in HOSTS}
+    try:
+        on(hosts["a"], homes["a"], "node", "start")
+        screen = on(hosts["a"], homes["a"], "whoami").stdout
+        printed = [line.split()[1] for line in screen.splitlines() if line.startswith(("address ", "or "))]
+        document = json.loads(on(hosts["a"], homes["a"], "whoami", "--output", "json").stdout)
+        assert printed == document["addresses"]
+        assert [address.partition("@")[2].rpartition(":")[0] for address in printed] == ["10.213.7.1", "172.30.0.1"]
+        on(hosts["r"], homes["r"], "node", "start")
+        assert "connected" in on(hosts["r"], homes["r"], "peer", "add", document["address"]).stdout
+    finally:
+        for host in ("a", "r"):
+            on(hosts[host], homes[host], "node", "stop", check=False)
+
+
 def test_nodes_on_separate_hosts_find_each_other_and_settle(hosts: dict[str, str], tmp_path: Path) -> None:
     homes = {host: tmp_path / host for host in HOSTS}
     on(hosts["p"], homes["p"], "onboard", "--price", "0.3", "--memory", "1GiB", "--disk", "1GiB", "--no-benchmark")

@@ -101,13 +101,14 @@ class Indices(Answer, kw_only=True):
 
 
 class WhoAmI(Answer, kw_only=True):
-    """This node's identifiers, and the address that `peer add` takes."""
+    """This node's identifiers, and the addresses that `peer add` takes: `address` is the best, `addresses` has all."""
 
     uuid: str
     cid: str
     peer_id: str
     did: str
     address: str | None
+    addresses: list[str]
 
 
 class PeerCount(Struct, forbid_unknown_fields=True, kw_only=True):
