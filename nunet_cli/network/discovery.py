@@ -1,10 +1,13 @@
 """Finding peers on the local network with mDNS (`_nunet._tcp.local.`).
 
-What mDNS says is not believed: it only gives addresses to dial, and the handshake proves who answers there.
+What mDNS says is not believed: it only gives addresses to dial, and the handshake proves who answers there. Anybody can
+name nodes that are not there, too: names are looked up side by side, a bounded number of them, so that those for which
+nobody answers do not keep the others waiting.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 from collections.abc import Callable
@@ -23,7 +26,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("nunet.discovery")
 
 SERVICE = "_nunet._tcp.local."
-LOOKUP_TIMEOUT_MS = 2000
+LOOKUP_TIMEOUT_MS = 1000
+LOOKUPS, WAITING_NAMES = 16, 256
 VIRTUAL = ("docker", "br-", "veth", "virbr", "vmnet", "cni", "lxc", "lxd")
 
 
@@ -81,16 +85,21 @@ class Discovery:
         self._zeroconf: Zeroconf | None = None
         self._info: ServiceInfo | None = None
         self._token: trio.lowlevel.TrioToken | None = None
+        self._names, self._waiting = trio.open_memory_channel[str](WAITING_NAMES)
 
     async def run(self, roles: tuple[str, ...], announce: bool = True) -> None:
         """Announce and watch until cancelled; a machine without multicast is no error, only a warning."""
         self._token = trio.lowlevel.current_trio_token()
+        limiter = trio.CapacityLimiter(LOOKUPS)
         try:
-            await trio.to_thread.run_sync(self._open, roles, announce, limiter=self._limiter)
-            await trio.sleep_forever()
-        except OSError as error:
-            log.warning("mDNS does not work here (%s); use: nunet peer add", error)
-            await trio.sleep_forever()
+            async with trio.open_nursery() as nursery:
+                for _ in range(LOOKUPS):
+                    nursery.start_soon(self._look_up_forever, limiter)
+                try:
+                    await trio.to_thread.run_sync(self._open, roles, announce, limiter=self._limiter)
+                except OSError as error:
+                    log.warning("mDNS does not work here (%s); use: nunet peer add", error)
+                await trio.sleep_forever()
         finally:
             self._token = None
             with trio.move_on_after(3) as patience:
@@ -140,19 +149,46 @@ class Discovery:
             self._zeroconf.close()
 
     def _on_change(self, zeroconf: Zeroconf, service_type: str, name: str, state_change: object) -> None:
-        from zeroconf import ServiceStateChange
+        """Take a name that came or changed, in zeroconf's thread, which must not be kept."""
+        from zeroconf import ServiceInfo, ServiceStateChange
 
-        if state_change is ServiceStateChange.Removed:
+        token = self._token
+        if state_change is ServiceStateChange.Removed or token is None:
             return
+        info = ServiceInfo(service_type, name)
+        # a node says with its name where it is; only a name alone has to be asked for
+        if info.load_from_cache(zeroconf):
+            self._found(info)
+            return
+        with contextlib.suppress(trio.RunFinishedError):
+            token.run_sync_soon(self._wait_in_line, name)
+
+    def _wait_in_line(self, name: str) -> None:
+        # a name that finds no room is forgotten; it comes again when its node says more than its name
+        with contextlib.suppress(trio.WouldBlock):
+            self._names.send_nowait(name)
+
+    async def _look_up_forever(self, limiter: trio.CapacityLimiter) -> None:
+        async with self._waiting.clone() as names:
+            async for name in names:
+                await trio.to_thread.run_sync(self._look_up, name, limiter=limiter, abandon_on_cancel=True)
+
+    def _look_up(self, name: str) -> None:
+        from zeroconf import ServiceInfo
+
+        zeroconf, info = self._zeroconf, ServiceInfo(SERVICE, name)
         try:
-            info = zeroconf.get_service_info(service_type, name, LOOKUP_TIMEOUT_MS)
+            if zeroconf is not None and info.request(zeroconf, LOOKUP_TIMEOUT_MS):
+                self._found(info)
         except Exception as error:
-            # this thread is zeroconf's: while it closes, or on a machine that is too busy, a look-up fails in many ways
+            # while zeroconf closes, or on a machine that is too busy, a look-up fails in many ways
             log.debug("mDNS name %s could not be looked up: %r", name, error)
+
+    def _found(self, info: ServiceInfo) -> None:
+        """Hand on what a look-up found, from whatever thread."""
+        if info.port is None:
             return
-        if info is None or info.port is None:
-            return
-        properties = info.decoded_properties
+        name, properties = info.name, info.decoded_properties
         if properties.get("net") != self._tag:
             return
         try:
@@ -164,7 +200,5 @@ class Discovery:
         if token is None:
             return
         for address in info.parsed_addresses()[:MAX_ADDRESSES]:
-            try:
+            with contextlib.suppress(trio.RunFinishedError):
                 token.run_sync_soon(self._on_peer, key, (address, info.port))
-            except trio.RunFinishedError:
-                return
