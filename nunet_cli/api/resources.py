@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import trio
@@ -47,6 +47,13 @@ class NewPeer(Struct, forbid_unknown_fields=True):
     address: Annotated[str, Meta(max_length=300)]
 
 
+class Choice(Struct, forbid_unknown_fields=True):
+    """Whom to use in a role where the configuration names nobody."""
+
+    role: Literal["contract-database", "oracle"]
+    did: Annotated[str, Meta(max_length=200)]
+
+
 class Preferences(Struct, forbid_unknown_fields=True):
     """What to change of the preferences; null leaves a field as it is."""
 
@@ -70,6 +77,14 @@ async def whoami(request: Request) -> Response:
     found = node.ctx.transport.describe_all() if node.ctx.transport.port else []
     address = found[0] if found else None
     return answer({**msgspec.to_builtins(node.identity.node_id), "address": address, "addresses": found})
+
+
+async def choose_role(request: Request) -> Response:
+    """Use a node in a role from now on, instead of any that was used before."""
+    node, body = node_of(request), await body_of(request, Choice)
+    did = did_of(body.did)
+    await node.ctx.choose_role(body.role, did)
+    return answer({"role": body.role, "did": did})
 
 
 async def stop(request: Request) -> Response:
@@ -225,6 +240,7 @@ async def ping_peer(request: Request) -> Response:
 ENDPOINTS = (
     Endpoint("/status", status, schemas.Status),
     Endpoint("/whoami", whoami, schemas.WhoAmI),
+    Endpoint("/roles", choose_role, schemas.Role, "POST", Choice),
     Endpoint("/stop", stop, schemas.Stopping, "POST", status=202),
     Endpoint("/capability", show_capability, schemas.CapabilityOverview),
     Endpoint("/capability/onboard", onboard, schemas.CapabilityOverview, "POST", Onboarding, status=201),

@@ -120,6 +120,8 @@ def run(
     quiet: QuietOption = False,
 ) -> None:
     """Take a job through all stages, from post to settlement, and fetch its outputs."""
+    from nunet_cli.cli.authorities import choose
+
     if bool(spec) == bool(job):
         raise UsageError("give a job specification, or --job JOB", hint="for example: nunet job run job.yaml")
     posting = _read(spec) if spec else {}
@@ -135,6 +137,8 @@ def run(
     with connect(local=local) as client:
         row = client.get(f"/jobs/{job}")
         if row["next"] is not None:
+            if not local:
+                choose(client)
             row = client.post(f"/jobs/{row['id']}/run")
         if detach:
             emit(row, output, lambda: typer.echo(row["id"]), quiet=quiet)
@@ -147,15 +151,25 @@ def run_posting(
     quiet: bool, detach: bool = False, timeout: str = "", show_logs: bool = False,
 ) -> None:  # fmt: skip
     """Post a job, and follow it to its end; with `show_logs` what it wrote is printed, as if it had run here."""
+    from nunet_cli.cli.authorities import UNDECIDED, choose
+
     embedded, until = _embedded(detach=detach), _until(timeout)
+    body = {**posting, "push": push, "pull": pull, "topic": topic, "orchestrate": True}
     with connect(local=local) as client:
-        row = client.post(
-            "/orchestrator/postJob", {**posting, "push": push, "pull": pull, "topic": topic, "orchestrate": True}
-        )
+        if not local:
+            choose(client)
+        row = client.post("/orchestrator/postJob", body)
         if detach:
             emit(row, output, lambda: typer.echo(row["id"]), quiet=quiet)
             return
-        _follow(client, row, folder, output, quiet=quiet, embedded=embedded, until=until, show_logs=show_logs)
+        try:
+            _follow(client, row, folder, output, quiet=quiet, embedded=embedded, until=until, show_logs=show_logs)
+        except NunetError as error:
+            # a node that began with this command has heard of the second one only now
+            if error.code not in UNDECIDED or not choose(client):
+                raise
+            row = client.post("/orchestrator/postJob", body)
+            _follow(client, row, folder, output, quiet=quiet, embedded=embedded, until=until, show_logs=show_logs)
 
 
 def _embedded(*, detach: bool) -> bool:

@@ -182,6 +182,9 @@ def describe(event: dict[str, Any]) -> tuple[str, str] | None:
         return "request", f"{short(data.get('bidder'))} declines: {data['reason']}"
     if kind == "job_requested":
         return "request", f"{short(data['bidder'])} locked the resources until {data['locked_until'][11:19]}"
+    if kind == "role_taken":
+        setting = f"nunet config set {data['role'].replace('-', '_')} DID"
+        return "contract", f"{data['did']} is this node's {data['role']} from now on; to use another: {setting}"
     if kind == "job_contracted":
         return "contract", f"{data['contract_id'][-12:]} signed by both and proved; deposit {data['deposit']} NTX"
     if kind == "job_invoked":

@@ -76,6 +76,7 @@ def onboard(
     """
     import msgspec
 
+    from nunet_cli.cli.authorities import choose
     from nunet_cli.node.benchmark import run_benchmark
     from nunet_cli.node.onboarding import OnboardOptions, is_free, keep_offer, plan_onboarding
 
@@ -104,6 +105,8 @@ def onboard(
     body = {"options": msgspec.to_builtins(options), "benchmark": msgspec.to_builtins(benchmark)}
     with connect() as client:
         document = client.post("/capability/onboard", body)
+        if answers is not None:
+            choose(client)
 
     def render() -> None:
         _bars(document["registered"]["resources"], msgspec.to_builtins(machine))

@@ -204,6 +204,9 @@ def _peers(status: dict[str, Any]) -> list[Finding]:
     for role in ("contract-database", "oracle"):
         if roles.get(role):
             found.append(Finding(role, "ok", roles[role]))
+        elif status["undecided"].get(role):
+            hint = f"for paid work choose whose you trust: nunet config set {role.replace('-', '_')} DID"
+            found.append(Finding(role, "warning", f"several: {', '.join(status['undecided'][role])}", hint))
         else:
             hint = f"no job can be contracted; start one: nunet node run --role {role}"
             found.append(Finding(role, "warning", "none is known", hint))

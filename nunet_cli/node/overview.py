@@ -52,6 +52,7 @@ def status(node: Node) -> dict[str, Any]:
         "earned": units.format_amount(sum(amount for amount in moved if amount > 0)),
         "spent": units.format_amount(-sum(amount for amount in moved if amount < 0)),
         "known_roles": {role: _known(node, role) for role in ("contract-database", "oracle")},
+        "undecided": ctx.undecided(),
         "rejections": dict(ctx.transport.rejections), "machine": node.accounting.machine(),
     }  # fmt: skip
 

@@ -30,6 +30,12 @@ from nunet_cli.network.transport import TcpTransport
 from nunet_cli.threads import in_thread
 
 T = TypeVar("T")
+MOST_NAMED = 8
+
+
+def several(role: str) -> str:
+    """Return the code of the error that says that several are known in a role, and none was chosen."""
+    return {"contract-database": "several_contract_databases", "oracle": "several_oracles"}[role]
 
 
 class Accounting(Protocol):
@@ -126,13 +132,19 @@ class Context:
         named = {"docker": executors.docker.trusted, "process": executors.process.trusted}.get(executor, ())
         return requester == self.identity.did or requester in named
 
-    def find_role(self, role: str, configured: str) -> str:
-        """Return the DID of the node to use in a role: the configured one, the one used before, or one that is known.
+    def find_role(self, role: str, configured: str, *, paid: bool = True) -> str:
+        """Return the DID of the node to use in a role: the configured one, the one used before, or the only one known.
 
-        The first one ever used is kept: a stranger who later announces the role is not taken instead.
+        The first one ever used is kept: a stranger who later announces the role is not taken instead. Where money is at
+        stake nobody is picked among several: whoever holds the escrow is its owner's choice.
+
+        Args:
+            role: the role.
+            configured: what the configuration names; empty where it names nobody.
+            paid: False for volunteer work, which may take any.
 
         Raises:
-            ContractError: nobody is known in the role.
+            ContractError: nobody is known in the role, or several are and none was chosen.
         """
         if configured:
             return configured
@@ -142,36 +154,67 @@ class Context:
         if role in self.topics.roles:
             return self.identity.did
         known = self.peers.with_role(role)
+        key = role.replace("-", "_")
         if not known:
-            key = role.replace("-", "_")
             raise ContractError(
                 f"no {role} is known",
                 code="no_" + key,
                 hint=f"start one with: nunet node run --role {role}; or name one with: nunet config set {key} DID",
             )
+        if paid and len(known) > 1:
+            dids = [peer.did for peer in known]
+            raise ContractError(
+                f"several nodes act as {role}, and none was chosen: {', '.join(dids[:MOST_NAMED])}",
+                code=several(role),
+                hint=f"ask whose you trust, and choose: nunet config set {key} DID",
+                details={"role": role, "known": dids},
+            )
         return known[0].did
 
-    async def wait_role(self, role: str, configured: str) -> str:
+    def undecided(self) -> dict[str, list[str]]:
+        """Return who is known in each role in which several are, and none was chosen."""
+        found = {}
+        for role, configured in (("contract-database", self.config.contract_database), ("oracle", self.config.oracle)):
+            try:
+                self.find_role(role, configured)
+            except ContractError as error:
+                if error.code == several(role):
+                    found[role] = list(error.details["known"])
+        return found
+
+    async def wait_role(self, role: str, configured: str, *, paid: bool = True) -> str:
         """Return the DID of the node to use in a role, giving it `default_search_timeout` to be found.
 
         Raises:
-            ContractError: nobody is known in the role.
+            ContractError: nobody is known in the role, or, where money is at stake, several are and none was chosen.
         """
         end = trio.current_time() + self.config.default_search_timeout
         while True:
             try:
-                return self.find_role(role, configured)
-            except ContractError:
-                if trio.current_time() >= end:
+                return self.find_role(role, configured, paid=paid)
+            except ContractError as error:
+                if error.code == several(role) or trio.current_time() >= end:
                     raise
                 await self.transport.wait_change(0.25)
 
-    async def pin_role(self, role: str, did: str) -> None:
-        """Remember who was used in a role, the first time; what the configuration says needs no remembering."""
+    async def choose_role(self, role: str, did: str) -> None:
+        """Use a node in a role from now on, as this node's owner says."""
+        await self.store.change(lambda t: t.put("pinned_roles", {"id": role, "did": did, "at": units.utc_now()}))
+
+    async def pin_role(self, role: str, did: str, *, job_id: str = "") -> None:
+        """Remember who was used in a role, the first time, and say so; whom the configuration names is not remembered.
+
+        Args:
+            role: the role.
+            did: who was used.
+            job_id: the job of this node's for which it was; its followers are told.
+        """
         if did == (self.config.oracle if role == "oracle" else self.config.contract_database):
             return
         if self.store.find("pinned_roles", role) is None:
-            await self.store.change(lambda t: t.put("pinned_roles", {"id": role, "did": did, "at": units.utc_now()}))
+            await self.choose_role(role, did)
+            if did != self.identity.did:
+                await self.store.save_event(job_id, "role_taken", role=role, did=did)
 
 
 def advance(

@@ -104,8 +104,9 @@ async def _ask_until(ctx: Context, job_id: str, until: str, ask: Callable[[], Aw
 async def _propose(ctx: Context, job: dict[str, Any]) -> dict[str, Any]:
     bid = ctx.store.find("bids", job["bid_id"])
     assert bid is not None
-    database = await ctx.wait_role(DATABASE, ctx.config.contract_database)
-    oracle = await ctx.wait_role(ORACLE, ctx.config.oracle)
+    paid = check_payment_info(read(bid, "price", PriceBid), bid["time"]["duration"])
+    database = await ctx.wait_role(DATABASE, ctx.config.contract_database, paid=paid)
+    oracle = await ctx.wait_role(ORACLE, ctx.config.oracle, paid=paid)
     # a contract database that is away is asked again, for as long as the provider's lock holds
     if not await _ask_until(ctx, job["id"], bid["timeout"], partial(validate_provider, ctx, bid["did"], database)):
         raise ContractError(f"the provider {bid['did']} is not verified", code=PROVIDER_REFUSED)
@@ -216,8 +217,8 @@ async def _prove(ctx: Context, job_id: str, row: dict[str, Any]) -> dict[str, An
         raise ContractError(message, code=error.code, hint=error.hint, details=error.details) from None
     if contract.payment != "volunteer":
         # whom a volunteer's contract names costs nobody anything, and says nothing about whom to trust with money
-        await ctx.pin_role(DATABASE, contract.contract_database)
-        await ctx.pin_role(ORACLE, contract.oracle)
+        await ctx.pin_role(DATABASE, contract.contract_database, job_id=job_id)
+        await ctx.pin_role(ORACLE, contract.oracle, job_id=job_id)
 
     def change(t: Transaction) -> dict[str, Any]:
         set_contract(t, row["id"], "proved", proof=plain(body.proof), proved_at=units.utc_now())
@@ -374,13 +375,14 @@ def _check_roles(ctx: Context, contract: Contract) -> None:
     ):
         if contract.payment == "volunteer" and not configured:
             continue
-        trusted = configured or ctx.find_role(role, "")
+        trusted = ctx.find_role(role, configured)
         if named != trusted:
             key = role.replace("-", "_")
             raise ContractError(
-                f"this provider accepts only {trusted} as {role}", code="untrusted_role",
-                hint=f"choose the same one: nunet config set {key} {trusted}",
-            )  # fmt: skip
+                f"this provider accepts only {trusted} as {role}; the setting {key} decides on each side",
+                code="untrusted_role",
+                hint=f"to use it as well: nunet config set {key} {trusted}",
+            )
 
 
 def _differences(mine: Document, theirs: Document) -> dict[str, Any]:

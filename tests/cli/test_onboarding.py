@@ -1,14 +1,18 @@
 """What a machine offers stays what its owner said, until its owner says something else."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec import structs
 from tinydb import Query
 
+from nunet_cli.config import load
+from nunet_cli.database.store import Store
 from nunet_cli.node import onboarding
+from nunet_cli.node.capability import CapabilityAccounting
+from nunet_cli.node.monitor import Monitor
 from nunet_cli.node.node import open_node
 from nunet_cli.node.onboarding import OnboardOptions
 from tests.cli.test_wizard import at_a_terminal
@@ -22,9 +26,11 @@ SAID = (
 
 
 def offered(home: Path) -> dict[str, Any]:
-    shown = json.loads(nunet("capability", "show", "-o", "json", home=home).stdout)
-    foreign = nunet("config", "get", "executor.process.foreign", home=home).stdout.strip()
-    return {"registered": shown["registered"], "price": shown["price"], "foreign": foreign}
+    with Store(home, read_only=True) as store:
+        accounting = CapabilityAccounting(store, Monitor(home))
+        registered, price = accounting.get_registered_capability(), accounting.price()
+    foreign = load(home / "config.toml").executor.process.foreign
+    return {"registered": msgspec.to_builtins(registered), "price": msgspec.to_builtins(price), "foreign": foreign}
 
 
 def onboard(home: Path, *options: str) -> str:

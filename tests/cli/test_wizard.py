@@ -5,13 +5,19 @@ import os
 import pty
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.conftest import ROOT, nunet, wait_until
 
 
-def at_a_terminal(*arguments: str, home: Path, answers: list[tuple[str, str]]) -> tuple[int, str]:
-    """Run a command at a terminal, type each answer when its question is there; return exit code and screen."""
+def at_a_terminal(
+    *arguments: str, home: Path, answers: Sequence[tuple[str, str | Callable[[str], str]]]
+) -> tuple[int, str]:
+    """Run a command at a terminal, type each answer when its question is there; return exit code and screen.
+
+    An answer may depend on what is on the screen.
+    """
     master, slave = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "nunet_cli", "--home", str(home), *arguments], cwd=ROOT, stdin=slave, stdout=slave,
@@ -34,7 +40,7 @@ def at_a_terminal(*arguments: str, home: Path, answers: list[tuple[str, str]]) -
         for question, answer in answers:
             at = wait_until(lambda q=question, s=seen: read().find(q, s) + 1, what=f"{question!r} on the screen")
             seen = at + len(question)
-            os.write(master, answer.encode() + b"\n")
+            os.write(master, (answer if isinstance(answer, str) else answer(screen)).encode() + b"\n")
         wait_until(lambda: (read(), process.poll())[1] is not None, timeout=30, what="the end of the command")
     finally:
         process.kill()

@@ -111,6 +111,13 @@ class WhoAmI(Answer, kw_only=True):
     addresses: list[str]
 
 
+class Role(Answer, kw_only=True):
+    """Whom this node uses in a role from now on."""
+
+    role: Literal["contract-database", "oracle"]
+    did: str
+
+
 class PeerCount(Struct, forbid_unknown_fields=True, kw_only=True):
     """How many peers."""
 
@@ -172,7 +179,10 @@ class Machine(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Status(Answer, kw_only=True):
-    """The node on one page; the command line adds `running` and `next`, what to do."""
+    """The node on one page; the command line adds `running` and `next`, what to do.
+
+    `undecided` names who is known in a role where several are, and none was chosen.
+    """
 
     version: str
     pid: int
@@ -195,6 +205,7 @@ class Status(Answer, kw_only=True):
     earned: str
     spent: str
     known_roles: dict[str, str]
+    undecided: dict[str, list[str]]
     rejections: dict[str, int]
     machine: Machine
     running: bool | Optional = UNSET
