@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -26,6 +25,7 @@ from nunet_cli.jobs.reader import read_spec
 from nunet_cli.node.node import Node, open_node
 from nunet_cli.node.onboarding import OnboardOptions
 from nunet_cli.orchestrator.post import process_job
+from tests import forks
 
 # a busy machine is slow, and that is no finding
 hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -137,12 +137,10 @@ def nunet(
     cwd: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:  # fmt: skip
     """Run the command line in a process of its own."""
-    command = [sys.executable, "-m", "nunet_cli", *(["--home", str(home)] if home else []), *arguments]
-    done = subprocess.run(
-        command, capture_output=True, text=True, input=stdin, timeout=timeout, check=False, cwd=cwd or ROOT
-    )
+    command = [*(["--home", str(home)] if home else []), *arguments]
+    done = forks.run(command, stdin=stdin, timeout=timeout, folder=cwd or ROOT)
     if check and done.returncode:
-        raise AssertionError(f"{command} exited with {done.returncode}\n{done.stdout}\n{done.stderr}")
+        raise AssertionError(f"nunet {command} exited with {done.returncode}\n{done.stdout}\n{done.stderr}")
     assert "Traceback" not in done.stderr, done.stderr
     return done
 

@@ -56,7 +56,7 @@ def test_reset_goes_back_to_the_defaults_and_says_that_it_is_for_nothing(tmp_pat
     said = onboard(tmp_path, "--reset", "--memory", "300MiB")
     shown = offered(tmp_path)
     assert "for nothing" in said
-    assert (shown["price"]["amount"], shown["foreign"], shown["registered"]["localities"]) == ("0", "off", [])
+    assert (shown["price"]["amount"], shown["foreign"], shown["registered"]["localities"]) == ("0", "off", ())
     assert shown["registered"]["resources"]["memory"] == 300 * 2**20
     assert shown["registered"]["resources"]["cpu"]["cores"] > 0.5
 
