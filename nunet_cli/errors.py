@@ -67,6 +67,18 @@ class NodeError(NunetError):
     default_code = "no_node"
 
 
+class FatalError(NodeError):
+    """What a running node must not survive: it ends, with this message. Everything else ends one task only."""
+
+    default_code = "fatal"
+
+
+class NoSpaceError(NodeError):
+    """The disk of the node's home is full: nothing was changed, and the same may be tried again later."""
+
+    default_code = "no_space"
+
+
 class NoBidError(NunetError):
     """The search ended without an acceptable bid."""
 

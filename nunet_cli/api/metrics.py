@@ -67,6 +67,10 @@ class _Collector:
         for reason, count in status["rejections"].items():
             rejected.add_metric([reason], count)
         yield rejected
+        failed = CounterMetricFamily("nunet_tasks_failed", "Tasks that ended with an error.", labels=["task"])
+        for task, count in status["failures"].items():
+            failed.add_metric([task], count)
+        yield failed
         balance = GaugeMetricFamily("nunet_balance_ntx", "The balance as last told.", labels=["contract_database"])
         for row in status["balances"]:
             balance.add_metric([row["id"]], float(row["balance"]))

@@ -70,7 +70,7 @@ async def served(node: Node, path: Path) -> AsyncIterator[None]:
         async def start(task_status: trio.TaskStatus[Any]) -> None:
             await serve(app, config, shutdown_trigger=trio.sleep_forever, task_status=task_status, mode="asgi")
 
-        await nursery.start(start)
+        await nursery.start(node.supervisor.service, "the API", start)
         try:
             yield
         finally:

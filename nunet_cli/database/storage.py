@@ -19,6 +19,8 @@ from tinydb.storages import Storage
 from tinydb.table import Document, Table
 
 INDEXED_FIELDS = ("id", "bid_request_id", "job_id", "contract_id", "did", "state")
+# what only some tables are asked by
+MORE_INDEXES = {"inbox": ("expires_at",), "outbox": ("expires_at", "to")}
 
 
 class SqliteStorage(Storage):
@@ -61,7 +63,7 @@ class SqliteStorage(Storage):
         self.connection.execute(
             f"CREATE TABLE IF NOT EXISTS {sql_name(name)} (id INTEGER PRIMARY KEY, doc TEXT NOT NULL)"
         )
-        for field in INDEXED_FIELDS:
+        for field in indexed_fields(name):
             index = '"idx_' + name.replace('"', '""') + f'_{field}"'
             self.connection.execute(
                 f"CREATE INDEX IF NOT EXISTS {index} ON {sql_name(name)} (json_extract(doc, '$.{field}'))"
@@ -113,11 +115,25 @@ class _Transaction:
             self._connection.execute("BEGIN IMMEDIATE")
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if not self._outer:
-            self._connection.execute("COMMIT" if kind is None else "ROLLBACK")
-            if kind is not None:
+        if self._outer:
+            return
+        is_committed = False
+        try:
+            if kind is None:
+                self._connection.execute("COMMIT")
+                is_committed = True
+        finally:
+            # where the disk is full SQLite rolls back itself, at times already in the middle of the transaction
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            if not is_committed:
                 # tables that were made in it are gone
                 self._storage.forget_tables()
+
+
+def indexed_fields(table: str) -> tuple[str, ...]:
+    """Return the fields that a table can be asked by without reading every row, the most telling first."""
+    return (*INDEXED_FIELDS, *MORE_INDEXES.get(table, ()))
 
 
 def sql_name(table: str) -> str:
@@ -283,6 +299,37 @@ class SqliteTable(Table):
         )
         return [Document(json.loads(text), key) for key, text in rows]
 
+    def before(self, field: str, value: str, limit: int = 1000) -> list[Document]:
+        """Return up to `limit` documents whose indexed text field is less than `value`, the least first."""
+        if not self._storage.exists(self._name):
+            return []
+        column = self._column(field)
+        rows = self._storage.connection.execute(
+            f"SELECT id, doc FROM {sql_name(self._name)} WHERE {column} < ? ORDER BY {column} LIMIT ?", (value, limit)
+        )
+        return [Document(json.loads(text), key) for key, text in rows]
+
+    def remove_before(self, field: str, value: str) -> None:
+        """Remove the documents whose indexed text field is less than `value`."""
+        if self._storage.exists(self._name):
+            query = f"DELETE FROM {sql_name(self._name)} WHERE {self._column(field)} < ?"
+            self._storage.connection.execute(query, (value,))
+            self.clear_cache()
+
+    def distinct(self, field: str) -> list[str]:
+        """Return the different values of an indexed text field, without reading the documents."""
+        if not self._storage.exists(self._name):
+            return []
+        column = self._column(field)
+        rows = self._storage.connection.execute(
+            f"SELECT DISTINCT {column} FROM {sql_name(self._name)} WHERE {column} IS NOT NULL"
+        )
+        return [str(value) for (value,) in rows]
+
+    def _column(self, field: str) -> str:
+        assert field in indexed_fields(self._name), f"{self._name} has no index of {field}"
+        return f"json_extract(doc, '$.{field}')"
+
     def with_prefix(self, field: str, prefix: str, limit: int = 20) -> list[Document]:
         """Return up to `limit` documents whose indexed text field starts with `prefix`."""
         if field not in INDEXED_FIELDS or not self._storage.exists(self._name):
@@ -295,16 +342,15 @@ class SqliteTable(Table):
         )
         return [Document(json.loads(text), key) for key, text in rows]
 
-    @staticmethod
-    def _equalities(cond: Any) -> list[tuple[str, Any]]:
+    def _equalities(self, cond: Any) -> list[tuple[str, Any]]:
         """Return the `(field, value)` equalities on indexed fields that every match of a TinyDB query fulfils."""
-        found = []
+        found, fields = [], indexed_fields(self._name)
         todo = [getattr(cond, "_hash", None)]
         while todo:
             part = todo.pop()
             if not isinstance(part, tuple) or not part:
                 continue
-            if part[0] == "==" and len(part) == 3 and len(part[1]) == 1 and part[1][0] in INDEXED_FIELDS:
+            if part[0] == "==" and len(part) == 3 and len(part[1]) == 1 and part[1][0] in fields:
                 if isinstance(part[2], str):
                     found.append((part[1][0], part[2]))
             elif part[0] == "and":
@@ -318,7 +364,7 @@ class SqliteTable(Table):
         if not self._storage.exists(self._name):
             return []
         # one index serves; the most telling field first
-        field, value = min(equalities, key=lambda pair: INDEXED_FIELDS.index(pair[0]))
+        field, value = min(equalities, key=lambda pair: indexed_fields(self._name).index(pair[0]))
         rows = self._storage.connection.execute(
             f"SELECT id, doc FROM {sql_name(self._name)} WHERE json_extract(doc, '$.{field}') = ? ORDER BY id", (value,)
         )

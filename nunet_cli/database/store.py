@@ -7,9 +7,11 @@ a second connection, and see the last commit. A change that was acknowledged sur
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import sqlite3
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -21,7 +23,7 @@ from tinydb import Query
 
 from nunet_cli import units
 from nunet_cli.database.storage import Database, SqliteStorage, SqliteTable
-from nunet_cli.errors import NodeError, NotFoundError, UsageError
+from nunet_cli.errors import FatalError, NodeError, NoSpaceError, NotFoundError, UsageError
 from nunet_cli.threads import in_thread
 
 T = TypeVar("T")
@@ -116,11 +118,18 @@ class Store:
         """Run `function` in one transaction, and return once it is on disk.
 
         A cancellation waits for the transaction to end, so the store is never left half-way.
+
+        Raises:
+            NoSpaceError: the disk is full; nothing was changed.
+            FatalError: the file is damaged.
         """
         if self.read_only:
             raise NodeError("this command only reads the store")
         run = partial(self._run, function)
-        value, events = await in_thread(run, limiter=self._limiter)
+        try:
+            value, events = await in_thread(run, limiter=self._limiter)
+        except (sqlite3.Error, OSError) as error:
+            raise explained(error, self.home / STORE_FILE) from error
         if events:
             self._new_event.set()
             self._new_event = trio.Event()
@@ -165,6 +174,21 @@ class Store:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def explained(error: Exception, path: Path) -> Exception:
+    """Return an error of writing a file of the node's as one of the product's, where it is clear what to do."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    number = getattr(error, "errno", None)
+    # on a full disk, the write-ahead log's own files may also fail with an error of input and output
+    if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR) or number in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpaceError(
+            f"{path} cannot be written: {error}",
+            hint="free some space on its disk; what waits for it goes on by itself then",
+        )
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return FatalError(f"the store {path} is damaged: {error}", hint="restore a copy of the node's home")
+    return error
 
 
 @contextlib.contextmanager

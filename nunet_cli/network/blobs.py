@@ -7,7 +7,6 @@ was asked for. A node gives a blob only to those it was granted to.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -18,16 +17,19 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
 
+import msgspec
 import trio
+from msgspec import Meta, Struct
 from tinydb import Query
 
-from nunet_cli.database.store import Store, Transaction
+from nunet_cli.database.store import Store, Transaction, explained
 from nunet_cli.errors import NotFoundError, NunetError, PeerError, RejectedMessageError
+from nunet_cli.network.connection import BLOB_DATA, BLOB_END, BLOB_GET, Connection
 from nunet_cli.network.identity import cid_from_digest, content_id, is_content_id, key_from_did
 from nunet_cli.network.messenger import short
-from nunet_cli.network.transport import BLOB_DATA, BLOB_END, BLOB_GET, Connection, TcpTransport
+from nunet_cli.network.transport import TcpTransport
 from nunet_cli.threads import in_thread
 
 log = logging.getLogger("nunet.blobs")
@@ -40,6 +42,22 @@ PATIENCE = 60.0
 MAX_PAUSE = 2.0
 TOO_MANY = "too many transfers at once"
 Progress = Callable[[int], None]
+_Stream = Annotated[int, Meta(ge=1, lt=2**31)]
+
+
+class _Get(Struct, frozen=True):
+    """Asks for a blob from an offset on."""
+
+    stream: _Stream
+    cid: Annotated[str, Meta(max_length=120)]
+    offset: Annotated[int, Meta(ge=0, le=2**60)]
+
+
+class _End(Struct, frozen=True):
+    """The end of a transfer, or why there is none."""
+
+    stream: _Stream
+    error: Annotated[str, Meta(max_length=200, pattern=r"^[ -~]*(?!\n)$")] = ""
 
 
 @dataclass
@@ -171,7 +189,10 @@ class Blobs:
         """
         # two jobs may want the same blob: one fetches it, the other finds it here
         async with self._one_fetch.setdefault(cid, trio.Lock()), self._slots[did]:
-            return await self._fetch(did, cid, size, progress, patience)
+            try:
+                return await self._fetch(did, cid, size, progress, patience)
+            except OSError as error:
+                raise explained(error, self._partial / cid) from error
 
     async def _fetch(self, did: str, cid: str, size: int, progress: Progress | None, patience: float) -> Path:
         path = self.path(cid)
@@ -216,8 +237,7 @@ class Blobs:
         stream, self._next_stream = self._next_stream, self._next_stream % (2**31) + 1
         download = self._downloads[stream] = _Download(connection.peer.public_key, sending)
         try:
-            request = json.dumps({"stream": stream, "cid": cid, "offset": arrived}).encode()
-            await connection.send(BLOB_GET, request)
+            await connection.send(BLOB_GET, msgspec.json.encode(_Get(stream, cid, arrived)))
             too_much = False
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_close_with, connection, sending)
@@ -253,55 +273,66 @@ class Blobs:
             raise PeerError("the connection was cut")
 
     async def _on_data(self, connection: Connection, _kind: int, payload: bytes) -> None:
-        download = self._downloads.get(struct.unpack(">I", payload[:4])[0]) if len(payload) >= 4 else None
-        if download is not None and download.sender == connection.peer.public_key:
-            try:
-                with trio.move_on_after(STALL_TIMEOUT):
-                    await download.chunks.send(payload[4:])
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                pass
+        # an empty chunk brings nothing, and so could come for ever
+        if len(payload) <= 4:
+            raise RejectedMessageError("not a part of a transfer", code="malformed")
+        download = self._download(connection, struct.unpack(">I", payload[:4])[0])
+        if download is None:
+            return
+        try:
+            with trio.move_on_after(STALL_TIMEOUT):
+                await download.chunks.send(payload[4:])
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+
+    def _download(self, connection: Connection, stream: int) -> _Download | None:
+        download = self._downloads.get(stream)
+        if download is None or download.sender != connection.peer.public_key:
+            connection.unasked()
+            return None
+        return download
 
     async def _on_end(self, connection: Connection, _kind: int, payload: bytes) -> None:
         try:
-            document = json.loads(payload)
-            stream, error = int(document["stream"]), str(document.get("error", ""))[:200]
-        except (ValueError, KeyError, TypeError, RecursionError):
+            end = msgspec.json.decode(payload, type=_End)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise RejectedMessageError("not the end of a transfer", code="malformed") from None
-        download = self._downloads.get(stream)
-        if download is not None and download.sender == connection.peer.public_key:
-            download.error = error
+        download = self._download(connection, end.stream)
+        if download is not None:
+            download.error = end.error
             download.chunks.close()
 
     async def _on_get(self, connection: Connection, _kind: int, payload: bytes) -> None:
         try:
-            document = json.loads(payload)
-            stream, cid, offset = int(document["stream"]), str(document["cid"]), int(document["offset"])
-            if not 0 < stream < 2**31 or offset < 0:
-                raise ValueError
-        except (ValueError, KeyError, TypeError, RecursionError):
+            wanted = msgspec.json.decode(payload, type=_Get)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise RejectedMessageError("not a request for a blob", code="malformed") from None
         assert self._nursery is not None
-        self._nursery.start_soon(self._serve, connection, stream, cid, offset)
+        assert self._transport is not None
+        if self._serving[connection.peer.public_key] >= MAX_STREAMS_PER_PEER:
+            # answered at once, without a task: or a peer that reads nothing would make more and more of them
+            await connection.send(BLOB_END, msgspec.json.encode(_End(wanted.stream, TOO_MANY)))
+            return
+        self._serving[connection.peer.public_key] += 1
+        self._transport.supervisor.start_soon(self._nursery, "sending a blob", self._serve, connection, wanted)
 
     def is_serving(self, did: str) -> bool:
         """Say whether a peer is taking blobs just now."""
         return self._serving[key_from_did(did)] > 0
 
-    async def _serve(self, connection: Connection, stream: int, cid: str, offset: int) -> None:
-        peer = connection.peer
+    async def _serve(self, connection: Connection, wanted: _Get) -> None:
+        peer, cid = connection.peer, wanted.cid
         error = ""
-        if self._serving[peer.public_key] >= MAX_STREAMS_PER_PEER:
-            error = TOO_MANY
-        elif self._store.table("grants").get(Query().id == f"{cid}/{peer.did}") is None or not self.has(cid):
-            error = "not here, or not for you"
-        self._serving[peer.public_key] += 1
         try:
-            if not error:
+            granted = self._store.table("grants").get(Query().id == f"{cid}/{peer.did}") is not None
+            if not granted or not self.has(cid):
+                error = "not here, or not for you"
+            else:
                 with self.path(cid).open("rb") as file:
-                    file.seek(offset)
+                    file.seek(wanted.offset)
                     while chunk := await in_thread(file.read, CHUNK, limiter=self._limiter):
-                        await connection.send(BLOB_DATA, struct.pack(">I", stream) + chunk)
-            await connection.send(BLOB_END, json.dumps({"stream": stream, "error": error}).encode())
+                        await connection.send(BLOB_DATA, struct.pack(">I", wanted.stream) + chunk)
+            await connection.send(BLOB_END, msgspec.json.encode(_End(wanted.stream, error)))
         except (NunetError, OSError) as problem:
             log.info("sending %s to %s ended: %s", cid, peer.peer_id, problem)
         finally:

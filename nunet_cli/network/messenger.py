@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import base64
 import logging
-from collections import OrderedDict, defaultdict
+import re
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import trio
@@ -19,16 +20,21 @@ from tinydb import Query
 
 from nunet_cli import units
 from nunet_cli.database.store import Store, Transaction
-from nunet_cli.errors import NunetError, PeerError, RejectedMessageError
+from nunet_cli.errors import NoSpaceError, NunetError, PeerError, RejectedMessageError
+from nunet_cli.network.answers import Answers
+from nunet_cli.network.connection import ACK, ENVELOPE, Connection
 from nunet_cli.network.envelope import SIGNATURE_SIZE, Envelope, ErrorMessage, body_of, seal, unseal
 from nunet_cli.network.identity import Identity, key_from_did
-from nunet_cli.network.transport import ACK, ENVELOPE, Connection, TcpTransport
+from nunet_cli.network.transport import TcpTransport
+from nunet_cli.network.waiting import Waiting
 
 log = logging.getLogger("nunet.messages")
 
 RETRY_INTERVAL = 3.0
+LONGEST_PAUSE = 60.0
 MAX_IN_PROGRESS_PER_PEER = 32
-MAX_REMEMBERED = 20_000
+# `MESSAGE-ID`, or `MESSAGE-ID REASON` for a message that was rejected
+_ACK = re.compile(rb"([!-~]{1,120})(?: ([a-z0-9_]{1,60}))?")
 
 
 @dataclass(frozen=True)
@@ -54,15 +60,6 @@ Answer = tuple[str, Struct]
 Behaviour = Callable[[Incoming], Awaitable[Answer | None]]
 
 
-@dataclass
-class _Waiting:
-    sender: str | None
-    arrived: trio.Event = field(default_factory=trio.Event)
-    envelope: Envelope | None = None
-    raw: bytes = b""
-    rejected: str = ""
-
-
 @dataclass(frozen=True)
 class _Type:
     kind: type[Struct]
@@ -77,11 +74,12 @@ class Messenger:
         self._identity, self.transport, self._store = identity, transport, store
         self.topics: frozenset[str] = frozenset()
         self._types: dict[str, _Type] = {}
-        self._pending: dict[str, _Waiting] = {}
+        self._pending: dict[str, Waiting] = {}
         self._in_progress: dict[str, set[str]] = defaultdict(set)
-        self._remembered: OrderedDict[str, bytes | None] = OrderedDict()
+        self._answers = Answers(store)
         self._outbox_changed = trio.Event()
         self._delivering: set[str] = set()
+        self._pauses: dict[str, float] = {}
         self._nursery: trio.Nursery | None = None
         transport.on_frame[ENVELOPE] = self._on_envelope
         transport.on_frame[ACK] = self._on_ack
@@ -105,7 +103,7 @@ class Messenger:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
-            await self._deliver_forever(nursery)
+            await self.transport.supervisor.every(0, "deliveries", self._deliver_forever, nursery)
 
     async def request(self, to: str, type_: str, body: Struct, *, timeout: float) -> Incoming:
         """Send a request and return the answer, repeating the request while there is none.
@@ -125,7 +123,8 @@ class Messenger:
 
     async def _exchange(self, to: str, envelope: Envelope, raw: bytes, timeout: float) -> Incoming:
         key = key_from_did(to)
-        waiting = self._pending[envelope.id] = _Waiting(to)
+        waiting = self._pending[envelope.id] = Waiting(to)
+        last: Waiting | None = None
         reached = False
         try:
             with trio.move_on_after(timeout):
@@ -141,8 +140,14 @@ class Messenger:
                     reached = True
                     with trio.move_on_after(RETRY_INTERVAL):
                         await waiting.arrived.wait()
+                    if waiting.trouble() == NoSpaceError.default_code:
+                        await trio.sleep(RETRY_INTERVAL)
+                        last, waiting = waiting, Waiting(to)
+                        self._pending[envelope.id] = waiting
         finally:
             del self._pending[envelope.id]
+        if waiting.envelope is None and last is not None:
+            waiting = last
         if waiting.rejected:
             raise PeerError(f"{short(to)} rejected the {envelope.type}: {waiting.rejected}", code="peer_rejected")
         if waiting.envelope is None:
@@ -162,13 +167,13 @@ class Messenger:
             raise error
         return Incoming(answer, parsed, waiting.raw)
 
-    async def _to_self(self, envelope: Envelope, raw: bytes, waiting: _Waiting) -> None:
+    async def _to_self(self, envelope: Envelope, raw: bytes, waiting: Waiting) -> None:
         """Give a message to this node's own behaviour: a node may act in several roles."""
         known = self._types.get(envelope.type)
         if known is None or known.behaviour is None:
             waiting.rejected = "unknown_type"
         else:
-            answer = await self._first_answer(envelope)
+            answer = self._answers.find(envelope)
             answer = await self._do(envelope, raw, known) if answer is None else answer
             if answer:
                 waiting.envelope, waiting.raw = unseal(answer, me=self._identity.did), answer
@@ -186,7 +191,7 @@ class Messenger:
         """Send on one connection until it is acknowledged, or the connection is over: for introductions."""
         to = connection.peer.did
         envelope, raw = seal(self._identity, to, type_, body, lifetime=60)
-        waiting = self._pending[envelope.id] = _Waiting(to)
+        waiting = self._pending[envelope.id] = Waiting(to)
         try:
             for _ in range(attempts):
                 await connection.send(ENVELOPE, raw)
@@ -223,7 +228,7 @@ class Messenger:
     async def flush(self, timeout: float) -> bool:
         """Wait until the outbox to connected peers is empty; return whether it is."""
         with trio.move_on_after(timeout):
-            while any(self._is_reachable(row["to"]) for row in self._store.table("outbox").all()):
+            while any(self._is_reachable(did) for did in self._store.table("outbox").distinct("to")):
                 await trio.sleep(0.02)
             return True
         return False
@@ -235,22 +240,20 @@ class Messenger:
         while True:
             self._outbox_changed = trio.Event()
             now = units.utc_now()
-            rows = self._store.table("outbox").all()
-            expired = [row["id"] for row in rows if row["expires_at"] <= now]
-            if expired:
-                await self._store.change(lambda t, gone=expired: t.table("outbox").remove(Query().id.one_of(gone)))  # type: ignore[misc]  # the default binds the list
-            for row in rows:
-                if row["id"] in self._delivering or row["expires_at"] <= now:
-                    continue
-                if self._is_reachable(row["to"]):
+            outbox = self._store.table("outbox")
+            if outbox.before("expires_at", now, limit=1):
+                await self._store.change(lambda t, now=now: t.table("outbox").remove_before("expires_at", now))  # type: ignore[misc]  # the default binds the time
+            reachable = [did for did in outbox.distinct("to") if self._is_reachable(did)]
+            for row in (row for did in reachable for row in outbox.search(Query().to == did)):
+                if row["id"] not in self._delivering:
                     self._delivering.add(row["id"])
-                    nursery.start_soon(self._deliver, row)
-            await self._forget_old(now)
+                    self.transport.supervisor.start_soon(nursery, f"delivery of {row['type']}", self._deliver, row)
+            await self._answers.forget(now)
             with trio.move_on_after(RETRY_INTERVAL):
                 await self._outbox_changed.wait()
 
     async def _deliver(self, row: dict[str, Any]) -> None:
-        waiting = self._pending[row["id"]] = _Waiting(row["to"])
+        waiting = self._pending[row["id"]] = Waiting(row["to"])
         try:
             raw = base64.b64decode(row["raw"])
             connection = self.transport.connection(key_from_did(row["to"]))
@@ -262,30 +265,31 @@ class Messenger:
                 await connection.send(ENVELOPE, raw)
             with trio.move_on_after(RETRY_INTERVAL):
                 await waiting.arrived.wait()
-            if waiting.arrived.is_set():
+            if waiting.trouble():
+                pause = min(LONGEST_PAUSE, 2 * self._pauses.get(row["id"], RETRY_INTERVAL / 2))
+                self._pauses[row["id"]] = pause
+                await trio.sleep(pause)
+            elif waiting.arrived.is_set():
+                self._pauses.pop(row["id"], None)
                 if waiting.rejected:
                     log.warning("%s rejected a %s: %s", short(row["to"]), row["type"], waiting.rejected)
                 await self._store.change(lambda t: t.table("outbox").remove(Query().id == row["id"]))
         except PeerError:
             pass
-        except Exception:
-            log.exception("a %s to %s could not be delivered", row["type"], short(row["to"]))
         finally:
             del self._pending[row["id"]]
             self._delivering.discard(row["id"])
 
-    async def _forget_old(self, now: str) -> None:
-        old = Query().expires_at < now
-        if self._store.table("inbox").get(old) is not None:
-            await self._store.change(lambda t: t.table("inbox").remove(old))
-
     async def _on_ack(self, connection: Connection, _kind: int, payload: bytes) -> None:
-        message_id, _, status = payload.decode("ascii", "replace").partition(" ")
-        waiting = self._pending.get(message_id)
-        if waiting is not None and waiting.sender in (None, connection.peer.did):
-            waiting.rejected = status[:60]
-            if status or waiting.sender is not None:
-                waiting.arrived.set()
+        found = _ACK.fullmatch(payload)
+        if found is None:
+            raise RejectedMessageError("not an acknowledgement", code="malformed")
+        waiting = self._pending.get(found[1].decode())
+        if waiting is None or waiting.sender != connection.peer.did:
+            connection.unasked()
+            return
+        waiting.rejected = (found[2] or b"").decode()
+        waiting.arrived.set()
 
     async def _on_envelope(self, connection: Connection, _kind: int, raw: bytes) -> None:
         try:
@@ -310,7 +314,8 @@ class Messenger:
             raise
         assert self._nursery is not None
         self._in_progress[envelope.from_].add(envelope.id)
-        self._nursery.start_soon(self._handle, connection, envelope, raw, known)
+        name = f"handling {envelope.type}"
+        self.transport.supervisor.start_soon(self._nursery, name, self._handle, connection, envelope, raw, known)
 
     async def _reject(self, connection: Connection, raw: bytes, code: str) -> None:
         # the id is only echoed to the peer it came from, so it need not be proved
@@ -329,7 +334,7 @@ class Messenger:
     def _take_answer(self, envelope: Envelope, raw: bytes) -> None:
         waiting = self._pending.get(envelope.reply_to)
         if waiting is None or waiting.envelope is not None:
-            return
+            return  # late or repeated; it took from the peer's rate
         if waiting.sender is not None and waiting.sender != envelope.from_:
             raise RejectedMessageError("an answer from somebody who was not asked", code="wrong_sender")
         waiting.envelope, waiting.raw = envelope, raw
@@ -337,7 +342,7 @@ class Messenger:
 
     async def _handle(self, connection: Connection, envelope: Envelope, raw: bytes, known: _Type) -> None:
         try:
-            first = await self._first_answer(envelope)
+            first = self._answers.find(envelope)
             if first is None:
                 first = await self._do(envelope, raw, known)
             if first:
@@ -346,49 +351,35 @@ class Messenger:
                 await connection.send(ACK, envelope.id.encode())
         except PeerError:
             pass
-        except Exception:
-            # the store, for example: the sender repeats the message, and a repetition may find things better
-            log.exception("a %s from %s could not be answered", envelope.type, short(envelope.from_))
         finally:
+            # what fails otherwise, the store for example: the sender repeats the message, and may find things better
             self._in_progress[envelope.from_].discard(envelope.id)
             if not self._in_progress[envelope.from_]:
                 del self._in_progress[envelope.from_]
 
-    async def _first_answer(self, envelope: Envelope) -> bytes | None:
-        """Return what was answered before: None for a new message, empty bytes for a mere acknowledgement."""
-        key = f"{envelope.from_}/{envelope.id}"
-        if key in self._remembered:
-            return self._remembered[key] or b""
-        row = self._store.find("inbox", key)
-        return None if row is None else base64.b64decode(row["answer"])
-
     async def _do(self, envelope: Envelope, raw: bytes, known: _Type) -> bytes:
         assert known.behaviour is not None
-        keep = True
+        # what was refused changed nothing and leaves no durable trace: repeated after a restart, it is refused again
+        keep, durable = True, not known.ephemeral
+        answer: Answer | None
         try:
             answer = await known.behaviour(Incoming(envelope, body_of(envelope, known.kind), raw))
         except NunetError as error:
             log.info("%s from %s refused: %s", envelope.type, short(envelope.from_), error)
+            if isinstance(error, RejectedMessageError):
+                self.transport.rejections[error.code] += 1
             answer = ("error_message", ErrorMessage(error.code, error.message[:4000], error.hint[:4000], error.details))
-        except Exception:
+            keep, durable = not isinstance(error, NoSpaceError), False
+        except Exception as error:
             # one peer's message never stops the node; and a repetition may find things better
-            log.exception("a %s from %s could not be handled", envelope.type, short(envelope.from_))
+            self.transport.supervisor.note(f"handling {envelope.type}", error)
             answer, keep = ("error_message", ErrorMessage("internal", "the node could not handle the message")), False
         sealed = b""
         if answer is not None:
             _, sealed = seal(self._identity, envelope.from_, answer[0], answer[1], lifetime=300, reply_to=envelope.id)
         if keep:
-            await self._remember(f"{envelope.from_}/{envelope.id}", envelope, sealed, durable=not known.ephemeral)
+            await self._answers.keep(envelope, sealed, durable=durable)
         return sealed
-
-    async def _remember(self, key: str, envelope: Envelope, sealed: bytes, *, durable: bool) -> None:
-        self._remembered[key] = sealed or None
-        while len(self._remembered) > MAX_REMEMBERED:
-            self._remembered.popitem(last=False)
-        if durable:
-            row = {"id": key, "type": envelope.type, "expires_at": envelope.expires_at}
-            row["answer"] = base64.b64encode(sealed).decode()
-            await self._store.change(lambda t: t.put("inbox", row))
 
 
 def short(did: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Any
 
 import trio
@@ -15,6 +17,11 @@ from nunet_cli.network.identity import did_from_key, key_from_did, key_from_peer
 MAX_PEERS = 10_000
 MAX_ADDRESSES = 8
 Address = tuple[str, int]
+# a host name of the letters, digits and hyphens that names have (RFC 1123), or underscores, as container names do
+_NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+                   r"(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*\.?")  # fmt: skip
+_NUMERIC = re.compile(r"[0-9A-Fa-f.:]{2,45}(%[0-9A-Za-z_.-]{1,15})?")
+_PORT = re.compile(r"[0-9]{1,5}")
 
 
 @dataclass
@@ -80,17 +87,35 @@ def format_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def parse_address(text: str) -> Address:
+def parse_address(text: str, *, least_port: int = 1) -> Address:
     """Return host and port for `HOST:PORT`, with brackets around an IPv6 address.
 
+    Args:
+        text: what a user or a peer wrote.
+        least_port: 0 for where to listen, where that takes a free one.
+
     Raises:
-        UsageError: another form, or a port out of range.
+        UsageError: another form, a host that is neither an IP address nor a host name, or a port out of range.
     """
-    host, colon, port = text.rpartition(":")
+    host, _, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isdigit() or int(port) > 65535:
-        raise UsageError(f"not an address: {text!r}", hint="write HOST:PORT")
+    if not _PORT.fullmatch(port) or not is_address((host, int(port)), least_port):
+        raise UsageError(f"not an address: {text[:300]!r}", hint="write HOST:PORT")
     return host, int(port)
+
+
+def is_address(address: Address, least_port: int = 1) -> bool:
+    """Say whether an address is of a form that can be dialled: an IP address or a legal host name, and a port."""
+    host, port = address
+    if not least_port <= port <= 65535:
+        return False
+    if _NUMERIC.fullmatch(host):
+        try:
+            ip_address(host)
+            return True
+        except ValueError:
+            pass
+    return _NAME.fullmatch(host) is not None
 
 
 class Peers:
@@ -120,9 +145,14 @@ class Peers:
         return self._peers.get(key_from_did(did))
 
     def add(self, public_key: bytes, address: Address | None, source: str) -> Peer | None:
-        """Note that a peer exists, and where; None for this node itself, or when too many are known."""
+        """Note that a peer exists, and where; None for this node itself, or when too many are known.
+
+        An address that is none is left out: it may come from anybody.
+        """
         if public_key == self._own_key:
             return None
+        if address is not None and not is_address(address):
+            address = None
         peer = self._peers.get(public_key)
         if peer is None:
             if len(self._peers) >= MAX_PEERS and not self._forget_one():

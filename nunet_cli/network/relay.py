@@ -16,11 +16,12 @@ import trio
 from msgspec import Meta, Struct
 
 from nunet_cli.errors import NunetError, PeerError, RejectedMessageError
+from nunet_cli.network.connection import RELAY, RELAYED, Connection
 from nunet_cli.network.envelope import body_of, seal, unseal
 from nunet_cli.network.identity import Identity, key_from_did
 from nunet_cli.network.messenger import Incoming, Messenger
-from nunet_cli.network.peers import Address, Peers, parse_address
-from nunet_cli.network.transport import RELAY, RELAYED, Connection, TcpTransport
+from nunet_cli.network.peers import Peers, parse_address
+from nunet_cli.network.transport import TcpTransport
 
 log = logging.getLogger("nunet.relay")
 
@@ -56,7 +57,7 @@ class Relay:
         self._subscribers: dict[str, tuple[type[Struct], Subscriber]] = {}
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._minute, self._from_origin = 0, Counter[str]()
-        self._forwarded: dict[str, list[int]] = {}
+        self._forwarded: dict[str, dict[bytes, int | None]] = {}
         self._nursery: trio.Nursery | None = None
         transport.on_frame[RELAY] = self._on_relay
         transport.on_frame[RELAYED] = self._on_relayed
@@ -83,18 +84,21 @@ class Relay:
         """
         envelope, raw = seal(self._identity, topic, type_, body, lifetime=lifetime)
         self._note_seen(f"{envelope.from_}/{envelope.id}")
-        counts = self._forwarded[envelope.id] = []
+        counts = self._forwarded[envelope.id] = {}
         try:
-            sent = await self._send(raw, _Route(MAX_HOPS), self._identity.public_key, None)
+            await self._send(raw, _Route(MAX_HOPS), self._identity.public_key, None, counts)
             with trio.move_on_after(ACK_WAIT):
-                while len(counts) < sent:
+                while None in counts.values():
                     await self._transport.wait_change(0.05)
-            return sum(counts)
+            return sum(count or 0 for count in counts.values())
         finally:
             del self._forwarded[envelope.id]
 
-    async def _send(self, raw: bytes, route: _Route, origin: bytes, via: bytes | None) -> int:
-        """Send to every connected peer that cannot have it; return how many those are."""
+    async def _send(
+        self, raw: bytes, route: _Route, origin: bytes, via: bytes | None,
+        asked: dict[bytes, int | None] | None = None,
+    ) -> int:  # fmt: skip
+        """Send to every connected peer that cannot have it, noting each in `asked`; return how many those are."""
         there = [peer for peer in self._transport.connected() if peer.public_key not in (origin, via)]
         new = [peer for peer in there if peer.public_key[:8].hex() not in route.skip]
         skip = (*route.skip, *(peer.public_key[:8].hex() for peer in there), self._identity.public_key[:8].hex())
@@ -106,6 +110,8 @@ class Relay:
             if connection is None:
                 continue
             with trio.move_on_after(1):
+                if asked is not None:
+                    asked[peer.public_key] = None
                 try:
                     await connection.send(RELAY, frame)
                     sent += 1
@@ -133,8 +139,13 @@ class Relay:
         head, _, raw = payload.partition(b"\n")
         try:
             route = msgspec.json.decode(head, type=_Route)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise RejectedMessageError("not a publication", code="malformed") from None
+        if route.origin:
+            try:
+                parse_address(route.origin)
+            except NunetError:
+                raise RejectedMessageError("a publication whose origin has no address", code="malformed") from None
         envelope = unseal(raw, me="", topics=None)
         if not envelope.to.startswith("/"):
             raise RejectedMessageError("a publication goes to a topic", code="wrong_recipient")
@@ -155,7 +166,9 @@ class Relay:
             if known is not None and envelope.to in self._messenger.topics and is_far and self._nursery is not None:
                 body = body_of(envelope, known[0])
                 self._note_origin(origin, route.origin)
-                self._nursery.start_soon(self._handle, known[1], Incoming(envelope, body, raw))
+                message = Incoming(envelope, body, raw)
+                name = f"handling a relayed {envelope.type}"
+                self._transport.supervisor.start_soon(self._nursery, name, self._handle, known[1], message)
         try:
             await connection.send(RELAYED, msgspec.json.encode(_Forwarded(envelope.id, count)))
         except PeerError:
@@ -167,11 +180,7 @@ class Relay:
 
     def _note_origin(self, origin: bytes, text: str) -> None:
         """Make the origin a known peer, so that it can be answered."""
-        address: Address | None = None
-        try:
-            address = parse_address(text) if text else None
-        except NunetError:
-            log.debug("a publication names an origin at %r", text)
+        address = parse_address(text) if text else None
         if address is not None and self._peers.add(origin, address, "relay") is not None:
             self._transport.dial_soon()
 
@@ -180,15 +189,15 @@ class Relay:
             await subscriber(message)
         except NunetError as error:
             log.info("a publication of %s was refused: %s", message.sender, error)
-        except Exception:
-            log.exception("a publication of %s could not be handled", message.sender)
 
-    async def _on_relayed(self, _connection: Connection, _kind: int, payload: bytes) -> None:
+    async def _on_relayed(self, connection: Connection, _kind: int, payload: bytes) -> None:
         try:
             answer = msgspec.json.decode(payload, type=_Forwarded)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise RejectedMessageError("not an answer to a publication", code="malformed") from None
-        counts = self._forwarded.get(answer.id)
-        if counts is not None and len(counts) < MAX_SEEN:
-            counts.append(answer.count)
-            self._transport.notify()
+        counts, key = self._forwarded.get(answer.id, {}), connection.peer.public_key
+        if counts.get(key, 0) is not None:
+            connection.unasked()
+            return
+        counts[key] = answer.count
+        self._transport.notify()

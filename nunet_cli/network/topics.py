@@ -11,10 +11,11 @@ from msgspec import Meta, Struct
 
 from nunet_cli.errors import PeerError
 from nunet_cli.jobs.job import Id
+from nunet_cli.network.connection import Connection
 from nunet_cli.network.identity import Identity, key_from_did
 from nunet_cli.network.messenger import Answer, Incoming, Messenger
 from nunet_cli.network.peers import Peer, Peers
-from nunet_cli.network.transport import Connection, TcpTransport
+from nunet_cli.network.transport import TcpTransport
 
 log = logging.getLogger("nunet.topics")
 
@@ -58,7 +59,7 @@ class Topics:
         async with trio.open_nursery() as nursery:
             for connection in connections:
                 if connection is not None:
-                    nursery.start_soon(self._introduce_again, connection)
+                    self._transport.supervisor.start_soon(nursery, "introduction", self._introduce_again, connection)
             nursery.cancel_scope.deadline = trio.current_time() + TELL_SECONDS
 
     def subscribers(self, topic: str) -> list[Peer]:

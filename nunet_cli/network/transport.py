@@ -17,98 +17,17 @@ import trio
 from nunet_cli.config import NetworkConfig
 from nunet_cli.errors import NodeError, PeerError, RejectedMessageError
 from nunet_cli.network import secure_channel
+from nunet_cli.network.connection import ANSWERS, PING, PONG, Connection
 from nunet_cli.network.discovery import local_addresses
 from nunet_cli.network.identity import Identity
 from nunet_cli.network.links import Links, TcpLinks
 from nunet_cli.network.peers import Address, Peer, Peers, format_address, parse_address
-from nunet_cli.world import world
+from nunet_cli.supervise import Supervisor
 
 log = logging.getLogger("nunet.network")
 
-ENVELOPE, ACK, PING, PONG, BLOB_GET, BLOB_DATA, BLOB_END, RELAY, RELAYED = range(1, 10)
-SEND_TIMEOUT = 30.0
-QUEUE_FRAMES = 64
 DIAL_INTERVAL = 0.25
 MAX_PARALLEL_DIALS = 16
-MAX_PINGS = 8
-
-
-class TokenBucket:
-    """A rate limit: `rate` tokens a second, at most `rate * burst` saved up."""
-
-    def __init__(self, rate: float, burst: float = 4.0) -> None:
-        self._rate, self._most = rate, rate * burst
-        self._tokens, self._at = self._most, trio.current_time()
-
-    def take(self, count: float = 1.0) -> bool:
-        """Take tokens, or return False when there are not enough."""
-        now = trio.current_time()
-        self._tokens = min(self._most, self._tokens + (now - self._at) * self._rate)
-        self._at = now
-        if self._tokens < count:
-            return False
-        self._tokens -= count
-        return True
-
-
-class Connection:
-    """One secure channel to a peer whose key is proved; `host` is the address of the other end."""
-
-    def __init__(self, channel: secure_channel.SecureChannel, peer: Peer, host: str, rate: int, links: Links) -> None:
-        self.channel, self.peer, self.host, self._links = channel, peer, host, links
-        self.bucket = TokenBucket(rate)
-        self.scope = trio.CancelScope()
-        self._pings: dict[bytes, float] = {}
-        self._queue, self._outgoing = trio.open_memory_channel[bytes](QUEUE_FRAMES)
-        self.closed = trio.Event()
-
-    async def send(self, kind: int, payload: bytes) -> None:
-        """Queue a frame; waits while the queue is full.
-
-        Raises:
-            PeerError: the connection is over.
-        """
-        try:
-            frame = bytes([kind]) + payload
-            for sent in self._links.disturb(frame) if kind in (ENVELOPE, ACK) else (frame,):
-                await self._queue.send(sent)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            raise PeerError(f"the connection to {self.peer.peer_id} is closed") from None
-
-    async def ping(self) -> None:
-        """Ask for a sign of life, with a number that the peer cannot guess: it cannot look nearer than it is.
-
-        Raises:
-            PeerError: the connection is over.
-        """
-        nonce = bytes.fromhex(world().token(8))
-        while len(self._pings) >= MAX_PINGS:
-            del self._pings[next(iter(self._pings))]
-        self._pings[nonce] = trio.current_time()
-        await self.send(PING, nonce)
-
-    def take_pong(self, nonce: bytes) -> None:
-        """Measure the round trip of the ping that a pong answers."""
-        sent = self._pings.pop(nonce, None)
-        if sent is not None:
-            self.peer.rtt = trio.current_time() - sent
-
-    async def write_forever(self) -> None:
-        """Send what is queued, one frame at a time, until the peer stops taking it."""
-        async with self._outgoing:
-            async for frame in self._outgoing:
-                with trio.move_on_after(SEND_TIMEOUT) as patience:
-                    await self.channel.send_frame(frame)
-                if patience.cancelled_caught:
-                    log.info("%s does not read: closing", self.peer.peer_id)
-                    break
-        self.scope.cancel()
-
-    def close(self) -> None:
-        """End the connection's tasks."""
-        self.scope.cancel()
-        self._queue.close()
-        self._outgoing.close()
 
 
 FrameHandler = Callable[[Connection, int, bytes], Awaitable[None]]
@@ -127,9 +46,14 @@ class TcpTransport:
         config: bounds, timeouts, the network's name and secret.
         peers: who is known, and where.
         links: what opens the streams; TCP where it is not given.
+        supervisor: starts the tasks that peers cause.
     """
 
-    def __init__(self, identity: Identity, config: NetworkConfig, peers: Peers, links: Links | None = None) -> None:
+    def __init__(
+        self, identity: Identity, config: NetworkConfig, peers: Peers, links: Links | None = None,
+        supervisor: Supervisor | None = None,
+    ) -> None:  # fmt: skip
+        self.supervisor = supervisor or Supervisor()
         self._links: Links = links or TcpLinks()
         self._identity, self._config, self.peers = identity, config, peers
         self.network_id = secure_channel.network_identifier(config.name, config.secret)
@@ -150,12 +74,12 @@ class TcpTransport:
         Raises:
             NodeError: the address cannot be listened on.
         """
-        self.host, port = parse_address(self._config.listen)
+        self.host, port = parse_address(self._config.listen, least_port=0)
         problem: Exception | None = None
         async with trio.open_nursery() as nursery:
             try:
-                self.port = await nursery.start(self._links.serve, self.host, port, self._accept)
-                nursery.start_soon(self._dial_forever, nursery)
+                self.port = await nursery.start(self.supervisor.service, "listening", self._listen, port)
+                nursery.start_soon(self.supervisor.every, 0, "dialling", self._dial_forever, nursery)
                 task_status.started(self.port)
             except (OSError, OverflowError) as error:
                 # raised outside of the nursery, which would make a group of it
@@ -168,6 +92,10 @@ class TcpTransport:
                 code="cannot_listen",
                 hint="choose another port with: nunet config set network.listen HOST:PORT (port 0 takes a free one)",
             )
+
+    async def _listen(self, port: int, *, task_status: trio.TaskStatus[int]) -> None:
+        accept = self.supervisor.watched("connection", self._accept)
+        await self._links.serve(self.host, self.port or port, accept, task_status=task_status)
 
     def connection(self, public_key: bytes) -> Connection | None:
         """Return the newest connection to a peer, or None."""
@@ -212,7 +140,7 @@ class TcpTransport:
             for peer in self.peers.to_dial():
                 if peer.public_key not in self._dialling and len(self._dialling) < MAX_PARALLEL_DIALS:
                     self._dialling.add(peer.public_key)
-                    nursery.start_soon(self._dial_task, peer)
+                    self.supervisor.start_soon(nursery, "dial", self._dial_task, peer)
             self._dial_now = trio.Event()
             with trio.move_on_after(self.peers.next_dial(self._dialling)):
                 await self._dial_now.wait()
@@ -233,9 +161,12 @@ class TcpTransport:
                     channel = await secure_channel.open_client(
                         stream, self.network_id, self._identity, peer.public_key, self._config.max_frame
                     )
-            except (OSError, trio.TooSlowError, secure_channel.HandshakeError) as error:
+            except Exception as error:
+                # the address may come from a peer: whatever is wrong with it, this dial has failed and no more
                 if isinstance(error, secure_channel.HandshakeError):
                     self.rejections[error.code] += 1
+                elif not isinstance(error, (OSError, trio.TooSlowError)):
+                    self.supervisor.note("dial", error)
                 log.debug("dialling %s at %s:%s failed: %s", peer.peer_id, host, port, error)
                 if stream is not None:
                     await trio.aclose_forcefully(stream)
@@ -315,9 +246,9 @@ class TcpTransport:
                 nursery.cancel_scope.cancel()
         except* PeerError:
             log.debug("the connection to %s closed while something was sent", connection.peer.peer_id)
-        except* Exception:
+        except* Exception as group:
             self.rejections["internal"] += 1
-            log.exception("the connection to %s failed", connection.peer.peer_id)
+            self.supervisor.note("connection", group)
 
     async def _write(self, connection: Connection) -> None:
         try:
@@ -342,21 +273,26 @@ class TcpTransport:
                 return
             self.peers.seen(peer)
             kind = frame[0] if frame else 0
-            # what this node asked for does not count against the peer's rate
-            if kind not in (BLOB_DATA, BLOB_END, ACK, PONG, RELAYED) and not connection.bucket.take():
+            if kind not in ANSWERS and not connection.bucket.take():
                 self.rejections["rate"] += 1
                 continue
-            if kind == PING:
-                await connection.send(PONG, frame[1:9])
-            elif kind == PONG:
-                connection.take_pong(frame[1:])
-            elif kind in self.on_frame:
-                try:
-                    await self.on_frame[kind](connection, kind, frame[1:])
-                except RejectedMessageError as error:
-                    self.rejections[error.code] += 1
-            else:
-                self.rejections["unknown_frame"] += 1
+            try:
+                await self._take(connection, kind, frame[1:])
+            except RejectedMessageError as error:
+                self.rejections[error.code] += 1
+                if kind in ANSWERS:
+                    # such a flood is read no faster than requests; it is not cut off: a transfer given up is late, too
+                    await connection.bucket.wait()
+
+    async def _take(self, connection: Connection, kind: int, payload: bytes) -> None:
+        if kind == PING:
+            await connection.send(PONG, payload[:8])
+        elif kind == PONG:
+            connection.take_pong(payload)
+        elif kind in self.on_frame:
+            await self.on_frame[kind](connection, kind, payload)
+        else:
+            raise RejectedMessageError(f"unknown kind of frame {kind}", code="unknown_frame")
 
     async def _keep_alive(self, connection: Connection) -> None:
         # a round trip at once measures the distance; later ones show that the peer is still there

@@ -5,25 +5,26 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import trio
+from tinydb import Query
 
 from nunet_cli import __version__, units
 from nunet_cli.config import Config
 from nunet_cli.database.store import Store, owned
-from nunet_cli.errors import NunetError, StateError
+from nunet_cli.errors import NoSpaceError, NunetError, StateError
 from nunet_cli.executor.base import Executor
 from nunet_cli.executor.docker import DockerExecutor
 from nunet_cli.executor.null import NullExecutor
 from nunet_cli.executor.process import ProcessExecutor
 from nunet_cli.jobs.capability import Capability, Resources
-from nunet_cli.jobs.job import CapabilityComparator
-from nunet_cli.jobs.states import JOB_ENDS
+from nunet_cli.jobs.job import CapabilityComparator, Progress
+from nunet_cli.jobs.states import GROUP_TRANSITIONS, JOB_ENDS, JOB_TRANSITIONS
 from nunet_cli.network.blobs import Blobs
 from nunet_cli.network.discovery import Discovery
 from nunet_cli.network.identity import Identity, load_or_create
@@ -56,6 +57,7 @@ from nunet_cli.orchestrator.allocation import AllocationActor
 from nunet_cli.orchestrator.context import Context
 from nunet_cli.orchestrator.messages import AllocationStartSuccess, Invocation
 from nunet_cli.orchestrator.reexecute import reexecute
+from nunet_cli.supervise import Supervisor
 from nunet_cli.tokenomics.contract_database import ContractDatabase
 from nunet_cli.tokenomics.oracle import Oracle
 
@@ -64,6 +66,7 @@ log = logging.getLogger("nunet.node")
 PROBE_INTERVAL = 30.0
 HOUSEKEEPING_INTERVAL = 2.0
 ROLES = ("contract-database", "oracle")
+OPEN_STATES = sorted({*JOB_TRANSITIONS, *GROUP_TRANSITIONS} - JOB_ENDS - {"disputed"})
 
 
 class Edge(msgspec.Struct, frozen=True):
@@ -114,22 +117,45 @@ class Node:
         for text in ctx.config.network.peers:
             key, address = parse_peer(text)
             ctx.peers.add(key, address, "static")
-        await ctx.nursery.start(ctx.messenger.run)
-        await ctx.nursery.start(ctx.blobs.run)
-        await ctx.nursery.start(ctx.relay.run)
-        await self.probe_executors()
+        for run in (ctx.messenger.run, ctx.blobs.run, ctx.relay.run):
+            await ctx.nursery.start(run)
+        await self.supervisor.watch("probing the executors", self.probe_executors)
         await self._announce()
         await ctx.nursery.start(ctx.transport.run)
         if ctx.config.network.discovery:
             address = ctx.transport.advertised()
             self._discovery = Discovery(ctx.identity, ctx.transport.network_id, address, self._on_discovered)
-            ctx.nursery.start_soon(self._discovery.run, ctx.topics.roles, self._is_announced)
-        await allocation.recover_allocations(ctx)
-        ctx.nursery.start_soon(self._housekeep)
-        ctx.nursery.start_soon(self._watch_executors)
-        for row in ctx.store.table("jobs").all():
-            if row["orchestrate"] and row["state"] not in JOB_ENDS | {"disputed"}:
-                self.orchestrate(row["id"])
+            run_discovery = partial(self._discovery.run, ctx.topics.roles, self._is_announced)
+            self._repeat(0, "discovery", run_discovery)
+        await self.supervisor.watch("recovering allocations", allocation.recover_allocations, ctx)
+        for name, step in self._housekeeping():
+            self._repeat(HOUSEKEEPING_INTERVAL, name, step)
+        self._repeat(PROBE_INTERVAL, "probing the executors", self.probe_executors)
+        await self.supervisor.watch("taking up jobs", self._take_up_jobs)
+
+    @property
+    def supervisor(self) -> Supervisor:
+        """What starts this node's tasks, and counts those that failed."""
+        return self.ctx.supervisor
+
+    def _repeat(self, seconds: float, name: str, function: Callable[[], Awaitable[Any]]) -> None:
+        self.ctx.nursery.start_soon(self.supervisor.every, seconds, name, function, name=name)
+
+    def _housekeeping(self) -> list[tuple[str, Callable[[], Awaitable[Any]]]]:
+        """Return what is looked after from time to time, each on its own: what hangs or fails holds up nothing else."""
+        steps: list[tuple[str, Callable[[], Awaitable[Any]]]] = [
+            ("closing contracts", partial(closing.close_what_is_due, self.ctx)),
+            ("expiring unproved contracts", partial(closing.expire_unproved, self.ctx)),
+        ]
+        if self.contract_database is not None:
+            steps.append(("refunding expired contracts", self.contract_database.refund_expired))
+        return steps
+
+    async def _take_up_jobs(self) -> None:
+        for state in OPEN_STATES:
+            for row in self.ctx.store.table("jobs").search(Query().state == state):
+                if row.get("orchestrate"):
+                    self.orchestrate(row["id"])
 
     def _on_discovered(self, key: bytes, address: Address) -> None:
         if self.ctx.peers.add(key, address, "mdns") is not None:
@@ -139,18 +165,15 @@ class Node:
         """Ask each executor whether it works here now; only what works is advertised."""
         found: dict[str, str] = {}
         for name, executor in self.ctx.executors.items():
-            probe = await executor.probe()
-            if probe.available:
-                found[name] = probe.detail
-        self.ctx.available_executors = self.accounting.executors = found
 
-    async def _watch_executors(self) -> None:
-        while True:
-            await trio.sleep(PROBE_INTERVAL)
-            try:
-                await self.probe_executors()
-            except Exception:
-                log.exception("probing the executors")
+            async def probe(name: str = name, executor: Executor = executor) -> None:
+                result = await executor.probe()
+                if result.available:
+                    found[name] = result.detail
+
+            # one that cannot be asked does not hide the others
+            await self.supervisor.watch(f"probing {name}", probe)
+        self.ctx.available_executors = self.accounting.executors = found
 
     async def _announce(self) -> None:
         roles = self.roles
@@ -161,38 +184,46 @@ class Node:
         if self._discovery is not None:
             await self._discovery.update(roles)
 
-    async def _housekeep(self) -> None:
-        while True:
-            try:
-                await closing.close_what_is_due(self.ctx)
-                if self.contract_database is not None:
-                    await self.contract_database.refund_expired()
-            except Exception:
-                # what fails now, a full disk for example, is tried again
-                log.exception("housekeeping")
-            await trio.sleep(HOUSEKEEPING_INTERVAL)
-
     # -- jobs --------------------------------------------------------------------------------------------------------
 
     def orchestrate(self, job_id: str) -> None:
         """Take a job through all stages in the background, unless that is going on already."""
         if job_id not in self._orchestrating:
             self._orchestrating[job_id] = trio.CancelScope()
-            self.ctx.nursery.start_soon(self._orchestrate, job_id)
+            self.supervisor.start_soon(self.ctx.nursery, "job", self._orchestrate, job_id)
 
     async def _orchestrate(self, job_id: str) -> None:
         try:
             with self._orchestrating[job_id]:
-                await orchestrate.orchestrate_job(self.ctx, job_id)
+                await self._take_to_end(job_id)
         except NunetError as error:
             log.info("job %s: %s", job_id, error)
             await self._note_stuck(job_id, error)
         except Exception:
-            # one job never stops the node
-            log.exception("job %s could not be taken further", job_id)
+            # the supervisor says why
+            log.error("job %s could not be taken further", job_id)
             await self._note_stuck(job_id, NunetError("the node could not take the job further", code="internal"))
+            raise
         finally:
             del self._orchestrating[job_id]
+
+    async def _take_to_end(self, job_id: str) -> None:
+        """Take a job through all stages; while a disk is full, here or at a party, it waits, and says so."""
+        pause = 1.0
+        while True:
+            try:
+                await orchestrate.orchestrate_job(self.ctx, job_id)
+                return
+            except NunetError as error:
+                if error.code != NoSpaceError.default_code:
+                    raise
+                log.warning("job %s waits: %s; %s", job_id, error, error.hint)
+                self.ctx.progress[job_id] = Progress("waiting: the disk is full", 0)
+                try:
+                    await trio.sleep(pause)
+                finally:
+                    self.ctx.progress.pop(job_id, None)
+                pause = min(30.0, pause * 2)
 
     async def _note_stuck(self, job_id: str, error: NunetError) -> None:
         """Where a stage failed but the job has not ended, say so: whoever follows the job must not wait for ever."""
@@ -405,7 +436,8 @@ async def open_node(
         identity = load_or_create(home, passphrase) if not read_only or key_there else _nobody()
         store = stack.enter_context(Store(home, read_only=read_only))
         peers = Peers(store, identity.public_key, persistent=not isolated)
-        transport = TcpTransport(identity, config.network, peers, links)
+        supervisor = Supervisor()
+        transport = TcpTransport(identity, config.network, peers, links, supervisor)
         messenger = Messenger(identity, transport, store)
         topics = Topics(identity, transport, messenger, peers, f"nunet/{__version__}")
         async with trio.open_nursery() as nursery:
@@ -415,7 +447,7 @@ async def open_node(
                 home=home, config=config, identity=identity, store=store, peers=peers, transport=transport,
                 messenger=messenger, topics=topics, relay=relay,
                 blobs=Blobs(home, store, transport), accounting=accounting, executors=make_executors(config),
-                nursery=nursery, started_at=trio.current_time(),
+                nursery=nursery, supervisor=supervisor, started_at=trio.current_time(),
             )  # fmt: skip
             node = Node(ctx, accounting, roles, announce=announce)
             if not read_only:

@@ -53,7 +53,8 @@ def status(node: Node) -> dict[str, Any]:
         "spent": units.format_amount(-sum(amount for amount in moved if amount < 0)),
         "known_roles": {role: _known(node, role) for role in ("contract-database", "oracle")},
         "undecided": ctx.undecided(),
-        "rejections": dict(ctx.transport.rejections), "machine": node.accounting.machine(),
+        "rejections": dict(ctx.transport.rejections), "failures": dict(ctx.supervisor.failures),
+        "machine": node.accounting.machine(),
     }  # fmt: skip
 
 

@@ -415,7 +415,7 @@ async def recover_allocations(ctx: Context) -> None:
         contract = ctx.store.find("contracts", row["contract_id"])
         assert contract is not None
         if row["state"] == "created":
-            ctx.nursery.start_soon(run_allocation, ctx, row["id"])
+            ctx.supervisor.start_soon(ctx.nursery, "allocation", run_allocation, ctx, row["id"])
             continue
         spec = decode_spec(contract["spec"])
         parts = make_parts(ctx, row, spec)
@@ -431,7 +431,7 @@ async def recover_allocations(ctx: Context) -> None:
             log.warning("allocation %s cannot be looked for: %s", row["id"], error)
         if alive:
             await ctx.store.save_event(row["job_id"], "allocation_attached", allocation_id=row["id"])
-            ctx.nursery.start_soon(_run_attached, ctx, row["id"])
+            ctx.supervisor.start_soon(ctx.nursery, "allocation", _run_attached, ctx, row["id"])
         else:
             message = "the provider was restarted while the job ran"
             result = _failure(row, row["started_at"], "provider_restarted", message, fault="provider")

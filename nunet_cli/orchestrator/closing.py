@@ -32,7 +32,6 @@ LATE_PATIENCE = timedelta(days=14)
 
 async def close_what_is_due(ctx: Context) -> None:
     """Begin to close what is due now; returns at once, and what is being closed already is left alone."""
-    await expire_unproved(ctx)
     contracts, jobs = Query(), Query()
     for row in ctx.store.table("contracts").search(contracts.state == "proved"):
         if row["result"] is None:
@@ -60,21 +59,22 @@ def _is_left(ctx: Context, row: dict[str, Any]) -> bool:
 def _begin(ctx: Context, key: str, close_one: Callable[[Context, str], Awaitable[bool]]) -> None:
     if key not in ctx.closing:
         ctx.closing.add(key)
-        ctx.nursery.start_soon(_keep_trying, ctx, key, close_one)
+        ctx.supervisor.start_soon(ctx.nursery, "closing", _keep_trying, ctx, key, close_one)
 
 
 async def _keep_trying(ctx: Context, key: str, close_one: Callable[[Context, str], Awaitable[bool]]) -> None:
     """Try to close one contract or job until that is done, with growing pauses."""
-    pause = FIRST_PAUSE
+    pause, closed = FIRST_PAUSE, []
+
+    async def try_once() -> None:
+        if await close_one(ctx, key):
+            closed.append(key)
+
     try:
         while True:
-            try:
-                if await close_one(ctx, key):
-                    return
-            except NunetError as error:
-                log.warning("%s cannot be closed yet: %s", key, error)
-            except Exception:
-                log.exception("%s could not be closed", key)
+            await ctx.supervisor.watch("closing", try_once)
+            if closed:
+                return
             await trio.sleep(pause)
             pause = min(LONGEST_PAUSE, pause * 2)
     finally:

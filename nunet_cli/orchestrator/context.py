@@ -27,6 +27,7 @@ from nunet_cli.network.peers import Peers
 from nunet_cli.network.relay import Relay
 from nunet_cli.network.topics import Topics
 from nunet_cli.network.transport import TcpTransport
+from nunet_cli.supervise import Supervisor
 from nunet_cli.threads import in_thread
 
 T = TypeVar("T")
@@ -99,6 +100,7 @@ class Context:
     accounting: Accounting
     executors: dict[str, Executor]
     nursery: trio.Nursery
+    supervisor: Supervisor
     started_at: float
     available_executors: dict[str, str] = field(default_factory=dict)
     running: dict[str, Any] = field(default_factory=dict)

@@ -16,7 +16,7 @@ import trio
 
 from nunet_cli import units
 from nunet_cli.database.store import Transaction
-from nunet_cli.errors import ContractError, NunetError, RejectedMessageError, StateError
+from nunet_cli.errors import ContractError, NoSpaceError, NunetError, RejectedMessageError, StateError
 from nunet_cli.jobs.capability import PriceBid, Resources
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.states import CONTRACT_TRANSITIONS, check_transition
@@ -47,7 +47,7 @@ from nunet_cli.tokenomics.payment import check_payment_info, deposit_for
 
 T = TypeVar("T")
 PROVIDER_REFUSED = "provider_refused"
-TRANSIENT = frozenset({"peer_silent", "peer_unreachable", "internal", "disk_full"})
+TRANSIENT = frozenset({"peer_silent", "peer_unreachable", "internal", NoSpaceError.default_code})
 RETRY_PAUSE = 2.0
 MAX_SKEW = timedelta(seconds=60)
 

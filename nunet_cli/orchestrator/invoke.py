@@ -135,7 +135,7 @@ async def start_allocation(ctx: Context, invocation: Invocation, sender: str) ->
     if known is None:
         _check_invocation(invocation, document)
         known = await create_allocation(ctx, invocation, row)
-        ctx.nursery.start_soon(run_allocation, ctx, known["id"])
+        ctx.supervisor.start_soon(ctx.nursery, "allocation", run_allocation, ctx, known["id"])
     return AllocationStartSuccess(row["id"], known["id"], known["state"])
 
 

@@ -160,10 +160,13 @@ async def publish_bid_request(
                     if did not in asked:
                         asked.add(did)
                         waiting.add(did)
-                        nursery.start_soon(_ask, ctx, request, did, end - trio.current_time(), waiting)
+                        left = end - trio.current_time()
+                        ctx.supervisor.start_soon(nursery, "asking for a bid", _ask, ctx, request, did, left, waiting)
                 if not push and not relayed.begun and _is_settled(ctx):
                     relayed.begun = True
-                    nursery.start_soon(_relay, ctx, request, topics or (request.topic,), relayed, timeout)
+                    ctx.supervisor.start_soon(
+                        nursery, "publishing", _relay, ctx, request, topics or (request.topic,), relayed, timeout
+                    )
                 settled = bool(push) or (_is_settled(ctx) and relayed.done and trio.current_time() >= relayed.patience)
                 everybody = bool(asked or relayed.count) and not waiting and settled
                 if everybody or ctx.answers[request.id] >= ENOUGH_BIDS:

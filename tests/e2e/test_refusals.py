@@ -22,9 +22,9 @@ from nunet_cli.database.store import Store
 from nunet_cli.errors import ContractError
 from nunet_cli.executor.base import ExecutorError
 from nunet_cli.jobs.job import CapabilityComparator, OutputFile, Result
+from nunet_cli.network.connection import BLOB_END, BLOB_GET
 from nunet_cli.network.documents import make_document
 from nunet_cli.network.identity import content_id
-from nunet_cli.network.transport import BLOB_END, BLOB_GET
 from nunet_cli.node.node import Node, open_node
 from nunet_cli.node.onboarding import OnboardOptions
 from nunet_cli.orchestrator.messages import (

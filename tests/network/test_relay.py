@@ -8,11 +8,11 @@ import pytest
 import trio
 
 from nunet_cli.network import relay as relaying
+from nunet_cli.network.connection import RELAY, RELAYED
 from nunet_cli.network.envelope import seal
 from nunet_cli.network.identity import Identity, new_identity
 from nunet_cli.network.messenger import Incoming
 from nunet_cli.network.secure_channel import network_identifier, open_client
-from nunet_cli.network.transport import RELAY, RELAYED
 from nunet_cli.node.node import Node, open_node
 from nunet_cli.orchestrator.messages import JobSync
 from tests.conftest import config

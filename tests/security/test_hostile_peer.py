@@ -9,10 +9,10 @@ import pytest
 import trio
 
 from nunet_cli.config import NetworkConfig
+from nunet_cli.network.connection import ACK, BLOB_DATA, BLOB_END, BLOB_GET, ENVELOPE, PING, PONG
 from nunet_cli.network.envelope import ErrorMessage, seal
 from nunet_cli.network.identity import Identity, new_identity
 from nunet_cli.network.secure_channel import SecureChannel, network_identifier, open_client
-from nunet_cli.network.transport import ACK, BLOB_DATA, BLOB_END, BLOB_GET, ENVELOPE, PING, PONG
 from nunet_cli.node.node import Node, open_node
 from nunet_cli.orchestrator.messages import JobSync
 from nunet_cli.orchestrator.orchestrate import orchestrate_job

@@ -207,6 +207,7 @@ class Status(Answer, kw_only=True):
     known_roles: dict[str, str]
     undecided: dict[str, list[str]]
     rejections: dict[str, int]
+    failures: dict[str, int]
     machine: Machine
     running: bool | Optional = UNSET
     next: list[str] | Optional = UNSET

@@ -1,0 +1,116 @@
+"""One connection to a peer: the kinds of frames, what is queued to be sent, signs of life, and the peer's rate."""
+
+from __future__ import annotations
+
+import logging
+
+import trio
+
+from nunet_cli.errors import PeerError, RejectedMessageError
+from nunet_cli.network import secure_channel
+from nunet_cli.network.links import Links
+from nunet_cli.network.peers import Peer
+from nunet_cli.world import world
+
+log = logging.getLogger("nunet.network")
+
+ENVELOPE, ACK, PING, PONG, BLOB_GET, BLOB_DATA, BLOB_END, RELAY, RELAYED = range(1, 10)
+# what this node asked for does not count against the peer's rate
+ANSWERS = frozenset({BLOB_DATA, BLOB_END, ACK, PONG, RELAYED})
+SEND_TIMEOUT = 30.0
+QUEUE_FRAMES = 64
+MAX_PINGS = 8
+
+
+class TokenBucket:
+    """A rate limit: `rate` tokens a second, at most `rate * burst` saved up."""
+
+    def __init__(self, rate: float, burst: float = 4.0) -> None:
+        self._rate, self._most = rate, rate * burst
+        self._tokens, self._at = self._most, trio.current_time()
+
+    def take(self, count: float = 1.0) -> bool:
+        """Take tokens, or return False when there are not enough."""
+        now = trio.current_time()
+        self._tokens = min(self._most, self._tokens + (now - self._at) * self._rate)
+        self._at = now
+        if self._tokens < count:
+            return False
+        self._tokens -= count
+        return True
+
+    async def wait(self) -> None:
+        """Take a token as soon as there is one."""
+        while not self.take():
+            await trio.sleep(1 / self._rate)
+
+
+class Connection:
+    """One secure channel to a peer whose key is proved; `host` is the address of the other end."""
+
+    def __init__(self, channel: secure_channel.SecureChannel, peer: Peer, host: str, rate: int, links: Links) -> None:
+        self.channel, self.peer, self.host, self._links = channel, peer, host, links
+        self.bucket = TokenBucket(rate)
+        self.scope = trio.CancelScope()
+        self._pings: dict[bytes, float] = {}
+        self._queue, self._outgoing = trio.open_memory_channel[bytes](QUEUE_FRAMES)
+        self.closed = trio.Event()
+
+    async def send(self, kind: int, payload: bytes) -> None:
+        """Queue a frame; waits while the queue is full.
+
+        Raises:
+            PeerError: the connection is over.
+        """
+        try:
+            frame = bytes([kind]) + payload
+            for sent in self._links.disturb(frame) if kind in (ENVELOPE, ACK) else (frame,):
+                await self._queue.send(sent)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            raise PeerError(f"the connection to {self.peer.peer_id} is closed") from None
+
+    async def ping(self) -> None:
+        """Ask for a sign of life, with a number that the peer cannot guess: it cannot look nearer than it is.
+
+        Raises:
+            PeerError: the connection is over.
+        """
+        nonce = bytes.fromhex(world().token(8))
+        while len(self._pings) >= MAX_PINGS:
+            del self._pings[next(iter(self._pings))]
+        self._pings[nonce] = trio.current_time()
+        await self.send(PING, nonce)
+
+    def take_pong(self, nonce: bytes) -> None:
+        """Measure the round trip of the ping that a pong answers."""
+        sent = self._pings.pop(nonce, None)
+        if sent is None:
+            self.unasked()
+        else:
+            self.peer.rtt = trio.current_time() - sent
+
+    def unasked(self) -> None:
+        """Count an answer that nobody waits for, late, repeated or made up, against the peer's rate.
+
+        Raises:
+            RejectedMessageError: they come faster than that.
+        """
+        if not self.bucket.take():
+            raise RejectedMessageError("answers that nobody waits for", code="rate")
+
+    async def write_forever(self) -> None:
+        """Send what is queued, one frame at a time, until the peer stops taking it."""
+        async with self._outgoing:
+            async for frame in self._outgoing:
+                with trio.move_on_after(SEND_TIMEOUT) as patience:
+                    await self.channel.send_frame(frame)
+                if patience.cancelled_caught:
+                    log.info("%s does not read: closing", self.peer.peer_id)
+                    break
+        self.scope.cancel()
+
+    def close(self) -> None:
+        """End the connection's tasks."""
+        self.scope.cancel()
+        self._queue.close()
+        self._outgoing.close()

@@ -1,0 +1,34 @@
+"""A message that is out, and what came back for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import trio
+
+from nunet_cli.errors import NoSpaceError, RejectedMessageError
+from nunet_cli.network.envelope import Envelope, ErrorMessage, body_of
+
+# the other side could not do its work just now: the message is sent again, as one that was lost would be
+_TRANSIENT = ("internal", NoSpaceError.default_code)
+
+
+@dataclass
+class Waiting:
+    """Who was asked, and the answer: an envelope, a mere acknowledgement, or the reason of a rejection."""
+
+    sender: str
+    arrived: trio.Event = field(default_factory=trio.Event)
+    envelope: Envelope | None = None
+    raw: bytes = b""
+    rejected: str = ""
+
+    def trouble(self) -> str:
+        """Return the code of what the other side says where it may do better later; empty for a real answer."""
+        if self.envelope is None or self.envelope.type != "error_message":
+            return ""
+        try:
+            error: ErrorMessage = body_of(self.envelope, ErrorMessage)
+        except RejectedMessageError:
+            return ""
+        return error.code if error.code in _TRANSIENT else ""
