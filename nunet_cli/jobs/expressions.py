@@ -1,7 +1,8 @@
 """Constraints and preferences as CEL expressions: checked when they are set, evaluated within bounds.
 
-The grammar is the Common Expression Language's. What an expression may name is in `VARIABLES`; its length and the
-number of its comprehensions are bounded, and with them the time that it can take (a hostile one takes some 10 ms).
+The grammar is the Common Expression Language's. What an expression may name is in `VARIABLES`. Its length is bounded,
+and what it costs at most is found before it is evaluated (see `budget`): what is over that is refused with the column,
+and the worst that was found below that takes 40 ms.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import msgspec
 
 from nunet_cli import units
 from nunet_cli.errors import UsageError
+from nunet_cli.jobs import budget
 from nunet_cli.jobs.capability import (
     Capability,
     Connectivity,
@@ -31,10 +33,7 @@ if TYPE_CHECKING:
     from cel import Program
 
 MAX_LENGTH = 1000
-MAX_COMPREHENSIONS = 2
-MAX_DEPTH = 40
 UNKNOWN_DISTANCE = 1e9
-_COMPREHENSION = re.compile(r"\.\s*(?:all|exists|exists_one|map|filter)\s*\(\s*([A-Za-z_]\w*)?")
 _POSITION = re.compile(r"<input>:(\d+):(\d+): (?:Syntax error: )?([^\n]*)")
 _PATH = re.compile(r"\b(?:node|job|bid|peer|linked|machine)(?:\.[a-z_]+)+|\bprice\b")
 
@@ -84,6 +83,7 @@ def variables(
     }  # fmt: skip
 
 
+@lru_cache(maxsize=1)
 def _sample() -> Variables:
     whole = Capability(
         executors=("docker",), job_types=("task",),
@@ -116,14 +116,13 @@ def check(text: str, *, kind: str = "bool") -> None:
     Raises:
         ExpressionError: too long, not CEL, an unknown name, or of another type; the message has the column.
     """
-    _check_bounds(text)
+    bound = _check_bounds(text, _sample()).variables
     try:
         program = _compile(text)
     except ValueError as error:
         found = _POSITION.search(str(error))
         column, what = (int(found[2]), found[3]) if found else (1, "cannot be read")
         raise _wrong(text, column, what.split(" expecting {")[0]) from None
-    bound = set(_COMPREHENSION.findall(text))
     for name in sorted(program.variables()):
         if name not in VARIABLES and name not in bound:
             raise _wrong(text, _column(text, name), f"unknown name {name!r}", f"known: {', '.join(VARIABLES)}")
@@ -132,24 +131,33 @@ def check(text: str, *, kind: str = "bool") -> None:
     except KeyError as error:
         name = str(error.args[0])
         raise _wrong(text, _column(text, name), f"there is no field {name!r} here") from None
-    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, UsageError) as error:
-        raise _wrong(text, 1, str(error).split(". ")[0].split("\n")[0]) from None
+    except BaseException as error:
+        raise _unevaluated(text, error) from None
     if kind == "bool" and not isinstance(value, bool):
         raise _wrong(text, 1, f"it gives {_kind(value)}, not true or false")
     if kind == "number" and not isinstance(value, (bool, int, float)):
         raise _wrong(text, 1, f"it gives {_kind(value)}, not a number")
 
 
-def _check_bounds(text: str) -> None:
+def steps(text: str, names: Variables) -> int:
+    """Return how many steps an expression takes at most; none where it is refused before it is evaluated."""
+    try:
+        return _check_bounds(text, names).steps
+    except ExpressionError:
+        return 0
+
+
+def _check_bounds(text: str, names: Variables) -> budget.Cost:
     if not text.strip():
         raise _wrong(text, 1, "it is empty")
     if len(text) > MAX_LENGTH:
         raise _wrong(text, MAX_LENGTH, f"it has {len(text)} characters, at most {MAX_LENGTH} are allowed")
-    loops = _COMPREHENSION.findall(text)
-    if len(loops) > MAX_COMPREHENSIONS:
-        raise _wrong(text, 1, f"it has {len(loops)} comprehensions, at most {MAX_COMPREHENSIONS} are allowed")
-    if max(text.count("("), text.count("["), text.count("{"), text.count("?"), text.count("!")) > MAX_DEPTH:
+    if max(text.count("?"), text.count("!")) > budget.MAX_DEPTH:
         raise _wrong(text, 1, "it is nested too deeply")
+    try:
+        return budget.cost(text, names)
+    except budget.TooMuch as error:
+        raise _wrong(text, error.position + 1, error.reason) from None
 
 
 def _run(program: Program, names: Variables) -> Any:
@@ -164,16 +172,20 @@ def _evaluate(text: str, names: Variables) -> Any:
     Raises:
         ExpressionError: it is wrong, or cannot be evaluated with these values.
     """
-    _check_bounds(text)
+    _check_bounds(text, names)
     try:
         return _run(_compile(text), names)
     except KeyError as error:
         raise _wrong(text, _column(text, str(error.args[0])), f"there is no field {error.args[0]!r}") from None
     except BaseException as error:
-        # a panic of the library's is no Exception; everything that is not its or ours goes on
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise _wrong(text, 1, str(error).split(". ")[0].split("\n")[0][:300]) from None
+        raise _unevaluated(text, error) from None
+
+
+def _unevaluated(text: str, error: BaseException) -> BaseException:
+    """Return what the library raised as an error of ours; what is neither an error nor a panic of its goes on."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        return error
+    return _wrong(text, 1, str(error).split(". ")[0].split("\n")[0][:300])
 
 
 def holds(text: str, names: Variables) -> bool:

@@ -38,6 +38,7 @@ def from_events(store: Store) -> Indices:
             found["jobs"][job_id] = kind.removeprefix("job_")
         if kind == "bid_request_sent":
             found["bid_requests_sent"][data["bid_request_id"]] = job_id
+        # an earlier version also kept the requests that it declined
         elif kind in ("bid_sent", "decline_sent") and "bid_request_id" in data:
             found["bid_requests_received"][data["bid_request_id"]] = job_id
         if kind == "bid_sent":

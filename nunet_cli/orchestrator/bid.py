@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import msgspec
+from tinydb import Query
 
 from nunet_cli import units
 from nunet_cli.database.store import Transaction
@@ -22,6 +25,8 @@ from nunet_cli.network.messenger import Answer, Incoming
 from nunet_cli.orchestrator.context import Context, plain
 from nunet_cli.orchestrator.post import new_id
 
+log = logging.getLogger("nunet.bid")
+
 RELAYED_LIFETIME = 120
 
 
@@ -35,7 +40,8 @@ def register(ctx: Context) -> None:
         type_, body = await _on_bid_request(ctx, message)
         await ctx.messenger.post(message.sender, type_, body, lifetime=RELAYED_LIFETIME)
 
-    ctx.messenger.register("bid_request", BidRequest, on_bid_request)
+    # a repetition finds the bid that was made: nothing else needs to be kept of what a stranger asks
+    ctx.messenger.register("bid_request", BidRequest, on_bid_request, ephemeral=True)
     ctx.relay.on_publication("bid_request", BidRequest, on_relayed)
 
 
@@ -43,19 +49,26 @@ async def _on_bid_request(ctx: Context, message: Incoming) -> Answer:
     request: BidRequest = message.body
     if request.requester.did != message.sender:
         raise RejectedMessageError("the bid request is not the sender's own", code="wrong_sender")
+    known = ctx.store.find("bid_requests", request.id)
+    if known is not None:
+        same = msgspec.convert({name: known[name] for name in BidRequest.__struct_fields__}, BidRequest) == request
+        if known["direction"] != "received" or not same:
+            raise RejectedMessageError("there is another bid request with this id", code="wrong_bid_request")
+        made = ctx.store.table("bids").search((Query().bid_request_id == request.id) & (Query().direction == "sent"))
+        if made:
+            return "bid", msgspec.convert({name: made[0][name] for name in Bid.__struct_fields__}, Bid)
     images = await _compare_images(ctx, request)
-    offer = assess(ctx, request, images)
+    offer = await assess(ctx, request, images)
     if offer.comparison.verdict != "accept":
-        offer = _later(ctx, request, images) or offer
-    bid = create_bid(ctx, request, offer) if offer.comparison.verdict == "accept" else None
+        offer = await _later(ctx, request, images) or offer
+    if offer.comparison.verdict != "accept":
+        # no row and no event: whoever asks without end would fill the disk
+        log.debug("declined %s of %s: %s", request.id, message.sender, "; ".join(offer.comparison.reasons))
+        return "decline", Decline(request.id, request.job_id, ctx.identity.node_id, offer.comparison)
+    bid = create_bid(ctx, request, offer)
 
     def change(t: Transaction) -> bool:
-        if t.find("bid_requests", request.id) is None:
-            t.put("bid_requests", {**plain(request), "direction": "received", "at": units.utc_now()})
-        if bid is None:
-            t.save_event(request.job_id, "decline_sent", bid_request_id=request.id,
-                         reasons=list(offer.comparison.reasons))  # fmt: skip
-            return False
+        t.put("bid_requests", {**plain(request), "direction": "received", "at": units.utc_now()})
         locked = False
         if ctx.config.lock_on_bid and not offer.start:
             resources = request.required_capability.resources
@@ -68,8 +81,6 @@ async def _on_bid_request(ctx: Context, message: Incoming) -> Answer:
         return locked
 
     locked = await ctx.store.change(change)
-    if bid is None:
-        return "decline", Decline(request.id, request.job_id, ctx.identity.node_id, offer.comparison)
     return "bid", msgspec.structs.replace(bid, resources_locked_until_timeout=locked)
 
 
@@ -96,8 +107,11 @@ class Offer(msgspec.Struct, frozen=True):
     start: str = ""
 
 
-def assess(ctx: Context, request: BidRequest, more: tuple[Comparison, ...] = (), *, at: str = "") -> Offer:
+async def assess(ctx: Context, request: BidRequest, more: tuple[Comparison, ...] = (), *, at: str = "") -> Offer:
     """Compare a request with what this provider has left, and decide (seed 2: `compare`, then `accept`).
+
+    Expressions, the requester's and the provider's own, are evaluated off the event loop; a requester's only as long as
+    it has steps left in this minute.
 
     Args:
         ctx: the node's parts.
@@ -115,24 +129,29 @@ def assess(ctx: Context, request: BidRequest, more: tuple[Comparison, ...] = (),
         rtt=peer.rtt if peer is not None else None, load=ctx.accounting.load(ctx.store),
         machine=ctx.accounting.machine(),
     )  # fmt: skip
-    fields = compare(required, available, request.hard, names) + more
+    did, comparator = request.requester.did, ctx.accounting.get_preferences()
+    if ctx.judging.is_spent(did, request.hard, names):
+        spent = "its expressions take too much of this provider's time; ask again in a minute"
+        fields = (*compare(required, available), Comparison("constraints.hard", "error", reason=spent), *more)
+    else:
+        fields = await ctx.judging.run(compare, required, available, request.hard, names) + more
     fits = all(field.result in ("equal", "better") for field in fields)
     crowded = ctx.accounting.crowded(required.resources) if fits and not at else ""
     if crowded:
         fields += (Comparison("machine", "worse", reason=crowded),)
-    comparator = ctx.accounting.get_preferences()
-    comparison = accept(fields, comparator, requester=request.requester.did, price=cost, names=names)
+    judge = partial(accept, requester=did, price=cost, names=names)
+    comparison = await ctx.judging.run(judge, fields, comparator)
     return Offer(comparison, price, available, at)
 
 
-def _later(ctx: Context, request: BidRequest, more: tuple[Comparison, ...]) -> Offer | None:
+async def _later(ctx: Context, request: BidRequest, more: tuple[Comparison, ...]) -> Offer | None:
     """Return an offer for a later start, where the requester waits and this machine is only busy."""
     if not request.start_by:
         return None
     start = ctx.accounting.earliest_start(ctx.store, request.required_capability.resources)
     if not start or start > request.start_by:
         return None
-    offer = assess(ctx, request, more, at=start)
+    offer = await assess(ctx, request, more, at=start)
     return offer if offer.comparison.verdict == "accept" else None
 
 

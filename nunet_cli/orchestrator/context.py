@@ -27,6 +27,7 @@ from nunet_cli.network.peers import Peers
 from nunet_cli.network.relay import Relay
 from nunet_cli.network.topics import Topics
 from nunet_cli.network.transport import TcpTransport
+from nunet_cli.orchestrator.judging import Judging
 from nunet_cli.supervise import Supervisor
 from nunet_cli.threads import in_thread
 
@@ -108,6 +109,7 @@ class Context:
     progress: dict[str, Progress] = field(default_factory=dict)  # of this node's jobs: what takes its time just now
     heard: dict[str, float] = field(default_factory=dict)  # when a provider last gave a sign of life, by contract
     closing: set[str] = field(default_factory=set)  # contracts and jobs that a task of their own is closing
+    judging: Judging = field(default_factory=Judging)
     limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(8))
     _job_locks: defaultdict[str, trio.Lock] = field(default_factory=lambda: defaultdict(trio.Lock))
 

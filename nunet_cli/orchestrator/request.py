@@ -158,7 +158,7 @@ async def _on_job_request(ctx: Context, message: Incoming) -> Answer:
     assert known is not None
     original = msgspec.convert({k: known[k] for k in BidRequest.__struct_fields__}, BidRequest)
     if not ctx.accounting.is_locked(ctx.store, row["id"]):
-        comparison = assess(ctx, original).comparison
+        comparison = (await assess(ctx, original)).comparison
         if comparison.verdict != "accept":
             return await _decline(ctx, row, "; ".join(comparison.reasons))
     return await lock_resources(ctx, row, original)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -42,6 +43,7 @@ async def select_best_bid(ctx: Context, job_id: str, request_id: str) -> dict[st
     comparator = ctx.accounting.get_preferences()
     wishes = Wishes(job["limit"], comparator.weights, spec.constraints.soft, required_capability(spec), spec.name)
     distance = {peer.did: peer.rtt for peer in ctx.peers if peer.rtt is not None}
+    links = _linked(ctx, job)
     valid, refused = [], {}
     for row in rows:
         if row["kind"] != "bid":
@@ -52,14 +54,18 @@ async def select_best_bid(ctx: Context, job_id: str, request_id: str) -> dict[st
         bid = read_bid(row)
         reasons = unwanted(comparator, row["did"])
         names = bid_names(bid, wishes, now=now, rtt=distance.get(row["did"]))
-        reasons += [f"{item.field}: {item.required}: {item.reason}"
-                    for item in refusals(comparator.bid_rules, names, "preferences.bid_rules")]  # fmt: skip
-        reasons += _link_refusals(ctx, job, names)
+        against = await ctx.judging.run(refusals, comparator.bid_rules, names, "preferences.bid_rules")
+        for rule, linked in links:
+            found = await ctx.judging.run(
+                refusals, (rule["constraint"],), {**names, "linked": linked}, f"links.{rule['from']}"
+            )
+            against += found
+        reasons += [f"{item.field}: {item.required}: {item.reason}" for item in against]
         if reasons:
             refused[bid.id] = reasons
         elif bid.valid_offer and bid.timeout > now:
             valid.append(bid)
-    ranked = rank(valid, wishes, now=now, distance=distance)
+    ranked = await ctx.judging.run(partial(rank, now=now, distance=distance), valid, wishes)
     ready = [item for item in ranked if start_delay(item.bid, now) <= SOON]
     shortlist = [item.bid.id for item in ready[:SHORTLIST]]
 
@@ -95,15 +101,13 @@ def read_bid(row: dict[str, Any]) -> Bid:
     return msgspec.convert({k: v for k, v in row.items() if k in Bid.__struct_fields__}, Bid)
 
 
-def _link_refusals(ctx: Context, job: dict[str, Any], names: expressions.Variables) -> list[str]:
-    """Return the constraints of links to this job that a bid does not fulfil."""
+def _linked(ctx: Context, job: dict[str, Any]) -> list[tuple[dict[str, Any], expressions.Variables]]:
+    """Return the constraints of links to this job, each with what the provider of the linked job has."""
     found = []
     for rule in job.get("link_rules", []):
         bid = ctx.store.find("bids", rule["bid_id"])
         linked = read(bid, "offer", Capability) if bid is not None else Capability()
-        known = {**names, "linked": {**expressions.describe(linked), "did": bid["did"] if bid is not None else ""}}
-        found += [f"{item.field}: {item.required}: {item.reason}"
-                  for item in refusals((rule["constraint"],), known, f"links.{rule['from']}")]  # fmt: skip
+        found.append((rule, {**expressions.describe(linked), "did": bid["did"] if bid is not None else ""}))
     return found
 
 
