@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from nunet_cli.errors import NunetError
+from nunet_cli.executor.files import open_file, remove_folder
 from nunet_cli.jobs.capability import Resources
 from nunet_cli.jobs.job import Usage
 from nunet_cli.jobs.spec import ExecutorSpec, is_safe_path
@@ -64,6 +64,11 @@ class Task:
     def work(self) -> Path:
         """The job's working folder."""
         return self.folder / "work"
+
+    @property
+    def kept_inputs(self) -> Path:
+        """The inputs of a container, by their number; nothing of the job's can change them."""
+        return self.folder / "inputs"
 
     @property
     def stdout(self) -> Path:
@@ -124,48 +129,40 @@ class Executor(Protocol):
 def make_scratch(task: Task, inputs: dict[str, Path]) -> None:
     """Make the scratch folder with the inputs in their places, afresh.
 
+    A container gets its inputs mounted from a folder that it cannot write, over empty files in their places.
+
     Args:
         task: the job.
         inputs: place in the job's folder → file.
     """
-    shutil.rmtree(task.folder, ignore_errors=True)
+    remove_folder(task.folder)
     task.work.mkdir(parents=True, mode=0o700)
     task.folder.chmod(0o700)
     task.stdout.touch()
     task.stderr.touch()
-    for place, source in inputs.items():
+    task.kept_inputs.mkdir(mode=0o700)
+    for number, (place, source) in enumerate(inputs.items()):
         if not is_safe_path(place):
             raise ExecutorError(f"an input would leave the job's folder: {place!r}")
         target = task.work / place
         target.parent.mkdir(parents=True, exist_ok=True)
+        if task.spec.type == "docker":
+            target.touch()
+            target = task.kept_inputs / str(number)
         shutil.copyfile(source, target)
         target.chmod(0o555)
 
 
-def output_file(task: Task, path: str) -> Path | None:
-    """Return an output of the job that is a regular file inside its folder, or None.
+def open_output(task: Task, path: str) -> int | None:
+    """Return a descriptor of an output that is a regular file inside the job's folder, or None.
 
     A symbolic link is never followed, neither at the end of the path nor on the way: the job made the links.
     """
     if not is_safe_path(path):
         return None
-    current = task.work
-    for part in Path(path).parts:
-        current = current / part
-        if current.is_symlink():
-            return None
-    return current if current.is_file() else None
-
-
-def folder_size(folder: Path, limit: int) -> int:
-    """Return the bytes in a folder, links not followed; stops counting once `limit` is passed."""
-    total = 0
-    for root, _, names in os.walk(folder, onerror=lambda _: None):
-        for name in names:
-            try:
-                total += (Path(root) / name).lstat().st_blocks * 512
-            except OSError:
-                continue
-            if total > limit:
-                return total
-    return total
+    try:
+        if task.spec.type == "docker" and path in task.inputs:
+            return open_file(task.kept_inputs, str(task.inputs.index(path)))
+        return open_file(task.work, path)
+    except OSError:
+        return None

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 
 from nunet_cli.config import DockerConfig
-from nunet_cli.executor.base import POLL_INTERVAL, Executor, ExecutorError, Exit, Probe, Report, Task, folder_size
+from nunet_cli.executor.base import POLL_INTERVAL, Executor, ExecutorError, Exit, Probe, Report, Task
+from nunet_cli.executor.files import folder_size, give_folder
 from nunet_cli.jobs.job import Usage
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ ENGINE_TIMEOUT = 30
 NOBODY = 65534
 CALL_TIMEOUT = 60.0
 PROBE_TIMEOUT = 5.0
+CHECK_INTERVAL = 0.1
 
 
 class DockerExecutor:
@@ -45,6 +47,7 @@ class DockerExecutor:
         self._client: DockerClient | None = None
         self._limiter = trio.CapacityLimiter(64)
         self._usage: dict[str, Usage] = {}
+        self._checks: dict[str, str] = {}
 
     async def probe(self) -> Probe:
         """Say whether an engine answers; asked each time, so that one started later is noticed."""
@@ -98,8 +101,9 @@ class DockerExecutor:
     async def start(self, task: Task) -> str:
         """Create and start the container; the handle is its id."""
         user = NOBODY if os.getuid() == 0 else os.getuid()
-        if os.getuid() == 0:
-            _give_folder(task.work, user)
+        if os.getuid() == 0 and not task.restarts:
+            # what it finds later, the job has made
+            await trio.to_thread.run_sync(give_folder, task.work, user, limiter=self._limiter)
         options = self._options(task, user)
 
         def begin() -> str:
@@ -116,10 +120,13 @@ class DockerExecutor:
         return await self._call(begin)
 
     def _options(self, task: Task, user: int) -> dict[str, Any]:
+        from docker.types import Mount
+
         inside = f"/job/{task.spec.workdir}".rstrip("/")
-        binds = {str(task.work): {"bind": "/job", "mode": "rw"}}
-        for place in task.inputs:
-            binds[str(task.work / place)] = {"bind": f"/job/{place}", "mode": "ro"}
+        # the engine follows links, so it gets no path that the job could have changed; and makes no folder for one
+        mounts = [Mount("/job", str(task.work), type="bind")]
+        for number, place in enumerate(task.inputs):
+            mounts.append(Mount(f"/job/{place}", str(task.kept_inputs / str(number)), type="bind", read_only=True))
         memory = max(task.resources.memory, 6 * 2**20)
         options: dict[str, Any] = {
             "entrypoint": list(task.spec.entrypoint) or None,
@@ -127,12 +134,13 @@ class DockerExecutor:
             "labels": {LABEL: task.allocation_id, **task.labels},
             "working_dir": inside,
             "user": f"{user}:{user}",
-            "volumes": binds,
+            "mounts": mounts,
             "network_mode": "none",
             "cap_drop": ["ALL"],
             "security_opt": ["no-new-privileges"],
             "read_only": True,
-            "tmpfs": {"/tmp": f"size={max(task.resources.disk, 2**20)},mode=1777"},
+            "shm_size": memory,
+            "tmpfs": {"/tmp": f"size={memory},mode=1777"},
             "mem_limit": memory,
             "memswap_limit": memory,
             "pids_limit": self._config.max_pids,
@@ -206,7 +214,7 @@ class DockerExecutor:
                 self._usage[task.allocation_id] = await self._measure(handle)
             except ExecutorError as error:
                 log.debug("no statistics of %s: %s", handle[:12], error)
-            if await trio.to_thread.run_sync(folder_size, task.work, limit, limiter=self._limiter) > limit:
+            if await trio.to_thread.run_sync(_disk_used, task, limiter=self._limiter) > limit:
                 reason.append("disk_full")
                 await self.stop(task, handle)
                 return
@@ -233,12 +241,25 @@ class DockerExecutor:
         return best
 
     async def check(self, task: Task, handle: str, command: tuple[str, ...]) -> bool:
-        """Run a command in the container."""
+        """Run a command in the container; not while an earlier one still runs, which the engine cannot end."""
 
-        def run() -> bool:
-            return bool(self._engine().containers.get(handle).exec_run(list(command)).exit_code == 0)
+        def begin() -> str:
+            api = self._engine().api
+            earlier = self._checks.get(task.allocation_id)
+            if earlier is not None and api.exec_inspect(earlier)["Running"]:
+                return ""
+            made = str(api.exec_create(handle, list(command), stdout=False, stderr=False)["Id"])
+            self._checks[task.allocation_id] = made
+            api.exec_start(made, detach=True)
+            return made
 
-        return await self._call(run)
+        made = await self._call(begin)
+        while made:
+            state = await self._call(lambda: dict(self._engine().api.exec_inspect(made)))
+            if not state["Running"]:
+                return bool(state["ExitCode"] == 0)
+            await trio.sleep(CHECK_INTERVAL)
+        return False
 
     async def stop(self, task: Task, handle: str) -> None:
         """Stop the container: a polite signal, and after a grace period a sure one."""
@@ -251,6 +272,7 @@ class DockerExecutor:
     async def cleanup(self, task: Task, handle: str) -> None:
         """Remove the container."""
         self._usage.pop(task.allocation_id, None)
+        self._checks.pop(task.allocation_id, None)
 
         def remove(container: Container) -> None:
             container.remove(force=True, v=True)
@@ -320,12 +342,10 @@ def _pull(engine: DockerClient, image: str, report: Report) -> None:
         report(f"pulling {image}"[:120], sum(done.values()), sum(total.values()))
 
 
-def _give_folder(folder: Path, user: int) -> None:
-    """Give the working folder to the container's user; the inputs in it stay read-only files."""
-    os.chown(folder, user, user)
-    for root, names, files in os.walk(folder):
-        for name in [*names, *files]:
-            os.chown(Path(root) / name, user, user, follow_symlinks=False)
+def _disk_used(task: Task) -> int:
+    limit = task.resources.disk
+    kept = folder_size(task.kept_inputs, limit)
+    return kept + folder_size(task.work, max(0, limit - kept))
 
 
 def _seconds_between(started: str, finished: str) -> float:

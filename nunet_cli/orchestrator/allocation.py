@@ -6,10 +6,8 @@ The messages of the stage, and the requester's half, are in `execute`.
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,6 +18,7 @@ from nunet_cli.actor import Actor
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError
 from nunet_cli.executor.base import Exit
+from nunet_cli.executor.files import remove_folder
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.job import Result, Usage
 from nunet_cli.jobs.spec import JobSpec
@@ -38,7 +37,7 @@ log = logging.getLogger("nunet.allocation")
 
 RESULT_LIFETIME = 14 * 86400
 PROGRESS_INTERVAL = 0.25
-JOB_FAULTS = {"no_workdir", "inputs_too_large"}
+JOB_FAULTS = {"no_workdir", "inputs_too_large", "bad_text"}
 
 
 class AllocationActor(Actor):
@@ -335,11 +334,6 @@ async def _finish(ctx: Context, actor: AllocationActor, row: dict[str, Any], res
         await ctx.blocking(remove_folder, ctx.home / "allocations" / row["id"])
     except (NunetError, trio.TooSlowError) as error:
         log.warning("cleaning up after %s: %s", row["id"], error)
-
-
-def remove_folder(folder: Path) -> None:
-    """Remove an allocation's folder."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 async def finish_allocation(ctx: Context, row: dict[str, Any], result: Result) -> Document:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import trio
 
 from nunet_cli import units
 from nunet_cli.errors import NunetError
-from nunet_cli.executor.base import Executor, ExecutorError, Exit, Task, make_scratch, output_file
+from nunet_cli.executor.base import Executor, ExecutorError, Exit, Task, make_scratch, open_output
 from nunet_cli.jobs.job import OutputFile, Progress, Usage
 from nunet_cli.jobs.spec import HealthSpec, JobSpec, ServiceSpec, output_name
 from nunet_cli.orchestrator.context import Context
@@ -147,8 +148,10 @@ async def wait(ctx: Context, part: Part, restarted: Started) -> Exit:
         part.handle = ""
         await trio.sleep(service.delay)
         part.task = replace(part.task, restarts=part.task.restarts + 1)
-        part.handle = await part.executor.start(part.task)
-        await restarted(part)
+        # as the first start, not cancelled half-way
+        with trio.CancelScope(shield=True):
+            part.handle = await part.executor.start(part.task)
+            await restarted(part)
     exit_ = replace(exit_, usage=msgspec.structs.replace(exit_.usage, restarts=part.task.restarts))
     # a service that was up for the whole time it was paid for has done its work
     return replace(exit_, exit_code=0, reason="") if _is_over(part, exit_) else exit_
@@ -199,7 +202,7 @@ async def _watch_health(ctx: Context, part: Part, health: HealthSpec, sick: trio
         with trio.move_on_after(health.timeout):
             try:
                 well = await part.executor.check(part.task, part.handle, health.command)
-            except NunetError as error:
+            except (NunetError, trio.TooSlowError) as error:
                 log.info("health of %s: %s", part.task.allocation_id, error)
         failures = 0 if well else failures + 1
         state = "healthy" if well else "unhealthy" if failures >= health.retries else told
@@ -217,17 +220,36 @@ async def collect(ctx: Context, part: Part, room: int) -> tuple[list[OutputFile]
     Args:
         ctx: the node's parts.
         part: the program, ended.
-        room: the bytes that the outputs may have.
+        room: the bytes that the outputs may have; they have no more than the job's disk either.
     """
-    outputs, missing, total = [], [], 0
+    outputs: list[OutputFile] = []
+    missing, total = [], 0
+    room = min(room, max(part.spec.resources.disk, 2**20))
     for item in part.spec.outputs:
-        file = output_file(part.task, item.path)
-        size = file.stat().st_size if file is not None else 0
-        if file is None or total + size > room:
+        taken = await _take_in(ctx, part.task, item.path, room - total)
+        if taken is None:
             missing.append(f"{part.name}/{item.path}" if part.name else item.path)
             continue
+        cid, size = taken
         total += size
-        cid, size = await ctx.blobs.add_file(file)
         name = output_name(item)
         outputs.append(OutputFile(f"{part.name}/{name}" if part.name else name, cid, size))
     return outputs, missing
+
+
+async def _take_in(ctx: Context, task: Task, path: str, room: int) -> tuple[str, int] | None:
+    """Keep an output as a blob; None where there is no such file, or it has more bytes than there is room.
+
+    A file with holes has the bytes that reading it gives, however few the disk has.
+    """
+    descriptor = await ctx.blocking(open_output, task, path)
+    if descriptor is None:
+        return None
+    try:
+        if os.fstat(descriptor).st_size > room:
+            return None
+        # the file that was looked at, whatever its name leads to by now
+        cid, size = await ctx.blobs.add_file(Path(f"/dev/fd/{descriptor}"))
+        return (cid, size) if size <= room else None
+    finally:
+        os.close(descriptor)

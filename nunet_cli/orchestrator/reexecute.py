@@ -9,9 +9,10 @@ from msgspec import structs
 
 from nunet_cli import units
 from nunet_cli.errors import ContractError, PeerError
+from nunet_cli.executor.files import remove_folder
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.job import Result
-from nunet_cli.orchestrator.allocation import make_parts, remove_folder, result_of
+from nunet_cli.orchestrator.allocation import make_parts, result_of
 from nunet_cli.orchestrator.context import Context
 from nunet_cli.orchestrator.part import Part, prepare, start
 from nunet_cli.orchestrator.pod import run_pod, run_single

@@ -1,12 +1,13 @@
 """One screen that says how the node is and what to do next, and what keeps it from working."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nunet_cli.executor import process
+from nunet_cli.node.doctor import diagnose
 from tests.conftest import Processes, nunet, wait_until
 
 
@@ -67,7 +68,15 @@ def test_status_says_what_goes_on_and_what_it_earned(processes: Processes, tmp_p
     assert {found[name]["state"] for name in ("peers", "contract-database", "oracle", "listening", "node")} == {"ok"}
 
 
-def test_doctor_names_what_is_wrong_and_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_says_how_to_get_a_sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "find_bubblewrap", lambda: None)
+    (tmp_path / "config.toml").write_text('[executor.process]\nforeign = "sandboxed"\n')
+    found = {finding.check: finding for finding in diagnose(tmp_path, tmp_path / "config.toml", None, None)}
+    assert found["sandbox"].state == "problem"
+    assert "bubblewrap" in found["sandbox"].hint
+
+
+def test_doctor_names_what_is_wrong_and_what_to_do(tmp_path: Path) -> None:
     home = tmp_path / "h"
     found = doctor(home)
     assert (found["key"]["state"], found["node"]["state"]) == ("ok", "warning")
@@ -78,13 +87,10 @@ def test_doctor_names_what_is_wrong_and_what_to_do(tmp_path: Path, monkeypatch: 
     (home / "identity.json").chmod(0o644)
     home.chmod(0o755)
     (home / "store.db").write_bytes(b"not a database at all" * 100)
-    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))  # no bubblewrap, no docker
     found = doctor(home, code=3)
     assert found["home"]["hint"] == f"run: chmod 700 {home}"
     assert found["key"]["hint"] == f"run: chmod 600 {home / 'identity.json'}"
     assert found["store"]["state"] == "problem"
-    assert found["sandbox"]["state"] == "problem"
-    assert "bubblewrap" in found["sandbox"]["hint"]
     (home / "config.toml").write_text("network = 5\n")
     assert doctor(home, code=3)["configuration"]["state"] == "problem"
     text = nunet("doctor", home=home, check=False)

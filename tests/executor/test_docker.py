@@ -1,5 +1,6 @@
 """The docker executor against a real Docker Engine, with an image made from busybox."""
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import trio
 from msgspec import structs
 
 from nunet_cli.config import DockerConfig
-from nunet_cli.executor.base import ExecutorError, Exit, Task, make_scratch, output_file
+from nunet_cli.executor.base import ExecutorError, Exit, Task, make_scratch, open_output
 from nunet_cli.executor.docker import DockerExecutor
 from nunet_cli.jobs.capability import Cpu, Resources
 from nunet_cli.jobs.spec import ExecutorSpec
@@ -54,6 +55,13 @@ async def run(job: Task, executor: DockerExecutor | None = None) -> Exit:
             await executor.cleanup(job, handle)
 
 
+def read(job: Task, path: str) -> str:
+    made = open_output(job, path)
+    assert made is not None
+    with os.fdopen(made) as file:
+        return file.read()
+
+
 async def test_image_command_output_and_exit_code(tmp_path: Path, image: str) -> None:
     job = task(tmp_path, "sh", "-c", "sort in > out; cat out; echo bad >&2; id -u; exit 4")
     ended = await run(job)
@@ -61,9 +69,7 @@ async def test_image_command_output_and_exit_code(tmp_path: Path, image: str) ->
     assert job.stdout.read_text().startswith("a\nb\n")
     assert job.stdout.read_text().split()[-1] != "0"
     assert job.stderr.read_text() == "bad\n"
-    made = output_file(job, "out")
-    assert made is not None
-    assert made.read_text() == "a\nb\n"
+    assert read(job, "out") == "a\nb\n"
 
 
 async def test_no_network_and_nothing_to_write_but_the_jobs_own_folder(tmp_path: Path, image: str) -> None:
@@ -71,7 +77,7 @@ async def test_no_network_and_nothing_to_write_but_the_jobs_own_folder(tmp_path:
     assert (await run(job)).exit_code == 0
     assert job.stdout.read_text().split() == ["lo", "fine"]
     assert "Read-only" in job.stderr.read_text()
-    assert (job.work / "in").read_text() == "b\na\n"
+    assert read(job, "in") == "b\na\n"
 
 
 async def test_memory_over_the_limit_ends_the_job(tmp_path: Path, image: str) -> None:
@@ -94,6 +100,57 @@ async def test_a_restarted_node_finds_its_container(tmp_path: Path, image: str) 
     assert ended.exit_code == 0
     assert job.stdout.read_text() == "survived\n"
     assert not await later.attach(job, handle)
+
+
+async def test_a_link_that_the_job_left_is_not_mounted_at_its_next_start(tmp_path: Path, image: str) -> None:
+    """The engine is root's, and would follow it: a service that was started again had any folder of the host."""
+    (tmp_path / "host").mkdir()
+    (tmp_path / "host" / "secret").write_text("key")
+    source = tmp_path / "source"
+    source.write_text("given\n")
+    swap = f"mv data away; mkdir data; ln -s {tmp_path}/host data/x; ls -l data/x"
+    first = replace(task(tmp_path, "sh", "-c", swap), inputs=("data/x",))
+    make_scratch(first, {"data/x": source})
+    await run(first)
+    assert "->" in first.stdout.read_text()
+    second = replace(first, restarts=1, spec=structs.replace(first.spec, command=("cat", "data/x/secret", "data/x")))
+    with contextlib.suppress(ExecutorError):
+        await run(second)
+    assert "key" not in second.stdout.read_text()
+
+
+async def test_an_input_is_what_was_given_at_every_start(tmp_path: Path, image: str) -> None:
+    job = task(tmp_path, "sh", "-c", "cat in; rm -f in; mv in x; echo changed > in")
+    await run(job)
+    await run(replace(job, restarts=1))
+    assert job.stdout.read_text() == "b\na\nb\na\n"
+    assert read(job, "in") == "b\na\n"
+
+
+async def test_a_folder_in_memory_has_no_more_room_than_the_memory(tmp_path: Path, image: str) -> None:
+    job = task(tmp_path, "sh", "-c", "df -k /tmp /dev/shm | awk 'NR > 1 {print $2}'")
+    job = replace(job, resources=structs.replace(job.resources, disk=512 * MIB))
+    await run(job)
+    sizes = [int(size) * 1024 for size in job.stdout.read_text().split()]
+    assert len(sizes) == 2
+    assert max(sizes) <= 32 * MIB
+
+
+async def test_a_health_check_is_run_once_at_a_time_and_its_output_is_not_read(tmp_path: Path, image: str) -> None:
+    job = task(tmp_path, "sleep", "30")
+    executor = DockerExecutor(DockerConfig())
+    handle = await executor.start(job)
+    try:
+        with trio.fail_after(20):
+            assert await executor.check(job, handle, ("sh", "-c", "yes | head -c 50000000"))
+            assert not await executor.check(job, handle, ("sh", "-c", "exit 3"))
+        with trio.move_on_after(1):
+            await executor.check(job, handle, ("sh", "-c", "echo one >> begun; sleep 20"))
+        with trio.fail_after(5):
+            assert not await executor.check(job, handle, ("sh", "-c", "echo two >> begun"))
+        assert (job.work / "begun").read_text() == "one\n"
+    finally:
+        await executor.cleanup(job, handle)
 
 
 async def test_an_entrypoint_stands_before_the_command(tmp_path: Path, image: str) -> None:

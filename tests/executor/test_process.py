@@ -4,7 +4,7 @@ import psutil
 import pytest
 import trio
 
-from nunet_cli.executor.base import ExecutorError, Exit, Task, make_scratch, output_file
+from nunet_cli.executor.base import ExecutorError, Exit, Task, make_scratch, open_output
 from nunet_cli.executor.process import ProcessExecutor
 from nunet_cli.jobs.capability import Cpu, Resources
 from nunet_cli.jobs.spec import ExecutorSpec
@@ -45,7 +45,7 @@ async def test_output_exit_code_and_environment(tmp_path: Path, sandbox: bool) -
     assert (ended.exit_code, ended.reason) == (3, "")
     assert job.stdout.read_text() == "hello\n"
     assert job.stderr.read_text() == "bad\n"
-    assert output_file(job, "made") is not None
+    assert open_output(job, "made") is not None
 
 
 async def test_nothing_of_the_nodes_environment_gets_in(
@@ -104,7 +104,7 @@ async def test_a_log_over_its_limit_is_cut_and_the_job_goes_on(tmp_path: Path) -
     assert (await run(job)).exit_code == 0
     assert job.stdout.stat().st_size < 5000
     assert "over its limit" in job.stdout.read_text()
-    assert output_file(job, "done")
+    assert open_output(job, "done")
 
 
 async def test_stop_ends_the_whole_family(tmp_path: Path, sandbox: bool) -> None:
@@ -127,16 +127,17 @@ async def test_stop_ends_the_whole_family(tmp_path: Path, sandbox: bool) -> None
     _, alive = psutil.wait_procs(family, timeout=5)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
     assert ended[0].exit_code not in (0, None)
+    await executor.cleanup(job, handle)
 
 
 async def test_links_that_the_job_made_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("key")
     job = task(tmp_path, "sh", "-c", f"ln -s {tmp_path}/secret out; ln -s {tmp_path} folder; mkdir sub; echo a > sub/a")
     await run(job)
-    assert output_file(job, "out") is None
-    assert output_file(job, "folder/secret") is None
-    assert output_file(job, "../secret") is None
-    assert output_file(job, "sub/a") is not None
+    assert open_output(job, "out") is None
+    assert open_output(job, "folder/secret") is None
+    assert open_output(job, "../secret") is None
+    assert open_output(job, "sub/a") is not None
 
 
 async def test_a_job_that_needs_a_sandbox_is_refused_where_there_is_none(tmp_path: Path) -> None:

@@ -1,0 +1,154 @@
+"""Files that a job can rename, link and change while they are looked at: reached by descriptor, no link followed."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+
+log = logging.getLogger("nunet.executor.files")
+
+MAX_DEPTH = 100
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# a pipe of the job's making is not waited for
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+def open_folder(root: Path, relative: str = "") -> int:
+    """Return a descriptor of a folder below a folder of ours.
+
+    Raises:
+        OSError: it is not there, or a link is on the way.
+    """
+    here = os.open(root, _FOLDER)
+    for part in PurePosixPath(relative).parts:
+        try:
+            if part == "..":
+                raise NotADirectoryError(relative)
+            deeper = os.open(part, _FOLDER, dir_fd=here)
+        finally:
+            os.close(here)
+        here = deeper
+    return here
+
+
+def open_file(root: Path, relative: str) -> int:
+    """Return a descriptor of a regular file below a folder of ours.
+
+    Raises:
+        OSError: it is not there, no regular file, or a link is at the end or on the way.
+    """
+    path = PurePosixPath(relative)
+    folder = open_folder(root, str(path.parent))
+    try:
+        descriptor = os.open(path.name, _FILE, dir_fd=folder)
+    finally:
+        os.close(folder)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FileNotFoundError(relative)
+    return descriptor
+
+
+def folder_size(folder: Path, limit: int) -> int:
+    """Return the bytes in a folder; stops counting once `limit` is passed.
+
+    Folders more than `MAX_DEPTH` deep count as past the limit: what cannot be looked at cannot be let grow.
+    """
+    total = 0
+    stack: list[tuple[int, list[str]]] = []
+    try:
+        with suppress(OSError):
+            stack.append((os.open(folder, _FOLDER), []))
+            total += _look(*stack[-1], limit)
+        while stack and total <= limit:
+            descriptor, folders = stack[-1]
+            if not folders:
+                os.close(stack.pop()[0])
+                continue
+            if len(stack) > MAX_DEPTH:
+                return limit + 1
+            with suppress(OSError):
+                stack.append((os.open(folders.pop(), _FOLDER, dir_fd=descriptor), []))
+                total += _look(*stack[-1], limit - total)
+    finally:
+        for descriptor, _ in stack:
+            os.close(descriptor)
+    return total
+
+
+def _look(descriptor: int, folders: list[str], limit: int) -> int:
+    """Return the bytes of what stands in one folder, and note the folders in it."""
+    total = 0
+    with os.scandir(descriptor) as entries:
+        for entry in entries:
+            try:
+                found = entry.stat(follow_symlinks=False)
+            except OSError:
+                continue
+            total += found.st_blocks * 512
+            if stat.S_ISDIR(found.st_mode):
+                folders.append(entry.name)
+            if total > limit:
+                break
+    return total
+
+
+def give_folder(folder: Path, user: int) -> None:
+    """Give the folders of a working folder to the job's user; the files in it stay ours, to be read only."""
+    for _, _, _, descriptor in os.fwalk(folder, follow_symlinks=False):
+        os.fchown(descriptor, user, user)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder of a job that has ended, however deep it is and whatever modes its folders have."""
+    try:
+        root = os.open(folder, _FOLDER)
+    except OSError:
+        return
+    try:
+        names = itertools.count()
+        waiting = _empty(root, root, names)
+        while waiting:
+            name = waiting.pop()
+            with suppress(OSError):
+                _open_up(name, root)
+                descriptor = os.open(name, _FOLDER, dir_fd=root)
+                try:
+                    waiting += _empty(descriptor, root, names)
+                finally:
+                    os.close(descriptor)
+                os.rmdir(name, dir_fd=root)
+    finally:
+        os.close(root)
+    try:
+        folder.rmdir()
+    except OSError as error:
+        log.warning("%s could not be removed: %s", folder, error)
+
+
+def _empty(folder: int, root: int, names: itertools.count[int]) -> list[str]:
+    """Remove the files of a folder, and move its folders up to the root, so that no depth is ever walked."""
+    moved = []
+    for entry in os.listdir(folder):
+        try:
+            if not stat.S_ISDIR(os.stat(entry, dir_fd=folder, follow_symlinks=False).st_mode):
+                os.unlink(entry, dir_fd=folder)
+                continue
+            _open_up(entry, folder)
+            name = f".removed-{os.getpid()}-{next(names)}"
+            os.rename(entry, name, src_dir_fd=folder, dst_dir_fd=root)
+            moved.append(name)
+        except OSError:
+            continue
+    return moved
+
+
+def _open_up(name: str, folder: int) -> None:
+    """Let the owner into a folder that a job closed; nothing of the job runs that could put a link there."""
+    found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    if stat.S_ISDIR(found.st_mode) and found.st_mode & 0o700 != 0o700:
+        os.chmod(name, 0o700, dir_fd=folder)

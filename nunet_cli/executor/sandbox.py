@@ -1,0 +1,132 @@
+"""The sandbox of a command: what bubblewrap is told, as whom it runs, and whether it works here.
+
+Nothing of the job reaches bubblewrap but through a descriptor, as the environment that it sets inside; the first
+program inside is a gate of ours, which lets the command begin once the node holds the sandbox by a descriptor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pwd
+import sys
+import tempfile
+from pathlib import Path
+
+from nunet_cli.executor.base import ExecutorError, Task
+
+JOB = "/job"
+INSIDE_USER = 65534
+PROBE_SECONDS = 10
+# as of systemd's list of user ids, these are nobody's
+FIRST_USER, USERS = 0x70000000, 2**27
+SYSTEM_PATH = ("/usr/local/bin", "/usr/bin", "/bin")
+OUTSIDE = {"PATH": os.pathsep.join(SYSTEM_PATH), "LANG": "C.UTF-8"}
+GATE, INFO, ARGUMENTS = 3, 4, 5
+_GATE = f'echo >&{GATE} && read -r _ <&{GATE} && exec {GATE}>&- && exec "$@"; exit 126'
+_SYSTEM_FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/alternatives", "/etc/ld.so.cache")
+_KERNEL = ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs", "/proc/acpi", "/proc/scsi")
+
+
+def find_bubblewrap() -> str | None:
+    """Return where bubblewrap is, in the system's own folders and nowhere else."""
+    for folder in SYSTEM_PATH:
+        if os.access(f"{folder}/bwrap", os.X_OK):
+            return f"{folder}/bwrap"
+    return None
+
+
+def job_user(key: str) -> int | None:
+    """Return the user that a job's sandbox runs as: one of the job's own under a node of root's, else None, its own."""
+    if os.geteuid() != 0:
+        return None
+    ranges = [(0, 2**32)]
+    if sys.platform == "linux":
+        rows = [line.split() for line in Path("/proc/self/uid_map").read_text().splitlines()]
+        ranges = [(int(first), int(count)) for first, _, count in rows]
+    number = FIRST_USER + int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % USERS
+    while _is_known(number):
+        number += 1
+    if any(first <= number < first + count for first, count in ranges):
+        return number
+    # a container with few users
+    return INSIDE_USER if any(first <= INSIDE_USER < first + count for first, count in ranges) else None
+
+
+def _is_known(number: int) -> bool:
+    try:
+        pwd.getpwuid(number)
+    except KeyError:
+        return False
+    return True
+
+
+def programs() -> list[str]:
+    """Return the folders of this Python, which jobs may use, where they are not the system's."""
+    return [path for path in dict.fromkeys((sys.prefix, sys.base_prefix)) if path not in ("/", "/usr")]
+
+
+def stage(work: Path) -> dict[str, str]:
+    """Return what a user without rights cannot reach by itself: name → folder."""
+    return {"work": str(work), **{f"programs-{number}": path for number, path in enumerate(programs())}}
+
+
+def arguments(task: Task, environment: dict[str, str], *, staged: bool) -> list[str]:
+    """Return bubblewrap's arguments for a job, to be read from a descriptor.
+
+    Args:
+        task: the job.
+        environment: what the command gets.
+        staged: the job's folder and our programs are on the launcher's stage.
+
+    Raises:
+        ExecutorError: a text of the job's cannot be handed over.
+    """
+    size = str(max(task.resources.memory, 2**20))
+    found = ["--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"]
+    found += ["--uid", str(INSIDE_USER), "--gid", str(INSIDE_USER), "--hostname", "job", "--proc", "/proc"]
+    for path in _KERNEL:
+        found += ["--ro-bind-try", path, path]
+    found += ["--dev", "/dev", "--perms", "1777", "--size", size, "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
+    found += ["--perms", "1777", "--size", size, "--tmpfs", "/tmp"]
+    for folder in _SYSTEM_FOLDERS:
+        found += ["--ro-bind-try", folder, folder]
+    for number, folder in enumerate(programs()):
+        found += ["--ro-bind-try", f"/tmp/programs-{number}" if staged else folder, folder]
+    found += ["--bind", "/tmp/work" if staged else str(task.work), JOB, "--remount-ro", "/"]
+    found += ["--chdir", f"{JOB}/{task.spec.workdir}".rstrip("/"), "--clearenv"]
+    for name, value in environment.items():
+        found += ["--setenv", name, value]
+    return found
+
+
+def check_texts(task: Task) -> None:
+    """Refuse what no program can be given; a zero byte would end one argument and begin another.
+
+    Raises:
+        ExecutorError: there is such a text.
+    """
+    names = list(task.spec.env)
+    texts = [*names, *task.spec.env.values(), *task.spec.command, task.spec.workdir]
+    if any("\0" in text for text in texts) or any("=" in name or not name for name in names):
+        raise ExecutorError("the environment or the command has a character that cannot be in it", code="bad_text")
+
+
+def command(bubblewrap: str, inside: tuple[str, ...]) -> list[str]:
+    """Return the command line of a sandbox whose arguments come from a descriptor."""
+    outside = [bubblewrap, "--args", str(ARGUMENTS), "--info-fd", str(INFO)]
+    return [*outside, "--", "/bin/sh", "-c", _GATE, "job", *inside]
+
+
+def sealed(data: bytes) -> int:
+    """Return a descriptor of a file without a name that holds these bytes, to be read from its start."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("nunet")
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
