@@ -55,9 +55,9 @@ class DockerExecutor:
             return Probe(False, "off in the configuration")
         try:
             version = await self._call(lambda: self._engine().version()["Version"], timeout=PROBE_TIMEOUT)
-        except (ExecutorError, trio.TooSlowError) as error:
+        except ExecutorError as error:
             self._client = None
-            return Probe(False, str(error) or "the engine does not answer")
+            return Probe(False, str(error))
         return Probe(True, f"Docker Engine {version}")
 
     async def refusal(self, image: str) -> str:
@@ -76,8 +76,8 @@ class DockerExecutor:
 
         try:
             return await self._call(look, timeout=PROBE_TIMEOUT)
-        except (ExecutorError, trio.TooSlowError) as error:
-            return str(error) or "the engine does not answer"
+        except ExecutorError as error:
+            return str(error)
 
     async def prepare(self, task: Task) -> None:
         """Check a stranger's image against the allow-list, and pull it if it is not here and pulling is allowed."""
@@ -198,11 +198,16 @@ class DockerExecutor:
             with path.open("ab" if task.restarts else "wb", buffering=0) as file:
                 for chunk in stream:
                     if kept < task.max_log:
-                        file.write(chunk[: task.max_log - kept])
+                        try:
+                            file.write(chunk[: task.max_log - kept])
+                        except OSError as error:
+                            raise ExecutorError(f"the log cannot be kept: {error}") from None
                         kept += len(chunk)
 
         try:
             await trio.to_thread.run_sync(copy, limiter=self._limiter, abandon_on_cancel=True)
+        except ExecutorError:
+            raise
         except Exception as error:
             # the SDK passes on whatever its HTTP library raises when the engine goes away; the state decides
             log.warning("the logs of %s were cut: %s", handle[:12], error)
@@ -310,8 +315,9 @@ class DockerExecutor:
                 # the SDK lets errors of requests and urllib3 through as well as its own
                 raise ExecutorError(f"Docker Engine: {error}") from None
 
-        with trio.fail_after(timeout):
+        with trio.move_on_after(timeout):
             return await trio.to_thread.run_sync(run, limiter=self._limiter, abandon_on_cancel=True)
+        raise ExecutorError("the Docker Engine does not answer")
 
 
 def is_allowed(config: DockerConfig, image: str) -> bool:

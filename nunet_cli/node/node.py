@@ -39,7 +39,6 @@ from nunet_cli.node.capability import CapabilityAccounting
 from nunet_cli.node.monitor import Monitor
 from nunet_cli.node.onboarding import OnboardOptions, keep_offer, plan_onboarding
 from nunet_cli.orchestrator import (
-    allocation,
     bid,
     cancel,
     closing,
@@ -49,6 +48,7 @@ from nunet_cli.orchestrator import (
     invoke,
     match,
     orchestrate,
+    recover,
     request,
     select,
     settle,
@@ -127,7 +127,7 @@ class Node:
             self._discovery = Discovery(ctx.identity, ctx.transport.network_id, address, self._on_discovered)
             run_discovery = partial(self._discovery.run, ctx.topics.roles, self._is_announced)
             self._repeat(0, "discovery", run_discovery)
-        await self.supervisor.watch("recovering allocations", allocation.recover_allocations, ctx)
+        await self.supervisor.watch("recovering allocations", recover.recover_allocations, ctx)
         for name, step in self._housekeeping():
             self._repeat(HOUSEKEEPING_INTERVAL, name, step)
         self._repeat(PROBE_INTERVAL, "probing the executors", self.probe_executors)

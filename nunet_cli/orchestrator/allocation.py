@@ -6,8 +6,8 @@ The messages of the stage, and the requester's half, are in `execute`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -37,6 +37,7 @@ log = logging.getLogger("nunet.allocation")
 
 RESULT_LIFETIME = 14 * 86400
 PROGRESS_INTERVAL = 0.25
+END_PAUSE, MAX_END_PAUSE = 1.0, 60.0
 JOB_FAULTS = {"no_workdir", "inputs_too_large", "bad_text"}
 
 
@@ -66,16 +67,23 @@ class AllocationActor(Actor):
         """Return what all its programs have used so far, and how long the machine has been held for them."""
         total = Usage()
         for part in self.parts:
-            total = add_usage(total, await part.usage())
+            try:
+                total = add_usage(total, await part.usage())
+            except Exception as error:
+                log.warning("what %s used is not known: %s", part.task.allocation_id, error)
         first = min((part.started_at for part in self.parts if part.started_at), default="")
         restarts = sum(part.task.restarts for part in self.parts)
         return msgspec.structs.replace(total, wall_seconds=held(first, units.utc_now()), restarts=restarts)
 
-    async def stop(self) -> None:
-        """End every program; once it returns, nothing of them runs."""
+    async def stop(self, *types: str) -> None:
+        """End every program, or those of some executors; what cannot be ended is said, and keeps no other from it."""
         for part in self.parts:
-            if part.handle:
-                await part.executor.stop(part.task, part.handle)
+            if part.handle and (not types or part.task.spec.type in types):
+                try:
+                    await part.executor.stop(part.task, part.handle)
+                except Exception as error:
+                    # an engine says what it likes
+                    log.warning("%s cannot be stopped: %s", part.task.allocation_id, error)
 
 
 def held(started_at: str, ended_at: str) -> float:
@@ -96,43 +104,54 @@ async def run_allocation(ctx: Context, allocation_id: str, *, attached: bool = F
     contract = ctx.store.find("contracts", row["contract_id"])
     assert contract is not None
     spec = decode_spec(contract["spec"])
-    actor = ctx.running[allocation_id] = AllocationActor(allocation_id, make_parts(ctx, row, spec))
+    try:
+        parts = make_parts(ctx, row, spec)
+    except NunetError as error:
+        await _end(ctx, [], row, failed_result(row, row["started_at"], error.code, error.message, fault="provider"))
+        return
+    actor = ctx.running[allocation_id] = AllocationActor(allocation_id, parts)
+    result: Result | None = None
     over = False
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(actor.run_mailbox)
-            with actor.scope:
-                await _run_safely(ctx, actor, row, spec, attached=attached)
-            if actor.cancelled:
+            try:
+                with actor.scope:
+                    result = await _run(ctx, actor, row, spec, attached=attached)
+            except Exception as error:
+                # an engine that goes away, a full disk: the requester is told, and the node goes on
+                log.exception("allocation %s failed", allocation_id)
                 with trio.CancelScope(shield=True):
-                    await _end_cancelled(ctx, actor, row, spec)
+                    await actor.stop()
+                result = _broken(row, error)
+            with trio.CancelScope(shield=True):
+                ended = result or await _called_off(ctx, actor, row, spec)
+            await _end(ctx, actor.parts, row, ended)
             over = True
             nursery.cancel_scope.cancel()
     finally:
         with trio.move_on_after(10) as patience:
             patience.shield = True
             # the node stops: a process goes with it, a container stays and is found again
-            for part in actor.parts if not over else ():
-                if part.task.spec.type == "process" and part.handle:
-                    await part.executor.stop(part.task, part.handle)
+            if not over:
+                await actor.stop("process")
         ctx.running.pop(allocation_id, None)
         actor.ended.set()
 
 
-async def _run_safely(
-    ctx: Context, actor: AllocationActor, row: dict[str, Any], spec: JobSpec, *, attached: bool
-) -> None:
-    try:
-        await _run(ctx, actor, row, spec, attached=attached)
-    except Exception as error:
-        # an engine that goes away, a full disk: the requester is told, and the node goes on
-        log.exception("allocation %s failed", row["id"])
-        with trio.CancelScope(shield=True):
-            await _end_broken(ctx, actor, row, error)
+def _broken(row: dict[str, Any], error: Exception) -> Result:
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    message = f"the provider could not go on: {error}"
+    return failed_result(row, row["started_at"], "provider_error", message, fault="provider")
 
 
 def make_parts(ctx: Context, row: dict[str, Any], spec: JobSpec) -> list[Part]:
-    """Return the programs of an allocation, with the handles of those that were started."""
+    """Return the programs of an allocation, with the handles of those that were started.
+
+    Raises:
+        ExecutorError: the node has no such executor any more.
+    """
     found = [make_part(ctx, row, child, child.name) for child in spec.children] or [make_part(ctx, row, spec)]
     handles = row.get("handles", {})
     for part in found:
@@ -140,7 +159,11 @@ def make_parts(ctx: Context, row: dict[str, Any], spec: JobSpec) -> list[Part]:
     return found
 
 
-async def _run(ctx: Context, actor: AllocationActor, row: dict[str, Any], spec: JobSpec, *, attached: bool) -> None:
+async def _run(
+    ctx: Context, actor: AllocationActor, row: dict[str, Any], spec: JobSpec, *, attached: bool
+) -> Result | None:
+    """Run the programs and return the result; None when the requester called them off."""
+
     async def started(part: Part) -> None:
         row["started_at"] = row["started_at"] or part.started_at
         row["handles"] = {**row.get("handles", {}), part.name: part.handle}
@@ -169,12 +192,12 @@ async def _run(ctx: Context, actor: AllocationActor, row: dict[str, Any], spec: 
         log.warning("allocation %s could not start: %s", row["id"], error)
         code = error.code if isinstance(error, NunetError) else "executor_error"
         fault = "job" if code in JOB_FAULTS else "provider"
-        await _finish(ctx, actor, row, _failure(row, row["started_at"], code, str(error), fault=fault))
-        return
-    if actor.cancelled:
-        return
-    with trio.CancelScope(shield=True):
-        await _finish(ctx, actor, row, await result_of(ctx, row, ended))
+        return failed_result(row, row["started_at"], code, str(error), fault=fault)
+    result: Result | None = None
+    if not actor.cancelled:
+        with trio.CancelScope(shield=True):
+            result = await result_of(ctx, row, ended)
+    return result
 
 
 async def _beating(
@@ -215,14 +238,23 @@ async def _note_started(ctx: Context, row: dict[str, Any]) -> None:
 async def _beat(ctx: Context, actor: AllocationActor, row: dict[str, Any]) -> None:
     """Tell how far the start has come, and once something runs, that it does."""
     while not actor.began.is_set():
-        with suppress(NunetError, trio.TooSlowError):
+        with _heard("progress", row):
             await _tell_progress(ctx, actor, row)
         with trio.move_on_after(PROGRESS_INTERVAL):
             await actor.began.wait()
     while True:
-        with suppress(NunetError, trio.TooSlowError):
+        with _heard("a sign of life", row):
             await job_update(ctx, actor, row)
         await trio.sleep(ctx.config.limits.heartbeat)
+
+
+@contextmanager
+def _heard(what: str, row: dict[str, Any]) -> Iterator[None]:
+    """Go on when news could not be sent: the next one will be."""
+    try:
+        yield
+    except Exception as error:
+        log.debug("%s of allocation %s was not sent: %s", what, row["id"], error)
 
 
 async def _tell_progress(ctx: Context, actor: AllocationActor, row: dict[str, Any]) -> None:
@@ -287,9 +319,10 @@ def _is_paid_per_result(ctx: Context, row: dict[str, Any]) -> bool:
     return text.payment == "escrow" and not text.terms.price.time_unit
 
 
-def _failure(
+def failed_result(
     row: dict[str, Any], started_at: str, reason: str, message: str, *, fault: Any, state: Any = "failed"
 ) -> Result:
+    """Return the result of an allocation that came to no end of its own, and whose `fault` that is."""
     return Result(
         job_id=row["job_id"], contract_id=row["contract_id"], allocation_id=row["id"], state=state, exit_code=None,
         started_at=started_at or units.utc_now(), ended_at=units.utc_now(), reason=reason, message=message[:4000],
@@ -297,43 +330,59 @@ def _failure(
     )  # fmt: skip
 
 
-async def _end_broken(ctx: Context, actor: AllocationActor, row: dict[str, Any], error: Exception) -> None:
-    with suppress(NunetError, trio.TooSlowError):
+async def _called_off(ctx: Context, actor: AllocationActor, row: dict[str, Any], spec: JobSpec) -> Result:
+    """End the programs for the requester, and return the result."""
+    try:
+        usage = await actor.usage()
         await actor.stop()
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    message = f"the provider could not go on: {error}"
-    try:
-        await _finish(ctx, actor, row, _failure(row, row["started_at"], "provider_error", message, fault="provider"))
-    except Exception:
-        # found again, and reported, when the node starts the next time
-        log.exception("the end of allocation %s could not be recorded", row["id"])
-
-
-async def _end_cancelled(ctx: Context, actor: AllocationActor, row: dict[str, Any], spec: JobSpec) -> None:
-    usage = await actor.usage()
-    await actor.stop()
-    if spec.type == "service" and row["started_at"]:
-        # to be stopped is how a service ends well
-        outputs, missing = await collect(ctx, actor.parts[0], ctx.config.limits.output_size)
-        ended = Ended(Exit(0, usage), outputs, missing)
-        await _finish(ctx, actor, row, await result_of(ctx, row, ended))
-        return
+        if spec.type == "service" and row["started_at"]:
+            # to be stopped is how a service ends well
+            outputs, missing = await collect(ctx, actor.parts[0], ctx.config.limits.output_size)
+            return await result_of(ctx, row, Ended(Exit(0, usage), outputs, missing))
+    except Exception as error:
+        log.exception("allocation %s could not be ended well", row["id"])
+        await actor.stop()
+        return _broken(row, error)
     started_at = row["started_at"] or units.utc_now()
-    result = _failure(row, started_at, "cancelled", "called off by the requester", fault="", state="cancelled")
-    await _finish(ctx, actor, row, msgspec.structs.replace(result, usage=usage))
+    result = failed_result(row, started_at, "cancelled", "called off by the requester", fault="", state="cancelled")
+    return msgspec.structs.replace(result, usage=usage)
 
 
-async def _finish(ctx: Context, actor: AllocationActor, row: dict[str, Any], result: Result) -> None:
-    """Sign the result; keep it, free the capability and queue the news in one change; then clean up."""
-    await finish_allocation(ctx, row, result)
-    try:
-        for part in actor.parts:
-            if part.handle:
+async def _end(ctx: Context, parts: list[Part], row: dict[str, Any], result: Result) -> None:
+    """Sign the result; keep it, free the capability and queue the news in one change; then clean up.
+
+    Where that cannot be kept, as on a full disk, what the job left is removed first, and it is tried again until it
+    can: nothing but this allocation waits for it.
+    """
+    pause, clean = END_PAUSE, False
+    while True:
+        with trio.CancelScope(shield=True):
+            try:
+                await finish_allocation(ctx, row, result)
+                break
+            except Exception:
+                log.exception("the end of allocation %s cannot be kept; it is tried again", row["id"])
+                if not clean:
+                    await _clean_up(ctx, parts, row)
+                clean = True
+        await trio.sleep(pause)
+        pause = min(pause * 2, MAX_END_PAUSE)
+    if not clean:
+        with trio.CancelScope(shield=True):
+            await _clean_up(ctx, parts, row)
+
+
+async def _clean_up(ctx: Context, parts: list[Part], row: dict[str, Any]) -> None:
+    for part in parts:
+        if part.handle:
+            try:
                 await part.executor.cleanup(part.task, part.handle)
+            except Exception as error:
+                log.warning("cleaning up after %s: %s", row["id"], error)
+    try:
         await ctx.blocking(remove_folder, ctx.home / "allocations" / row["id"])
-    except (NunetError, trio.TooSlowError) as error:
-        log.warning("cleaning up after %s: %s", row["id"], error)
+    except Exception as error:
+        log.warning("removing the folder of %s: %s", row["id"], error)
 
 
 async def finish_allocation(ctx: Context, row: dict[str, Any], result: Result) -> Document:
@@ -397,41 +446,5 @@ def _set_allocation(t: Transaction, allocation_id: str, state: str, fields: dict
 def nothing_done(ctx: Context, contract: dict[str, Any]) -> Document:
     """Return the signed result of a contract that was called off before its invocation."""
     row = {"job_id": contract["job_id"], "contract_id": contract["id"], "id": ""}
-    result = _failure(row, "", "cancelled", "called off before it was started", fault="", state="cancelled")
+    result = failed_result(row, "", "cancelled", "called off before it was started", fault="", state="cancelled")
     return make_document(result).sign(ctx.identity, PROVIDER)
-
-
-async def recover_allocations(ctx: Context) -> None:
-    """After a restart: go on with what still runs, start what never did, and report what was lost."""
-    for row in ctx.store.table("allocations").all():
-        if row["state"] in ALLOCATION_ENDS:
-            continue
-        contract = ctx.store.find("contracts", row["contract_id"])
-        assert contract is not None
-        if row["state"] == "created":
-            ctx.supervisor.start_soon(ctx.nursery, "allocation", run_allocation, ctx, row["id"])
-            continue
-        spec = decode_spec(contract["spec"])
-        parts = make_parts(ctx, row, spec)
-        alive = False
-        try:
-            found = [part for part in parts if part.handle and await part.executor.attach(part.task, part.handle)]
-            # a pod is more than its containers: its order is lost with the node, so it is ended
-            alive = bool(found) and not spec.pod
-            for part in found if spec.pod else []:
-                await part.executor.stop(part.task, part.handle)
-                await part.executor.cleanup(part.task, part.handle)
-        except (NunetError, trio.TooSlowError) as error:
-            log.warning("allocation %s cannot be looked for: %s", row["id"], error)
-        if alive:
-            await ctx.store.save_event(row["job_id"], "allocation_attached", allocation_id=row["id"])
-            ctx.supervisor.start_soon(ctx.nursery, "allocation", _run_attached, ctx, row["id"])
-        else:
-            message = "the provider was restarted while the job ran"
-            result = _failure(row, row["started_at"], "provider_restarted", message, fault="provider")
-            await finish_allocation(ctx, dict(row), result)
-            await ctx.blocking(remove_folder, ctx.home / "allocations" / row["id"])
-
-
-async def _run_attached(ctx: Context, allocation_id: str) -> None:
-    await run_allocation(ctx, allocation_id, attached=True)

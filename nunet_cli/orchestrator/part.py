@@ -62,8 +62,14 @@ def add_usage(first: Usage, second: Usage) -> Usage:
 
 
 def make_part(ctx: Context, row: dict[str, Any], spec: JobSpec, name: str = "") -> Part:
-    """Return a program of an allocation, ready to be prepared."""
+    """Return a program of an allocation, ready to be prepared.
+
+    Raises:
+        ExecutorError: the node has no such executor any more.
+    """
     assert spec.executor is not None
+    if spec.executor.type not in ctx.executors:
+        raise ExecutorError(f"the provider has no {spec.executor.type} executor any more", code="no_executor")
     process = ctx.config.executor.process
     trusted = ctx.trusts("process", row["requester"])
     has_sandbox = ctx.available_executors.get("process", "").startswith("bubblewrap")

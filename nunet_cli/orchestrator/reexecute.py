@@ -1,4 +1,8 @@
-"""Running a job again on the oracle's own machine, to compare (policy `reexecute`)."""
+"""Running a job again on the oracle's own machine, to compare (policy `reexecute`).
+
+The oracle runs only what its operator lets the job's requester run, and only what it has room for: it is onboarded, and
+the second run takes its share of the registered capability as any allocation does.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +12,24 @@ import trio
 from msgspec import structs
 
 from nunet_cli import units
+from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import ContractError, PeerError
 from nunet_cli.executor.files import remove_folder
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.job import Result
+from nunet_cli.jobs.spec import JobSpec
+from nunet_cli.jobs.tree import programs, required_capability
 from nunet_cli.orchestrator.allocation import make_parts, result_of
+from nunet_cli.orchestrator.bid import may_use
 from nunet_cli.orchestrator.context import Context
-from nunet_cli.orchestrator.part import Part, prepare, start
-from nunet_cli.orchestrator.pod import run_pod, run_single
+from nunet_cli.orchestrator.part import Part, Started, prepare, start
+from nunet_cli.orchestrator.pod import Ended, run_pod, run_single
 from nunet_cli.orchestrator.post import new_id
 from nunet_cli.tokenomics.contract import Contract, JobVerification
+
+MAX_AT_ONCE = 2
+MAX_SECONDS = 3600
+KIND = "reexecution"
 
 
 async def reexecute(ctx: Context, request: JobVerification, sender: str) -> Result:
@@ -29,34 +41,73 @@ async def reexecute(ctx: Context, request: JobVerification, sender: str) -> Resu
         sender: who asked; it has the inputs, or the other party does.
 
     Raises:
-        ContractError: this machine cannot run the job.
+        ContractError: this machine may not run the job, or the run takes too long.
+        StateError: it has no room for it.
         PeerError: nobody gives the inputs.
     """
     contract = request.contract.read(Contract)
     spec = decode_spec(request.spec)
-    kinds = {part.executor.type for part in (spec.children or (spec,)) if part.executor is not None}
-    missing = kinds - set(ctx.available_executors)
-    if missing:
-        raise ContractError(f"the oracle has no {', '.join(sorted(missing))} executor", code="no_executor")
+    await _check(ctx, spec, contract.requester)
+    # whose job it is decides what it may do here, whoever asks
     row: dict[str, Any] = {
-        "id": new_id("reexecution"), "job_id": contract.job_id, "contract_id": request.contract.cid,
-        "requester": sender, "started_at": "", "handles": {},
+        "id": new_id(KIND), "job_id": contract.job_id, "contract_id": request.contract.cid,
+        "requester": contract.requester, "started_at": "", "handles": {},
     }  # fmt: skip
-    for item in (item for part in (spec.children or (spec,)) for item in part.inputs):
-        await _fetch(ctx, (sender, contract.requester, contract.provider), item.cid, item.size)
+    await _take_room(ctx, row["id"], spec)
+    try:
+        with trio.move_on_after(MAX_SECONDS):
+            for item in (item for part in programs(spec) for item in part.inputs):
+                await _fetch(ctx, (sender, contract.requester, contract.provider), item.cid, item.size)
+            return await _run(ctx, row, spec)
+        raise ContractError(f"the oracle gives a second run no more than {MAX_SECONDS} s", code="reexecution_too_long")
+    finally:
+        with trio.CancelScope(shield=True):
+            await ctx.store.change(lambda t: ctx.accounting.release(t, row["id"]))
+
+
+async def _check(ctx: Context, spec: JobSpec, requester: str) -> None:
+    """Refuse what this oracle's operator does not let the requester run, and what is too large to fetch."""
+    if not ctx.accounting.is_onboarded():
+        raise ContractError("this oracle offers no machine to run jobs on", code="not_onboarded")
+    for part in programs(spec):
+        assert part.executor is not None
+        kind = part.executor.type
+        if kind not in ctx.available_executors:
+            raise ContractError(f"the oracle has no {kind} executor", code="no_executor")
+        if not may_use(ctx, kind, requester):
+            raise ContractError(f"the oracle does not run the requester's {kind} jobs", code="not_allowed")
+        refusal = await ctx.executors[kind].refusal(part.executor.image)
+        if refusal:
+            raise ContractError(f"the oracle does not run the job: {refusal}", code="not_allowed")
+        size = sum(item.size for item in part.inputs)
+        if size > min(ctx.config.limits.input_size, max(part.resources.disk, 2**20)):
+            raise ContractError(f"the inputs have {size} bytes, more than the job's disk", code="inputs_too_large")
+
+
+async def _take_room(ctx: Context, key: str, spec: JobSpec) -> None:
+    needs = required_capability(spec)
+
+    def change(t: Transaction) -> None:
+        if len(leftovers(t)) >= MAX_AT_ONCE:
+            raise ContractError("the oracle runs other jobs again just now", code="oracle_busy")
+        ctx.accounting.allocate(t, key, key, needs.resources, min(needs.time.max, MAX_SECONDS))
+
+    await ctx.store.change(change)
+
+
+def leftovers(source: Store | Transaction) -> list[str]:
+    """Return the second runs that hold capability; after a restart, none of them runs any more."""
+    return [str(row["id"]) for row in source.table("capabilities").all() if str(row["id"]).startswith(f"{KIND}-")]
+
+
+async def _run(ctx: Context, row: dict[str, Any], spec: JobSpec) -> Result:
     parts = make_parts(ctx, row, spec)
 
     async def started(part: Part) -> None:
         row["started_at"] = row["started_at"] or part.started_at
 
     try:
-        if spec.pod:
-            ended = await run_pod(ctx, spec, parts, started)
-        else:
-            await prepare(ctx, parts[0], {})
-            await start(parts[0])
-            await started(parts[0])
-            ended = await run_single(ctx, parts[0], started)
+        ended = await _run_parts(ctx, parts, spec, started)
         result = await result_of(ctx, {**row, "started_at": row["started_at"] or units.utc_now()}, ended)
         return structs.replace(result, allocation_id="")
     finally:
@@ -67,6 +118,15 @@ async def reexecute(ctx: Context, request: JobVerification, sender: str) -> Resu
                     await part.executor.stop(part.task, part.handle)
                     await part.executor.cleanup(part.task, part.handle)
             await ctx.blocking(remove_folder, ctx.home / "allocations" / row["id"])
+
+
+async def _run_parts(ctx: Context, parts: list[Part], spec: JobSpec, started: Started) -> Ended:
+    if spec.pod:
+        return await run_pod(ctx, spec, parts, started)
+    await prepare(ctx, parts[0], {})
+    await start(parts[0])
+    await started(parts[0])
+    return await run_single(ctx, parts[0], started)
 
 
 async def _fetch(ctx: Context, parties: tuple[str, ...], cid: str, size: int) -> None:

@@ -11,12 +11,14 @@ import pytest
 import trio
 
 from nunet_cli import units
+from nunet_cli.config import Config, ExecutorConfig, ProcessConfig
 from nunet_cli.errors import ContractError, DisputedError, JobFailedError, NunetError
 from nunet_cli.jobs.job import Result
 from nunet_cli.network.documents import Document, make_document
 from nunet_cli.node.node import Node, open_node
 from nunet_cli.node.onboarding import OnboardOptions
 from nunet_cli.orchestrator import allocation, disputes, settle
+from nunet_cli.orchestrator import reexecute as again
 from nunet_cli.orchestrator.group import outputs_of
 from nunet_cli.orchestrator.orchestrate import next_stage, orchestrate_job
 from nunet_cli.orchestrator.settle import verify_job
@@ -109,8 +111,14 @@ async def test_too_few_providers_for_the_replicas_call_the_job_off(tmp_path: Pat
         assert m.balance(m.requester) == OPENING
 
 
+def too_dear() -> OnboardOptions:
+    """For an oracle that offers its machine for second runs, and at a price at which nobody takes it."""
+    return OnboardOptions(price="1000")
+
+
 async def test_the_oracle_runs_the_job_again_and_finds_a_cheat(tmp_path: Path) -> None:
     async with open_market(tmp_path, price="1") as m:
+        await m.authority.onboard(too_dear(), None)
         (tmp_path / "in").write_text("6\n")
         text = spec("cat in > out", verify={"policy": "reexecute"}, inputs=[{"path": "in"}])
         assert (await orchestrate_job(m.requester.ctx, await m.post(text)))["state"] == "settled"
@@ -121,6 +129,55 @@ async def test_the_oracle_runs_the_job_again_and_finds_a_cheat(tmp_path: Path) -
         assert row["state"] == "refunded"
         assert m.balance(m.provider) == OPENING + units.MICRO
         assert not list((m.authority.ctx.home / "allocations").glob("*"))
+        assert not m.authority.ctx.accounting.taken(m.authority.ctx.store)
+
+
+def closed() -> Config:
+    return config(executor=ExecutorConfig(process=ProcessConfig()))
+
+
+@pytest.mark.parametrize(
+    ("authority", "onboard", "reason"),
+    [
+        (config(), None, "this oracle offers no machine to run jobs on"),
+        (closed(), too_dear(), "the oracle does not run the requester's process jobs"),
+        (config(), OnboardOptions(price="1000", memory="32MiB"), "not enough memory is left"),
+    ],
+    ids=["not-onboarded", "strangers-off", "too-large"],
+)
+async def test_the_oracle_runs_only_what_its_operator_allowed(
+    tmp_path: Path, authority: Config, onboard: OnboardOptions | None, reason: str
+) -> None:
+    """Two strangers without money could have any command run on the oracle's machine."""
+    async with open_market(tmp_path, price="0", authority=authority) as m:
+        if onboard is not None:
+            await m.authority.onboard(onboard, None)
+        ran: list[Any] = []
+        m.authority.ctx.executors["process"].start = ran.append  # type: ignore[assignment,method-assign]
+        with pytest.raises(DisputedError, match=reason):
+            await orchestrate_job(m.requester.ctx, await m.post(spec("touch out", verify={"policy": "reexecute"})))
+        assert not ran
+        assert not m.authority.ctx.accounting.taken(m.authority.ctx.store)  # type: ignore[attr-defined]
+
+
+async def test_the_oracle_runs_few_jobs_again_at_once_and_none_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(again, "MAX_SECONDS", 1)
+    async with open_market(tmp_path, price="0") as m:
+        await m.authority.onboard(too_dear(), None)
+        text = spec("touch out", verify={"policy": "reexecute"})
+
+        async def endless(*_: Any) -> None:
+            await trio.sleep_forever()
+
+        m.authority.ctx.executors["process"].wait = endless  # type: ignore[assignment,method-assign]
+        with pytest.raises(DisputedError, match="the oracle gives a second run no more than 1 s"):
+            await orchestrate_job(m.requester.ctx, await m.post(text))
+        assert not m.authority.ctx.accounting.taken(m.authority.ctx.store)  # type: ignore[attr-defined]
+        monkeypatch.setattr(again, "MAX_AT_ONCE", 0)
+        with pytest.raises(DisputedError, match="the oracle runs other jobs again just now"):
+            await orchestrate_job(m.requester.ctx, await m.post(text))
 
 
 async def disputed(m: Market, **fields: Any) -> tuple[str, str]:
@@ -165,6 +222,7 @@ async def test_the_operator_ends_a_dispute_and_both_are_told(
 
 async def test_a_verdict_of_a_second_run_ends_a_dispute(market: MarketOf) -> None:
     async with market(price="1") as m:
+        await m.authority.onboard(too_dear(), None)
         job_id = await m.post(spec("echo 5 > out"))
         with trio.fail_after(20):
             while m.job(job_id)["state"] != "completed":

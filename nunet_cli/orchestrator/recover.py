@@ -1,0 +1,66 @@
+"""Stage 6, after a restart of the provider: what became of the allocations that had not ended."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import trio
+
+from nunet_cli.errors import NunetError
+from nunet_cli.executor.files import remove_folder
+from nunet_cli.jobs.check import decode_spec
+from nunet_cli.jobs.states import ALLOCATION_ENDS
+from nunet_cli.orchestrator.allocation import failed_result, finish_allocation, make_parts, run_allocation
+from nunet_cli.orchestrator.context import Context
+from nunet_cli.orchestrator.reexecute import leftovers
+
+log = logging.getLogger("nunet.recover")
+
+
+async def recover_allocations(ctx: Context) -> None:
+    """After a restart: go on with what still runs, start what never did, and report what was lost."""
+    for key in leftovers(ctx.store):
+        # an oracle's second run: whoever waited for it asks again
+        await ctx.store.change(lambda t, key=key: ctx.accounting.release(t, key))  # type: ignore[misc]  # bound now
+        await ctx.blocking(remove_folder, ctx.home / "allocations" / key)
+    for row in ctx.store.table("allocations").all():
+        if row["state"] not in ALLOCATION_ENDS:
+            try:
+                await _recover(ctx, dict(row))
+            except Exception:
+                # the others, and the node, are not to suffer for it; it is looked at again at the next start
+                log.exception("allocation %s cannot be taken up again", row["id"])
+
+
+async def _recover(ctx: Context, row: dict[str, Any]) -> None:
+    contract = ctx.store.find("contracts", row["contract_id"])
+    assert contract is not None
+    if row["state"] == "created":
+        ctx.supervisor.start_soon(ctx.nursery, "allocation", run_allocation, ctx, row["id"])
+        return
+    spec = decode_spec(contract["spec"])
+    alive = False
+    code, message = "provider_restarted", "the provider was restarted while the job ran"
+    try:
+        parts = make_parts(ctx, row, spec)
+        found = [part for part in parts if part.handle and await part.executor.attach(part.task, part.handle)]
+        # a pod is more than its containers: its order is lost with the node, so it is ended
+        alive = bool(found) and not spec.pod
+        for part in found if spec.pod else []:
+            await part.executor.stop(part.task, part.handle)
+            await part.executor.cleanup(part.task, part.handle)
+    except (NunetError, trio.TooSlowError) as error:
+        log.warning("allocation %s cannot be looked for: %s", row["id"], error)
+        if isinstance(error, NunetError) and error.code == "no_executor":
+            code, message = error.code, f"{message}: {error.message}"
+    if alive:
+        await ctx.store.save_event(row["job_id"], "allocation_attached", allocation_id=row["id"])
+        ctx.supervisor.start_soon(ctx.nursery, "allocation", _run_attached, ctx, row["id"])
+    else:
+        await finish_allocation(ctx, row, failed_result(row, row["started_at"], code, message, fault="provider"))
+        await ctx.blocking(remove_folder, ctx.home / "allocations" / row["id"])
+
+
+async def _run_attached(ctx: Context, allocation_id: str) -> None:
+    await run_allocation(ctx, allocation_id, attached=True)
