@@ -22,7 +22,7 @@ def check_free(address: str) -> None:
     Raises:
         NodeError: naming the address.
     """
-    host, port = parse_address(address)
+    host, port = parse_address(address, least_port=0)
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -140,7 +140,7 @@ def _who_is_not_running() -> dict[str, Any]:
     from nunet_cli.network.transport import own_addresses
 
     identity = load_or_create(STATE.folder, passphrase())
-    host, port = parse_address(STATE.config().network.listen)
+    host, port = parse_address(STATE.config().network.listen, least_port=0)
     found = own_addresses(identity, host, port) if port else []
     own = msgspec.to_builtins(identity.node_id)
     return {"schema": SCHEMA_VERSION, **own, "address": found[0] if found else None, "addresses": found}

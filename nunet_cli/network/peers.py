@@ -68,7 +68,7 @@ def parse_peer(text: str) -> tuple[bytes, Address]:
     if not at:
         raise UsageError(f"not a peer: {text!r}", hint="write PEER_ID@HOST:PORT; `nunet whoami` prints a node's own")
     try:
-        key, (host, port) = key_from_peer_id(name), parse_address(address)
+        key, (host, port) = key_from_peer_id(name), parse_address(address, least_port=0)
     except IdentityError as error:
         raise UsageError(error.message, hint=error.hint) from None
     if is_wildcard(host) or port == 0:

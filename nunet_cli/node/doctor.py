@@ -157,7 +157,7 @@ async def _executors(config: Config) -> list[Finding]:
 
 
 def _network(config: Config, status: dict[str, Any] | None) -> list[Finding]:
-    host, port = parse_address(config.network.listen)
+    host, port = parse_address(config.network.listen, least_port=0)
     found = []
     if status is not None:
         listens = status["listen"]

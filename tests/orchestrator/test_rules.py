@@ -84,7 +84,7 @@ async def test_what_others_use_of_the_machine_is_seen_before_an_allocation_begin
 
 async def test_a_heartbeat_tells_what_the_job_really_uses(market: MarketOf) -> None:
     async with market() as m:
-        job_id = await m.post(spec("x=$(head -c 3000000 /dev/zero | tr '\\\\0' x); sleep 20; echo ${#x}"))
+        job_id = await m.post(spec("x=$(head -c 3000000 /dev/zero | tr '\\0' x); sleep 20; echo ${#x}"))
         for stage in (match.match, request.request, contract.close_contract, invoke.invoke):
             await stage(m.requester.ctx, job_id)
         with trio.fail_after(15):
