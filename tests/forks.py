@@ -158,6 +158,32 @@ def run(
     return subprocess.CompletedProcess(["nunet", *arguments], code, *printed)
 
 
+TOOL = """#!PYTHON -IS
+import json, os, signal, socket, struct, sys
+asked = json.dumps({"arguments": sys.argv[1:], "environment": dict(os.environ), "folder": os.getcwd()}).encode()
+connection = socket.socket(socket.AF_UNIX)
+connection.connect("PATH")
+socket.send_fds(connection, [struct.pack("!i", len(asked))], [0, 1, 2])
+connection.sendall(asked)
+pid = struct.unpack("!i", connection.recv(4, socket.MSG_WAITALL))[0]
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, _: os.kill(pid, number))
+code = struct.unpack("!i", connection.recv(4, socket.MSG_WAITALL))[0]
+if code < 0:
+    signal.signal(-code, signal.SIG_DFL)
+    os.kill(os.getpid(), -code)
+sys.exit(code)
+"""
+
+
+def tools(folder: Path) -> str:
+    """Write `nunet` into a folder, for the path of a shell; it passes its streams, its signals and its exit code on."""
+    folder.mkdir(exist_ok=True)
+    (folder / "nunet").write_text(TOOL.replace("PYTHON", sys.executable).replace("PATH", _path()))
+    (folder / "nunet").chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
 if __name__ == "__main__":
     # as `python -m nunet_cli` has it
     sys.path[0] = str(Path.cwd())

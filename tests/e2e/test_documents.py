@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import forks
 from tests.conftest import ROOT, free_port, nunet
 
 BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -21,14 +22,10 @@ def blocks(document: str) -> list[str]:
 
 def shell(script: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a script in `sh`, with `nunet` on the path, and everything below `folder`."""
-    tools = folder / "tools"
-    tools.mkdir(exist_ok=True)
-    (tools / "nunet").write_text(f'#!/bin/sh\nexec {sys.executable} -m nunet_cli "$@"\n')
-    (tools / "nunet").chmod(0o755)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
     return subprocess.run(
         ["sh", "-e", "-c", script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=280,
-        env={**kept, "PATH": f"{tools}:{os.environ['PATH']}", "HOME": str(folder), "PYTHONPATH": str(ROOT), **environment},
+        env={**kept, "PATH": forks.tools(folder / "tools"), "HOME": str(folder), "PYTHONPATH": str(ROOT), **environment},
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests import forks
 from tests.conftest import EXAMPLES, ROOT, Processes, needs_docker, nunet, wait_until
 from tests.images import import_image
 
@@ -108,8 +109,7 @@ def test_three_nodes_find_each_other_and_settle_pull_and_push(processes: Process
 @pytest.mark.parametrize("shell", ["sh", "bash"])
 def test_stages_script_drives_a_job_with_an_embedded_node(processes: Processes, tmp_path: Path, shell: str) -> None:
     target = tmp_path / "out"
-    environment = {**os.environ, "NUNET_HOME": str(processes.requester)}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    environment = {**os.environ, "NUNET_HOME": str(processes.requester), "PATH": forks.tools(tmp_path / "tools")}
     done = subprocess.run(
         [shell, ROOT / "examples" / "stages.sh", ROOT / "examples" / "word-count" / "job.yaml", target],
         env=environment, capture_output=True, text=True, timeout=280, check=False,

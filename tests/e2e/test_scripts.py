@@ -3,22 +3,18 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import forks
 from tests.conftest import EXAMPLES, Processes, nunet
 
 SHELLS = pytest.mark.parametrize("shell", ["sh", "bash"])
 
 
 def script(shell: str, name: str, *arguments: str, home: Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    tools = folder / "tools"
-    tools.mkdir(exist_ok=True)
-    (tools / "nunet").write_text(f'#!/bin/sh\nexec {sys.executable} -m nunet_cli "$@"\n')
-    (tools / "nunet").chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "NUNET_HOME": str(home)}
+    environment = {**os.environ, "PATH": forks.tools(folder / "tools"), "NUNET_HOME": str(home)}
     environment["PYTHONPATH"] = str(EXAMPLES.parent)
     return subprocess.run(
         [shell, str(EXAMPLES / name), *arguments], cwd=folder, env=environment, capture_output=True, text=True,
