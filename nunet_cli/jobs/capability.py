@@ -6,7 +6,10 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field, structs
 
-Name = Annotated[str, Meta(min_length=1, max_length=200)]
+# what people are shown: no control characters, no line breaks, nothing that turns the direction of writing around
+_SHOWN = r"[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
+PLAIN = rf"^{_SHOWN}*(?!\n)$"
+Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=PLAIN)]
 Size = Annotated[int, Meta(ge=0, le=2**60)]
 Cores = Annotated[float, Meta(ge=0, le=65536)]
 Few = Meta(max_length=64)
@@ -17,15 +20,15 @@ class Cpu(Struct, forbid_unknown_fields=True, frozen=True):
 
     cores: Cores = 0.0
     mhz: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
-    arch: Annotated[str, Meta(max_length=40)] = ""
-    model: Annotated[str, Meta(max_length=200)] = ""
+    arch: Annotated[str, Meta(max_length=40, pattern=PLAIN)] = ""
+    model: Annotated[str, Meta(max_length=200, pattern=PLAIN)] = ""
 
 
 class Gpu(Struct, forbid_unknown_fields=True, frozen=True):
     """One whole graphics device; `vram` in bytes. Empty fields in a request match any device."""
 
-    vendor: Annotated[str, Meta(max_length=80)] = ""
-    model: Annotated[str, Meta(max_length=200)] = ""
+    vendor: Annotated[str, Meta(max_length=80, pattern=PLAIN)] = ""
+    model: Annotated[str, Meta(max_length=200, pattern=PLAIN)] = ""
     vram: Size = 0
 
 
@@ -95,8 +98,8 @@ class Library(Struct, forbid_unknown_fields=True, frozen=True):
     """A library or runtime: a machine has a `version`, a job asks with a `constraint` such as `>=3.11`."""
 
     name: Name
-    version: Annotated[str, Meta(max_length=80)] = ""
-    constraint: Annotated[str, Meta(max_length=80)] = ""
+    version: Annotated[str, Meta(max_length=80, pattern=PLAIN)] = ""
+    constraint: Annotated[str, Meta(max_length=80, pattern=PLAIN)] = ""
 
 
 class Locality(Struct, forbid_unknown_fields=True, frozen=True):
@@ -135,7 +138,7 @@ class PriceBid(Struct, forbid_unknown_fields=True, frozen=True):
     type: Literal["per_result", "per_time_unit"] = "per_result"
     currency: Literal["NTX"] = "NTX"
     time_unit: Literal["", "s", "min", "h", "d"] = ""
-    amount: Annotated[str, Meta(pattern=r"^\d{1,12}(\.\d{1,6})?$")] = "0"
+    amount: Annotated[str, Meta(pattern=r"^[0-9]{1,12}(\.[0-9]{1,6})?(?!\n)$")] = "0"
 
 
 class Capability(Struct, forbid_unknown_fields=True, frozen=True):

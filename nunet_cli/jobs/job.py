@@ -7,10 +7,12 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct, field
 
 from nunet_cli import units
-from nunet_cli.jobs.capability import Capability, Name, PriceBid, Size
+from nunet_cli.jobs.capability import PLAIN, Capability, Name, PriceBid, Size
 
-Id = Annotated[str, Meta(min_length=1, max_length=120)]
-Did = Annotated[str, Meta(min_length=10, max_length=120, pattern=r"^did:key:z[1-9A-HJ-NP-Za-km-z]+$")]
+# ids are what `new_id` makes, content ids, and names of states and roles: nothing that could be a path or a command
+Id = Annotated[str, Meta(min_length=1, max_length=120, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(?!\n)$")]
+MaybeId = Annotated[str, Meta(max_length=120, pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?(?!\n)$")]
+Did = Annotated[str, Meta(min_length=10, max_length=120, pattern=r"^did:key:z[1-9A-HJ-NP-Za-km-z]+(?!\n)$")]
 Time = Annotated[str, Meta(pattern=units.TIME_PATTERN)]
 TimeOrNone = Annotated[str, Meta(pattern=rf"{units.TIME_PATTERN}|^$(?!\n)")]
 Text = Annotated[str, Meta(max_length=4000)]
@@ -20,9 +22,9 @@ Many = Meta(max_length=1000)
 class NodeID(Struct, forbid_unknown_fields=True, frozen=True):
     """The four identifiers of a node (second seed: `dms.node.NodeID`); the last three name the same public key."""
 
-    uuid: Annotated[str, Meta(max_length=36)]
-    cid: Annotated[str, Meta(max_length=120)]
-    peer_id: Annotated[str, Meta(max_length=120)]
+    uuid: MaybeId
+    cid: MaybeId
+    peer_id: MaybeId
     did: Did
 
 
@@ -98,9 +100,9 @@ class BidRequest(Struct, forbid_unknown_fields=True, frozen=True):
     required_capability: Capability
     spec_cid: Id
     deadline: Time
-    topic: Annotated[str, Meta(max_length=200)] = ""
-    name: Annotated[str, Meta(max_length=200)] = ""
-    images: Annotated[tuple[Annotated[str, Meta(max_length=400)], ...], Meta(max_length=100)] = ()
+    topic: Annotated[str, Meta(max_length=200, pattern=PLAIN)] = ""
+    name: Annotated[str, Meta(max_length=200, pattern=PLAIN)] = ""
+    images: Annotated[tuple[Annotated[str, Meta(max_length=400, pattern=PLAIN)], ...], Meta(max_length=100)] = ()
     hard: Annotated[tuple[Rule, ...], Meta(max_length=32)] = ()
     start_by: TimeOrNone = ""
 
@@ -158,7 +160,7 @@ class Usage(Struct, forbid_unknown_fields=True, frozen=True):
 class Progress(Struct, forbid_unknown_fields=True, frozen=True):
     """How far something has come that takes its time, such as a transfer: bytes, of a total that is 0 when unknown."""
 
-    what: Annotated[str, Meta(max_length=120)]
+    what: Annotated[str, Meta(max_length=120, pattern=PLAIN)]
     done: Size
     total: Size = 0
 
@@ -166,7 +168,7 @@ class Progress(Struct, forbid_unknown_fields=True, frozen=True):
 class OutputFile(Struct, forbid_unknown_fields=True, frozen=True):
     """A file that came out of a job, by content id."""
 
-    name: Annotated[str, Meta(min_length=1, max_length=200)]
+    name: Name
     cid: Id
     size: Size
 
@@ -180,18 +182,18 @@ class Result(Struct, forbid_unknown_fields=True, frozen=True):
 
     job_id: Id
     contract_id: Id
-    allocation_id: Annotated[str, Meta(max_length=120)]
+    allocation_id: MaybeId
     state: Literal["completed", "failed", "cancelled"]
-    exit_code: int | None
+    exit_code: Annotated[int, Meta(ge=-(2**31), lt=2**32)] | None
     started_at: Time
     ended_at: Time
     usage: Usage = field(default_factory=Usage)
     outputs: Annotated[tuple[OutputFile, ...], Many] = ()
-    stdout_cid: str = ""
+    stdout_cid: MaybeId = ""
     stdout_size: Size = 0
-    stderr_cid: str = ""
+    stderr_cid: MaybeId = ""
     stderr_size: Size = 0
-    reason: Annotated[str, Meta(max_length=100)] = ""
+    reason: Annotated[str, Meta(max_length=100, pattern=PLAIN)] = ""
     message: Text = ""
     fault: Literal["", "job", "provider"] = ""
 

@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 
 from nunet_cli import units
 from nunet_cli.errors import NunetError, RejectedMessageError
-from nunet_cli.jobs.job import Did, Id, Text, Time
+from nunet_cli.jobs.job import Did, Id, MaybeId, Text, Time
 from nunet_cli.network.identity import Identity, verify
 from nunet_cli.world import world
 
@@ -21,6 +21,7 @@ PREFIX = b"nunet-envelope-v1\n"
 SIGNATURE_SIZE = 64
 MAX_SKEW = timedelta(seconds=60)
 MAX_LIFETIME = timedelta(days=31)
+MAX_DETAILS, MAX_DEPTH = 16 * 1024, 8
 
 
 class Envelope(Struct, forbid_unknown_fields=True, frozen=True, rename={"from_": "from"}):
@@ -28,22 +29,46 @@ class Envelope(Struct, forbid_unknown_fields=True, frozen=True, rename={"from_":
 
     v: Literal[1]
     id: Id
-    type: Annotated[str, Meta(pattern=r"^[a-z_]{1,60}$")]
+    type: Annotated[str, Meta(pattern=r"^[a-z_]{1,60}(?!\n)$")]
     from_: Did
     to: Annotated[str, Meta(min_length=1, max_length=200)]
     sent_at: Time
     expires_at: Time
     body: msgspec.Raw
-    reply_to: Annotated[str, Meta(max_length=120)] = ""
+    reply_to: MaybeId = ""
 
 
 class ErrorMessage(Struct, forbid_unknown_fields=True, frozen=True):
     """A typed refusal (seed 4: `ErrorMessage`)."""
 
-    code: Annotated[str, Meta(pattern=r"^[a-z0-9_]{1,60}$")]
+    code: Annotated[str, Meta(pattern=r"^[a-z0-9_]{1,60}(?!\n)$")]
     message: Text
     hint: Text = ""
     details: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        # they are kept with a job and printed: no more than a refusal of this node's own ever has
+        if len(msgspec.json.encode(self.details)) > MAX_DETAILS or _depth(self.details) > MAX_DEPTH:
+            raise ValueError("too many details")
+
+
+def error_message(error: NunetError) -> ErrorMessage:
+    """Return an error as it is told to a peer: without its details where they are too many."""
+    message, hint = error.message[:4000], error.hint[:4000]
+    try:
+        return ErrorMessage(error.code, message, hint, error.details)
+    except ValueError:
+        return ErrorMessage(error.code, message, hint)
+
+
+def _depth(value: Any) -> int:
+    """Return how many lists and maps are inside of each other, as far as that matters."""
+    level, depth = [value], 0
+    while level and depth <= MAX_DEPTH:
+        level = [item for part in level if isinstance(part, (dict, list, tuple))
+                 for item in (part.values() if isinstance(part, dict) else part)]  # fmt: skip
+        depth += bool(level)
+    return depth
 
 
 def seal(

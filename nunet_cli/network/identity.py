@@ -52,7 +52,8 @@ def key_from_did(did: str) -> bytes:
     try:
         if did.startswith("did:key:z") and len(did) < 100:
             data = base58.b58decode(did.removeprefix("did:key:z"))
-            if data[:2] == _ED25519_MULTICODEC and len(data) == 34:
+            # one key has one name: base58 itself takes others, with a line break at the end for example
+            if data[:2] == _ED25519_MULTICODEC and len(data) == 34 and did_from_key(data[2:]) == did:
                 return data[2:]
     except ValueError:
         pass

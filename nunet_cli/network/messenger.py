@@ -23,7 +23,7 @@ from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import NoSpaceError, NunetError, PeerError, RejectedMessageError
 from nunet_cli.network.answers import Answers
 from nunet_cli.network.connection import ACK, ENVELOPE, Connection
-from nunet_cli.network.envelope import SIGNATURE_SIZE, Envelope, ErrorMessage, body_of, seal, unseal
+from nunet_cli.network.envelope import SIGNATURE_SIZE, Envelope, ErrorMessage, body_of, error_message, seal, unseal
 from nunet_cli.network.identity import Identity, key_from_did
 from nunet_cli.network.transport import TcpTransport
 from nunet_cli.network.waiting import Waiting
@@ -368,7 +368,7 @@ class Messenger:
             log.info("%s from %s refused: %s", envelope.type, short(envelope.from_), error)
             if isinstance(error, RejectedMessageError):
                 self.transport.rejections[error.code] += 1
-            answer = ("error_message", ErrorMessage(error.code, error.message[:4000], error.hint[:4000], error.details))
+            answer = ("error_message", error_message(error))
             keep, durable = not isinstance(error, NoSpaceError), False
         except Exception as error:
             # one peer's message never stops the node; and a repetition may find things better

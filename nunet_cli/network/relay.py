@@ -16,6 +16,7 @@ import trio
 from msgspec import Meta, Struct
 
 from nunet_cli.errors import NunetError, PeerError, RejectedMessageError
+from nunet_cli.jobs.job import MaybeId
 from nunet_cli.network.connection import RELAY, RELAYED, Connection
 from nunet_cli.network.envelope import body_of, seal, unseal
 from nunet_cli.network.identity import Identity, key_from_did
@@ -45,7 +46,7 @@ class _Route(Struct, forbid_unknown_fields=True, frozen=True):
 class _Forwarded(Struct, forbid_unknown_fields=True, frozen=True):
     """The answer to a publication: to how many peers it went on."""
 
-    id: Annotated[str, Meta(max_length=120)]
+    id: MaybeId
     count: Annotated[int, Meta(ge=0, le=10**6)]
 
 

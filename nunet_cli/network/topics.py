@@ -10,6 +10,7 @@ import trio
 from msgspec import Meta, Struct
 
 from nunet_cli.errors import PeerError
+from nunet_cli.jobs.capability import PLAIN
 from nunet_cli.jobs.job import Id
 from nunet_cli.network.connection import Connection
 from nunet_cli.network.identity import Identity, key_from_did
@@ -28,10 +29,10 @@ ROLES = ("provider", "contract-database", "oracle")
 class Hello(Struct, forbid_unknown_fields=True, frozen=True):
     """The first message on a connection, and again when something in it changes; `port` is where the sender listens."""
 
-    protocol: int
-    agent: Annotated[str, Meta(max_length=100)]
+    protocol: Annotated[int, Meta(ge=0, lt=2**31)]
+    agent: Annotated[str, Meta(max_length=100, pattern=PLAIN)]
     roles: Annotated[tuple[Id, ...], Meta(max_length=16)]
-    topics: Annotated[tuple[Annotated[str, Meta(max_length=200)], ...], Meta(max_length=64)]
+    topics: Annotated[tuple[Annotated[str, Meta(max_length=200, pattern=PLAIN)], ...], Meta(max_length=64)]
     port: Annotated[int, Meta(ge=0, le=65535)]
 
 

@@ -17,10 +17,11 @@ from nunet_cli.executor.docker import is_allowed
 from nunet_cli.executor.process import SANDBOXED
 from nunet_cli.jobs import expressions
 from nunet_cli.jobs.capability import Capability, PriceBid
-from nunet_cli.jobs.job import Bid, BidRequest, CapabilityComparison, Comparison, Decline, TimeBid
+from nunet_cli.jobs.job import Bid, BidRequest, CapabilityComparison, Comparison, Decline, NodeID, TimeBid
 from nunet_cli.jobs.spec import total_price
 from nunet_cli.matching.accept import accept
 from nunet_cli.matching.compare import compare
+from nunet_cli.network.identity import key_from_did, peer_cid_from_key, peer_id_from_key
 from nunet_cli.network.messenger import Answer, Incoming
 from nunet_cli.orchestrator.context import Context, plain
 from nunet_cli.orchestrator.post import new_id
@@ -28,6 +29,17 @@ from nunet_cli.orchestrator.post import new_id
 log = logging.getLogger("nunet.bid")
 
 RELAYED_LIFETIME = 120
+
+
+def check_names(node: NodeID) -> None:
+    """Refuse a node whose identifiers are not all of one key.
+
+    Raises:
+        RejectedMessageError: they name another node.
+    """
+    key = key_from_did(node.did)
+    if (node.peer_id, node.cid) != (peer_id_from_key(key), peer_cid_from_key(key)):
+        raise RejectedMessageError("the identifiers belong to different keys", code="wrong_sender")
 
 
 def register(ctx: Context) -> None:
@@ -49,6 +61,7 @@ async def _on_bid_request(ctx: Context, message: Incoming) -> Answer:
     request: BidRequest = message.body
     if request.requester.did != message.sender:
         raise RejectedMessageError("the bid request is not the sender's own", code="wrong_sender")
+    check_names(request.requester)
     known = ctx.store.find("bid_requests", request.id)
     if known is not None:
         same = msgspec.convert({name: known[name] for name in BidRequest.__struct_fields__}, BidRequest) == request

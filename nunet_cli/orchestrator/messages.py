@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from nunet_cli.jobs.job import BidRequest, Id, Progress, Text, Time, Usage
+from nunet_cli.jobs.job import BidRequest, Id, MaybeId, Progress, Text, Time, Usage
 from nunet_cli.network.documents import Document
 
 
@@ -80,8 +80,8 @@ class JobCompleted(Struct, forbid_unknown_fields=True, frozen=True):
 class JobCancel(Struct, forbid_unknown_fields=True, frozen=True):
     """Stop: release the lock of a bid, or end the allocation of a contract."""
 
-    bid_id: Annotated[str, Meta(max_length=120)] = ""
-    contract_id: Annotated[str, Meta(max_length=120)] = ""
+    bid_id: MaybeId = ""
+    contract_id: MaybeId = ""
 
 
 class JobCancelled(Struct, forbid_unknown_fields=True, frozen=True):
@@ -100,7 +100,7 @@ class JobState(Struct, forbid_unknown_fields=True, frozen=True):
     """Where an allocation stands, with its result once there is one."""
 
     contract_id: Id
-    allocation_id: Annotated[str, Meta(max_length=120)]
+    allocation_id: MaybeId
     state: Id
     usage: Usage
     result: Document | None = None

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from nunet_cli import units
-from nunet_cli.jobs.capability import PriceBid
+from nunet_cli.jobs.capability import Name, PriceBid
 from nunet_cli.jobs.job import Did, Id, Text, Time, TimeOrNone
 from nunet_cli.network.documents import Document
 
@@ -80,7 +80,7 @@ class Proof(Struct, forbid_unknown_fields=True, frozen=True):
 class Check(Struct, forbid_unknown_fields=True, frozen=True):
     """One thing that the oracle looked at."""
 
-    name: Id
+    name: Name
     passed: bool
     detail: Text = ""
 

@@ -166,3 +166,17 @@ def test_a_bundle_that_is_none(tmp_path: Path) -> None:
     assert "no contract 'job-0' here" in refused("contract", "export", "job-0", home=tmp_path, code=2)
     assert "say one of --pay" in refused("contract", "resolve", "bafk", home=tmp_path, code=2)
     assert "not a contract database" in refused("contract", "resolve", "bafk", "--pay", home=tmp_path, code=2)
+
+
+def test_what_a_peer_wrote_forges_no_line_of_the_log_and_commands_no_terminal() -> None:
+    import logging
+
+    from nunet_cli.cli.logs import JournalFormatter, PlainFormatter
+
+    said = "no contract x\n2026-01-01 INFO nunet.node: all is well\r\x1b[2J\u202e\u2028\ud800"
+    record = logging.LogRecord("nunet.messages", logging.INFO, "", 0, "refused: %s", (said,), None)
+    for formatter in (PlainFormatter("%(name)s: %(message)s"), JournalFormatter("%(name)s: %(message)s")):
+        line = formatter.format(record)
+        assert len(line.splitlines()) == 1
+        assert line.isprintable()
+        assert r"x\n2026" in line
