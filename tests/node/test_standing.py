@@ -1,0 +1,176 @@
+"""A node stands: a full disk, an engine that raises, a row that cannot be read and a lost port end nothing but a task."""
+
+import contextlib
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from nunet_cli.database.store import Store
+from nunet_cli.errors import FatalError, NoSpaceError
+from nunet_cli.executor.base import Probe
+from nunet_cli.network.envelope import ErrorMessage
+from nunet_cli.node.node import Node, open_node
+from nunet_cli.orchestrator.messages import JobSync
+from tests.conftest import config, open_market
+
+JOB = "name: x\nexecutor: {type: process, command: ['true']}\nprice: 1\nresources: {cpu: 0.1, memory: 16MiB, disk: 16MiB}\n"
+
+
+@contextlib.asynccontextmanager
+async def full_disk(node: Node) -> AsyncIterator[None]:
+    """Let SQLite find no room for another page, as on a disk that is full."""
+    connection: sqlite3.Connection = node.ctx.store._writer.storage.connection  # type: ignore[attr-defined]
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    connection.execute(f"PRAGMA max_page_count={pages}")
+    try:
+        yield
+    finally:
+        connection.execute("PRAGMA max_page_count=1073741823")
+
+
+async def fill(store: Store) -> None:
+    """Use up the room that is left in the pages that there are."""
+    with pytest.raises(NoSpaceError):
+        for number in range(1000):
+            await store.change(lambda t, n=number: t.put("filling", {"id": str(n), "text": "x" * 2000}))  # type: ignore[misc]
+
+
+async def test_a_full_disk_is_one_error_and_nothing_is_half_written(tmp_path: Path) -> None:
+    async with open_node(tmp_path, config()) as node, full_disk(node):
+        await fill(node.ctx.store)
+        before = len(node.ctx.store.table("filling"))
+        with pytest.raises(NoSpaceError, match="cannot be written") as caught:
+            await node.ctx.store.change(
+                lambda t: [t.put("filling", {"id": f"more-{n}", "text": "x" * 2000}) for n in range(50)]
+            )
+        assert "free some space" in caught.value.hint
+        assert len(node.ctx.store.table("filling")) == before
+
+
+async def test_a_job_waits_while_the_requesters_disk_is_full_and_goes_on_afterwards(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_market(tmp_path) as m:
+        job_id = await m.post(JOB)
+        with trio.fail_after(60):
+            async with full_disk(m.requester):
+                await fill(m.requester.ctx.store)
+                m.requester.orchestrate(job_id)
+                while job_id not in m.requester.ctx.progress:
+                    await trio.sleep(0.01)
+                assert m.requester.ctx.progress[job_id].what == "waiting: the disk is full"
+            while m.job(job_id)["state"] != "settled":
+                assert m.job(job_id)["state"] != "failed", m.job(job_id)["error"]
+                await trio.sleep(0.05)
+        assert f"job {job_id} waits" in caplog.text
+        assert "free some space" in caplog.text
+
+
+async def test_a_message_to_a_node_whose_disk_is_full_is_sent_again(tmp_path: Path) -> None:
+    async with open_market(tmp_path) as m:
+
+        async def note(message: Any) -> tuple[str, ErrorMessage]:
+            await m.authority.ctx.store.change(
+                lambda t: t.put("notes", {"id": message.body.contract_id, "x": "y" * 5000})
+            )
+            return "error_message", ErrorMessage("done", "")
+
+        m.authority.ctx.messenger.register("note", JobSync, note)
+        m.requester.ctx.messenger.register("note", JobSync)
+        outbox = m.requester.ctx.store.table("outbox")
+        with trio.fail_after(60):
+            async with full_disk(m.authority):
+                await fill(m.authority.ctx.store)
+                await m.requester.send_message(m.authority.identity.did, "note", JobSync("n1"))
+                while not m.requester.ctx.messenger._pauses:
+                    await trio.sleep(0.01)
+                assert len(outbox) == 1
+            while len(outbox):
+                await trio.sleep(0.05)
+        assert m.authority.ctx.store.find("notes", "n1") is not None
+
+
+async def test_a_damaged_store_is_fatal(tmp_path: Path) -> None:
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with open_node(tmp_path, config()) as node:
+            await node.ctx.store.change(lambda t: t.put("jobs", {"id": "x"}))
+
+            async def damaged() -> None:
+                def change(_: Any) -> None:
+                    error = sqlite3.DatabaseError("database disk image is malformed")
+                    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+                    raise error
+
+                await node.ctx.store.change(change)
+
+            node.supervisor.start_soon(node.ctx.nursery, "reading", damaged)
+            await trio.sleep_forever()
+    assert caught.group_contains(FatalError)
+
+
+async def test_a_start_survives_what_an_earlier_run_left(tmp_path: Path) -> None:
+    """One row that cannot be read stops neither the start nor the jobs of other rows."""
+    async with open_node(tmp_path, config()) as node:
+
+        def spoil(t: Any) -> None:
+            t.put("allocations", {"id": "allocation-1", "state": "running", "contract_id": "gone", "job_id": "j"})
+            t.put("jobs", {"id": "job-1", "state": "running"})
+            t.put("peers", {"id": "nobody", "addresses": ["a..b:80"]})
+
+        await node.ctx.store.change(spoil)
+    async with open_node(tmp_path, config()) as node:
+        assert node.ctx.transport.port
+
+
+class Moody:
+    """An executor whose engine raises what nobody foresaw."""
+
+    async def probe(self) -> Probe:
+        raise ZeroDivisionError
+
+
+async def test_an_engine_that_cannot_be_asked_hides_no_other(tmp_path: Path) -> None:
+    async with open_node(tmp_path, config()) as node:
+        before = dict(node.ctx.available_executors)
+        node.ctx.executors["moody"] = Moody()  # type: ignore[assignment]
+        await node.probe_executors()
+        assert node.ctx.available_executors == before
+        assert node.supervisor.failures["probing moody: ZeroDivisionError"] == 1
+
+
+async def test_an_allocation_that_raises_ends_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nunet_cli.orchestrator import allocation
+
+    async def breaks(*_: Any, **__: Any) -> None:
+        raise PermissionError("cannot stop container: permission denied")
+
+    monkeypatch.setattr(allocation, "_run_safely", breaks)
+    async with open_market(tmp_path) as m:
+        job_id = await m.post(JOB)
+        m.requester.orchestrate(job_id)
+        with trio.fail_after(60):
+            while not m.provider.supervisor.failures:
+                await trio.sleep(0.02)
+        assert "allocation: PermissionError" in m.provider.supervisor.failures
+        # the provider still answers
+        assert await m.requester.ctx.transport.ping(m.provider.identity.public_key) >= 0
+
+
+async def test_a_job_that_raises_ends_alone_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nunet_cli.orchestrator import orchestrate
+
+    async def breaks(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(orchestrate, "orchestrate_job", breaks)
+    async with open_market(tmp_path) as m:
+        job_id = await m.post(JOB)
+        m.requester.orchestrate(job_id)
+        with trio.fail_after(20):
+            while "job_stuck" not in m.event_types(job_id):
+                await trio.sleep(0.01)
+        assert m.requester.supervisor.failures["job: ZeroDivisionError"] == 1
