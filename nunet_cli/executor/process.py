@@ -110,7 +110,7 @@ class ProcessExecutor:
         try:
             # in this thread, not a worker's: the parent-death signal follows the thread that made the process
             running = launch.launch(task, environment, _limits(task), group, user)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             if group is not None:
                 group.remove()
             raise ExecutorError(f"the process cannot be started: {error}") from None
