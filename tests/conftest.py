@@ -25,7 +25,7 @@ from nunet_cli.jobs.reader import read_spec
 from nunet_cli.node.node import Node, open_node
 from nunet_cli.node.onboarding import OnboardOptions
 from nunet_cli.orchestrator.post import process_job
-from tests import forks
+from tests import forks, leftovers
 
 # a busy machine is slow, and that is no finding
 hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -52,6 +52,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return first, zlib.crc32(str(item.path.name).encode())
 
     items.sort(key=place)
+
+
+def pytest_configure() -> None:
+    """Mark all that is started from here on."""
+    leftovers.mark()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run that leaves something on the machine, and name it; the process that hands out the tests looks."""
+    forks.stop()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    folder = Path(session.config._tmp_path_factory.getbasetemp())  # type: ignore[attr-defined]  # made by pytest's tmpdir
+    patience = float(os.environ.get("TESTS_PATIENCE", leftovers.PATIENCE))
+    found = leftovers.left_behind(leftovers.mark(), folder, leftovers.namespace_tag(), patience=patience)
+    for text in found:
+        print(f"\nleft behind: {text}")
+    if found:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, wait_until
+from tests.leftovers import namespace_tag
 
 HOSTS = ("a", "p", "r")
 
@@ -39,7 +40,7 @@ def ip(*arguments: str) -> None:
 @pytest.fixture
 def hosts() -> Iterator[dict[str, str]]:
     """Three hosts on one bridge, in namespaces of the test's own; 10.213.7.0/24 exists nowhere else."""
-    tag = f"nn{os.getpid() % 10000}"
+    tag = f"{namespace_tag()}{os.environ.get('PYTEST_XDIST_WORKER', '')[2:]}"
     names = {host: f"{tag}{host}" for host in HOSTS}
     switch = f"{tag}sw"
     with contextlib.ExitStack() as stack:
