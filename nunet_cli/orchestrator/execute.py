@@ -225,18 +225,18 @@ async def follow(ctx: Context, job_id: str) -> dict[str, Any]:
         assert contract is not None
         silent = trio.current_time() - max(began, ctx.heard.get(contract["id"], began))
         overdue = contract["deadline"] <= units.utc_now()
+        if not overdue and silent > ctx.config.limits.silence and may_retry(job):
+            raise PeerError(f"the provider has been silent for {units.format_duration(silent)}", code=SILENT)
         if (overdue or silent > beat * 2) and trio.current_time() - asked > beat * 2:
             # also past the deadline: this node may have been away, and the result may wait for it
-            asked = trio.current_time()
             await _sync_quietly(ctx, contract)
+            asked = trio.current_time()
             continue
         if overdue:
             raise PeerError(
                 "the provider is silent past the contract's deadline; the contract database gives the deposit back",
                 code=SILENT,
             )
-        if silent > ctx.config.limits.silence and may_retry(job):
-            raise PeerError(f"the provider has been silent for {units.format_duration(silent)}", code=SILENT)
         with trio.move_on_after(beat):
             await changed.wait()
 

@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from nunet_cli import units
+from nunet_cli.config import LimitsConfig
 from nunet_cli.errors import NunetError
 from nunet_cli.network.messenger import Answer, Incoming
 from nunet_cli.node.node import Node
@@ -21,7 +22,8 @@ async def pair(sim: Simulation, **overrides: Any) -> str:
     await sim.start("authority", roles=("contract-database", "oracle"))
     for name, price in (("first", "0.25"), ("second", "0.5")):
         await sim.onboard(await sim.start(name, knows=("authority",)), price=price)
-    requester = await sim.start("requester", knows=("authority", "first", "second"))
+    # the times that people have, who set none
+    requester = await sim.start("requester", knows=("authority", "first", "second"), limits=LimitsConfig())
     return await sim.post(requester, **{"seconds": 60, "time": {"max_duration": 300}, **overrides})
 
 
