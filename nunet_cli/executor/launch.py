@@ -172,10 +172,12 @@ def launch(
             bubblewrap = sandbox.find_bubblewrap()
             if bubblewrap is None:
                 raise FileNotFoundError("there is no bubblewrap")
-            texts = sandbox.arguments(task, environment, staged=user is not None)
+            texts = sandbox.arguments(task, staged=user is not None)
             ours, theirs = socket.socketpair()
             info, info_in = os.pipe()
-            given = [theirs.detach(), info_in, sandbox.sealed(b"".join(os.fsencode(text) + b"\0" for text in texts))]
+            given = [theirs.detach(), info_in]
+            given.append(sandbox.sealed(b"".join(os.fsencode(text) + b"\0" for text in texts)))
+            given.append(sandbox.sealed(os.fsencode(sandbox.script(task, environment))))
             options["stage"] = sandbox.stage(task.work) if user is not None else {}
             options |= {"command": sandbox.command(bubblewrap, task.spec.command), "environment": sandbox.OUTSIDE}
         else:

@@ -100,6 +100,8 @@ class ProcessExecutor:
         sought = "/" not in program and "PATH" not in task.spec.env
         if sought and shutil.which(program, path=environment["PATH"]) is None:
             raise ExecutorError(f"there is no program {program!r} on this provider", code="no_program")
+        # its own modes do not keep a service from being started again
+        task.work.chmod(0o700)
         user = job_user(task.allocation_id) if task.sandbox else None
         if user is not None and not task.restarts:
             await trio.to_thread.run_sync(give_folder, task.work, user, limiter=self._limiter)

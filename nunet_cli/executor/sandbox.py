@@ -1,7 +1,8 @@
 """The sandbox of a command: what bubblewrap is told, as whom it runs, and whether it works here.
 
-Nothing of the job reaches bubblewrap but through a descriptor, as the environment that it sets inside; the first
-program inside is a gate of ours, which lets the command begin once the node holds the sandbox by a descriptor.
+Nothing of the job reaches bubblewrap but the command that it passes on. The first program inside is a gate of ours,
+with an environment of ours: it lets the command begin once the node holds the sandbox by a descriptor, and takes the
+job's environment from another one. Until then nothing that the job says can keep the sandbox from coming up.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 import pwd
+import re
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -22,8 +25,12 @@ PROBE_SECONDS = 10
 FIRST_USER, USERS = 0x70000000, 2**27
 SYSTEM_PATH = ("/usr/local/bin", "/usr/bin", "/bin")
 OUTSIDE = {"PATH": os.pathsep.join(SYSTEM_PATH), "LANG": "C.UTF-8"}
-GATE, INFO, ARGUMENTS = 3, 4, 5
-_GATE = f'echo >&{GATE} && read -r _ <&{GATE} && exec {GATE}>&- && exec "$@"; exit 126'
+GATE, INFO, ARGUMENTS, JOBS = 3, 4, 5, 6
+_GATE = (
+    f"echo >&{GATE} && read -r _ <&{GATE} && exec {GATE}>&- && . /proc/self/fd/{JOBS} && "
+    f'exec {JOBS}<&- && exec "$@"; exit 126'
+)
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SYSTEM_FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/alternatives", "/etc/ld.so.cache")
 _KERNEL = ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs", "/proc/acpi", "/proc/scsi")
 
@@ -71,16 +78,12 @@ def stage(work: Path) -> dict[str, str]:
     return {"work": str(work), **{f"programs-{number}": path for number, path in enumerate(programs())}}
 
 
-def arguments(task: Task, environment: dict[str, str], *, staged: bool) -> list[str]:
+def arguments(task: Task, *, staged: bool) -> list[str]:
     """Return bubblewrap's arguments for a job, to be read from a descriptor.
 
     Args:
         task: the job.
-        environment: what the command gets.
         staged: the job's folder and our programs are on the launcher's stage.
-
-    Raises:
-        ExecutorError: a text of the job's cannot be handed over.
     """
     size = str(max(task.resources.memory, 2**20))
     found = ["--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"]
@@ -94,10 +97,13 @@ def arguments(task: Task, environment: dict[str, str], *, staged: bool) -> list[
     for number, folder in enumerate(programs()):
         found += ["--ro-bind-try", f"/tmp/programs-{number}" if staged else folder, folder]
     found += ["--bind", "/tmp/work" if staged else str(task.work), JOB, "--remount-ro", "/"]
-    found += ["--chdir", f"{JOB}/{task.spec.workdir}".rstrip("/"), "--clearenv"]
-    for name, value in environment.items():
-        found += ["--setenv", name, value]
-    return found
+    return [*found, "--chdir", JOB, "--clearenv"]
+
+
+def script(task: Task, environment: dict[str, str]) -> str:
+    """Return what the gate reads before the command: its environment and its folder."""
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
+    return "\n".join([f"cd {shlex.quote(f'{JOB}/{task.spec.workdir}')} || exit 126", *lines, ""])
 
 
 def check_texts(task: Task) -> None:
@@ -108,7 +114,8 @@ def check_texts(task: Task) -> None:
     """
     names = list(task.spec.env)
     texts = [*names, *task.spec.env.values(), *task.spec.command, task.spec.workdir]
-    if any("\0" in text for text in texts) or any("=" in name or not name for name in names):
+    bad = any("=" in name or (task.sandbox and _NAME.fullmatch(name) is None) for name in names)
+    if bad or any("\0" in text for text in texts):
         raise ExecutorError("the environment or the command has a character that cannot be in it", code="bad_text")
 
 

@@ -1,5 +1,6 @@
 """What a hostile job tries in the sandbox, and against what stands around it."""
 
+import json
 import os
 import random
 import subprocess
@@ -105,7 +106,13 @@ async def test_what_is_secret_in_the_environment_is_on_no_command_line(tmp_path:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"env": {"A": "x\0--bind\0/\0/job"}}, {"env": {"A=B": "x"}}, {"command": ("true", "a\0b")}]
+    "fields",
+    [
+        {"env": {"A": "x\0--bind\0/\0/job"}},
+        {"env": {"A=B": "x"}},
+        {"env": {"A; touch /job/x; B": "x"}},
+        {"command": ("true", "a\0b")},
+    ],
 )
 async def test_a_text_that_would_become_another_argument_is_refused(tmp_path: Path, fields: dict[str, object]) -> None:
     job = task(tmp_path / "job", "true")
@@ -114,6 +121,30 @@ async def test_a_text_that_would_become_another_argument_is_refused(tmp_path: Pa
     with pytest.raises(ExecutorError) as caught:
         await ProcessExecutor().start(replace(job, spec=msgspec.structs.replace(job.spec, **fields)))
     assert caught.value.code == "bad_text"
+
+
+async def test_the_environment_arrives_as_it_was_written(tmp_path: Path) -> None:
+    values = {"A": "it's\n$(touch x) `touch x` \\ \"", "B": "", "C": "é\t", "IFS": "/", "PATH": "/job:/usr/bin:/bin"}
+    look = "import os, json; print(json.dumps({name: os.environ.get(name) for name in 'A B C IFS PATH PWD'.split()}))"
+    job = task(tmp_path / "job", "python3", "-c", look, env=values)
+    assert (await run(job)).exit_code == 0
+    assert json.loads(job.stdout.read_text()) == {**values, "PWD": "/job"}
+    assert not (job.work / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "env", [{"LD_PRELOAD": "/job/x"}, {"PATH": "/job"}, {"ENV": "/job/x", "BASH_ENV": "/job/x", "OPTIND": "x"}]
+)
+async def test_no_environment_makes_the_sandbox_look_broken(tmp_path: Path, env: dict[str, str]) -> None:
+    """A requester could have made its job fail as the provider's fault."""
+    job = task(tmp_path / "job", "sh", "-c", "exit 7", env=env, files={"x": "exec sleep 60"})
+    assert (await run(job)).exit_code in (2, 7, 127)
+
+
+async def test_a_service_that_closed_its_folder_is_started_again(tmp_path: Path) -> None:
+    job = task(tmp_path / "job", "sh", "-c", "mkdir -p sub; chmod 0 sub /job")
+    assert (await run(job)).exit_code == 0
+    assert (await run(replace(job, restarts=1))).exit_code == 0
 
 
 # -- what the sandbox gives no way to ----------------------------------------------------------------------------------
