@@ -24,7 +24,7 @@ PERIOD = 100_000
 SPARE_PROCESSES = 32
 PATIENCE = 5.0
 V1_CONTROLLERS = ("memory", "pids", "cpuacct", "cpu")
-_JOIN = "import sys; open(sys.argv[1], 'w').write('0')"
+_JOIN = "import sys\nfor path in sys.argv[1:]:\n    with open(path, 'w') as file: file.write('0')"
 
 
 @dataclass(frozen=True)
@@ -213,15 +213,12 @@ def _works(candidate: Place) -> bool:
     group = Group(candidate, f"{PREFIX}probe-{os.getpid()}")
     try:
         group.make(64 * 2**20, 16, 1.0)
-        for entrance in group.entrances:
-            command = [sys.executable, "-I", "-S", "-c", _JOIN, entrance]
-            done = subprocess.run(command, capture_output=True, timeout=10, check=False, cwd="/")
-            if done.returncode != 0:
-                return False
+        command = [sys.executable, "-I", "-S", "-c", _JOIN, *group.entrances]
+        done = subprocess.run(command, capture_output=True, timeout=10, check=False, cwd="/")
     except (OSError, subprocess.TimeoutExpired):
         return False
     else:
-        return True
+        return done.returncode == 0
     finally:
         group.remove()
 

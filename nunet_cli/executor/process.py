@@ -92,6 +92,8 @@ class ProcessExecutor:
         """Start the command; the handle is its process id. Cancelled or failed, it leaves nothing behind."""
         check_texts(task)
         try:
+            # its own modes do not keep a service from being started again
+            task.work.chmod(0o700)
             os.close(open_folder(task.work, task.spec.workdir))
         except OSError:
             raise ExecutorError(f"the working folder {task.spec.workdir!r} is not there", code="no_workdir") from None
@@ -100,8 +102,6 @@ class ProcessExecutor:
         sought = "/" not in program and "PATH" not in task.spec.env
         if sought and shutil.which(program, path=environment["PATH"]) is None:
             raise ExecutorError(f"there is no program {program!r} on this provider", code="no_program")
-        # its own modes do not keep a service from being started again
-        task.work.chmod(0o700)
         user = job_user(task.allocation_id) if task.sandbox else None
         if user is not None and not task.restarts:
             await trio.to_thread.run_sync(give_folder, task.work, user, limiter=self._limiter)
@@ -245,9 +245,9 @@ def _limits(task: Task) -> dict[str, int]:
 def _environment(task: Task) -> dict[str, str]:
     inside = "/job" if task.sandbox else str(task.work)
     path = os.pathsep.join([*SYSTEM_PATH, str(Path(sys.executable).parent)])
-    base = {} if task.sandbox else {MARK: task.allocation_id}
-    base |= {"PATH": path, "HOME": inside, "TMPDIR": "/tmp" if task.sandbox else inside, "LANG": "C.UTF-8"}
-    return {**base, "PYTHONDONTWRITEBYTECODE": "1", **task.spec.env}
+    base = {"PATH": path, "HOME": inside, "TMPDIR": "/tmp" if task.sandbox else inside, "LANG": "C.UTF-8"}
+    mark = {} if task.sandbox else {MARK: task.allocation_id}
+    return {**base, "PYTHONDONTWRITEBYTECODE": "1", **task.spec.env, **mark}
 
 
 async def _pump(stream: trio.lowlevel.FdStream, path: Path, limit: int) -> None:

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import psutil
@@ -15,7 +16,7 @@ MIB = 2**20
 def task(folder: Path, *command: str, sandbox: bool = False, memory: int = 256 * MIB, **options: object) -> Task:
     spec = ExecutorSpec(type="process", command=command, env={"GREETING": "hello"})
     made = Task(
-        allocation_id="allocation-1", spec=spec, resources=Resources(Cpu(1), memory, 32 * MIB), max_duration=30,
+        allocation_id=f"allocation-{os.getpid()}", spec=spec, resources=Resources(Cpu(1), memory, 32 * MIB), max_duration=30,
         max_log=4096, folder=folder / "scratch", sandbox=sandbox, **options,
     )  # fmt: skip
     make_scratch(made, {})
