@@ -51,7 +51,7 @@ class _Collector:
             ("nunet_jobs", "Jobs of this requester.", "jobs", JOB_TRANSITIONS),
             ("nunet_allocations", "Allocations on this machine.", "allocations", ALLOCATION_TRANSITIONS),
         ):
-            counts = Counter(row["state"] for row in node.ctx.store.table(table).all())
+            counts = Counter(node.ctx.store.table(table).count_by("state"))
             family = GaugeMetricFamily(name, text, labels=["state"])
             for state in states:
                 family.add_metric([state], counts[state])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,14 @@ from tinydb.queries import QueryLike
 from tinydb.storages import Storage
 from tinydb.table import Document, Table
 
+from nunet_cli.database.rows import RowMapping, WriteThrough, sql_name
+
 INDEXED_FIELDS = ("id", "bid_request_id", "job_id", "contract_id", "did", "state")
 # what only some tables are asked by
-MORE_INDEXES = {"inbox": ("expires_at",), "outbox": ("expires_at", "to")}
+MORE_INDEXES = {
+    "inbox": ("expires_at",), "outbox": ("expires_at", "to"),
+    "ledger": ("payer", "payee"), "registered_contracts": ("requester",),
+}  # fmt: skip
 
 
 class SqliteStorage(Storage):
@@ -136,99 +141,6 @@ def indexed_fields(table: str) -> tuple[str, ...]:
     return (*INDEXED_FIELDS, *MORE_INDEXES.get(table, ()))
 
 
-def sql_name(table: str) -> str:
-    """Return the quoted name of the SQL table behind a TinyDB table."""
-    return '"doc_' + table.replace('"', '""') + '"'
-
-
-class RowMapping(Mapping[str, Any]):
-    """A table as the mapping that TinyDB reads: document id as text → document, rows read when asked for."""
-
-    def __init__(self, storage: SqliteStorage, name: str) -> None:
-        self._storage, self._name = storage, name
-        self._sql = sql_name(name)
-
-    def __getitem__(self, key: str) -> Any:
-        if not self._storage.exists(self._name):
-            raise KeyError(key)
-        row = self._storage.connection.execute(f"SELECT doc FROM {self._sql} WHERE id=?", (int(key),)).fetchone()
-        if row is None:
-            raise KeyError(key)
-        return json.loads(row[0])
-
-    def __iter__(self) -> Iterator[str]:
-        return (key for key, _ in self._rows())
-
-    def __len__(self) -> int:
-        if not self._storage.exists(self._name):
-            return 0
-        count: int = self._storage.connection.execute(f"SELECT count(*) FROM {self._sql}").fetchone()[0]
-        return count
-
-    def _rows(self) -> Iterator[tuple[str, str]]:
-        if self._storage.exists(self._name):
-            for key, text in self._storage.connection.execute(f"SELECT id, doc FROM {self._sql} ORDER BY id"):
-                yield str(key), text
-
-    def items(self) -> Any:
-        """Return the pairs in order of their id."""
-        return [(key, json.loads(text)) for key, text in self._rows()]
-
-
-class WriteThrough(MutableMapping[int, Any]):
-    """The mapping that TinyDB's updaters change: reads through, remembers what it handed out, and writes that back."""
-
-    def __init__(self, rows: RowMapping) -> None:
-        self._rows = rows
-        self._handed: dict[int, Any] = {}
-        self._before: dict[int, str] = {}
-        self._gone: set[int] = set()
-        self._cleared = False
-
-    def __getitem__(self, key: int) -> Any:
-        if key in self._gone or (self._cleared and key not in self._handed):
-            raise KeyError(key)
-        if key not in self._handed:
-            doc = self._rows[str(key)]
-            self._before[key] = json.dumps(doc)
-            self._handed[key] = doc
-        return self._handed[key]
-
-    def __setitem__(self, key: int, value: Any) -> None:
-        self._gone.discard(key)
-        self._handed[key] = value
-        self._before.pop(key, None)
-
-    def __delitem__(self, key: int) -> None:
-        self[key]
-        self._handed.pop(key, None)
-        self._gone.add(key)
-
-    def __iter__(self) -> Iterator[int]:
-        stored = [] if self._cleared else [int(key) for key in self._rows if int(key) not in self._gone]
-        return iter(list(dict.fromkeys([*stored, *self._handed])))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def clear(self) -> None:
-        """Forget every row, without reading them."""
-        self._handed.clear()
-        self._gone.clear()
-        self._cleared = True
-
-    def flush(self, connection: sqlite3.Connection, table: str) -> None:
-        """Write the changed rows and delete the removed ones."""
-        if self._cleared:
-            connection.execute(f"DELETE FROM {table}")
-        connection.executemany(f"DELETE FROM {table} WHERE id=?", [(key,) for key in self._gone])
-        texts = ((key, json.dumps(doc)) for key, doc in self._handed.items())
-        changed = [(key, text) for key, text in texts if self._before.get(key) != text]
-        connection.executemany(
-            f"INSERT INTO {table} VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET doc=excluded.doc", changed
-        )
-
-
 class SqliteTable(Table):
     """A TinyDB table whose cost of insert, get and update does not grow with the table."""
 
@@ -326,6 +238,16 @@ class SqliteTable(Table):
         )
         return [str(value) for (value,) in rows]
 
+    def count_by(self, field: str) -> dict[str, int]:
+        """Return how many documents have each value of an indexed text field, without reading the documents."""
+        if not self._storage.exists(self._name):
+            return {}
+        column = self._column(field)
+        rows = self._storage.connection.execute(
+            f"SELECT {column}, count(*) FROM {sql_name(self._name)} WHERE {column} IS NOT NULL GROUP BY {column}"
+        )
+        return {str(value): count for value, count in rows}
+
     def _column(self, field: str) -> str:
         assert field in indexed_fields(self._name), f"{self._name} has no index of {field}"
         return f"json_extract(doc, '$.{field}')"
@@ -344,29 +266,44 @@ class SqliteTable(Table):
 
     def _equalities(self, cond: Any) -> list[tuple[str, Any]]:
         """Return the `(field, value)` equalities on indexed fields that every match of a TinyDB query fulfils."""
-        found, fields = [], indexed_fields(self._name)
+        found = []
         todo = [getattr(cond, "_hash", None)]
         while todo:
             part = todo.pop()
-            if not isinstance(part, tuple) or not part:
-                continue
-            if part[0] == "==" and len(part) == 3 and len(part[1]) == 1 and part[1][0] in fields:
-                if isinstance(part[2], str):
-                    found.append((part[1][0], part[2]))
-            elif part[0] == "and":
+            equality = self._equality(part)
+            if equality is not None:
+                found.append(equality)
+            elif isinstance(part, tuple) and part and part[0] == "and":
                 todo.extend(part[1])
         return found
 
+    def _alternatives(self, cond: Any) -> list[tuple[str, Any]]:
+        """Return equalities on indexed fields of which every match of a TinyDB query fulfils at least one."""
+        whole = getattr(cond, "_hash", None)
+        if isinstance(whole, tuple) and whole and whole[0] == "or":
+            parts = [self._equality(part) for part in whole[1]]
+            return [] if None in parts else [part for part in parts if part is not None]
+        equalities, fields = self._equalities(cond), indexed_fields(self._name)
+        # one index serves; the most telling field first
+        return [min(equalities, key=lambda pair: fields.index(pair[0]))] if equalities else []
+
+    def _equality(self, part: Any) -> tuple[str, Any] | None:
+        """Return `(field, value)` where a part of a TinyDB query is an equality on an indexed text field."""
+        if not isinstance(part, tuple) or len(part) != 3 or part[0] != "==" or not isinstance(part[2], str):
+            return None
+        path = part[1]
+        return (path[0], part[2]) if len(path) == 1 and path[0] in indexed_fields(self._name) else None
+
     def _narrow(self, cond: Any) -> list[Document] | None:
-        equalities = self._equalities(cond)
-        if not equalities:
+        alternatives = self._alternatives(cond)
+        if not alternatives:
             return None
         if not self._storage.exists(self._name):
             return []
-        # one index serves; the most telling field first
-        field, value = min(equalities, key=lambda pair: indexed_fields(self._name).index(pair[0]))
+        where = " OR ".join(f"json_extract(doc, '$.{field}') = ?" for field, _ in alternatives)
         rows = self._storage.connection.execute(
-            f"SELECT id, doc FROM {sql_name(self._name)} WHERE json_extract(doc, '$.{field}') = ? ORDER BY id", (value,)
+            f"SELECT id, doc FROM {sql_name(self._name)} WHERE {where} ORDER BY id",
+            [value for _, value in alternatives],
         )
         return [Document(json.loads(text), key) for key, text in rows.fetchall()]
 

@@ -11,7 +11,7 @@ import trio
 
 from nunet_cli import units
 from nunet_cli.database.store import Store
-from nunet_cli.errors import IdentityError, NotFoundError, UsageError
+from nunet_cli.errors import IdentityError, NotFoundError, NunetError, UsageError
 from nunet_cli.network.identity import did_from_key, key_from_did, key_from_peer_id, peer_id_from_key
 
 MAX_PEERS = 10_000
@@ -128,7 +128,7 @@ class Peers:
             try:
                 addresses = [parse_address(text) for text in row["addresses"]]
                 peer = Peer(key_from_peer_id(row["id"]), addresses, source=row["source"], last_seen=row["last_seen"])
-            except (UsageError, KeyError, TypeError):
+            except (NunetError, KeyError, TypeError):
                 continue
             peer.roles = tuple(row.get("roles", ()))
             self._peers[peer.public_key] = peer

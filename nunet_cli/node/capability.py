@@ -173,6 +173,10 @@ class CapabilityAccounting:
             StateError: what is left does not suffice.
         """
         t.table(TABLE).remove(Query().id == bid_id)
+        # what has lapsed is looked through no more: a peer may have made many
+        now = units.utc_now()
+        locks = t.table(TABLE).search(Query().kind == "lock")
+        t.table(TABLE).remove(doc_ids=[row.doc_id for row in locks if row["expires_at"] <= now])
         ends = units.format_time(units.parse_time(until) + timedelta(seconds=duration))
         row = {"id": bid_id, "kind": "lock", "job_id": job_id, "expires_at": until, "ends_at": ends}
         self._take(t, row, resources)

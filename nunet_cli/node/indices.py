@@ -1,7 +1,8 @@
 """The node's indices of activity (second seed), and how they follow from the event log alone.
 
 `jobIndex`, `bidRequestsSentIndex`, `bidRequestsReceivedIndex`, `bidsSentIndex`, `bidsReceivedIndex`: each maps an id to
-what it belongs to. They are read from the tables; that the event log gives the same proves both.
+what it belongs to; of the bid requests that were received, those that were bid for. They are read from the tables; that
+the event log gives the same proves both.
 """
 
 from __future__ import annotations

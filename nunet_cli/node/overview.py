@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Set
 from typing import Any
 
+from tinydb import Query
+
 from nunet_cli import __version__, units
+from nunet_cli.database.store import Store
 from nunet_cli.errors import ContractError
 from nunet_cli.jobs.states import ALLOCATION_ENDS, JOB_ENDS
 from nunet_cli.network.peers import format_address
@@ -18,10 +22,10 @@ MOST = 20
 def status(node: Node) -> dict[str, Any]:
     """Return what `nunet status`, `nunet top` and `nunet dashboard` show."""
     ctx, store = node.ctx, node.ctx.store
-    jobs = store.table("jobs").all()
-    allocations = store.table("allocations").all()
-    open_jobs = [row for row in jobs if row["state"] not in JOB_ENDS]
-    running = [row for row in allocations if row["state"] not in ALLOCATION_ENDS]
+    # counted by the index: what has ended is not read
+    jobs, allocations = store.table("jobs").count_by("state"), store.table("allocations").count_by("state")
+    open_jobs = _in_states(store, "jobs", jobs.keys() - JOB_ENDS)
+    running = _in_states(store, "allocations", allocations.keys() - ALLOCATION_ENDS)
     moved = [units.parse_amount(row["amount"].removeprefix("-")) * (-1 if row["amount"].startswith("-") else 1)
              for row in store.table("statements").all()]  # fmt: skip
     onboarded = node.accounting.is_onboarded()
@@ -35,15 +39,15 @@ def status(node: Node) -> dict[str, Any]:
         "strangers": open_to_strangers(ctx),
         "peers": {"known": sum(1 for _ in ctx.peers), "connected": len(ctx.transport.connected())},
         "jobs": {
-            "all": len(jobs), "open": len(open_jobs),
-            "settled": sum(row["state"] == "settled" for row in jobs),
-            "failed": sum(row["state"] in ("failed", "expired") for row in jobs),
-            "disputed": sum(row["state"] == "disputed" for row in jobs),
+            "all": sum(jobs.values()), "open": len(open_jobs),
+            "settled": jobs.get("settled", 0),
+            "failed": jobs.get("failed", 0) + jobs.get("expired", 0),
+            "disputed": jobs.get("disputed", 0),
             "now": [{"id": row["id"], "name": row["name"], "state": row["state"], "waiting": row.get("waiting")}
                     for row in open_jobs[-MOST:]],
         },
         "allocations": {
-            "all": len(allocations), "running": len(running),
+            "all": sum(allocations.values()), "running": len(running),
             "now": [{"id": row["id"], "job_id": row["job_id"], "state": row["state"], "usage": row["usage"]}
                     for row in running[-MOST:]],
         },
@@ -56,6 +60,12 @@ def status(node: Node) -> dict[str, Any]:
         "rejections": dict(ctx.transport.rejections), "failures": dict(ctx.supervisor.failures),
         "machine": node.accounting.machine(),
     }  # fmt: skip
+
+
+def _in_states(store: Store, table: str, states: Set[str]) -> list[dict[str, Any]]:
+    """Return the rows that are in one of some states, in the order in which they were made."""
+    rows = [row for state in states for row in store.table(table).search(Query().state == state)]
+    return [dict(row) for row in sorted(rows, key=lambda row: row.doc_id)]
 
 
 def _known(node: Node, role: str) -> str:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +91,35 @@ def test_equality_on_an_id_uses_the_index(tmp_path: Path) -> None:
     plans = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", ("job-3",))]
     assert any("USING INDEX" in plan for plan in plans), plans
     assert db.table("t").get(Query().id == "job-3") == {"id": "job-3"}
+
+
+@pytest.mark.parametrize("table", ["inbox", "outbox", "ledger", "registered_contracts", "contracts"])
+def test_what_peers_make_a_node_ask_reads_only_the_rows_it_is_about(
+    table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger's question must not make a node read a whole table, which grows with everybody's work."""
+    database = Database(":memory:")
+    rows = database.table(table)
+    rows.insert_multiple(
+        {"id": f"{n}", "state": f"s{n}", "requester": f"d{n}", "payer": f"d{n}", "payee": f"e{n}", "to": f"d{n}",
+         "expires_at": f"2030-01-{n:02}"} for n in range(1, 29)
+    )  # fmt: skip
+    read: list[str] = []
+    real = json.loads
+    monkeypatch.setattr("nunet_cli.database.storage.json.loads", lambda text: read.append(text) or real(text))
+    query = Query()
+    if table == "inbox":
+        assert [row["id"] for row in rows.before("expires_at", "2030-01-02")] == ["1"]
+    elif table == "outbox":
+        assert len(rows.distinct("to")) == 28
+        assert [row["id"] for row in rows.search(query.to == "d3")] == ["3"]
+        rows.remove_before("expires_at", "2030-01-15")
+        assert len(rows) == 14
+    elif table == "ledger":
+        assert [row["id"] for row in rows.search((query.payer == "d3") | (query.payee == "e5"))] == ["3", "5"]
+    elif table == "registered_contracts":
+        held = (query.requester == "d3") & (query.receipt == None)  # noqa: E711  # a TinyDB query
+        assert len(rows.search(held)) == 0
+    else:
+        assert rows.count_by("state") == {f"s{n}": 1 for n in range(1, 29)}
+    assert len(read) <= 2

@@ -29,7 +29,7 @@ async def test_the_event_log_gives_the_same_indices_as_the_tables(market: Market
             "jobs": 9, "bid_requests_sent": 5, "bid_requests_received": 0, "bids_sent": 0, "bids_received": 4,
         }  # fmt: skip
         assert len(indices.from_events(m.provider.ctx.store)["bids_sent"]) == 4
-        # what was declined leaves no row at the provider
+        # what was declined is not kept: anybody could ask without end
         assert len(indices.from_events(m.provider.ctx.store)["bid_requests_received"]) == 4
 
 

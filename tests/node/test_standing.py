@@ -120,6 +120,7 @@ async def test_a_start_survives_what_an_earlier_run_left(tmp_path: Path) -> None
             t.put("allocations", {"id": "allocation-1", "state": "running", "contract_id": "gone", "job_id": "j"})
             t.put("jobs", {"id": "job-1", "state": "running"})
             t.put("peers", {"id": "nobody", "addresses": ["a..b:80"]})
+            t.put("peers", {"id": "somebody", "addresses": ["host:80"], "source": "mdns", "last_seen": ""})
 
         await node.ctx.store.change(spoil)
     async with open_node(tmp_path, config()) as node:
