@@ -162,3 +162,23 @@ def test_each_row_points_at_code_and_at_a_test(row: list[str]) -> None:
 def test_everything_that_the_texts_name_has_its_row() -> None:
     named = set(re.findall(r"\w+", " ".join(row[0] for row in ROWS)))
     assert [name for name in NAMED if name not in named] == []
+
+
+def promises() -> list[tuple[str, list[str]]]:
+    """Return what docs/security.md says was tried, with the tests that it names."""
+    text = (ROOT / "docs" / "security.md").read_text().split("## What holds it")[1]
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")][2:]
+    return [(tried, re.findall(r"`([^`]+)`", tests)) for tried, tests in rows]
+
+
+@pytest.mark.parametrize(("tried", "tests"), promises(), ids=lambda value: value if isinstance(value, str) else "")
+def test_each_promise_has_a_test(tried: str, tests: list[str]) -> None:
+    assert tests, tried
+    source = ""
+    for name in tests:
+        if name.endswith(".py"):
+            source = (ROOT / "tests" / name).read_text()
+        elif not name.startswith("python "):
+            # the end or the middle of a test's name, the rest of it left out
+            parts = [part for part in name.split("…") if part]
+            assert re.search(r"def test_\w*" + r"\w*".join(map(re.escape, parts)), source), f"{name}: {tried}"
