@@ -139,7 +139,8 @@ class Running:
         return total
 
     def close(self) -> None:
-        """Let go of what the kernel holds for it."""
+        """Let go of what the kernel holds for it; what still runs is ended."""
+        self.kill()
         for pipe in (self.popen.stdout, self.popen.stderr):
             if pipe is not None:
                 pipe.close()

@@ -139,10 +139,15 @@ async def run_allocation(ctx: Context, allocation_id: str, *, attached: bool = F
         actor.ended.set()
 
 
-def _broken(row: dict[str, Any], error: Exception) -> Result:
+def cause_of(error: Exception) -> Exception:
+    """Return what went wrong first, where tasks that ran together failed."""
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
-    message = f"the provider could not go on: {error}"
+    return error
+
+
+def _broken(row: dict[str, Any], error: Exception) -> Result:
+    message = f"the provider could not go on: {cause_of(error)}"
     return failed_result(row, row["started_at"], "provider_error", message, fault="provider")
 
 

@@ -6,6 +6,7 @@ the second run takes its share of the registered capability as any allocation do
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import trio
@@ -19,13 +20,15 @@ from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.job import Result
 from nunet_cli.jobs.spec import JobSpec
 from nunet_cli.jobs.tree import programs, required_capability
-from nunet_cli.orchestrator.allocation import make_parts, result_of
+from nunet_cli.orchestrator.allocation import cause_of, make_parts, result_of
 from nunet_cli.orchestrator.bid import may_use
 from nunet_cli.orchestrator.context import Context
 from nunet_cli.orchestrator.part import Part, Started, prepare, start
 from nunet_cli.orchestrator.pod import Ended, run_pod, run_single
 from nunet_cli.orchestrator.post import new_id
 from nunet_cli.tokenomics.contract import Contract, JobVerification
+
+log = logging.getLogger("nunet.reexecute")
 
 MAX_AT_ONCE = 2
 MAX_SECONDS = 3600
@@ -110,14 +113,25 @@ async def _run(ctx: Context, row: dict[str, Any], spec: JobSpec) -> Result:
         ended = await _run_parts(ctx, parts, spec, started)
         result = await result_of(ctx, {**row, "started_at": row["started_at"] or units.utc_now()}, ended)
         return structs.replace(result, allocation_id="")
+    except (OSError, trio.TooSlowError, ExceptionGroup) as error:
+        log.exception("the second run %s failed", row["id"])
+        raise ContractError(f"the oracle could not run the job: {cause_of(error)}", code="reexecution_failed") from None
     finally:
         with trio.move_on_after(10) as patience:
             patience.shield = True
             for part in parts:
-                if part.handle:
-                    await part.executor.stop(part.task, part.handle)
-                    await part.executor.cleanup(part.task, part.handle)
+                await _end(part)
             await ctx.blocking(remove_folder, ctx.home / "allocations" / row["id"])
+
+
+async def _end(part: Part) -> None:
+    if part.handle:
+        try:
+            await part.executor.stop(part.task, part.handle)
+            await part.executor.cleanup(part.task, part.handle)
+        except Exception as error:
+            # an engine says what it likes; the verdict does not depend on it
+            log.warning("%s cannot be ended: %s", part.task.allocation_id, error)
 
 
 async def _run_parts(ctx: Context, parts: list[Part], spec: JobSpec, started: Started) -> Ended:

@@ -160,6 +160,19 @@ async def test_the_oracle_runs_only_what_its_operator_allowed(
         assert not m.authority.ctx.accounting.taken(m.authority.ctx.store)  # type: ignore[attr-defined]
 
 
+async def test_an_engine_that_breaks_in_a_second_run_is_said_in_the_verdict(tmp_path: Path) -> None:
+    async with open_market(tmp_path, price="0") as m:
+        await m.authority.onboard(too_dear(), None)
+
+        async def breaks(*_: Any) -> None:
+            raise OSError("No space left on device")
+
+        m.authority.ctx.executors["process"].wait = breaks  # type: ignore[assignment,method-assign]
+        with pytest.raises(DisputedError, match="the oracle could not run the job: No space left on device"):
+            await orchestrate_job(m.requester.ctx, await m.post(spec("touch out", verify={"policy": "reexecute"})))
+        assert not m.authority.ctx.accounting.taken(m.authority.ctx.store)  # type: ignore[attr-defined]
+
+
 async def test_the_oracle_runs_few_jobs_again_at_once_and_none_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
