@@ -17,13 +17,13 @@ from tinydb import Query
 from nunet_cli import __version__, units
 from nunet_cli.config import Config
 from nunet_cli.database.store import Store, owned
-from nunet_cli.errors import NoSpaceError, NunetError, StateError
+from nunet_cli.errors import NunetError, StateError
 from nunet_cli.executor.base import Executor
 from nunet_cli.executor.docker import DockerExecutor
 from nunet_cli.executor.null import NullExecutor
 from nunet_cli.executor.process import ProcessExecutor
 from nunet_cli.jobs.capability import Capability, Resources
-from nunet_cli.jobs.job import CapabilityComparator, Progress
+from nunet_cli.jobs.job import CapabilityComparator
 from nunet_cli.jobs.states import GROUP_TRANSITIONS, JOB_ENDS, JOB_TRANSITIONS
 from nunet_cli.network.blobs import Blobs
 from nunet_cli.network.discovery import Discovery
@@ -56,6 +56,7 @@ from nunet_cli.orchestrator import (
 from nunet_cli.orchestrator.allocation import AllocationActor
 from nunet_cli.orchestrator.context import Context
 from nunet_cli.orchestrator.messages import AllocationStartSuccess, Invocation
+from nunet_cli.orchestrator.patience import while_full
 from nunet_cli.orchestrator.reexecute import reexecute
 from nunet_cli.supervise import Supervisor
 from nunet_cli.tokenomics.contract_database import ContractDatabase
@@ -195,7 +196,7 @@ class Node:
     async def _orchestrate(self, job_id: str) -> None:
         try:
             with self._orchestrating[job_id]:
-                await self._take_to_end(job_id)
+                await while_full(self.ctx, job_id, partial(orchestrate.orchestrate_job, self.ctx, job_id))
         except NunetError as error:
             log.info("job %s: %s", job_id, error)
             await self._note_stuck(job_id, error)
@@ -206,24 +207,6 @@ class Node:
             raise
         finally:
             del self._orchestrating[job_id]
-
-    async def _take_to_end(self, job_id: str) -> None:
-        """Take a job through all stages; while a disk is full, here or at a party, it waits, and says so."""
-        pause = 1.0
-        while True:
-            try:
-                await orchestrate.orchestrate_job(self.ctx, job_id)
-                return
-            except NunetError as error:
-                if error.code != NoSpaceError.default_code:
-                    raise
-                log.warning("job %s waits: %s; %s", job_id, error, error.hint)
-                self.ctx.progress[job_id] = Progress("waiting: the disk is full", 0)
-                try:
-                    await trio.sleep(pause)
-                finally:
-                    self.ctx.progress.pop(job_id, None)
-                pause = min(30.0, pause * 2)
 
     async def _note_stuck(self, job_id: str, error: NunetError) -> None:
         """Where a stage failed but the job has not ended, say so: whoever follows the job must not wait for ever."""

@@ -22,6 +22,7 @@ from nunet_cli.jobs.tree import Arrangement, arrange
 from nunet_cli.network.identity import content_id
 from nunet_cli.orchestrator import cancel
 from nunet_cli.orchestrator.context import Context, advance, error_fields
+from nunet_cli.orchestrator.patience import while_full
 from nunet_cli.orchestrator.post import job_rows, put_job
 
 log = logging.getLogger("nunet.group")
@@ -51,12 +52,15 @@ async def run_group(ctx: Context, job_id: str, run: Run) -> dict[str, Any]:
     failures: list[tuple[str, NunetError]] = []
     async with trio.open_nursery() as nursery:
 
+        async def go_through(name: str, child_id: str) -> dict[str, Any]:
+            await _wait_for_links(ctx, job, arranged, name)
+            async with places:
+                await _release(ctx, job, arranged, name)
+                return await run(ctx, child_id)
+
         async def take(name: str, child_id: str) -> None:
             try:
-                await _wait_for_links(ctx, job, arranged, name)
-                async with places:
-                    await _release(ctx, job, arranged, name)
-                    child = await run(ctx, child_id)
+                child = await while_full(ctx, child_id, partial(go_through, name, child_id))
                 if child["state"] != "settled":
                     raise _failure_of(child)
             except NunetError as error:

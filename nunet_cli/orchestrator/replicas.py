@@ -16,6 +16,7 @@ from nunet_cli.network.documents import Document
 from nunet_cli.orchestrator import execute, group
 from nunet_cli.orchestrator.context import Context, advance, error_fields
 from nunet_cli.orchestrator.group import Run
+from nunet_cli.orchestrator.patience import FULL
 from nunet_cli.tokenomics.contract import Replica
 
 log = logging.getLogger("nunet.replicas")
@@ -44,6 +45,8 @@ async def run_replicas(ctx: Context, job_id: str, next_stage: Run) -> dict[str, 
         try:
             await _place(ctx, job, child_id, next_stage)
         except NunetError as error:
+            if error.code == FULL:
+                raise
             if ctx.job(child_id)["state"] in UNPLACED | JOB_ENDS and not ctx.job(child_id).get("result"):
                 await group.fail_group(ctx, job, ctx.job(child_id)["name"], error)
             log.info("replica %s: %s", child_id, error)

@@ -51,22 +51,27 @@ async def test_a_full_disk_is_one_error_and_nothing_is_half_written(tmp_path: Pa
         assert len(node.ctx.store.table("filling")) == before
 
 
+@pytest.mark.parametrize("several", ["", "type: batch\nbatch: {count: 2}\n"])
 async def test_a_job_waits_while_the_requesters_disk_is_full_and_goes_on_afterwards(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, several: str
 ) -> None:
     async with open_market(tmp_path) as m:
-        job_id = await m.post(JOB)
+        job_id = await m.post(JOB + several)
+        if several:
+            # the disk is full when the group runs already, and its children are about to
+            await m.requester.ctx.store.change(lambda t: t.put("jobs", {**m.job(job_id), "state": "running"}))
         with trio.fail_after(60):
             async with full_disk(m.requester):
                 await fill(m.requester.ctx.store)
                 m.requester.orchestrate(job_id)
-                while job_id not in m.requester.ctx.progress:
+                waiting = [*m.job(job_id)["units"].values()] or [job_id]
+                while not all(name in m.requester.ctx.progress for name in waiting):
                     await trio.sleep(0.01)
-                assert m.requester.ctx.progress[job_id].what == "waiting: the disk is full"
+                assert m.requester.ctx.progress[waiting[0]].what == "waiting: the disk is full"
             while m.job(job_id)["state"] != "settled":
                 assert m.job(job_id)["state"] != "failed", m.job(job_id)["error"]
                 await trio.sleep(0.05)
-        assert f"job {job_id} waits" in caplog.text
+        assert f"job {waiting[0]} waits" in caplog.text
         assert "free some space" in caplog.text
 
 
