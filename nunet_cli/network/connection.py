@@ -20,6 +20,7 @@ ANSWERS = frozenset({BLOB_DATA, BLOB_END, ACK, PONG, RELAYED})
 SEND_TIMEOUT = 30.0
 QUEUE_FRAMES = 64
 MAX_PINGS = 8
+REMARKS = 1.0  # a second
 
 
 class TokenBucket:
@@ -51,6 +52,8 @@ class Connection:
     def __init__(self, channel: secure_channel.SecureChannel, peer: Peer, host: str, rate: int, links: Links) -> None:
         self.channel, self.peer, self.host, self._links = channel, peer, host, links
         self.bucket = TokenBucket(rate)
+        # lines of the log that are about what it does wrong: the counts say the rest
+        self.remarks = TokenBucket(REMARKS, burst=30)
         self.scope = trio.CancelScope()
         self._pings: dict[bytes, float] = {}
         self._queue, self._outgoing = trio.open_memory_channel[bytes](QUEUE_FRAMES)

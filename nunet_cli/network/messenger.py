@@ -309,7 +309,8 @@ class Messenger:
             if len(self._in_progress[envelope.from_]) >= MAX_IN_PROGRESS_PER_PEER:
                 raise RejectedMessageError("too many messages at once", code="busy")
         except RejectedMessageError as error:
-            log.info("rejected a message of %s: %s (%s)", connection.peer.peer_id, error, error.code)
+            level = logging.INFO if connection.remarks.take() else logging.DEBUG
+            log.log(level, "rejected a message of %s: %s (%s)", connection.peer.peer_id, error, error.code)
             await self._reject(connection, raw, error.code)
             raise
         assert self._nursery is not None
@@ -365,7 +366,9 @@ class Messenger:
         try:
             answer = await known.behaviour(Incoming(envelope, body_of(envelope, known.kind), raw))
         except NunetError as error:
-            log.info("%s from %s refused: %s", envelope.type, short(envelope.from_), error)
+            connection = self.transport.connection(key_from_did(envelope.from_))
+            level = logging.INFO if connection is None or connection.remarks.take() else logging.DEBUG
+            log.log(level, "%s from %s refused: %s", envelope.type, short(envelope.from_), error)
             if isinstance(error, RejectedMessageError):
                 self.transport.rejections[error.code] += 1
             answer = ("error_message", error_message(error))

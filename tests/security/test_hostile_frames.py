@@ -163,3 +163,15 @@ async def test_one_peer_answers_a_publication_once(node: Node) -> None:
         for _ in range(50):
             await hostile.send(RELAYED, msgspec.json.encode({"id": message_id, "count": 3}))
     assert counts == [3]
+
+
+async def test_a_peer_cannot_fill_the_log(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="nunet.messages")
+    hostile = await Hostile.connect(node)
+    for number in range(200):
+        await hostile.envelope("no_such_type" if number % 2 else "job_sync", {"surprise": 1})
+    with trio.fail_after(20):
+        while sum(node.ctx.transport.rejections[code] for code in ("unknown_type", "bad_body", "busy")) < 200:
+            await trio.sleep(0.01)
+    assert 0 < len([record for record in caplog.records if record.levelname == "INFO"]) < 60
+    await answers_others(node)
