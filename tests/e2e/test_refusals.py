@@ -394,7 +394,7 @@ REQUEST = [
 CONTRACT = [
     No("no contract database", no_authority, 6, "no contract-database is known", state="failed"),
     No("the contract database is silent", silent(AUTHORITY, "check_kyc"), 6, "the contract database does not answer",
-       state="failed"),
+       state="failed", provider={"lock_lease": 2}),
     No("the provider is not verified", provider_not_verified, 5, "declined", "is not verified", "failed"),
     No("the user is not verified", user_not_verified, 5, "declined", "the requester is not verified", "failed"),
     No("the bid is over", bids_go_bad, 5, "declined", "the bid timed out at 2001", "failed"),

@@ -29,6 +29,10 @@ def test_a_job_passes_through_every_stage() -> None:
 
 
 def test_what_has_ended_stays() -> None:
-    for state in states.JOB_ENDS - {"expired"}:
+    for state in states.JOB_ENDS - {"expired", "failed"}:
         with pytest.raises(StateError, match="has ended"):
             states.check_transition(states.JOB_TRANSITIONS, state, "posted", "job")
+
+
+def test_a_job_that_failed_changes_by_nothing_but_a_late_result() -> None:
+    assert states.JOB_TRANSITIONS["failed"] == {"completed"}

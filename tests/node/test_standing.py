@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import trio
 
+from nunet_cli.config import DockerConfig, ExecutorConfig
 from nunet_cli.database.store import Store
 from nunet_cli.errors import FatalError, NoSpaceError
 from nunet_cli.executor.base import Probe
@@ -140,7 +141,9 @@ class Moody:
 
 
 async def test_an_engine_that_cannot_be_asked_hides_no_other(tmp_path: Path) -> None:
-    async with open_node(tmp_path, config()) as node:
+    # a busy machine's Docker Engine answers once, and then not in time
+    without = ExecutorConfig(docker=DockerConfig(enabled=False))
+    async with open_node(tmp_path, config(executor=without)) as node:
         before = dict(node.ctx.available_executors)
         node.ctx.executors["moody"] = Moody()  # type: ignore[assignment]
         await node.probe_executors()
@@ -151,10 +154,10 @@ async def test_an_engine_that_cannot_be_asked_hides_no_other(tmp_path: Path) -> 
 async def test_an_allocation_that_raises_ends_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nunet_cli.orchestrator import allocation
 
-    async def breaks(*_: Any, **__: Any) -> None:
+    def breaks(*_: Any, **__: Any) -> None:
         raise PermissionError("cannot stop container: permission denied")
 
-    monkeypatch.setattr(allocation, "_run_safely", breaks)
+    monkeypatch.setattr(allocation, "make_parts", breaks)
     async with open_market(tmp_path) as m:
         job_id = await m.post(JOB)
         m.requester.orchestrate(job_id)
