@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import random
+import runpy
 import select
 import signal
 import socket
@@ -42,7 +43,7 @@ def _read(connection: socket.socket, count: int) -> bytes:
 
 
 def serve(path: str) -> list[str]:
-    """Fork a process for each connection until standard input ends; in a command's process, return its arguments."""
+    """Fork a process for each connection until standard input ends; in a command's process, return its program and arguments."""
     for name in IMPORTED:
         importlib.import_module(name)
     gc.freeze()
@@ -85,7 +86,7 @@ def _attend(connection: socket.socket) -> list[str]:
     os.chdir(asked["folder"])
     random.seed()
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    return list(asked["arguments"])
+    return [asked.get("program", ""), *asked["arguments"]]
 
 
 # -- the tests' side ----------------------------------------------------------------------------------------------------
@@ -160,7 +161,7 @@ def run(
 
 TOOL = """#!PYTHON -IS
 import json, os, signal, socket, struct, sys
-asked = json.dumps({"arguments": sys.argv[1:], "environment": dict(os.environ), "folder": os.getcwd()}).encode()
+asked = json.dumps({"program": "PROGRAM", "arguments": sys.argv[1:], "environment": dict(os.environ), "folder": os.getcwd()}).encode()
 connection = socket.socket(socket.AF_UNIX)
 connection.connect("PATH")
 socket.send_fds(connection, [struct.pack("!i", len(asked))], [0, 1, 2])
@@ -176,18 +177,28 @@ sys.exit(code)
 """
 
 
+def write_tool(place: Path, program: str = "") -> None:
+    """Write a program that runs `nunet`, or a Python file; it passes streams, signals and exit code on."""
+    text = TOOL.replace("PYTHON", sys.executable).replace("PATH", _path()).replace("PROGRAM", program)
+    place.write_text(text)
+    place.chmod(0o755)
+
+
 def tools(folder: Path) -> str:
-    """Write `nunet` into a folder, for the path of a shell; it passes its streams, its signals and its exit code on."""
+    """Write `nunet` into a folder; return the path of a shell that finds it there."""
     folder.mkdir(exist_ok=True)
-    (folder / "nunet").write_text(TOOL.replace("PYTHON", sys.executable).replace("PATH", _path()))
-    (folder / "nunet").chmod(0o755)
+    write_tool(folder / "nunet")
     return f"{folder}:{os.environ['PATH']}"
 
 
 if __name__ == "__main__":
     # as `python -m nunet_cli` has it
     sys.path[0] = str(Path.cwd())
-    sys.argv = ["nunet", *serve(sys.argv[1])]
-    from nunet_cli.__main__ import main
+    program, *arguments = serve(sys.argv[1])
+    sys.argv = [program or "nunet", *arguments]
+    if program:
+        runpy.run_path(program, run_name="__main__")
+    else:
+        from nunet_cli.__main__ import main
 
-    main()
+        main()
