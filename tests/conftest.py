@@ -40,7 +40,7 @@ EXAMPLES = ROOT / "examples"
 
 
 # those that take longest begin first, so that no worker is left with one when the others are done
-LONGEST = ("test_ten_processes", "test_schemas", "test_documents", "test_ten_nodes", "test_simulation")
+LONGEST = ("test_ten_nodes", "test_simulation", "test_documents", "test_ten_processes", "test_processes")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -103,7 +103,7 @@ def test_logs_for_programs_and_for_the_journal(how: str, tmp_path: Path) -> None
     try:
         wait_until(lambda: nunet("node", "status", home=tmp_path, check=False).returncode == 0)
         process.send_signal(signal.SIGTERM)
-        _, text = process.communicate(timeout=15)
+        _, text = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 0

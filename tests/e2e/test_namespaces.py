@@ -102,7 +102,7 @@ def test_nodes_on_separate_hosts_find_each_other_and_settle(hosts: dict[str, str
             peers = json.loads(on(hosts["r"], homes["r"], "peer", "list", "--output", "json").stdout)
             return sum(peer["connected"] for peer in peers) == 2
 
-        wait_until(both_there, timeout=5, what="both peers in the list")
+        wait_until(both_there, what="both peers in the list")
         peers = json.loads(on(hosts["r"], homes["r"], "peer", "list", "--output", "json").stdout)
         assert {peer["addresses"][0].split(":")[0] for peer in peers} == {"10.213.7.1", "10.213.7.2"}
         target = tmp_path / "out"

@@ -89,7 +89,7 @@ def test_three_nodes_find_each_other_and_settle_pull_and_push(processes: Process
         roles = {role for peer in output("peer", "list", home=home) if peer["connected"] for role in peer["roles"]}
         return roles == {"provider", "contract-database", "oracle"}
 
-    wait_until(both_there, timeout=3, what="both peers in the list")
+    wait_until(both_there, what="both peers in the list")
     provider = output("whoami", home=processes.provider)["peer_id"]
     spec = job_file(tmp_path, "echo hello > out.txt", outputs=[{"path": "out.txt"}])
     for options in ([], ["--push", provider]):

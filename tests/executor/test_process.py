@@ -125,7 +125,7 @@ async def test_stop_ends_the_whole_family(tmp_path: Path, sandbox: bool) -> None
                 await trio.sleep(0.05)
                 family = psutil.Process(int(handle)).children(recursive=True)
         await executor.stop(job, handle)
-    _, alive = psutil.wait_procs(family, timeout=5)
+    _, alive = psutil.wait_procs(family, timeout=30)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
     assert ended[0].exit_code not in (0, None)
     await executor.cleanup(job, handle)

@@ -546,7 +546,7 @@ async def test_a_job_called_off_while_the_provider_is_away_is_settled_when_it_is
         assert "it is told when it is back" in job["note"]
         async with open_node(tmp_path / "p", config()) as p:
             await r.add_peer(p.ctx.transport.describe())
-            with trio.fail_after(15):
+            with trio.fail_after(60):
                 while r.ctx.store.find("contracts", job_id, "job_id")["state"] != "refunded":
                     await trio.sleep(0.05)
             market = Market(r, p, a, tmp_path)

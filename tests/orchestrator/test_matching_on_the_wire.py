@@ -173,7 +173,7 @@ async def test_a_job_with_a_deadline_waits_for_a_provider_to_appear(tmp_path: Pa
                     await trio.sleep(0.02)
             began = trio.current_time()
             await m.provider.onboard(OnboardOptions(price="0.2"), None)
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 while m.job(job_id)["state"] != "settled":
                     await trio.sleep(0.05)
             # at once, not at the end of a pause

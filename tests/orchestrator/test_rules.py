@@ -47,12 +47,11 @@ async def test_the_search_timeout_is_configured_and_overridden_per_search(tmp_pa
     async with open_node(tmp_path, config(default_search_timeout=1)) as node:
         m = Market(node, node, node, tmp_path)
         job_id = await m.post(spec())
-        with trio.fail_after(4), pytest.raises(NoBidError):
+        with trio.fail_after(60), pytest.raises(NoBidError):
             await match.match(node.ctx, job_id)
-        began = trio.current_time()
-        with pytest.raises(NoBidError):
+        node.ctx.config.default_search_timeout = 3600
+        with trio.fail_after(60), pytest.raises(NoBidError):
             await match.match(node.ctx, job_id, timeout=0.2)
-        assert trio.current_time() - began < 1
 
 
 async def test_what_others_use_of_the_machine_is_seen_before_an_allocation_begins(market: MarketOf) -> None:
@@ -87,7 +86,7 @@ async def test_a_heartbeat_tells_what_the_job_really_uses(market: MarketOf) -> N
         job_id = await m.post(spec("x=$(head -c 3000000 /dev/zero | tr '\\0' x); sleep 20; echo ${#x}"))
         for stage in (match.match, request.request, contract.close_contract, invoke.invoke):
             await stage(m.requester.ctx, job_id)
-        with trio.fail_after(15):
+        with trio.fail_after(60):
             while m.job(job_id).get("usage", {}).get("max_memory", 0) < 2**20:
                 await trio.sleep(0.05)
         row = m.job(job_id)
