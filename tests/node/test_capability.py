@@ -6,6 +6,7 @@ import trio
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from tinydb import Query
 
 from nunet_cli.database.store import Store
 from nunet_cli.errors import StateError, UsageError
@@ -109,3 +110,14 @@ def test_the_benchmark_measures_something(tmp_path: Path, monkeypatch: pytest.Mo
     assert min(measured.cpu_hash, measured.memory_copy, measured.disk_write) > 0
     assert seen == ["processor", "memory", "disk", "done"]
     assert onboarding.HEADROOM == 0.9
+
+
+async def test_locks_that_have_lapsed_are_let_go(tmp_path: Path) -> None:
+    """Every bid request looks through what is locked: a peer that has locked again and again must not slow it down."""
+    with Store(tmp_path) as store:
+        accounting = CapabilityAccounting(store, Monitor(tmp_path))
+        await accounting.set_registered_capability(Capability(resources=TOTAL), None)
+        for name in ("b1", "b2", "b3"):
+            await store.change(lambda t, name=name: accounting.lock(t, name, "job-1", Resources(memory=60), PAST))
+        kept = store.table("capabilities").search(Query().kind == "lock")
+        assert [row["id"] for row in kept] == ["b3"]
