@@ -53,12 +53,16 @@ class Supervisor:
     def start_soon(
         self, nursery: trio.Nursery, name: str, function: Callable[[*Ts], Awaitable[Any]], *arguments: *Ts
     ) -> None:
-        """Start a task that the nursery does not hear of when it fails."""
+        """Start a task that the nursery does not hear of when it fails; nothing where the nursery is over."""
 
         async def run() -> None:
             await self.watch(name, function, *arguments)
 
-        nursery.start_soon(run, name=name)
+        try:
+            nursery.start_soon(run, name=name)
+        except RuntimeError:
+            # the node stops, and a message came at that moment
+            log.debug("%s came too late", name)
 
     def watched(self, name: str, function: Callable[[*Ts], Awaitable[Any]]) -> Callable[[*Ts], Awaitable[None]]:
         """Return a function that does the same and raises nothing: for who starts tasks of its own, as listeners do."""

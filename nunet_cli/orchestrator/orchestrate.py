@@ -9,7 +9,7 @@ import trio
 
 from nunet_cli import units
 from nunet_cli.database.store import Transaction
-from nunet_cli.errors import ContractError, DisputedError, NunetError, PeerError, StateError
+from nunet_cli.errors import ContractError, DisputedError, NoSpaceError, NunetError, PeerError, StateError
 from nunet_cli.jobs.states import JOB_ENDS
 from nunet_cli.orchestrator.context import Context, advance, error_fields
 from nunet_cli.orchestrator.contract import PROVIDER_REFUSED, close_contract
@@ -104,6 +104,9 @@ async def _invoke(ctx: Context, job_id: str) -> None:
             await trio.sleep(RETRY_PAUSE)
             return
         await fail(ctx, job_id, error)
+        raise
+    except NoSpaceError:
+        # this node's own disk: the provider has nothing to do with it
         raise
     except NunetError as error:
         if await give_up(ctx, job_id, error):
