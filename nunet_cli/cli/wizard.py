@@ -50,7 +50,9 @@ def ask(
 
     typer.echo(f"This machine has {resources_text(machine)}.")
     typer.echo("Enter takes what is in brackets; everything can be changed later.\n")
-    if kept is not None and typer.confirm(f"Offer what was offered before ({_said(kept)})?", default=True):
+    # of some homes only the price is known: how much was offered, a person must say again
+    known = kept is not None and (kept.cpu is not None or kept.max_share is not None)
+    if kept is not None and known and typer.confirm(f"Offer what was offered before ({_said(kept)})?", default=True):
         return Answers(OnboardOptions(), None, None, _start(running=running))
     options = _options(kept or OnboardOptions())
     process, patterns = None, None

@@ -56,9 +56,14 @@ class OnboardOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 def keep_offer(options: OnboardOptions, kept: OnboardOptions | None) -> OnboardOptions:
     """Return the options with what was offered before where they say nothing; what was chosen ends up complete."""
     if kept is None or options.reset:
-        return structs.replace(options, reset=False)
+        return structs.replace(options, reset=False, max_share=_or_most(options.max_share))
     names = [name for name in OnboardOptions.__struct_fields__ if name != "reset"]
+    kept = structs.replace(kept, max_share=_or_most(kept.max_share))
     return structs.replace(options, **{name: getattr(kept, name) for name in names if getattr(options, name) is None})
+
+
+def _or_most(share: float | None) -> float:
+    return HEADROOM if share is None else share
 
 
 def offer_of(capability: Capability, price: PriceBid) -> OnboardOptions:
@@ -103,7 +108,7 @@ def plan_onboarding(
     """
     machine = probe_machine(home)
     firm, options = options, keep_offer(options, kept)
-    share = HEADROOM if options.max_share is None else options.max_share
+    share = _or_most(options.max_share)
     if not 0 < share <= HEADROOM:
         raise UsageError(
             f"--max-share: {share:g} is not between 0 and {HEADROOM:g}",

@@ -15,7 +15,7 @@ from nunet_cli.node.capability import CapabilityAccounting
 from nunet_cli.node.monitor import Monitor
 from nunet_cli.node.node import open_node
 from nunet_cli.node.onboarding import OnboardOptions
-from tests.cli.test_wizard import at_a_terminal
+from tests.cli.test_wizard import at_a_terminal, works
 from tests.conftest import config, nunet
 
 SAID = (
@@ -101,3 +101,15 @@ async def test_a_machine_that_has_less_by_now_offers_less_instead_of_refusing(
         monkeypatch.setattr(onboarding, "probe_machine", lambda home: structs.replace(machine, memory=100 * 2**20))
         await node.onboard(OnboardOptions(), None)
         assert node.get_registered_capability().resources.memory == 90 * 2**20
+
+
+def test_a_person_is_asked_how_much_where_only_the_price_is_known(tmp_path: Path) -> None:
+    nunet("preferences", "set", "--price", "0.7", home=tmp_path)
+    answers = [
+        ("in percent [50]", "20"), ("[0.7]", ""), ("Longest job", ""), ("Country code", ""),
+        *([("Images that strangers may run", "")] if works("docker") else []), ("[Y/n]", "n"),
+        *([("[Y/n]", "n")] if works("sandbox") else []),
+    ]  # fmt: skip
+    code, screen = at_a_terminal("onboard", home=tmp_path, answers=answers)
+    assert (code, "Offer what was offered before" in screen) == (0, False), screen
+    assert offered(tmp_path)["price"]["amount"] == "0.7"

@@ -55,8 +55,8 @@ def test_onboarding_asks_a_person_and_offers_what_they_said(tmp_path: Path) -> N
         "onboard", home=tmp_path,
         answers=[("in percent [50]", "0"), ("in percent [50]", "40"), ("Price in NTX", "a lot"), ("Price in NTX", "1.5/h"),
                  ("Longest job", ""), ("Country code", "SE"),
-                 *([("Images that strangers may run", "lab/*")] if _works("docker") else []), ("[Y/n]", "n"),
-                 *([("[Y/n]", "n")] if _works("sandbox") else [])],
+                 *([("Images that strangers may run", "lab/*")] if works("docker") else []), ("[Y/n]", "n"),
+                 *([("[Y/n]", "n")] if works("sandbox") else [])],
     )  # fmt: skip
     assert code == 0, screen
     assert "between 1 and 90" in screen
@@ -68,11 +68,11 @@ def test_onboarding_asks_a_person_and_offers_what_they_said(tmp_path: Path) -> N
     machine = json.loads(nunet("capability", "benchmark", "--output", "json", home=tmp_path).stdout)["machine"]
     assert abs(shown["registered"]["resources"]["cpu"]["cores"] - 0.4 * machine["cpu"]["cores"]) < 0.01
     images = nunet("config", "get", "executor.docker.images", home=tmp_path).stdout
-    assert ("lab/*" in images) == _works("docker")
+    assert ("lab/*" in images) == works("docker")
     assert nunet("node", "status", home=tmp_path, check=False).returncode == 3
 
 
-def _works(executor: str) -> bool:
+def works(executor: str) -> bool:
     found = json.loads(nunet("doctor", "--output", "json", home=Path("/nonexistent/home"), check=False).stdout)
     return any(item["check"] == executor and item["state"] == "ok" for item in found)
 

@@ -90,6 +90,7 @@ def test_headroom_and_refusals_name_the_flag(tmp_path: Path) -> None:
     for options, text in (
         (OnboardOptions(cpu=10_000), "--cpu: 10000 cores is more than 90% of"),
         (OnboardOptions(memory="99TiB"), "--memory: 99 TiB is more than"),
+        (OnboardOptions(max_share=0.0), "--max-share: 0 is not between"),
         (OnboardOptions(max_share=0.95), "--max-share: 0.95 is not between"),
         (OnboardOptions(gpu=99), "--gpu: 99 asked for, this machine has"),
         (OnboardOptions(cpu=-1), "--cpu: -1 is negative"),
