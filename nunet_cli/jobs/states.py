@@ -18,7 +18,8 @@ JOB_TRANSITIONS: dict[str, set[str]] = {
     "running": {"completed", "matching", *_OPEN_ENDS},
     # a completed job whose result says that it failed is settled by a refund, or by the time used, and then failed
     "completed": {"verified", "disputed", "matching", *_OPEN_ENDS},
-    "verified": {"settled", "disputed"},
+    # a contract database may refund what was verified all the same: the job ends by what was done
+    "verified": {"settled", "disputed", *_OPEN_ENDS},
     "disputed": {"resolved"},
     # what ended without a contract may be tried again
     "expired": {"matching", "cancelled"},

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import (
     ContractError,
@@ -76,7 +77,7 @@ async def settle(ctx: Context, job_id: str) -> dict[str, Any]:
         job = await execute.collect_outputs(ctx, job["id"])
     except NunetError as error:
         # a failed job is refunded even when its logs are lost; a completed one is not paid without its outputs
-        if result.state == "completed":
+        if result.state == "completed" and not _is_paid_long_ago(ctx, contract):
             raise ContractError(
                 f"the outputs cannot be fetched: {error.message}", code=error.code,
                 hint=f"try again: nunet job settle {job['id']}; the provider is paid after the contract's deadline"
@@ -92,6 +93,14 @@ async def settle(ctx: Context, job_id: str) -> dict[str, Any]:
         receipt = await close(ctx, contract, verdict)
     await ctx.store.change(lambda t: _finish_job(t, job["id"], receipt, result))
     return ctx.job(job["id"])
+
+
+def _is_paid_long_ago(ctx: Context, contract: dict[str, Any]) -> bool:
+    """Say whether a contract was closed so long ago that a job does not wait for its outputs any more."""
+    if contract["receipt"] is None:
+        return False
+    closed = read(contract, "receipt", Document).read(Receipt).settled_at
+    return seconds_between(closed, units.utc_now()) > ctx.config.limits.settlement_window
 
 
 async def _require_honest_time(ctx: Context, contract: dict[str, Any], result: Result) -> None:
@@ -312,7 +321,8 @@ async def _on_message(ctx: Context, message: Incoming) -> None:
             # the requester was gone, and the provider had the contract settled
             job = t.find("jobs", row["job_id"])
             result = read(row, "result", Document).read(Result)
-            if job is None or job.get("collected") or job["state"] == "disputed" or result.state != "completed":
+            paid = result.state == "completed" and body.receipt.read(Receipt).outcome == "settled"
+            if job is None or job.get("collected") or job["state"] == "disputed" or not paid:
                 _finish_job(t, row["job_id"], body.receipt, result)
             # else what was paid is fetched first: see `closing`
 

@@ -79,21 +79,17 @@ class Registry:
             self._admit(t, did, "open admission")
 
     def _admit(self, t: Transaction, did: str, note: str) -> dict[str, Any]:
+        opening = self.opening_balance(t, did)
         row = {"id": did, "status": "approved", "at": units.utc_now(), "note": note}
         t.put("registry", row)
         chain.append(t, "admit", did=did)
-        opening = self.opening_balance(t, did)
         if opening:
             ledger.transfer(t, ledger.ISSUANCE, did, opening, "opening")
         return row
 
     def opening_balance(self, source: Store | Transaction, did: str) -> int:
-        """Return what an account opens with that was never used; nothing for one that was."""
-        if self._config.registry.admission != "open" or ledger.exists(source, did):
+        """Return what the account of somebody opens with who was never admitted; nothing for everybody else."""
+        known = source.find("registry", did) is not None or ledger.exists(source, did)
+        if known or self._config.registry.admission != "open":
             return 0
-        row = source.find("registry", did)
-        return (
-            0
-            if row is not None and row["status"] != "approved"
-            else units.parse_amount(self._config.registry.opening_balance)
-        )
+        return units.parse_amount(self._config.registry.opening_balance)
