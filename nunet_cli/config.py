@@ -21,7 +21,7 @@ from nunet_cli.errors import UsageError
 # what the provider of `--local` asks for a job, in NTX
 LOCAL_PRICE = "0.1"
 Seconds = Annotated[int, Meta(ge=1, le=10**7)]
-Address = Annotated[str, Meta(pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9_.-]+):\d{1,5}$")]
+Address = Annotated[str, Meta(pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9_.-]+):\d{1,5}(?!\n)$")]
 
 
 class NetworkConfig(Struct, forbid_unknown_fields=True):
@@ -31,7 +31,7 @@ class NetworkConfig(Struct, forbid_unknown_fields=True):
     secret: Annotated[str, Meta(max_length=200)] = ""
     listen: Address = "0.0.0.0:0"
     peers: tuple[str, ...] = ()
-    topics: tuple[Annotated[str, Meta(pattern=r"^/[\x21-\x7e]{1,199}$")], ...] = ()
+    topics: tuple[Annotated[str, Meta(pattern=r"^/[\x21-\x7e]{1,199}(?!\n)$")], ...] = ()
     discovery: bool = True
     max_frame: Annotated[int, Meta(ge=2**16, le=2**26)] = 2**20
     max_connections: Annotated[int, Meta(ge=1, le=10**5)] = 256
@@ -81,7 +81,7 @@ class RegistryConfig(Struct, forbid_unknown_fields=True):
 class ApiConfig(Struct, forbid_unknown_fields=True):
     """The node's API over TCP, beside its Unix socket: where, and the token that opens it (made where it is empty)."""
 
-    listen: Annotated[str, Meta(pattern=r"^$|^(127\.0\.0\.1|\[::1\]|localhost):\d{1,5}$")] = ""
+    listen: Annotated[str, Meta(pattern=r"^$|^(127\.0\.0\.1|\[::1\]|localhost):\d{1,5}(?!\n)$")] = ""
     token: Annotated[str, Meta(max_length=200)] = ""
 
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import logging
 import os
+import re
 import select
 import signal
 import subprocess
@@ -234,19 +236,30 @@ def _forget_gone(candidate: Place) -> None:
 
 
 def make_group(key: str, memory: int, processes: int, cores: float) -> Group | None:
-    """Return a group of a job's own, or None where there are none, or this one cannot be made."""
+    """Return a group of a job's own, or None where this process can make none.
+
+    Raises:
+        OSError: this one cannot be made; the job does not run without, as its limits are the group's.
+    """
     where = place()
     if where is None:
         return None
-    group = Group(where, f"{PREFIX}{key.replace('/', '.')}-{os.getpid()}")
+    group = Group(where, f"{_start_of(key)}{os.getpid()}")
     try:
         group.remove()
         group.make(memory, processes, cores)
-    except OSError as error:
-        log.warning("no control group for %s: %s", key, error)
+    except OSError:
         group.remove()
-        return None
+        raise
     return group
+
+
+def _start_of(key: str) -> str:
+    """Return the beginning of the names of a job's groups: a folder's name, whatever the job's names are."""
+    plain = key.replace("/", ".")
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,160}", plain):
+        plain = hashlib.sha256(key.encode()).hexdigest()[:40]
+    return f"{PREFIX}{plain}-"
 
 
 def sweep(key: str) -> None:
@@ -254,7 +267,7 @@ def sweep(key: str) -> None:
     where = place()
     if where is None:
         return
-    start = f"{PREFIX}{key.replace('/', '.')}-"
+    start = _start_of(key)
     for name in {path.name for folder in where.folders.values() for path in folder.glob(f"{start}*")}:
         if name.removeprefix(start).isdigit():
             Group(where, name).remove()

@@ -191,11 +191,12 @@ class DockerExecutor:
 
     async def _follow(self, task: Task, handle: str, name: str, path: Path) -> None:
         def copy() -> None:
-            kept = 0
             stream = self._engine().api.logs(
                 handle, stdout=name == "stdout", stderr=name == "stderr", stream=True, follow=True
             )
             with path.open("ab" if task.restarts else "wb", buffering=0) as file:
+                # what earlier starts of a service wrote counts
+                kept = file.tell()
                 for chunk in stream:
                     if kept < task.max_log:
                         try:

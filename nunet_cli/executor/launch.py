@@ -301,9 +301,16 @@ async def run_beside(
         # before it is reaped: until then its number is its own
         _kill_group(popen.pid, signal.SIGKILL)
         running.helpers.discard(popen.pid)
-        popen.wait()
+        with trio.CancelScope(shield=True):
+            # it ends with the job's share of the processor: that may take a while, and is nobody else's
+            await trio.to_thread.run_sync(_reap, popen, limiter=limiter)
         _drop(outer)
     return popen.returncode == 0
+
+
+def _reap(popen: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        popen.wait(END_SECONDS)
 
 
 def _open_process(pid: int) -> int:

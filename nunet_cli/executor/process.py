@@ -105,10 +105,13 @@ class ProcessExecutor:
         user = job_user(task.allocation_id) if task.sandbox else None
         if user is not None and not task.restarts:
             await trio.to_thread.run_sync(give_folder, task.work, user, limiter=self._limiter)
-        group = await trio.to_thread.run_sync(
-            cgroup.make_group, task.allocation_id, task.resources.memory, MAX_PROCESSES, task.resources.cpu.cores,
-            limiter=self._limiter,
-        )  # fmt: skip
+        try:
+            group = await trio.to_thread.run_sync(
+                cgroup.make_group, task.allocation_id, task.resources.memory, MAX_PROCESSES, task.resources.cpu.cores,
+                limiter=self._limiter,
+            )  # fmt: skip
+        except OSError as error:
+            raise ExecutorError(f"the job's control group cannot be made: {error}", code="no_control_group") from None
         try:
             # in this thread, not a worker's: the parent-death signal follows the thread that made the process
             running = launch.launch(task, environment, _limits(task), group, user)
@@ -251,10 +254,13 @@ def _environment(task: Task) -> dict[str, str]:
 
 
 async def _pump(stream: trio.lowlevel.FdStream, path: Path, limit: int) -> None:
-    """Copy a pipe to a file up to a limit; what comes after it is read and dropped, so that the job does not block."""
-    kept = 0
+    """Copy a pipe to a file up to a limit; what comes after it is read and dropped, so that the job does not block.
+
+    What earlier starts of a service wrote counts.
+    """
     async with stream:
         with path.open("ab", buffering=0) as file:
+            kept = file.tell()
             async for chunk in stream:
                 if kept < limit:
                     file.write(chunk[: limit - kept])

@@ -55,7 +55,7 @@ class PriceSpec(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 Moment = Annotated[str, Meta(max_length=60)]
-JobName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+JobName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(?!\n)$")]
 
 
 class TimeSpec(Struct, forbid_unknown_fields=True, frozen=True):

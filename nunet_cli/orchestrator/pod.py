@@ -105,9 +105,10 @@ def _data(ctx: Context, links: list[JobLink], outputs: list[OutputFile]) -> dict
 
 
 def _append_logs(part: Part) -> None:
-    """Put what a member wrote into the pod's own logs, under its name."""
+    """Put what a member wrote into the pod's own logs, under its name; all members together have one log's room."""
     for source in (part.task.stdout, part.task.stderr):
         data = source.read_bytes() if source.exists() else b""
         if data:
+            text = f"==> {part.name} <==\n".encode() + data + (b"" if data.endswith(b"\n") else b"\n")
             with (part.task.folder.parent / source.name).open("ab") as whole:
-                whole.write(f"==> {part.name} <==\n".encode() + data + (b"" if data.endswith(b"\n") else b"\n"))
+                whole.write(text[: max(0, part.task.max_log - whole.tell())])

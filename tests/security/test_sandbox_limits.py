@@ -1,0 +1,79 @@
+"""Ways around a limit that the sandbox itself holds: through names, restarts, and what runs beside a job."""
+
+import subprocess
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+
+from nunet_cli.executor import cgroup
+from nunet_cli.executor.process import ProcessExecutor
+from nunet_cli.jobs.spec import JobName
+from tests.executor.jobs import run, started, task
+
+
+@pytest.mark.parametrize("name", ["a\n", "a/b\n", "ä", "x" * 300, ""])
+async def test_no_name_takes_a_job_out_of_its_control_group(tmp_path: Path, name: str) -> None:
+    if cgroup.place() is None:
+        pytest.skip("needs control groups that can be written")
+    job = task(tmp_path, "sleep", "60")
+    job = replace(job, allocation_id=f"{job.allocation_id}/{name}")
+    async with started(job) as (executor, _, _):
+        group = executor._running[job.allocation_id].group
+        assert group is not None
+        assert not group.is_empty()
+    assert not any(folder.exists() for folder in group.folders)
+
+
+async def test_a_job_whose_control_group_cannot_be_made_does_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if cgroup.place() is None:
+        pytest.skip("needs control groups that can be written")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cgroup.Group, "make", full)
+    executor = ProcessExecutor()
+    with pytest.raises(Exception, match="control group cannot be made"):
+        await executor.start(task(tmp_path, "true"))
+
+
+@pytest.mark.parametrize("name", ["a\n", "\n", "a b", "..", "-a", ""])
+def test_a_jobs_name_is_one_plain_word(name: str) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.json.decode(msgspec.json.encode(name), type=JobName)
+
+
+async def test_all_starts_of_a_service_share_one_logs_room(tmp_path: Path) -> None:
+    job = task(tmp_path, "sh", "-c", "head -c 4096 /dev/zero; head -c 4096 /dev/zero >&2")
+    for start in range(4):
+        await run(replace(job, restarts=start))
+    for log in (job.stdout, job.stderr):
+        assert log.stat().st_size < job.max_log + 200
+
+
+async def test_nobody_waits_in_the_nodes_thread_for_the_end_of_a_health_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends with the job's share of the processor, which may be next to nothing."""
+    waited: list[threading.Thread] = []
+    wait = subprocess.Popen.wait
+
+    def noted(popen: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        waited.append(threading.current_thread())
+        return wait(popen, timeout)
+
+    job = task(tmp_path, "sleep", "60")
+    async with started(job) as (executor, handle, _):
+        monkeypatch.setattr(subprocess.Popen, "wait", noted)
+        with trio.move_on_after(0.5):
+            await executor.check(job, handle, ("sleep", "60"))
+        assert await executor.check(job, handle, ("true",))
+    assert waited
+    assert threading.main_thread() not in waited
