@@ -20,6 +20,7 @@ import hypothesis
 import pytest
 import trio
 
+from nunet_cli import units
 from nunet_cli.config import Config, DockerConfig, ExecutorConfig, LimitsConfig, NetworkConfig, ProcessConfig
 from nunet_cli.jobs.reader import read_spec
 from nunet_cli.node.node import Node, open_node
@@ -113,6 +114,14 @@ class Market:
 
     def event_types(self, job_id: str) -> list[str]:
         return [event["type"] for event in self.requester.ctx.store.events(job_id)]
+
+    async def let_pass_the_deadline(self, contract_id: str) -> None:
+        """Let a contract's deadline be now, in the provider's books and in the contract database's."""
+        for node, table in ((self.provider, "contracts"), (self.authority, "registered_contracts")):
+            row = node.ctx.store.find(table, contract_id)
+            assert row is not None
+            past = {**row, "deadline": units.utc_now()}
+            await node.ctx.store.change(lambda t, table=table, past=past: t.put(table, past))
 
     def balances(self) -> dict[str, int]:
         rows = self.authority.ctx.store.table("accounts").all()

@@ -20,7 +20,7 @@ from nunet_cli.orchestrator.bid import sent_bid
 from nunet_cli.orchestrator.context import Context, advance, plain, read
 from nunet_cli.orchestrator.contract import check_contract, check_proof, set_contract
 from nunet_cli.orchestrator.messages import JobCancel, JobCancelled, JobCompleted
-from nunet_cli.orchestrator.retry import CANCEL_LIFETIME
+from nunet_cli.orchestrator.retry import CANCEL_LIFETIME, note_called_off
 from nunet_cli.orchestrator.settle import settle
 
 log = logging.getLogger("nunet.cancel")
@@ -119,6 +119,7 @@ async def _cancel_contract(ctx: Context, job: dict[str, Any]) -> dict[str, Any]:
     assert contract is not None
     if job["state"] != "completed":
         body = JobCancel(contract_id=contract["id"])
+        await ctx.store.change(lambda t: note_called_off(t, contract["id"], "cancel"))
         try:
             answer = await ctx.messenger.request(
                 contract["provider"], "job_cancel", body, timeout=ctx.config.limits.answer_timeout

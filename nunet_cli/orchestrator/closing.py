@@ -21,7 +21,7 @@ from nunet_cli.network.documents import Document
 from nunet_cli.orchestrator import execute
 from nunet_cli.orchestrator.context import Context, read
 from nunet_cli.orchestrator.contract import set_contract
-from nunet_cli.orchestrator.settle import close, settle, verify_job
+from nunet_cli.orchestrator.settle import close, require_honest_time, settle, verify_job
 
 log = logging.getLogger("nunet.closing")
 
@@ -105,6 +105,7 @@ async def _close_left(ctx: Context, contract_id: str) -> bool:
     if ctx.store.find(execute.LATE_RESULTS, contract_id) is not None:
         # what the provider had finished by then is paid once it is here
         return False
+    await require_honest_time(ctx, row, read(row, "result", Document).read(Result))
     await close(ctx, row, await verify_job(ctx, row))
     return True
 

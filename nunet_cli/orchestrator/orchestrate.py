@@ -20,7 +20,7 @@ from nunet_cli.orchestrator.match import match
 from nunet_cli.orchestrator.messages import JobCancel
 from nunet_cli.orchestrator.replicas import run_replicas
 from nunet_cli.orchestrator.request import next_bid, request
-from nunet_cli.orchestrator.retry import CANCEL_LIFETIME, give_up
+from nunet_cli.orchestrator.retry import CANCEL_LIFETIME, give_up, note_called_off
 from nunet_cli.orchestrator.settle import settle
 
 log = logging.getLogger("nunet.orchestrate")
@@ -136,6 +136,7 @@ async def fail(ctx: Context, job_id: str, error: NunetError) -> None:
         advance(t, job_id, "failed", {"reason": error.code, "message": error.message}, error=fields)
         if message is not None:
             ctx.messenger.enqueue(t, message)
+            note_called_off(t, job["contract_id"], "silence")
 
     try:
         await ctx.store.change(change)

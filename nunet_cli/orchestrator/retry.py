@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError
 from nunet_cli.jobs.check import decode_spec
@@ -33,6 +34,13 @@ def search_again(t: Transaction, job: dict[str, Any], provider: str, event: dict
     )  # fmt: skip
 
 
+def note_called_off(t: Transaction, contract_id: str, by: str) -> None:
+    """Keep with a contract when its provider was told to stop, the first time: `by` a `cancel`, or given up here."""
+    row = t.find("contracts", contract_id)
+    if row is not None and not row.get("called_off_at"):
+        t.put("contracts", {**row, "called_off_at": units.utc_now(), "called_off_by": by})
+
+
 async def give_up(ctx: Context, job_id: str, error: NunetError) -> bool:
     """Call off a contract whose provider is silent or refuses to start, and go on without it; False where nothing is.
 
@@ -54,6 +62,7 @@ async def give_up(ctx: Context, job_id: str, error: NunetError) -> bool:
             # the result, or another sign of life, came just now
             return
         ctx.messenger.enqueue(t, message)
+        note_called_off(t, contract["id"], "silence")
         if job["state"] == "contracted" and has_next_bid(current):
             peer = (t.find("bids", current["bid_id"]) or {"bidder": {"peer_id": ""}})["bidder"]["peer_id"]
             refusals = [*current.get("refusals", []), {"bid": current["bid_id"], "peer": peer, "reason": error.message}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -40,7 +41,7 @@ from nunet_cli.tokenomics.contract import (
     Verdict,
 )
 from nunet_cli.tokenomics.payment import amount_due, seconds_between
-from nunet_cli.tokenomics.receipt import require_receipt
+from nunet_cli.tokenomics.receipt import SECOND_RESULT, require_receipt
 
 log = logging.getLogger("nunet.settle")
 
@@ -72,7 +73,7 @@ async def settle(ctx: Context, job_id: str) -> dict[str, Any]:
     result = msgspec.convert(job["result"], Result)
     contract = ctx.store.find("contracts", job["contract_id"])
     assert contract is not None
-    await _require_honest_time(ctx, contract, result)
+    await require_honest_time(ctx, contract, result)
     try:
         job = await execute.collect_outputs(ctx, job["id"])
     except NunetError as error:
@@ -103,8 +104,11 @@ def _is_paid_long_ago(ctx: Context, contract: dict[str, Any]) -> bool:
     return seconds_between(closed, units.utc_now()) > ctx.config.limits.settlement_window
 
 
-async def _require_honest_time(ctx: Context, contract: dict[str, Any], result: Result) -> None:
-    """Dispute a result that sells more time than passed here between the contract's proof and the result's arrival.
+async def require_honest_time(ctx: Context, contract: dict[str, Any], result: Result) -> None:
+    """Dispute a result that sells more time than passed here.
+
+    That is the time between the contract's proof and the result's arrival. Of a job that was called off, it ends
+    `answer_timeout` after that at the latest, in which a program can be stopped: silence does not lengthen it.
 
     Raises:
         DisputedError: it does; the contract is in dispute then.
@@ -112,11 +116,15 @@ async def _require_honest_time(ctx: Context, contract: dict[str, Any], result: R
     """
     if contract["receipt"] is not None or not contract.get("proved_at") or not contract.get("result_at"):
         return
+    end, called_off = contract["result_at"], contract.get("called_off_at", "")
+    if called_off and (result.state != "completed" or contract.get("called_off_by") == "cancel"):
+        patience = timedelta(seconds=ctx.config.limits.answer_timeout)
+        end = min(end, units.format_time(units.parse_time(called_off) + patience))
     terms = read(contract, "document", Document).read(Contract).terms
-    seen = seconds_between(contract["proved_at"], contract["result_at"])
+    seen = max(0.0, seconds_between(contract["proved_at"], end))
     if amount_due(terms, result) <= amount_due(terms, result, seen + CLOCK_TOLERANCE):
         return
-    text = f"{result.usage.wall_seconds:.1f} s are to be paid; {seen:.1f} s passed here from the proof to the result"
+    text = f"{result.usage.wall_seconds:.1f} s are to be paid; {seen:.1f} s passed here from the proof to the end"
     await disputes.add(ctx, contract["id"], text, with_result=True)
     raise DisputedError(
         text, hint=f"escrow is held until the dispute is resolved; see: nunet contract show {contract['id']}"
@@ -198,6 +206,9 @@ async def close(ctx: Context, contract: dict[str, Any], verdict: Document | None
         receipt, balance = answer.body.receipt, answer.body.balance
         check_receipt(contract, receipt)
     except NunetError as error:
+        if error.code == SECOND_RESULT:
+            await ctx.store.change(lambda t: _keep_second_result(t, contract["id"], receipt, balance))
+            raise ContractError(error.message, code=error.code, hint=_see_evidence(contract["id"])) from None
         if error.code == DisputedError.default_code:
             disputed = DisputedError(error.message, hint="escrow is held until the dispute is resolved")
             await ctx.store.change(lambda t: _dispute(t, contract, disputed))
@@ -233,6 +244,11 @@ def _keep_receipt(t: Transaction, contract_id: str, receipt: Document, balance: 
     content = receipt.read(Receipt)
     if row["receipt"] is None:
         set_contract(t, contract_id, content.outcome, receipt=plain(receipt), message=content.reason)
+        job = t.find("jobs", row["job_id"])
+        ended = job is not None and job["contract_id"] == contract_id and job["state"] in ("cancelled", "failed")
+        if row["role"] == "requester" and job is not None and ended and not job.get("paid"):
+            # it had ended before it was known what that costs
+            t.put("jobs", {**job, "paid": content.paid})
         mine = content.paid if row["role"] == "provider" else f"-{content.paid}"
         t.put(
             "statements",
@@ -242,6 +258,29 @@ def _keep_receipt(t: Transaction, contract_id: str, receipt: Document, balance: 
             },
         )  # fmt: skip
     note_balance(t, content.contract_database, balance)
+
+
+def _see_evidence(contract_id: str) -> str:
+    return f"both results are signed, and kept as evidence: nunet contract export {contract_id}"
+
+
+def _keep_second_result(t: Transaction, contract_id: str, receipt: Document, balance: str) -> None:
+    """Keep the receipt of a contract that was closed by another result than the provider gave here; the job fails."""
+    row = t.find("contracts", contract_id)
+    assert row is not None
+    if row["receipt"] is not None:
+        return
+    _keep_receipt(t, contract_id, receipt, balance)
+    content = receipt.read(Receipt)
+    job = t.find("jobs", row["job_id"])
+    if job is None or job["contract_id"] != contract_id or job["state"] not in ("completed", "verified"):
+        return
+    error = JobFailedError(
+        "the provider had another result settled than the one that it gave here", code=SECOND_RESULT,
+        hint=_see_evidence(contract_id), details={"settled": content.result_cid},
+    )  # fmt: skip
+    event = {"paid": content.paid, "refunded": content.refunded, "reason": error.code, "message": error.message}
+    advance(t, job["id"], "failed", event, error=error_fields(error), paid=content.paid)
 
 
 def _finish_job(t: Transaction, job_id: str, receipt: Document, result: Result) -> None:
@@ -305,11 +344,20 @@ async def _on_message(ctx: Context, message: Incoming) -> None:
     contract = ctx.store.find("contracts", body.contract_id)
     if contract is None or contract["contract_database"] != message.sender:
         raise PeerError("no such contract recorded with you here", code="no_contract")
-    check_receipt(contract, body.receipt)
+    second = False
+    try:
+        check_receipt(contract, body.receipt)
+    except RejectedMessageError as error:
+        if error.code != SECOND_RESULT:
+            raise
+        second = True
 
     def change(t: Transaction) -> None:
         row = t.find("contracts", body.contract_id)
         assert row is not None
+        if second:
+            _keep_second_result(t, body.contract_id, body.receipt, body.balance)
+            return
         first = row["receipt"] is None
         _keep_receipt(t, body.contract_id, body.receipt, body.balance)
         if first or not row.get("told"):

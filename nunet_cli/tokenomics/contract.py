@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 
 from nunet_cli import units
 from nunet_cli.jobs.capability import Name, PriceBid
-from nunet_cli.jobs.job import Did, Id, Text, Time, TimeOrNone
+from nunet_cli.jobs.job import Did, Id, MaybeId, Text, Time, TimeOrNone
 from nunet_cli.network.documents import Document
 
 FULFILLED = "Contract fulfilled, thank you for your business"
@@ -99,7 +99,10 @@ class JobVerificationResult(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Receipt(Struct, forbid_unknown_fields=True, frozen=True):
-    """The settlement record: what was paid to the provider and what went back to the requester, in NTX."""
+    """The settlement record: what was paid to the provider and what went back to the requester, in NTX.
+
+    `result_cid` is the result by which the contract was closed; empty where it was by none.
+    """
 
     v: Literal[1]
     contract_id: Id
@@ -112,6 +115,7 @@ class Receipt(Struct, forbid_unknown_fields=True, frozen=True):
     reason: Text
     settled_at: Time
     log_head: Id
+    result_cid: MaybeId = ""
 
 
 class CheckKyc(Struct, forbid_unknown_fields=True, frozen=True):

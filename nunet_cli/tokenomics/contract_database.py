@@ -180,6 +180,12 @@ class ContractDatabase:
             raise self._held(row["id"])
         # what is due counts no more time than this node saw pass since it proved the contract
         if result.state == "completed" or amount_due(contract.terms, result):
+            if sender != contract.requester and units.utc_now() < row["deadline"]:
+                # until then it is the requester's to say that it has what it pays for
+                raise ContractError(
+                    f"the provider can have it settled from {row['deadline']} on, if the requester does not",
+                    code="too_early",
+                )
             verdict = self._verdict(contract, request)
             if verdict.verdict != "verified":
                 failed = ", ".join(f"{check.name}: {check.detail}" for check in verdict.checks if not check.passed)
@@ -195,7 +201,8 @@ class ContractDatabase:
         def due(seen: float) -> int:
             return amount_due(contract.terms, result, seen)
 
-        return await self._close(request.contract_id, "proved", due, reason, completed=result.state == "completed")
+        completed = result.state == "completed"
+        return await self._close(row["id"], "proved", due, reason, completed=completed, result_cid=request.result.cid)
 
     @staticmethod
     def _held(contract_id: str) -> DisputedError:
@@ -329,7 +336,7 @@ class ContractDatabase:
 
     async def _close(
         self, contract_id: str, state: str, due_for: Callable[[float], int], reason: str, *,
-        completed: bool = False, also: Callable[[Transaction], None] | None = None,
+        completed: bool = False, result_cid: str = "", also: Callable[[Transaction], None] | None = None,
     ) -> Document:  # fmt: skip
         """Close a contract once, out of the one state in which that may be: whatever else came in between wins.
 
@@ -339,6 +346,7 @@ class ContractDatabase:
             due_for: what is due to the provider, given the seconds since the proof by this node's clock.
             reason: for the receipt.
             completed: it is settled even where nothing is due.
+            result_cid: the result that it is closed by, where it is by one.
             also: what else belongs to the change.
 
         Raises:
@@ -374,7 +382,7 @@ class ContractDatabase:
                 Receipt(
                     1, contract_id, self._identity.did, outcome,  # type: ignore[arg-type]  # one of the two, as above
                     contract.requester, contract.provider, units.format_amount(due),
-                    units.format_amount(deposit - due), reason, now, head,
+                    units.format_amount(deposit - due), reason, now, head, result_cid,
                 )
             ).sign(self._identity, DATABASE)  # fmt: skip
             row.update(state=outcome, receipt=msgspec.to_builtins(receipt))

@@ -13,6 +13,10 @@ from nunet_cli.tokenomics.payment import amount_due, seconds_between
 DECIDED_OTHERWISE = ("dispute", "no verified")
 
 
+OTHER_RESULT = "receipt.result"
+SECOND_RESULT = "second_result"
+
+
 def receipt_checks(
     document: Document, signed: Document, proof: Document | None, result: Document | None
 ) -> tuple[Check, ...]:
@@ -44,7 +48,9 @@ def receipt_checks(
     whole = paid + refunded == deposit
     check("receipt.sum", whole, f"paid and refunded are not the deposit of {contract.terms.deposit}")
     check("receipt.outcome", receipt.outcome == "settled" or not paid, f"refunded, and {receipt.paid} NTX were paid")
-    if result is not None and not receipt.reason.startswith(DECIDED_OTHERWISE):
+    other = result is not None and receipt.result_cid not in ("", result.cid)
+    check(OTHER_RESULT, not other, "the provider had another result settled than the one that it gave")
+    if result is not None and not other and not receipt.reason.startswith(DECIDED_OTHERWISE):
         try:
             seen = seconds_between(proof.read(Proof).registered_at, receipt.settled_at) if proof is not None else None
             due = amount_due(contract.terms, result.read(Result), seen)
@@ -59,9 +65,12 @@ def require_receipt(document: Document, signed: Document, proof: Document | None
     """Return a receipt that fits its contract.
 
     Raises:
-        RejectedMessageError: it does not; the message says in what.
+        RejectedMessageError: it does not; the message says in what. Code `second_result` where it is as it should be,
+            but for another result that the provider signed.
     """
     wrong = [check for check in receipt_checks(document, signed, proof, result) if not check.passed]
+    if [check.name for check in wrong] == [OTHER_RESULT]:
+        raise RejectedMessageError(wrong[0].detail, code=SECOND_RESULT)
     if wrong:
         raise RejectedMessageError(
             f"the receipt does not fit the contract: {'; '.join(check.detail for check in wrong)}",

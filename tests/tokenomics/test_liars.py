@@ -17,7 +17,7 @@ import trio
 import trio.testing
 
 from nunet_cli import units
-from nunet_cli.config import DockerConfig, ExecutorConfig
+from nunet_cli.config import DockerConfig, ExecutorConfig, LimitsConfig
 from nunet_cli.errors import ContractError, DisputedError, NunetError
 from nunet_cli.jobs.capability import PriceBid
 from nunet_cli.jobs.job import OutputFile, Result, Usage
@@ -28,6 +28,7 @@ from nunet_cli.node.node import Node
 from nunet_cli.node.onboarding import OnboardOptions
 from nunet_cli.orchestrator import allocation, contract, execute, invoke, match, request, settle
 from nunet_cli.orchestrator.cancel import cancel
+from nunet_cli.orchestrator.messages import JobCompleted
 from nunet_cli.orchestrator.orchestrate import orchestrate_job
 from nunet_cli.tokenomics import contract_database
 from nunet_cli.tokenomics import dispute as disputes
@@ -243,23 +244,89 @@ async def test_a_provider_that_is_called_off_is_not_paid_for_time_that_did_not_p
         assert m.job(job_id)["state"] == "disputed"
 
 
+def made_up(m: Market, row: dict[str, Any], seconds: float = 80.0, state: Any = "completed") -> Document:
+    """A result of work that nobody did, signed by the provider."""
+    now = units.utc_now()
+    claim = Result(row["job_id"], row["id"], "allocation-none", state, 0, now, now, usage=Usage(0, seconds))
+    return make_document(claim).sign(m.provider.identity, PROVIDER)
+
+
+def verified(m: Market, row: dict[str, Any], result: Document) -> SettleContract:
+    """A request to settle, with the verdict of an oracle that lies as well."""
+    content = JobVerificationResult(
+        1, row["id"], result.cid, m.authority.identity.did, "verified", (), units.utc_now()
+    )  # fmt: skip
+    return SettleContract(row["id"], result, make_document(content).sign(m.authority.identity, ORACLE))
+
+
 async def test_no_more_is_paid_than_the_contract_database_saw_pass(tmp_path: Path) -> None:
-    """Provider and oracle lie together, and the requester is away."""
+    """Provider and oracle lie together, and the requester's node believes them."""
     async with open_market(tmp_path, onboard=OnboardOptions(price=BY_TIME)) as m:
         row = await through(m, await m.post(spec()), 3)
-        now = units.utc_now()
-        claim = Result(
-            row["job_id"], row["id"], "allocation-none", "completed", 0, now, now, usage=Usage(0, 80.0)
-        )  # fmt: skip
-        result = make_document(claim).sign(m.provider.identity, PROVIDER)
-        verdict = make_document(
-            JobVerificationResult(1, row["id"], result.cid, m.authority.identity.did, "verified", (), now)
-        ).sign(m.authority.identity, ORACLE)
-        await m.provider.ctx.messenger.request(
-            m.authority.identity.did, "settle_contract", SettleContract(row["id"], result, verdict), timeout=5
-        )
+        await m.authority.contract_database.settle(verified(m, row, made_up(m, row)), m.requester.identity.did)
         earned = m.balance(m.provider) - OPENING
         assert 0 < earned < 10 * SECOND
+
+
+async def test_a_provider_is_not_paid_before_the_deadline_on_its_own_word(market: MarketOf) -> None:
+    """It signs a result the moment that the contract is proved; until the deadline the requester says what it has."""
+    async with market() as m:
+        row = await through(m, job_id := await m.post(spec()), 3)
+        with pytest.raises(NunetError) as caught:
+            await m.provider.ctx.messenger.request(
+                m.authority.identity.did, "settle_contract", verified(m, row, made_up(m, row)), timeout=5
+            )
+        assert caught.value.code == "too_early"
+        assert m.balance(m.provider) == OPENING
+        assert (await orchestrate_job(m.requester.ctx, job_id))["state"] == "settled"
+
+
+async def test_a_provider_that_is_silent_when_it_is_called_off_sells_no_more_time_by_that(tmp_path: Path) -> None:
+    short = config(limits=LimitsConfig(answer_timeout=1, heartbeat=1))
+    async with open_market(tmp_path, onboard=OnboardOptions(price=BY_TIME), requester=short) as m:
+        row = await through(m, job_id := await m.post(spec(60)), 4)
+
+        async def silent(_message: Incoming) -> Answer:
+            await trio.sleep_forever()
+            raise AssertionError("never")
+
+        answering(m.provider, "job_cancel", silent)
+        await cancel(m.requester.ctx, job_id)
+        assert m.job(job_id)["state"] == "cancelled"
+        began = trio.current_time()
+        while trio.current_time() - began < 4:
+            await trio.sleep(0.1)
+        started = m.provider.ctx.store.find("allocations", row["id"], "contract_id")
+        assert started is not None
+        late = Result(
+            job_id, row["id"], started["id"], "cancelled", None, started["started_at"], units.utc_now(),
+            usage=Usage(0, 5.0),
+        )  # fmt: skip
+        said = JobCompleted(row["id"], make_document(late).sign(m.provider.identity, PROVIDER))
+        await m.provider.ctx.messenger.post(m.requester.identity.did, "job_error", said, lifetime=60)
+        with trio.fail_after(20):
+            while (m.requester.ctx.store.find("contracts", row["id"]) or {})["state"] != "disputed":
+                await trio.sleep(0.05)
+        assert m.balance(m.provider) == OPENING
+
+
+async def test_a_second_result_is_found_by_the_receipt_and_the_job_ends(market: MarketOf) -> None:
+    """One result for the requester, another one for the contract database: the books agree, and both are kept."""
+    async with market() as m:
+        row = await through(m, job_id := await m.post(spec()), 4)
+        await execute.follow(m.requester.ctx, job_id)
+        other = made_up(m, row, 0.0)
+        receipt = await m.authority.contract_database.settle(verified(m, row, other), m.requester.identity.did)
+        assert receipt.read(Receipt).result_cid == other.cid
+        with trio.fail_after(20):
+            while m.job(job_id)["state"] != "failed":
+                await trio.sleep(0.05)
+        job = m.job(job_id)
+        assert (job["error"]["code"], job["paid"]) == ("second_result", "0.25")
+        kept = m.requester.ctx.store.find("contracts", row["id"])
+        assert kept is not None
+        assert (kept["state"], kept["receipt"]["content"]) == ("settled", receipt.content)
+        assert kept["result"]["content"] != other.content
 
 
 async def test_the_time_that_a_machine_is_held_is_paid_between_restarts_too(tmp_path: Path) -> None:
@@ -358,7 +425,7 @@ async def test_a_dispute_and_a_settlement_that_arrive_together_are_decided_once(
 
             calls = {
                 "dispute": (database.dispute, disputes.DisputeContract(row["id"], "no"), m.requester.identity.did),
-                "settle": (database.settle, SettleContract(row["id"], result, verdict), m.provider.identity.did),
+                "settle": (database.settle, SettleContract(row["id"], result, verdict), m.requester.identity.did),
             }
             gate = threading.Event()
             async with trio.open_nursery() as nursery:
@@ -398,8 +465,7 @@ async def test_an_oracle_that_hangs_on_one_contract_keeps_no_other_from_its_mone
         answering(m.authority, "job_verification", hang)
         # long past the deadline, and the requester says nothing; each contract may take as long as it may run
         for row in rows:
-            past = {**row, "deadline": units.utc_now()}
-            await m.provider.ctx.store.change(lambda t, past=past: t.put("contracts", past))
+            await m.let_pass_the_deadline(row["id"])
         with trio.fail_after(4):
             while (m.provider.ctx.store.find("contracts", rows[1]["id"]) or {})["state"] != "settled":
                 await trio.sleep(0.05)
