@@ -152,7 +152,7 @@ def describe(event: dict[str, Any]) -> tuple[str, str] | None:
         return "post", f"{data.get('name', '')} is {event['job_id']}"
     if kind == "job_matching":
         if "retry" not in data:
-            return "match", "asking for bids"
+            return "match", f"again: {data['message']}" if "message" in data else "asking for bids"
         return "match", f"again (attempt {data['retry'] + 1}): {data.get('message') or data['reason']}"
     if kind == "bid_received":
         return "match", f"bid of {data['price']} NTX from {short(data['bidder'])}"
@@ -164,6 +164,8 @@ def describe(event: dict[str, Any]) -> tuple[str, str] | None:
         return "invoke", f"{data['message']}; trying again until {data['until'][11:19]} UTC"
     if kind == "contract_database_unanswered":
         return "contract", f"{data['message']}; trying again until {data['until'][11:19]} UTC"
+    if kind == "settlement_waits":
+        return "settle", f"{data['message']}; trying again until {data['until'][11:19]} UTC"
     if kind == "late_result":
         return "execute", "an earlier attempt had finished out of reach: its outputs are here, and it is paid"
     if kind == "job_waiting":

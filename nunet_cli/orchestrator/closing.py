@@ -18,7 +18,7 @@ from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError
 from nunet_cli.jobs.job import Result
 from nunet_cli.network.documents import Document
-from nunet_cli.orchestrator import execute
+from nunet_cli.orchestrator import disputes, execute
 from nunet_cli.orchestrator.context import Context, read
 from nunet_cli.orchestrator.contract import set_contract
 from nunet_cli.orchestrator.settle import close, require_honest_time, settle, verify_job
@@ -110,6 +110,23 @@ async def _close_left(ctx: Context, contract_id: str) -> bool:
     return True
 
 
+async def _is_disputed_instead(ctx: Context, row: dict[str, Any]) -> bool:
+    """Put a result that came too late into dispute, where the job has gone on with another provider; else return False.
+
+    Exactly one of them is paid: whether this one had done the work is for the contract database's operator to see.
+    """
+    job = ctx.store.find("jobs", row["job_id"])
+    moved_on = job is not None and job["contract_id"] != row["id"]
+    if not moved_on or row.get("called_off_by") != "silence" or row["payment"] == "volunteer":
+        return False
+    if row["state"] != "proved":
+        # it is paid already, past the contract's deadline: then it is fetched, too
+        return False
+    text = f"called off at {row['called_off_at']} after its provider was silent; the job went on with another one"
+    await disputes.add(ctx, row["id"], text, with_result=True)
+    return True
+
+
 async def _fetch_late(ctx: Context, key: str) -> bool:
     """As a requester: fetch what a provider had finished before it heard that the job had gone on without it."""
     contract_id = key.removeprefix("late/")
@@ -117,6 +134,9 @@ async def _fetch_late(ctx: Context, key: str) -> bool:
     if row is None:
         return True
     result = read(row, "result", Document).read(Result)
+    if await _is_disputed_instead(ctx, row):
+        await ctx.store.change(lambda t: t.table(execute.LATE_RESULTS).remove(Query().id == contract_id))
+        return True
     if units.parse_time(result.ended_at) > units.now() - LATE_PATIENCE:
         await execute.fetch_outputs(ctx, row, result)
     event = {"contract_id": row["id"], "outputs": {output.name: output.cid for output in result.outputs}}

@@ -28,6 +28,7 @@ from nunet_cli.orchestrator.messages import ContractAgreement, ContractProposal
 from nunet_cli.orchestrator.request import offered_until
 from nunet_cli.tokenomics.contract import (
     DATABASE,
+    LAPSED,
     ORACLE,
     PROVIDER,
     REQUESTER,
@@ -47,7 +48,12 @@ from nunet_cli.tokenomics.payment import check_payment_info, deposit_for
 
 T = TypeVar("T")
 PROVIDER_REFUSED = "provider_refused"
-TRANSIENT = frozenset({"peer_silent", "peer_unreachable", "internal", NoSpaceError.default_code})
+TRANSIENT = frozenset(
+    {
+        "peer_silent", "peer_unreachable", "internal", NoSpaceError.default_code, "oracle_busy", "not_available",
+        "machine_busy",
+    }
+)  # fmt: skip
 RETRY_PAUSE = 2.0
 MAX_SKEW = timedelta(seconds=60)
 
@@ -202,14 +208,16 @@ async def _prove(ctx: Context, job_id: str, row: dict[str, Any]) -> dict[str, An
     document = read(row, "document", Document)
     contract = document.read(Contract)
     try:
-        body = await _ask_until(ctx, job_id, contract.sign_by, partial(_register, ctx, document, contract))
+        # whether it is recorded only the contract database can say, also when the signatures bind no more
+        deadline = contract.terms.deadline
+        body = await _ask_until(ctx, job_id, deadline, partial(_register, ctx, document, contract))
         check_proof(body.proof, document)
     except NunetError as error:
         event = {"reason": error.message, "code": error.code}
 
         def refused(t: Transaction) -> None:
             t.save_event(job_id, "contract_refused", **event)
-            if contract.sign_by <= units.utc_now():
+            if event["code"] == LAPSED:
                 set_contract(t, row["id"], "expired", message=f"not registered by {contract.sign_by}")
 
         await ctx.store.change(refused)
@@ -327,7 +335,8 @@ async def _on_proposal(ctx: Context, message: Incoming) -> Answer:
         )
     if offered_until(bid) <= units.utc_now() and not ctx.accounting.is_locked(ctx.store, bid["id"]):
         raise ContractError(f"the bid timed out at {offered_until(bid)}", code="bid_timeout")
-    if contract.sign_by <= units.utc_now() or units.parse_time(contract.created_at) > units.now() + MAX_SKEW:
+    sign_by = units.parse_time(contract.sign_by)
+    if sign_by + MAX_SKEW <= units.now() or units.parse_time(contract.created_at) > units.now() + MAX_SKEW:
         raise ContractError(
             f"the contract was to be signed between {contract.created_at} and {contract.sign_by}", code="bad_times",
             hint="compare the clocks of both machines",

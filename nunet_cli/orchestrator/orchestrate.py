@@ -12,7 +12,7 @@ from nunet_cli.database.store import Transaction
 from nunet_cli.errors import ContractError, DisputedError, NoSpaceError, NunetError, PeerError, StateError
 from nunet_cli.jobs.states import JOB_ENDS
 from nunet_cli.orchestrator.context import Context, advance, error_fields
-from nunet_cli.orchestrator.contract import PROVIDER_REFUSED, close_contract
+from nunet_cli.orchestrator.contract import PROVIDER_REFUSED, close_contract, is_transient
 from nunet_cli.orchestrator.execute import follow
 from nunet_cli.orchestrator.group import run_group
 from nunet_cli.orchestrator.invoke import invoke
@@ -22,10 +22,12 @@ from nunet_cli.orchestrator.replicas import run_replicas
 from nunet_cli.orchestrator.request import next_bid, request
 from nunet_cli.orchestrator.retry import CANCEL_LIFETIME, give_up, note_called_off
 from nunet_cli.orchestrator.settle import settle
+from nunet_cli.tokenomics.contract import LAPSED
 
 log = logging.getLogger("nunet.orchestrate")
 
-RETRY_PAUSE = 3.0
+RETRY_PAUSE, SETTLE_PAUSE = 3.0, 10.0
+MAX_LAPSES = 3
 # a lock lapses by itself
 RELEASE_LIFETIME = 120
 
@@ -74,7 +76,7 @@ async def next_stage(ctx: Context, job: dict[str, Any]) -> None:
     elif state in ("invoked", "running"):
         await _follow(ctx, job_id)
     else:
-        await settle(ctx, job_id)
+        await _settle(ctx, job_id)
 
 
 async def _contract(ctx: Context, job_id: str) -> None:
@@ -84,8 +86,35 @@ async def _contract(ctx: Context, job_id: str) -> None:
         if error.code == PROVIDER_REFUSED:
             await next_bid(ctx, job_id, error.message)
             return
+        if error.code == LAPSED and await _search_anew(ctx, job_id, error):
+            return
         await fail(ctx, job_id, error)
         raise
+
+
+async def _search_anew(ctx: Context, job_id: str, error: NunetError) -> bool:
+    """Look for bids again after a contract lapsed that nobody had recorded; False after a few times."""
+    job = ctx.job(job_id)
+    lapses = job.get("lapses", 0) + 1
+    if lapses > MAX_LAPSES:
+        return False
+    fields = {"lapses": lapses, "contract_id": "", "bid_id": "", "shortlist": [], "place": 0}
+    event = {"reason": error.code, "message": error.message}
+    await ctx.store.change(lambda t: advance(t, job_id, "matching", event, **fields))
+    return True
+
+
+async def _settle(ctx: Context, job_id: str) -> None:
+    """Settle; an oracle or contract database that cannot just now is asked again, until the contract's deadline."""
+    try:
+        await settle(ctx, job_id)
+    except ContractError as error:
+        contract = ctx.store.find("contracts", ctx.job(job_id)["contract_id"])
+        if not is_transient(error) or contract is None or contract["deadline"] <= units.utc_now():
+            raise
+        event = {"message": error.message, "until": contract["deadline"]}
+        await ctx.store.save_event(job_id, "settlement_waits", **event)
+        await trio.sleep(SETTLE_PAUSE)
 
 
 async def _invoke(ctx: Context, job_id: str) -> None:

@@ -35,6 +35,7 @@ from nunet_cli.tokenomics import dispute as disputes
 from nunet_cli.tokenomics.contract import (
     DATABASE,
     FULFILLED,
+    LAPSED,
     ORACLE,
     PROVIDER,
     REQUESTER,
@@ -63,6 +64,7 @@ log = logging.getLogger("nunet.contract-database")
 
 MESSAGE_LIFETIME = 14 * 86400
 MAX_DEADLINE = timedelta(days=366)
+# how far the clocks of two machines may be apart
 MAX_SKEW = timedelta(seconds=60)
 
 
@@ -157,8 +159,8 @@ class ContractDatabase:
             )
         if units.parse_time(deadline) > now + MAX_DEADLINE:
             raise ContractError(f"the deadline {deadline} is too far away", code="bad_deadline")
-        if sign_by <= units.utc_now():
-            raise ContractError(f"the contract was to be registered by {sign_by}", code="signature_lapsed")
+        if units.parse_time(sign_by) + MAX_SKEW <= now:
+            raise ContractError(f"the contract was to be registered by {sign_by}", code=LAPSED)
 
     async def settle(self, request: SettleContract, sender: str) -> Document:
         """Settle a contract exactly once; return the signed receipt.
@@ -246,8 +248,9 @@ class ContractDatabase:
                 t.save_event(contract.job_id, "contract_disputed", contract_id=row["id"], reason=known.reason)
             known = disputes.add_evidence(known, sender, request.text, request.documents)
             disputes.put(t, known)
-            if result is not None:
-                current["result"] = msgspec.to_builtins(result)
+            if result is not None and not current.get("result"):
+                # the first result that the provider signed is the result, and it was here by now
+                current |= {"result": msgspec.to_builtins(result), "result_at": units.utc_now()}
             t.put("registered_contracts", current)
             return known
 
@@ -290,7 +293,9 @@ class ContractDatabase:
         assert row is not None
         contract = msgspec.convert(row["document"], Document).read(Contract)
         result = msgspec.convert(row["result"], Document).read(Result) if row.get("result") else None
-        due = disputes.amount_for(contract, result, decision, share)
+        proved_at = msgspec.convert(row["proof"], Document).read(Proof).registered_at
+        seen = seconds_between(proved_at, row.get("result_at") or units.utc_now())
+        due = disputes.amount_for(contract, result, decision, share, seen)
 
         def note(t: Transaction) -> None:
             known = disputes.find(t, contract_id)

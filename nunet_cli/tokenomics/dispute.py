@@ -87,6 +87,9 @@ def add_evidence(dispute: Dispute, did: str, text: str, documents: tuple[Documen
 def quorum_decision(contract: Contract, documents: tuple[Document, ...], result_cid: str) -> Decision | None:
     """Return what a verdict among the evidence decides: one that rests on running the job more than once.
 
+    Under terms that say so it decides either way. Under others a second run can only confirm a result: that it came out
+    differently is evidence for the operator, as a job may do that by its nature.
+
     Args:
         contract: the contract in dispute.
         documents: what a party gave as evidence.
@@ -102,12 +105,14 @@ def quorum_decision(contract: Contract, documents: tuple[Document, ...], result_
         if verdict.result_cid == result_cid and verdict.policy in ("replicate", "reexecute"):
             if verdict.verdict == "verified":
                 return "pay"
-            if verdict.verdict == "rejected":
+            if verdict.verdict == "rejected" and verdict.policy == contract.terms.verification:
                 return "refund"
     return None
 
 
-def amount_for(contract: Contract, result: Any, decision: Decision, share: str = "0.5") -> int:
+def amount_for(
+    contract: Contract, result: Any, decision: Decision, share: str = "0.5", seen: float | None = None
+) -> int:
     """Return what a decision pays the provider, in micro-NTX.
 
     Args:
@@ -115,6 +120,7 @@ def amount_for(contract: Contract, result: Any, decision: Decision, share: str =
         result: the provider's result, or None where there is none.
         decision: `pay` what the result has earned (all of the deposit where there is none), `refund` all, or `split`.
         share: for a split, the provider's share of the deposit, 0 to 1, as a decimal.
+        seen: the seconds that the contract database saw pass between its proof and the result.
 
     Raises:
         ContractError: the share is none.
@@ -123,7 +129,7 @@ def amount_for(contract: Contract, result: Any, decision: Decision, share: str =
     if decision == "refund":
         return 0
     if decision == "pay":
-        return min(deposit, amount_due(contract.terms, result)) if result is not None else deposit
+        return min(deposit, amount_due(contract.terms, result, seen)) if result is not None else deposit
     try:
         part = Decimal(share)
     except ArithmeticError:

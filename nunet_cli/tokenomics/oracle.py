@@ -247,7 +247,7 @@ def _check_time(contract: Contract, proof: Proof, result: Result, now: str, chec
         late = seconds_between(now, result.ended_at)
         check("ended_before_now", late <= MAX_SKEW, f"it says that it ends {late:.0f} s from now")
         passed = seconds_between(proof.registered_at, now)
-        seen = used <= passed + GRACE_SECONDS
+        seen = used <= passed + GRACE_SECONDS + MAX_SKEW
         check("time_seen", seen, f"{used:.1f} s used, {passed:.1f} s passed since the proof")
 
 

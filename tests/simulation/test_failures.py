@@ -99,30 +99,97 @@ def test_a_provider_that_was_given_up_and_comes_back_gives_the_deposit_back_at_o
     assert run(main, tmp_path) == "settled"
 
 
-@pytest.mark.parametrize("attempts", [0, 1])
-def test_work_that_was_finished_out_of_reach_is_paid_and_delivered(tmp_path: Path, attempts: int) -> None:
+def test_work_that_was_finished_out_of_reach_is_paid_and_delivered(tmp_path: Path) -> None:
     """The provider is cut off until after the deadline, and back while the contract can still be settled."""
 
     async def main(sim: Simulation) -> None:
-        job_id = await pair(sim, retry={"attempts": attempts})
+        job_id = await pair(sim)
         await reaches(sim, job_id, "running")
         sim.network.partition({"first"})
         await trio.sleep(300 + 600 + 30)
         sim.network.partition()
         await trio.sleep(300)
-        requester = sim.nodes["requester"]
         assert (contract_with(sim, "first")["state"], balance(sim, "first")) == ("settled", OPENING + QUARTER)
-        types = [event["type"] for event in requester.ctx.store.events(job_id)]
-        job = requester.ctx.job(job_id)
-        assert job["state"] == "settled"
-        if attempts:
-            # somebody else has done the job in the meantime; what the first one did was fetched all the same
-            assert "late_result" in types
-        else:
-            assert job["collected"]
+        job = sim.nodes["requester"].ctx.job(job_id)
+        assert (job["state"], bool(job["collected"])) == ("settled", True)
         assert held(sim) == []
 
     run(main, tmp_path)
+
+
+def test_of_two_providers_that_did_a_job_one_is_paid(tmp_path: Path) -> None:
+    """The first one was cut off, and given up; it comes back with the finished result when another one has the job."""
+
+    async def main(sim: Simulation) -> None:
+        job_id = await pair(sim, retry={"attempts": 1})
+        await reaches(sim, job_id, "running")
+        sim.network.partition({"first"})
+        requester = sim.nodes["requester"]
+        with trio.fail_after(120):
+            while requester.ctx.job(job_id)["attempts"] == 0 or requester.ctx.job(job_id)["state"] != "running":
+                await trio.sleep(0.1)
+        await trio.sleep(40)
+        sim.network.partition()
+        states = await sim.wait_ended({job_id: "requester"})
+        await trio.sleep(300 + 600 + 1200)
+        assert states == {job_id: "settled"}
+        assert balance(sim, "second") == OPENING + 2 * QUARTER
+        # whether the first one is to be paid as well is for the contract database's operator to say
+        assert (contract_with(sim, "first")["state"], balance(sim, "first")) == ("disputed", OPENING)
+        assert [row["balance"] for row in held(sim)] == [QUARTER]
+
+    run(main, tmp_path)
+
+
+def test_a_requester_that_dies_before_the_proof_and_comes_back_later_looks_for_bids_again(tmp_path: Path) -> None:
+    async def main(sim: Simulation) -> str:
+        await sim.start("authority", roles=("contract-database", "oracle"))
+        for name in ("first", "second"):
+            await sim.onboard(await sim.start(name, knows=("authority",)))
+        honest = answering(sim.nodes["authority"], "register_contract", _unused)
+
+        async def hang(message: Incoming) -> Answer | None:
+            await trio.sleep_forever()
+            raise AssertionError("never")
+
+        answering(sim.nodes["authority"], "register_contract", hang)
+        requester = await sim.start("requester", knows=("authority", "first", "second"))
+        job_id = await sim.post(requester, seconds=5)
+        with trio.fail_after(60):
+            while not any(row["state"] == "agreed" for row in requester.ctx.store.table("contracts").all()):
+                await trio.sleep(0.01)
+        await sim.crash("requester")
+        answering(sim.nodes["authority"], "register_contract", honest)
+        await trio.sleep(300)
+        await sim.restart("requester")
+        return (await sim.wait_ended({job_id: "requester"}))[job_id]
+
+    assert run(main, tmp_path) == "settled"
+
+
+def test_a_contract_that_was_recorded_out_of_reach_is_found_again(tmp_path: Path) -> None:
+    """The contract database records it, and its answer is lost for longer than the signatures bind."""
+
+    async def main(sim: Simulation) -> str:
+        await sim.start("authority", roles=("contract-database", "oracle"))
+        await sim.onboard(await sim.start("first", knows=("authority",)))
+        honest = answering(sim.nodes["authority"], "register_contract", _unused)
+
+        async def lost(message: Incoming) -> Answer | None:
+            await honest(message)
+            await trio.sleep_forever()
+            raise AssertionError("never")
+
+        answering(sim.nodes["authority"], "register_contract", lost)
+        requester = await sim.start("requester", knows=("authority", "first"))
+        job_id = await sim.post(requester, seconds=5)
+        await trio.sleep(150)
+        answering(sim.nodes["authority"], "register_contract", honest)
+        state = (await sim.wait_ended({job_id: "requester"}))[job_id]
+        assert len(requester.ctx.store.table("contracts").all()) == 1
+        return state
+
+    assert run(main, tmp_path) == "settled"
 
 
 def test_a_requester_that_was_away_until_long_after_the_deadline_gets_what_it_paid_for(tmp_path: Path) -> None:

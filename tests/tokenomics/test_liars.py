@@ -50,7 +50,7 @@ from nunet_cli.tokenomics.contract import (
     deadline_of,
     sign_by_of,
 )
-from nunet_cli.tokenomics.oracle import compare_replicas
+from nunet_cli.tokenomics.oracle import compare_replicas, verify_documents
 from tests.conftest import Market, config, needs_docker, open_market
 from tests.images import import_image
 
@@ -136,7 +136,7 @@ async def test_a_signature_lapses_where_the_contract_is_not_registered_in_time(
         document = msgspec.convert(row["document"], Document)
         assert document.is_signed(m.provider.identity.did, PROVIDER)
         real = units.now
-        monkeypatch.setattr(units, "now", lambda: real() + timedelta(seconds=61))
+        monkeypatch.setattr(units, "now", lambda: real() + timedelta(seconds=121))
         with pytest.raises(NunetError) as caught:
             await m.authority.contract_database.register(document)
         assert caught.value.code == "signature_lapsed"
@@ -491,6 +491,53 @@ async def test_a_container_that_is_called_off_is_paid_for_the_time_that_it_held_
         assert job["state"] == "cancelled"
         assert job["usage"]["wall_seconds"] >= 2
         assert units.parse_amount(job["paid"]) >= 2 * SECOND
+
+
+@pytest.mark.parametrize("behind", [-59, -35, 0, 35, 59])
+def test_honest_results_are_verified_whatever_the_clocks_that_talk_to_each_other(behind: int) -> None:
+    """An oracle's clock may be a minute behind the contract database's, or before it."""
+    requester, provider, database = (new_identity() for _ in range(3))
+    run = run_of(requester, provider, database, price="1", out="right")
+    at = units.parse_time(run.proof.read(Proof).registered_at)
+    begun, ended = units.format_time(at), units.format_time(at + timedelta(seconds=5))
+    result = msgspec.structs.replace(
+        run.result.read(Result), started_at=begun, ended_at=ended, usage=Usage(0, 5.0)
+    )  # fmt: skip
+    signed = make_document(result).sign(provider, PROVIDER)
+    question = JobVerification("{}", run.contract, run.proof, signed)
+    now = units.format_time(at + timedelta(seconds=5.2 + behind))
+    timed = [check for check in verify_documents(question, now) if "time" in check.name or "_now" in check.name]
+    assert len(timed) >= 4
+    assert all(check.passed for check in timed), timed
+
+
+def test_a_second_run_decides_against_a_provider_only_under_terms_that_say_so() -> None:
+    """A job that writes other bytes each time would else be had for nothing."""
+    requester, provider, database = (new_identity() for _ in range(3))
+    run = run_of(requester, provider, database, price="1", out="right")
+    content = JobVerificationResult(
+        1, run.contract.cid, run.result.cid, database.did, "rejected", (), units.utc_now(), "reexecute"
+    )  # fmt: skip
+    for terms, decision in (("attested", None), ("reexecute", "refund")):
+        text = run.contract.read(Contract)
+        agreed = msgspec.structs.replace(text, terms=msgspec.structs.replace(text.terms, verification=terms))
+        for verdict, expected in (("rejected", decision), ("verified", "pay")):
+            said = make_document(msgspec.structs.replace(content, verdict=verdict)).sign(database, ORACLE)
+            assert disputes.quorum_decision(agreed, (said,), run.result.cid) == expected
+
+
+async def test_a_dispute_pays_no_more_time_than_the_contract_database_saw_pass(tmp_path: Path) -> None:
+    async with open_market(tmp_path, onboard=OnboardOptions(price=BY_TIME)) as m:
+        row = await through(m, await m.post(spec()), 3)
+        database = m.authority.contract_database
+        result = made_up(m, row)
+        await database.dispute(disputes.DisputeContract(row["id"], "mine", (result,)), m.provider.identity.did)
+        # another result that comes later is not the result
+        await database.dispute(
+            disputes.DisputeContract(row["id"], "", (made_up(m, row, 90.0),)), m.provider.identity.did
+        )
+        await database.resolve(row["id"], "pay")
+        assert 0 < m.balance(m.provider) - OPENING < 10 * SECOND
 
 
 # -- replicas ----------------------------------------------------------------------------------------------------------
