@@ -18,7 +18,7 @@ from nunet_cli.orchestrator import execute
 from nunet_cli.orchestrator.allocation import AllocationActor, nothing_done
 from nunet_cli.orchestrator.bid import sent_bid
 from nunet_cli.orchestrator.context import Context, advance, plain, read
-from nunet_cli.orchestrator.contract import check_contract, check_proof, set_contract
+from nunet_cli.orchestrator.contract import check_contract, check_proof, is_transient, set_contract
 from nunet_cli.orchestrator.messages import JobCancel, JobCancelled, JobCompleted
 from nunet_cli.orchestrator.retry import CANCEL_LIFETIME, note_called_off
 from nunet_cli.orchestrator.settle import settle
@@ -46,9 +46,17 @@ async def cancel(ctx: Context, job_id: str) -> dict[str, Any]:
     if job["state"] in ("contracted", "invoked", "running", "completed"):
         return await _cancel_contract(ctx, job)
     row = ctx.store.find("contracts", job["contract_id"]) if job["contract_id"] else None
-    if row is not None and row["state"] == "agreed" and await _is_recorded(ctx, job, row):
+    recorded = await _is_recorded(ctx, job, row) if row is not None and row["state"] == "agreed" else False
+    if recorded:
         return await _cancel_contract(ctx, ctx.job(job["id"]))
-    note = ""
+    note = (
+        ""
+        if recorded is False or row is None
+        else (
+            f"the contract database does not answer; if it has recorded the contract, the deposit of {row['deposit']} NTX"
+            f" returns after {row['deadline']}"
+        )
+    )
     for place, bid_id in enumerate(job["shortlist"] if job["state"] in ("matched", "requested") else []):
         bid = ctx.store.find("bids", bid_id)
         # the one that was asked last may have locked, and its answer may never have arrived
@@ -56,7 +64,7 @@ async def cancel(ctx: Context, job_id: str) -> dict[str, Any]:
             note = await _release(ctx, bid) or note
 
     def change(t: Transaction) -> dict[str, Any]:
-        if row is not None and row["state"] in ("proposed", "agreed"):
+        if recorded is False and row is not None and row["state"] in ("proposed", "agreed"):
             set_contract(t, row["id"], "refused", reason="cancelled by the requester")
         return advance(t, job["id"], "cancelled", {"note": note})
 
@@ -87,13 +95,16 @@ async def cancel_children(ctx: Context, job: dict[str, Any]) -> int:
     return len(ended)
 
 
-async def _is_recorded(ctx: Context, job: dict[str, Any], row: dict[str, Any]) -> bool:
-    """Say whether the contract database has recorded a contract whose proof never arrived here; then take the proof."""
+async def _is_recorded(ctx: Context, job: dict[str, Any], row: dict[str, Any]) -> bool | None:
+    """Say whether the contract database has recorded a contract whose proof never arrived here; then take the proof.
+
+    None where it does not answer: nobody knows.
+    """
     try:
         status = await check_contract(ctx, row["id"])
         check_proof(status.proof, read(row, "document", Document))
-    except NunetError:
-        return False
+    except NunetError as error:
+        return None if is_transient(error) else False
 
     def change(t: Transaction) -> None:
         set_contract(t, row["id"], "proved", proof=plain(status.proof), proved_at=units.utc_now())

@@ -137,7 +137,7 @@ async def _fetch_late(ctx: Context, key: str) -> bool:
     if await _is_disputed_instead(ctx, row):
         await ctx.store.change(lambda t: t.table(execute.LATE_RESULTS).remove(Query().id == contract_id))
         return True
-    if units.parse_time(result.ended_at) > units.now() - LATE_PATIENCE:
+    if units.parse_time(row["result_at"]) > units.now() - LATE_PATIENCE:
         await execute.fetch_outputs(ctx, row, result)
     event = {"contract_id": row["id"], "outputs": {output.name: output.cid for output in result.outputs}}
 

@@ -48,12 +48,7 @@ from nunet_cli.tokenomics.payment import check_payment_info, deposit_for
 
 T = TypeVar("T")
 PROVIDER_REFUSED = "provider_refused"
-TRANSIENT = frozenset(
-    {
-        "peer_silent", "peer_unreachable", "internal", NoSpaceError.default_code, "oracle_busy", "not_available",
-        "machine_busy",
-    }
-)  # fmt: skip
+TRANSIENT = frozenset({"peer_silent", "peer_unreachable", "internal", NoSpaceError.default_code})
 RETRY_PAUSE = 2.0
 MAX_SKEW = timedelta(seconds=60)
 

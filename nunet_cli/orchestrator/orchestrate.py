@@ -12,7 +12,7 @@ from nunet_cli.database.store import Transaction
 from nunet_cli.errors import ContractError, DisputedError, NoSpaceError, NunetError, PeerError, StateError
 from nunet_cli.jobs.states import JOB_ENDS
 from nunet_cli.orchestrator.context import Context, advance, error_fields
-from nunet_cli.orchestrator.contract import PROVIDER_REFUSED, close_contract, is_transient
+from nunet_cli.orchestrator.contract import PROVIDER_REFUSED, close_contract
 from nunet_cli.orchestrator.execute import follow
 from nunet_cli.orchestrator.group import run_group
 from nunet_cli.orchestrator.invoke import invoke
@@ -28,6 +28,11 @@ log = logging.getLogger("nunet.orchestrate")
 
 RETRY_PAUSE, SETTLE_PAUSE = 3.0, 10.0
 MAX_LAPSES = 3
+# what an oracle, a contract database or a provider that answers cannot do just now
+MOMENTARY = frozenset(
+    {"oracle_busy", "not_available", "machine_busy", "transfer_stalled", "too_early", "internal"}
+    | {NoSpaceError.default_code}
+)
 # a lock lapses by itself
 RELEASE_LIFETIME = 120
 
@@ -110,7 +115,7 @@ async def _settle(ctx: Context, job_id: str) -> None:
         await settle(ctx, job_id)
     except ContractError as error:
         contract = ctx.store.find("contracts", ctx.job(job_id)["contract_id"])
-        if not is_transient(error) or contract is None or contract["deadline"] <= units.utc_now():
+        if error.code not in MOMENTARY or contract is None or contract["deadline"] <= units.utc_now():
             raise
         event = {"message": error.message, "until": contract["deadline"]}
         await ctx.store.save_event(job_id, "settlement_waits", **event)
@@ -172,6 +177,7 @@ async def fail(ctx: Context, job_id: str, error: NunetError) -> None:
     except StateError:
         log.info("job %s has ended already; not failed: %s", job_id, error)
     else:
+        ctx.heard.pop(job["contract_id"], None)
         ctx.messenger.wake()
 
 

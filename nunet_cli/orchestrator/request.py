@@ -18,6 +18,7 @@ from nunet_cli.network.messenger import Answer, Incoming
 from nunet_cli.orchestrator.bid import assess, sent_bid
 from nunet_cli.orchestrator.context import Context, advance, error_fields, plain
 from nunet_cli.orchestrator.messages import DeclineJobRequest, JobRequest, TimeoutJobRequest
+from nunet_cli.orchestrator.retry import may_retry, search_again
 from nunet_cli.orchestrator.select import SOON, read_bid
 
 # -- requester ---------------------------------------------------------------------------------------------------------
@@ -53,6 +54,12 @@ async def request(ctx: Context, job_id: str) -> dict[str, Any]:
     if decode_spec(job["spec"]).time.deadline > units.utc_now():
         event = {"refusals": refusals}
         return await ctx.store.change(lambda t: _search_again(t, job["id"], event, refusals))
+    if job.get("given_up") and may_retry(job):
+        # one of them had signed and did not start: that is what `retry` is for
+        bid = ctx.store.find("bids", job["shortlist"][0])
+        first = bid["did"] if bid is not None else ""
+        again: dict[str, Any] = {"reason": "declined", "refusals": refusals}
+        return await ctx.store.change(lambda t: search_again(t, ctx.job(job["id"]), first, again))
     error = DeclinedError(
         f"every provider on the shortlist declined ({len(refusals)})",
         hint=f"see why with: nunet job explain {job['id']}; search again with: nunet job run",

@@ -30,7 +30,7 @@ def search_again(t: Transaction, job: dict[str, Any], provider: str, event: dict
     return advance(
         t, job["id"], "matching", {"retry": job["attempts"] + 1, **event}, attempts=job["attempts"] + 1,
         excluded=excluded, contract_id="", bid_id="", allocation_id="", result=None, collected=False, shortlist=[],
-        place=0, usage=None, heard_at="", late=False,
+        place=0, given_up=False, usage=None, heard_at="", late=False,
     )  # fmt: skip
 
 
@@ -67,7 +67,8 @@ async def give_up(ctx: Context, job_id: str, error: NunetError) -> bool:
             peer = (t.find("bids", current["bid_id"]) or {"bidder": {"peer_id": ""}})["bidder"]["peer_id"]
             refusals = [*current.get("refusals", []), {"bid": current["bid_id"], "peer": peer, "reason": error.message}]
             said = {**event, "refused_by": peer, "reason": error.message}
-            advance(t, job_id, "matched", said, place=current["place"] + 1, contract_id="", refusals=refusals)
+            fields = {"place": current["place"] + 1, "contract_id": "", "refusals": refusals, "given_up": True}
+            advance(t, job_id, "matched", said, **fields)
         else:
             search_again(t, current, contract["provider"], event)
 

@@ -41,13 +41,13 @@ from nunet_cli.tokenomics.contract import (
     Verdict,
 )
 from nunet_cli.tokenomics.payment import amount_due, seconds_between
-from nunet_cli.tokenomics.receipt import SECOND_RESULT, require_receipt
+from nunet_cli.tokenomics.receipt import NOT_DELIVERED, SECOND_RESULT, require_receipt
 
 log = logging.getLogger("nunet.settle")
 
 REEXECUTION_SLACK = 120
-# what the two machines' clocks may differ by within one job, in seconds
-CLOCK_TOLERANCE = 0.25
+# what two machines' clocks may come apart by within one job: a correction by a second or two, and a drift
+CLOCK_TOLERANCE, CLOCK_DRIFT = 2.0, 0.001
 
 # -- requester ---------------------------------------------------------------------------------------------------------
 
@@ -122,7 +122,7 @@ async def require_honest_time(ctx: Context, contract: dict[str, Any], result: Re
         end = min(end, units.format_time(units.parse_time(called_off) + patience))
     terms = read(contract, "document", Document).read(Contract).terms
     seen = max(0.0, seconds_between(contract["proved_at"], end))
-    if amount_due(terms, result) <= amount_due(terms, result, seen + CLOCK_TOLERANCE):
+    if amount_due(terms, result) <= amount_due(terms, result, seen * (1 + CLOCK_DRIFT) + CLOCK_TOLERANCE):
         return
     text = f"{result.usage.wall_seconds:.1f} s are to be paid; {seen:.1f} s passed here from the proof to the end"
     await disputes.add(ctx, contract["id"], text, with_result=True)
@@ -308,10 +308,12 @@ def _finish_job(t: Transaction, job_id: str, receipt: Document, result: Result) 
 
 def _fail_or_retry(t: Transaction, job: dict[str, Any], result: Result, money: dict[str, Any]) -> None:
     """Fail a job, or where the failure was the provider's and the job allows it, look for another provider."""
-    if result.fault == "provider" and may_retry(job):
+    # what it says to have done, and nobody could fetch or verify in time, is its failure as well
+    not_delivered = result.state == "completed" and money["message"].startswith(NOT_DELIVERED)
+    if (result.fault == "provider" or not_delivered) and may_retry(job):
         contract = t.find("contracts", job["contract_id"])
         assert contract is not None
-        search_again(t, job, contract["provider"], {"reason": result.reason, **money})
+        search_again(t, job, contract["provider"], {"reason": result.reason or "not_delivered", **money})
         return
     message = result.message or result.reason or "the contract was refunded"
     code = result.reason or "job_failed"

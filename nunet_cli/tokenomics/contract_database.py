@@ -58,6 +58,7 @@ from nunet_cli.tokenomics.contract import (
     sign_by_of,
 )
 from nunet_cli.tokenomics.payment import amount_due, deposit_for, seconds_between
+from nunet_cli.tokenomics.receipt import NOT_DELIVERED
 from nunet_cli.tokenomics.registry import Registry
 
 log = logging.getLogger("nunet.contract-database")
@@ -327,11 +328,13 @@ class ContractDatabase:
         """
         window = timedelta(seconds=self._config.limits.settlement_window)
         proved = self._store.table("registered_contracts").search(Query().state == "proved")
-        overdue = [row["id"] for row in proved if units.parse_time(row["deadline"]) + window < units.now()]
+        overdue = [
+            row["id"] for row in proved if units.parse_time(row["deadline"]) + window + _second_run(row) < units.now()
+        ]
         refunded = []
         for contract_id in overdue:
             try:
-                await self._close(contract_id, "proved", lambda _seen: 0, "no verified result before the deadline")
+                await self._close(contract_id, "proved", lambda _seen: 0, NOT_DELIVERED)
             except NunetError as error:
                 # it was disputed just now, for example: the others' money does not wait for it
                 log.info("contract %s is not refunded: %s", contract_id, error)
@@ -455,3 +458,9 @@ class ContractDatabase:
             for row in rows
         )
         return "account_statement", AccountStatement(did, self._balance(did), units.format_amount(in_escrow), found)
+
+
+def _second_run(row: dict[str, Any]) -> timedelta:
+    """Return how long the oracle's own run of a job may take, where its contract asks for one."""
+    terms = msgspec.convert(row["document"], Document).read(Contract).terms
+    return timedelta(seconds=2 * terms.max_duration) if terms.verification == "reexecute" else timedelta()

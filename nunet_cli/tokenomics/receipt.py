@@ -10,7 +10,8 @@ from nunet_cli.tokenomics.contract import DATABASE, Check, Contract, Proof, Rece
 from nunet_cli.tokenomics.payment import amount_due, seconds_between
 
 # what was decided otherwise than by the provider's result; the words with which such a receipt's reason begins
-DECIDED_OTHERWISE = ("dispute", "no verified")
+NOT_DELIVERED = "no verified result before the deadline"
+DECIDED_OTHERWISE = ("dispute", NOT_DELIVERED)
 
 
 OTHER_RESULT = "receipt.result"
