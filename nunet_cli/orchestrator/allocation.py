@@ -16,7 +16,7 @@ import trio
 from nunet_cli import units
 from nunet_cli.actor import Actor
 from nunet_cli.database.store import Transaction
-from nunet_cli.errors import NunetError
+from nunet_cli.errors import NoSpaceError, NunetError
 from nunet_cli.executor.base import Exit
 from nunet_cli.executor.files import remove_folder
 from nunet_cli.jobs.check import decode_spec
@@ -103,11 +103,15 @@ async def run_allocation(ctx: Context, allocation_id: str, *, attached: bool = F
     assert row is not None
     contract = ctx.store.find("contracts", row["contract_id"])
     assert contract is not None
-    spec = decode_spec(contract["spec"])
     try:
+        spec = decode_spec(contract["spec"])
         parts = make_parts(ctx, row, spec)
     except NunetError as error:
         await _end(ctx, [], row, failed_result(row, row["started_at"], error.code, error.message, fault="provider"))
+        return
+    except Exception as error:
+        log.exception("allocation %s cannot be begun", allocation_id)
+        await _end(ctx, [], row, _broken(row, error))
         return
     actor = ctx.running[allocation_id] = AllocationActor(allocation_id, parts)
     result: Result | None = None
@@ -188,8 +192,7 @@ async def _run(
             async def run() -> Ended:
                 if not attached:
                     await prepare(ctx, part, {})
-                    await start(part)
-                    await started(part)
+                    await start(part, started)
                 return await run_single(ctx, part, started)
 
             ended = await _beating(ctx, actor, row, run)
@@ -357,7 +360,8 @@ async def _end(ctx: Context, parts: list[Part], row: dict[str, Any], result: Res
     """Sign the result; keep it, free the capability and queue the news in one change; then clean up.
 
     Where that cannot be kept, as on a full disk, what the job left is removed first, and it is tried again until it
-    can: nothing but this allocation waits for it.
+    can: nothing but this allocation waits for it. What is refused for another reason would be refused for ever: the
+    allocation ends as failed then.
     """
     pause, clean = END_PAUSE, False
     while True:
@@ -365,8 +369,10 @@ async def _end(ctx: Context, parts: list[Part], row: dict[str, Any], result: Res
             try:
                 await finish_allocation(ctx, row, result)
                 break
-            except Exception:
+            except Exception as error:
                 log.exception("the end of allocation %s cannot be kept; it is tried again", row["id"])
+                if not isinstance(error, NoSpaceError | OSError):
+                    result = _broken(row, error)
                 if not clean:
                     await _clean_up(ctx, parts, row)
                 clean = True

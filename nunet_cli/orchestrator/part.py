@@ -119,11 +119,12 @@ async def prepare(ctx: Context, part: Part, given: dict[str, Path]) -> None:
     await ctx.blocking(make_scratch, part.task, files)
 
 
-async def start(part: Part) -> None:
-    """Start the program; that is not cancelled half-way, which would leave one that nobody knows of."""
+async def start(part: Part, started: Started) -> None:
+    """Start the program and have it recorded; neither is cancelled half-way: nobody would know of it."""
     with trio.CancelScope(shield=True):
         part.handle = await part.executor.start(part.task)
-    part.started_at = units.utc_now()
+        part.started_at = part.started_at or units.utc_now()
+        await started(part)
 
 
 async def wait(ctx: Context, part: Part, restarted: Started) -> Exit:
@@ -154,10 +155,7 @@ async def wait(ctx: Context, part: Part, restarted: Started) -> Exit:
         part.handle = ""
         await trio.sleep(service.delay)
         part.task = replace(part.task, restarts=part.task.restarts + 1)
-        # as the first start, not cancelled half-way
-        with trio.CancelScope(shield=True):
-            part.handle = await part.executor.start(part.task)
-            await restarted(part)
+        await start(part, restarted)
     exit_ = replace(exit_, usage=msgspec.structs.replace(exit_.usage, restarts=part.task.restarts))
     # a service that was up for the whole time it was paid for has done its work
     return replace(exit_, exit_code=0, reason="") if _is_over(part, exit_) else exit_

@@ -56,8 +56,7 @@ async def run_pod(ctx: Context, spec: JobSpec, parts: list[Part], started: Start
                 await done[link.from_].wait()
             try:
                 await programs.prepare(ctx, part, _data(ctx, links, ended.outputs))
-                await programs.start(part)
-                await started(part)
+                await programs.start(part, started)
                 exit_ = await programs.wait(ctx, part, started)
                 ended.at = units.utc_now()
             except Exception as error:

@@ -138,8 +138,7 @@ async def _run_parts(ctx: Context, parts: list[Part], spec: JobSpec, started: St
     if spec.pod:
         return await run_pod(ctx, spec, parts, started)
     await prepare(ctx, parts[0], {})
-    await start(parts[0])
-    await started(parts[0])
+    await start(parts[0], started)
     return await run_single(ctx, parts[0], started)
 
 

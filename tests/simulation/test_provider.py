@@ -1,0 +1,90 @@
+"""What a provider's allocation comes to at bad moments, on a virtual clock: its end is kept, its machine is free again."""
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from nunet_cli.errors import NodeError
+from nunet_cli.executor.base import Task
+from nunet_cli.executor.null import NullExecutor
+from nunet_cli.node.node import Node
+from nunet_cli.orchestrator import allocation
+from tests.simulation.harness import Simulation, run
+from tests.simulation.test_failures import OPENING, balance, contract_with, held, reaches
+
+
+async def two(sim: Simulation, **onboarding: Any) -> tuple[Node, Node]:
+    """An authority, a provider that was onboarded, and a requester; return the last two."""
+    await sim.start("authority", roles=("contract-database", "oracle"))
+    provider = await sim.start("first", knows=("authority",))
+    await sim.onboard(provider, **onboarding)
+    return provider, await sim.start("requester", knows=("authority", "first"))
+
+
+def allocations(node: Node) -> list[str]:
+    return [str(row["state"]) for row in node.ctx.store.table("allocations").all()]
+
+
+async def ends(node: Node) -> None:
+    """Wait until a provider's only allocation has ended and its machine is free."""
+    with trio.fail_after(120):
+        while node.ctx.running or node.accounting.taken(node.ctx.store):
+            await trio.sleep(0.1)
+
+
+def test_a_service_that_is_called_off_while_it_starts_gives_the_machine_back(tmp_path: Path) -> None:
+    async def main(sim: Simulation) -> None:
+        provider, requester = await two(sim)
+        executor = provider.ctx.executors["null"]
+        start: Callable[[Task], Awaitable[str]] = executor.start
+
+        async def slow(task: Task) -> str:
+            # as an engine that makes a container
+            await trio.sleep(3)
+            return await start(task)
+
+        executor.start = slow  # type: ignore[method-assign]  # an engine is slower than nothing
+        job_id = await sim.post(requester, seconds=60, type="service", service={}, time={"max_duration": 300})
+        await reaches(sim, job_id, "invoked")
+        with trio.fail_after(30):
+            while allocations(provider) != ["starting"]:
+                await trio.sleep(0.1)
+        await requester.cancel_job(job_id)
+        await ends(provider)
+        assert allocations(provider) == ["completed"]
+
+    run(main, tmp_path)
+
+
+@pytest.mark.parametrize("where", ["finish", "make"])
+def test_an_allocation_ends_as_failed_where_its_end_or_its_beginning_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """What will be refused again and again is not tried for ever, and the machine not held for it."""
+    finish = allocation.finish_allocation
+
+    async def refuse(ctx: Any, row: Any, result: Any) -> Any:
+        if result.state == "completed":
+            raise NodeError("not this one")
+        return await finish(ctx, row, result)
+
+    def fail(*arguments: Any) -> Any:
+        raise AssertionError
+
+    async def main(sim: Simulation) -> None:
+        provider, requester = await two(sim)
+        if where == "finish":
+            monkeypatch.setattr(allocation, "finish_allocation", refuse)
+        else:
+            monkeypatch.setattr(allocation, "make_parts", fail)
+        job_id = await sim.post(requester, seconds=1)
+        assert await sim.wait_ended({job_id: "requester"}) == {job_id: "failed"}
+        await ends(provider)
+        assert allocations(provider) == ["failed"]
+        assert held(sim) == []
+        assert balance(sim, "requester") == OPENING
+
+    run(main, tmp_path)
