@@ -83,11 +83,15 @@ class Task:
 
 @dataclass(frozen=True)
 class Exit:
-    """How a job ended: its exit code, or the `reason` why it was ended (`out_of_memory`, `disk_full`, …)."""
+    """How a job ended: its exit code, or the `reason` why it was ended (`out_of_memory`, `disk_full`, …).
+
+    `ended_at` is when, where the executor knows that better than who waits: it may end while the node is away.
+    """
 
     exit_code: int | None
     usage: Usage
     reason: str = ""
+    ended_at: str = ""
 
 
 class Executor(Protocol):

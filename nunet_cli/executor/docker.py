@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
+from nunet_cli import units
 from nunet_cli.config import DockerConfig
 from nunet_cli.executor.base import POLL_INTERVAL, Executor, ExecutorError, Exit, Probe, Report, Task
 from nunet_cli.executor.files import folder_size, give_folder
@@ -181,7 +182,8 @@ class DockerExecutor:
         wall = _seconds_between(state["StartedAt"], state["FinishedAt"])
         if state.get("OOMKilled"):
             reason = ["out_of_memory"]
-        return Exit(state["ExitCode"], Usage(usage.cpu_seconds, wall, usage.max_memory), reason[0] if reason else "")
+        used = Usage(usage.cpu_seconds, wall, usage.max_memory)
+        return Exit(state["ExitCode"], used, reason[0] if reason else "", _time(state["FinishedAt"]))
 
     async def _state(self, handle: str) -> dict[str, Any]:
         def inspect() -> dict[str, Any]:
@@ -355,9 +357,29 @@ def _disk_used(task: Task) -> int:
     return kept + folder_size(task.work, max(0, limit - kept))
 
 
+def _parse_time(text: str) -> datetime:
+    """Return a time as the engine writes it, with nanoseconds or with none.
+
+    Raises:
+        ValueError: it is no time.
+    """
+    whole, _, fraction = text.rstrip("Z").partition(".")
+    return datetime.fromisoformat(f"{whole}.{fraction[:6]:0<6}+00:00")
+
+
+def _time(text: str) -> str:
+    """Return a time of the engine's as documents carry it; empty where the engine does not know it."""
+    try:
+        when = _parse_time(text)
+    except ValueError:
+        return ""
+    # year 1 is how it says: not yet
+    return units.format_time(when) if when.year > 1 else ""
+
+
 def _seconds_between(started: str, finished: str) -> float:
     try:
-        first, last = (datetime.fromisoformat(text[:26].rstrip("Z") + "+00:00") for text in (started, finished))
+        first, last = _parse_time(started), _parse_time(finished)
     except ValueError:
         return 0.0
     return max(0.0, round((last - first).total_seconds(), 3))

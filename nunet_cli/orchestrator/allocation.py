@@ -398,11 +398,13 @@ async def _clean_up(ctx: Context, parts: list[Part], row: dict[str, Any]) -> Non
 
 async def finish_allocation(ctx: Context, row: dict[str, Any], result: Result) -> Document:
     """Record the end of an allocation with its signed result, and queue the message to the requester."""
-    used = msgspec.structs.replace(result.usage, wall_seconds=held(result.started_at, result.ended_at))
-    result = msgspec.structs.replace(result, usage=used)
-    document = make_document(result).sign(ctx.identity, PROVIDER)
     known = ctx.store.find("contracts", row["contract_id"])
     assert known is not None
+    # however late the end was seen to: nobody agreed to more
+    agreed = read(known, "document", Document).read(Contract).terms.max_duration
+    seconds = min(held(result.started_at, result.ended_at), float(agreed))
+    result = msgspec.structs.replace(result, usage=msgspec.structs.replace(result.usage, wall_seconds=seconds))
+    document = make_document(result).sign(ctx.identity, PROVIDER)
     inputs = [item.cid for part in programs(decode_spec(known["spec"])) for item in part.inputs]
     type_ = "job_completed" if result.state == "completed" else "job_error"
     message = ctx.messenger.outbox_row(

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,9 @@ async def start(part: Part, started: Started) -> None:
 
 
 async def wait(ctx: Context, part: Part, restarted: Started) -> Exit:
-    """Wait for the program's end within its wall time; a service is started again as it says.
+    """Wait for the program's end within its wall time, and say when it was; a service is started again as it says.
+
+    What ended by itself while the node was away has ended then, and not when the node came back.
 
     Args:
         ctx: the node's parts.
@@ -136,17 +139,16 @@ async def wait(ctx: Context, part: Part, restarted: Started) -> Exit:
         restarted: called when a service has been started again, to record its new handle.
     """
     service = part.spec.service or ServiceSpec()
-    first_start = part.started_at
+    until = units.parse_time(part.started_at) + timedelta(seconds=part.task.max_duration)
     while True:
-        used = (units.now() - units.parse_time(first_start)).total_seconds()
-        exit_ = await _wait_once(ctx, part, max(0.0, part.task.max_duration - used))
+        exit_ = await _wait_once(ctx, part, until)
         exit_ = replace(exit_, usage=add_usage(part.spent, exit_.usage))
         if part.spec.type != "service" or exit_.reason == "max_duration":
             break
         clean = exit_.exit_code == 0 and not exit_.reason
         if service.restart == "never" or (clean and service.restart == "on_failure"):
             break
-        if part.task.restarts >= service.max_restarts:
+        if part.task.restarts >= service.max_restarts or units.now() >= until:
             break
         event = {"restart": part.task.restarts + 1, "exit_code": exit_.exit_code, "reason": exit_.reason}
         await ctx.store.save_event(part.job_id, "service_restarted", **event)
@@ -156,7 +158,12 @@ async def wait(ctx: Context, part: Part, restarted: Started) -> Exit:
         await trio.sleep(service.delay)
         part.task = replace(part.task, restarts=part.task.restarts + 1)
         await start(part, restarted)
-    exit_ = replace(exit_, usage=msgspec.structs.replace(exit_.usage, restarts=part.task.restarts))
+    now = units.utc_now()
+    exit_ = replace(
+        exit_, usage=msgspec.structs.replace(exit_.usage, restarts=part.task.restarts),
+        # another's clock is believed between the start and now
+        ended_at=min(max(exit_.ended_at, part.started_at), now) if exit_.ended_at else now,
+    )  # fmt: skip
     # a service that was up for the whole time it was paid for has done its work
     return replace(exit_, exit_code=0, reason="") if _is_over(part, exit_) else exit_
 
@@ -165,7 +172,8 @@ def _is_over(part: Part, exit_: Exit) -> bool:
     return part.spec.type == "service" and exit_.reason == "max_duration"
 
 
-async def _wait_once(ctx: Context, part: Part, left: float) -> Exit:
+async def _wait_once(ctx: Context, part: Part, until: datetime) -> Exit:
+    left = max(0.0, (until - units.now()).total_seconds())
     ended: list[Exit] = []
     reason = ""
     health = part.spec.service.health if part.spec.service is not None else None
@@ -189,7 +197,11 @@ async def _wait_once(ctx: Context, part: Part, left: float) -> Exit:
                 reason = "unhealthy" if sick.is_set() else "max_duration"
                 await part.executor.stop(part.task, part.handle)
         nursery.cancel_scope.cancel()
-    return replace(ended[0], reason=reason) if reason else ended[0]
+    exit_ = ended[0]
+    if reason == "max_duration" and exit_.ended_at and units.parse_time(exit_.ended_at) <= until:
+        # it had ended in time by itself, before it was looked at
+        return exit_
+    return replace(exit_, reason=reason) if reason else exit_
 
 
 async def _first(event: trio.Event, scope: trio.CancelScope) -> None:

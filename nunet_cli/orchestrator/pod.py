@@ -7,7 +7,6 @@ from pathlib import Path
 
 import trio
 
-from nunet_cli import units
 from nunet_cli.executor.base import Exit
 from nunet_cli.jobs.job import OutputFile, Usage
 from nunet_cli.jobs.spec import JobLink, JobSpec
@@ -33,10 +32,9 @@ class Ended:
 async def run_single(ctx: Context, part: Part, started: Started) -> Ended:
     """Wait for a job's only program, which is started, and take its outputs in."""
     exit_ = await programs.wait(ctx, part, started)
-    at = units.utc_now()
     with trio.CancelScope(shield=True):
         outputs, missing = await programs.collect(ctx, part, ctx.config.limits.output_size)
-    return Ended(exit_, outputs, missing, at=at)
+    return Ended(exit_, outputs, missing, at=exit_.ended_at)
 
 
 async def run_pod(ctx: Context, spec: JobSpec, parts: list[Part], started: Started) -> Ended:
@@ -58,7 +56,7 @@ async def run_pod(ctx: Context, spec: JobSpec, parts: list[Part], started: Start
                 await programs.prepare(ctx, part, _data(ctx, links, ended.outputs))
                 await programs.start(part, started)
                 exit_ = await programs.wait(ctx, part, started)
-                ended.at = units.utc_now()
+                ended.at = max(ended.at, exit_.ended_at)
             except Exception as error:
                 problems.append(error)
                 nursery.cancel_scope.cancel()

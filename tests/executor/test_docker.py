@@ -11,6 +11,7 @@ import pytest
 import trio
 from msgspec import structs
 
+from nunet_cli import units
 from nunet_cli.config import DockerConfig
 from nunet_cli.executor.base import ExecutorError, Exit, Task, make_scratch, open_output
 from nunet_cli.executor.docker import DockerExecutor
@@ -187,3 +188,19 @@ async def test_an_image_is_pulled_and_its_bytes_are_reported(tmp_path: Path) -> 
 async def test_an_engine_that_does_not_answer_is_no_executor(tmp_path: Path) -> None:
     probe = await DockerExecutor(DockerConfig(host=f"unix://{tmp_path}/none.sock")).probe()
     assert not probe.available
+
+
+async def test_the_engine_says_when_a_container_ended(tmp_path: Path, image: str) -> None:
+    """However late it is asked: the node may have been away."""
+    job = task(tmp_path, "sleep", "1")
+    before = units.utc_now()
+    executor = DockerExecutor(DockerConfig())
+    handle = await executor.start(job)
+    try:
+        with trio.fail_after(30):
+            await executor.wait(job, handle)
+            after = units.utc_now()
+            late = await DockerExecutor(DockerConfig()).wait(job, handle)
+    finally:
+        await executor.cleanup(job, handle)
+    assert before < late.ended_at <= after

@@ -1,15 +1,18 @@
 """What a provider's allocation comes to at bad moments, on a virtual clock: its end is kept, its machine is free again."""
 
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
+from nunet_cli import units
 from nunet_cli.errors import NodeError
-from nunet_cli.executor.base import Task
+from nunet_cli.executor.base import Exit, Task
 from nunet_cli.executor.null import NullExecutor
+from nunet_cli.jobs.job import Usage
 from nunet_cli.node.node import Node
 from nunet_cli.orchestrator import allocation
 from tests.simulation.harness import Simulation, run
@@ -87,4 +90,88 @@ def test_an_allocation_ends_as_failed_where_its_end_or_its_beginning_is_refused(
         assert held(sim) == []
         assert balance(sim, "requester") == OPENING
 
+    run(main, tmp_path)
+
+
+@pytest.mark.parametrize("seen_after", [0.0, 0.2])
+@pytest.mark.parametrize(("away", "longest"), [(600, 120), (300, 3600)])
+def test_a_container_that_ended_while_its_node_was_away_is_paid_for_its_own_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: int, longest: int, seen_after: float
+) -> None:
+    """The requester pays neither for the provider's absence, nor is the provider disputed for it."""
+
+    class Container(NullExecutor):
+        """What ended 60 s after its start, whoever looked."""
+
+        async def attach(self, task: Task, handle: str) -> bool:
+            return True
+
+        async def wait(self, task: Task, handle: str) -> Exit:
+            await trio.sleep(seen_after)
+            return Exit(0, Usage(1, 60), ended_at=finished)
+
+        async def usage(self, task: Task, handle: str) -> Usage:
+            return Usage(1, 60)
+
+        async def stop(self, task: Task, handle: str) -> None:
+            pass
+
+    async def main(sim: Simulation) -> None:
+        nonlocal finished
+        _, requester = await two(sim, unit="s", price="0.001")
+        job_id = await sim.post(requester, seconds=60, time={"max_duration": longest}, price="10")
+        await reaches(sim, job_id, "running")
+        (row,) = sim.nodes["first"].ctx.store.table("allocations").all()
+        finished = units.format_time(units.parse_time(row["started_at"]) + timedelta(seconds=60))
+        await sim.crash("first")
+        for name in ("attach", "wait", "usage", "stop"):
+            monkeypatch.setattr(NullExecutor, name, getattr(Container, name))
+        await trio.sleep(away)
+        provider = await sim.restart("first")
+        provider.ctx.peers.add(sim.nodes["authority"].identity.public_key, ("authority", 4000), "static")
+        # its requester gave it up; what it did is paid all the same
+        with trio.fail_after(3600):
+            while contract_with(sim, "first")["state"] not in ("settled", "refunded", "disputed"):
+                await trio.sleep(1)
+        assert allocations(provider) == ["completed"]
+        assert (contract_with(sim, "first")["state"], held(sim)) == ("settled", [])
+        assert balance(sim, "first") - OPENING == units.parse_amount("0.06")
+
+    finished = ""
+    run(main, tmp_path)
+
+
+def test_a_service_that_ended_while_its_node_was_away_is_not_started_for_an_instant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time is over: it is paid for while it was up."""
+
+    async def attach(self: NullExecutor, task: Task, handle: str) -> bool:
+        return True
+
+    async def wait(self: NullExecutor, task: Task, handle: str) -> Exit:
+        return Exit(1, Usage(1, 60), ended_at=finished)
+
+    async def usage(self: NullExecutor, task: Task, handle: str) -> Usage:
+        return Usage(1, 60)
+
+    async def main(sim: Simulation) -> None:
+        nonlocal finished
+        _, requester = await two(sim, unit="s", price="0.001")
+        service: dict[str, Any] = {"restart": "always", "max_restarts": 5}
+        fields: dict[str, Any] = {"type": "service", "service": service, "time": {"max_duration": 120}}
+        job_id = await sim.post(requester, seconds=600, price="10", **fields)
+        await reaches(sim, job_id, "running")
+        (row,) = sim.nodes["first"].ctx.store.table("allocations").all()
+        finished = units.format_time(units.parse_time(row["started_at"]) + timedelta(seconds=60))
+        await sim.crash("first")
+        for name, function in (("attach", attach), ("wait", wait), ("usage", usage)):
+            monkeypatch.setattr(NullExecutor, name, function)
+        await trio.sleep(300)
+        provider = await sim.restart("first")
+        await ends(provider)
+        (row,) = provider.ctx.store.table("allocations").all()
+        assert (row["usage"]["restarts"], row["usage"]["wall_seconds"]) == (0, 60.0)
+
+    finished = ""
     run(main, tmp_path)
