@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import logging
 import os
+import posixpath
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -36,6 +37,7 @@ NOBODY = 65534
 CALL_TIMEOUT = 60.0
 PROBE_TIMEOUT = 5.0
 CHECK_INTERVAL = 0.1
+LEAST_MEMORY = 6 * 2**20
 
 
 class DockerExecutor:
@@ -101,6 +103,7 @@ class DockerExecutor:
 
     async def start(self, task: Task) -> str:
         """Create and start the container; the handle is its id."""
+        _check_texts(task)
         user = NOBODY if os.getuid() == 0 else os.getuid()
         if os.getuid() == 0 and not task.restarts:
             # what it finds later, the job has made
@@ -111,11 +114,17 @@ class DockerExecutor:
             import docker.errors
 
             command = list(task.spec.command) or None
+            engine = self._engine()
+            options["tmpfs"].update(_volumes(engine.images.get(task.spec.image).attrs, task.resources.memory))
+            container = engine.containers.create(task.spec.image, command, **options)
             try:
-                container = self._engine().containers.create(task.spec.image, command, **options)
                 container.start()
-            except docker.errors.APIError as error:
-                raise ExecutorError(f"the container cannot be started: {error.explanation}") from None
+            except BaseException as error:
+                # nobody has its handle
+                container.remove(force=True, v=True)
+                if isinstance(error, docker.errors.APIError):
+                    raise ExecutorError(f"the container cannot be started: {error.explanation}") from None
+                raise
             return str(container.id)
 
         return await self._call(begin)
@@ -128,7 +137,7 @@ class DockerExecutor:
         mounts = [Mount("/job", str(task.work), type="bind")]
         for number, place in enumerate(task.inputs):
             mounts.append(Mount(f"/job/{place}", str(task.kept_inputs / str(number)), type="bind", read_only=True))
-        memory = max(task.resources.memory, 6 * 2**20)
+        memory = max(task.resources.memory, LEAST_MEMORY)
         options: dict[str, Any] = {
             "entrypoint": list(task.spec.entrypoint) or None,
             "environment": {"HOME": "/job", **task.spec.env},
@@ -141,7 +150,7 @@ class DockerExecutor:
             "security_opt": ["no-new-privileges"],
             "read_only": True,
             "shm_size": memory,
-            "tmpfs": {"/tmp": f"size={memory},mode=1777"},
+            "tmpfs": {"/tmp": _in_memory(memory)},
             "mem_limit": memory,
             "memswap_limit": memory,
             "pids_limit": self._config.max_pids,
@@ -349,6 +358,33 @@ def _pull(engine: DockerClient, image: str, report: Report) -> None:
         elif line.get("status") in ("Download complete", "Pull complete"):
             done[layer] = total.get(layer, 0)
         report(f"pulling {image}"[:120], sum(done.values()), sum(total.values()))
+
+
+def _check_texts(task: Task) -> None:
+    """Refuse what no program can be given.
+
+    Raises:
+        ExecutorError: there is such a text.
+    """
+    spec = task.spec
+    texts = [*spec.env, *spec.env.values(), *spec.command, *spec.entrypoint, spec.workdir]
+    if any("\0" in text for text in texts) or any(not name or "=" in name for name in spec.env):
+        raise ExecutorError("the environment or the command has a character that cannot be in it", code="bad_text")
+
+
+def _in_memory(size: int) -> str:
+    return f"size={size},mode=1777"
+
+
+def _volumes(image: dict[str, Any], memory: int) -> dict[str, str]:
+    """Return the volumes that an image declares as folders in memory, which counts as the job's.
+
+    The engine would give each a folder of the host's disk, writable and as large as the disk. What is at or below
+    the job's own folder is left to that: /job is mounted there.
+    """
+    wanted = (image.get("Config") or {}).get("Volumes") or {}
+    paths = {posixpath.normpath(f"/{path}".replace("//", "/")) for path in wanted}
+    return {path: _in_memory(max(memory, LEAST_MEMORY)) for path in paths if path != "/job"}
 
 
 def _disk_used(task: Task) -> int:

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -15,7 +16,7 @@ from nunet_cli import units
 from nunet_cli.config import DockerConfig
 from nunet_cli.executor.base import ExecutorError, Exit, Task, make_scratch, open_output
 from nunet_cli.executor.docker import DockerExecutor
-from nunet_cli.jobs.capability import Cpu, Resources
+from nunet_cli.jobs.capability import Cpu, Gpu, Resources
 from nunet_cli.jobs.spec import ExecutorSpec
 from tests.conftest import needs_docker
 from tests.images import busybox_image, registry
@@ -204,3 +205,51 @@ async def test_the_engine_says_when_a_container_ended(tmp_path: Path, image: str
     finally:
         await executor.cleanup(job, handle)
     assert before < late.ended_at <= after
+
+
+def made_for(job: Task) -> str:
+    """Return the containers that the engine has for a job."""
+    command = ["docker", "ps", "-aq", "--filter", f"label=org.nunet.allocation={job.allocation_id}"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+async def test_a_container_that_does_not_start_is_not_left_behind(tmp_path: Path, image: str) -> None:
+    """Here it wants a device that the engine has no driver for."""
+    job = task(tmp_path, "true")
+    job = replace(job, resources=structs.replace(job.resources, gpus=(Gpu(),)))
+    with pytest.raises(ExecutorError):
+        await DockerExecutor(DockerConfig()).start(job)
+    assert made_for(job) == ""
+
+
+@pytest.mark.parametrize("field", [{"env": {"A": "x\0y"}}, {"command": ("echo", "x\0y")}, {"entrypoint": ("a\0b",)}])
+async def test_a_text_that_no_program_can_get_is_the_jobs_fault(
+    tmp_path: Path, image: str, field: dict[str, Any]
+) -> None:
+    job = task(tmp_path, "true")
+    job = replace(job, spec=structs.replace(job.spec, **field))
+    with pytest.raises(ExecutorError) as caught:
+        await DockerExecutor(DockerConfig()).start(job)
+    assert (made_for(job), caught.value.code) == ("", "bad_text")
+
+
+async def test_a_volume_of_the_image_gives_no_room_on_the_hosts_disk(tmp_path: Path, image: str) -> None:
+    """What is written there counts as the job's memory; what the image does not make writable stays so."""
+    name = f"nunet-test-{os.getpid()}:volume"
+    made = subprocess.run(
+        ["docker", "create", IMAGE, "true"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    changes = ["--change", 'VOLUME ["/data", "/var/lib//x/", "/job", "/job/deep", "/tmp"]']
+    try:
+        subprocess.run(["docker", "commit", *changes, made, name], check=True, capture_output=True)
+        job = task(tmp_path, "sh", "-c", "echo x > /data/x && echo x > /job/y && cat /proc/mounts", image=name)
+        job = replace(job, max_log=2**16)
+        assert (await run(job)).exit_code == 0
+        assert (job.work / "y").exists()
+        mounts = {line.split()[1]: line.split() for line in job.stdout.read_text().splitlines()}
+        for place in ("/data", "/var/lib/x", "/job/deep", "/tmp"):
+            assert mounts[place][2] == "tmpfs"
+            assert f"size={32 * 1024}k" in mounts[place][3].split(",")
+    finally:
+        subprocess.run(["docker", "rm", "-fv", made], check=False, capture_output=True)
+        subprocess.run(["docker", "rmi", "-f", name], check=False, capture_output=True)
