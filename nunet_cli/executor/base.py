@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from nunet_cli.errors import NunetError
 from nunet_cli.executor.files import open_file, remove_folder
@@ -16,6 +16,7 @@ from nunet_cli.jobs.spec import ExecutorSpec, is_safe_path
 
 TERM_GRACE = 2.0
 POLL_INTERVAL = 0.25
+NODE_LABEL = "org.nunet.node"
 Report = Callable[[str, int, int], None]
 
 
@@ -128,6 +129,14 @@ class Executor(Protocol):
 
     async def cleanup(self, task: Task, handle: str) -> None:
         """Remove what the executor made for the job, the scratch folder not among it."""
+
+
+@runtime_checkable
+class Lasting(Protocol):
+    """An executor whose jobs go on without the node, and so can be left behind by one that was ended."""
+
+    async def remove_left(self, node: str, is_owned: Callable[[str], bool]) -> list[str]:
+        """End and remove the jobs of a node (its DID) whose allocation nobody owns; return their allocations."""
 
 
 def make_scratch(task: Task, inputs: dict[str, Path]) -> None:

@@ -19,7 +19,7 @@ import trio
 
 from nunet_cli import units
 from nunet_cli.config import DockerConfig
-from nunet_cli.executor.base import POLL_INTERVAL, Executor, ExecutorError, Exit, Probe, Report, Task
+from nunet_cli.executor.base import NODE_LABEL, POLL_INTERVAL, Executor, ExecutorError, Exit, Probe, Report, Task
 from nunet_cli.executor.files import folder_size, give_folder
 from nunet_cli.jobs.job import Usage
 
@@ -295,6 +295,25 @@ class DockerExecutor:
             container.remove(force=True, v=True)
 
         await self._on_container(handle, remove)
+
+    async def remove_left(self, node: str, is_owned: Callable[[str], bool]) -> list[str]:
+        """Remove the containers with a node's label whose allocation nobody owns."""
+
+        def find() -> list[tuple[str, str]]:
+            # not the SDK's own list: that asks for each, and fails when one goes away meanwhile
+            found = self._engine().api.containers(all=True, filters={"label": [f"{NODE_LABEL}={node}", LABEL]})
+            return [(str(entry["Id"]), str(entry["Labels"][LABEL])) for entry in found]
+
+        def remove(container: Container) -> None:
+            container.remove(force=True, v=True)
+
+        removed = []
+        # who owns what is asked after the list was made: no container is made before its allocation is known
+        for handle, allocation_id in await self._call(find):
+            if not is_owned(allocation_id.partition("/")[0]):
+                await self._on_container(handle, remove)
+                removed.append(allocation_id)
+        return removed
 
     async def _on_container(self, handle: str, act: Callable[[Container], None]) -> None:
         def do() -> None:

@@ -132,6 +132,7 @@ class Node:
         for name, step in self._housekeeping():
             self._repeat(HOUSEKEEPING_INTERVAL, name, step)
         self._repeat(PROBE_INTERVAL, "probing the executors", self.probe_executors)
+        self._repeat(PROBE_INTERVAL, "removing what was left behind", partial(recover.remove_left, ctx))
         await self.supervisor.watch("taking up jobs", self._take_up_jobs)
 
     @property

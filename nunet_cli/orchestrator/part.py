@@ -15,7 +15,7 @@ import trio
 
 from nunet_cli import units
 from nunet_cli.errors import NunetError
-from nunet_cli.executor.base import Executor, ExecutorError, Exit, Task, make_scratch, open_output
+from nunet_cli.executor.base import NODE_LABEL, Executor, ExecutorError, Exit, Task, make_scratch, open_output
 from nunet_cli.jobs.job import OutputFile, Progress, Usage
 from nunet_cli.jobs.spec import HealthSpec, JobSpec, ServiceSpec, output_name
 from nunet_cli.orchestrator.context import Context
@@ -82,7 +82,7 @@ def make_part(ctx: Context, row: dict[str, Any], spec: JobSpec, name: str = "") 
         max_duration=spec.time.max_duration, max_log=ctx.config.limits.log_size, sandbox=not bare,
         foreign=not ctx.trusts(spec.executor.type, row["requester"]),
         folder=folder / name if name else folder, inputs=tuple(item.to for item in spec.inputs),
-        labels={"org.nunet.node": ctx.identity.did, "org.nunet.job": row["job_id"]},
+        labels={NODE_LABEL: ctx.identity.did, "org.nunet.job": row["job_id"]},
     )  # fmt: skip
     return Part(name, spec, task, ctx.executors[spec.executor.type], row["job_id"], row["requester"])
 

@@ -8,6 +8,7 @@ from typing import Any
 import trio
 
 from nunet_cli.errors import NunetError
+from nunet_cli.executor.base import Lasting
 from nunet_cli.executor.files import remove_folder
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.states import ALLOCATION_ENDS
@@ -31,6 +32,22 @@ async def recover_allocations(ctx: Context) -> None:
             except Exception:
                 # the others, and the node, are not to suffer for it; it is looked at again at the next start
                 log.exception("allocation %s cannot be taken up again", row["id"])
+
+
+async def remove_left(ctx: Context) -> None:
+    """End and remove what no allocation of this node owns, at every engine that answers.
+
+    Who was killed, or gave an engine up that did not answer, has not ended what it had started there.
+    """
+
+    def is_owned(allocation_id: str) -> bool:
+        row = ctx.store.find("allocations", allocation_id)
+        return (row is not None and row["state"] not in ALLOCATION_ENDS) or allocation_id in leftovers(ctx.store)
+
+    for name, executor in ctx.executors.items():
+        if name in ctx.available_executors and isinstance(executor, Lasting):
+            for allocation_id in await executor.remove_left(ctx.identity.did, is_owned):
+                log.warning("%s was left behind and is removed", allocation_id)
 
 
 async def _recover(ctx: Context, row: dict[str, Any]) -> None:

@@ -4,14 +4,17 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
+from nunet_cli.node.node import open_node
+from nunet_cli.orchestrator import recover
 from nunet_cli.orchestrator.group import outputs_of
 from nunet_cli.orchestrator.orchestrate import orchestrate_job
-from tests.conftest import Market, needs_docker
+from tests.conftest import Market, config, needs_docker
 from tests.images import busybox_image
 
 pytestmark = [pytest.mark.docker, needs_docker]
@@ -101,4 +104,47 @@ async def test_cancelling_a_pod_ends_its_containers(market: MarketOf, image: str
                 await trio.sleep(0.1)
         await m.requester.cancel_job(job_id)
         assert m.job(job_id)["state"] == "cancelled"
+        await nothing_is_left(m)
+
+
+def stray(node: str, allocation_id: str) -> str:
+    """Start a container as a node does that is killed before it has noted the handle; return its id."""
+    labels = ["--label", f"org.nunet.node={node}", "--label", f"org.nunet.allocation={allocation_id}"]
+    command = ["docker", "run", "-d", "--network", "none", *labels, IMAGE, "sleep", "600"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()[:12]
+
+
+async def test_containers_that_no_allocation_owns_are_removed_when_the_node_starts(tmp_path: Path, image: str) -> None:
+    """As an oracle's second run when the oracle was killed; another node's are not touched."""
+    async with open_node(tmp_path / "provider", config()) as node:
+        did = node.identity.did
+    left = [stray(did, "reexecution-1"), stray(did, "allocation-1/member")]
+    another = stray("did:key:another", "allocation-2")
+    try:
+        async with open_node(tmp_path / "provider", config()):
+            with trio.fail_after(20):
+                while set(containers()) & set(left):
+                    await trio.sleep(0.1)
+            assert containers() == [another]
+    finally:
+        subprocess.run(["docker", "rm", "-f", *left, another], capture_output=True, check=False)
+
+
+async def test_what_an_engine_still_runs_after_it_was_given_up_is_removed_and_nothing_else(
+    market: MarketOf, image: str
+) -> None:
+    async with market() as m:
+        job_id = await m.post(json.dumps(container("web", "sleep 60", type="service", service={})))
+        m.requester.orchestrate(job_id)
+        with trio.fail_after(30):
+            while m.job(job_id)["state"] != "running":
+                await trio.sleep(0.1)
+        owned = containers()
+        left = stray(m.provider.identity.did, "allocation-gone")
+        try:
+            await recover.remove_left(m.provider.ctx)
+            assert (len(owned), containers()) == (1, owned)
+        finally:
+            subprocess.run(["docker", "rm", "-f", left], capture_output=True, check=False)
+        await m.requester.cancel_job(job_id)
         await nothing_is_left(m)
