@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
 from datetime import datetime, timedelta
+from threading import Lock
+from typing import Any
 
 import msgspec
 
 from nunet_cli import units
 from nunet_cli.errors import UsageError
-from nunet_cli.jobs import expressions
+from nunet_cli.jobs import budget, expressions
 from nunet_cli.jobs.spec import MAX_SPEC_BYTES, JobSpec, ScheduleSpec, is_safe_path, output_name
 from nunet_cli.jobs.tree import MAX_JOBS, Arrangement, arrange, count_jobs, order, price_limit
 
@@ -17,28 +21,48 @@ def _wrong(path: str, message: str, hint: str = "") -> UsageError:
     return UsageError(message, hint=hint, details={"path": path})
 
 
-def check_spec(spec: JobSpec, where: str = "") -> None:
+# what a whole document may have: it may be a stranger's, and to compile one expression takes a millisecond and more
+MAX_EXPRESSIONS = 256
+MAX_STEPS = 10 * budget.MAX_STEPS
+MAX_LINKS = 4000
+MAX_CHECKED = 1024
+_Refusal = tuple[str, str, dict[str, Any]]
+
+
+def check_spec(spec: JobSpec) -> None:
     """Check the rules that span several fields, also those of the children.
 
     Args:
         spec: the job.
-        where: the path of the job in the document, with a dot at its end; empty for the whole.
 
     Raises:
         UsageError: with `details["path"]` naming the field, for example `children[2].executor.image`.
     """
-    if not where:
-        count = count_jobs(spec)
-        if count > MAX_JOBS:
-            raise _wrong("children", f"a job may have {MAX_JOBS} children in all, this one has {count}")
+    count = count_jobs(spec)
+    if count > MAX_JOBS:
+        raise _wrong("children", f"a job may have {MAX_JOBS} children in all, this one has {count}")
+    links = sum(len(part.links) for part in _all(spec))
+    if links > MAX_LINKS:
+        raise _wrong("links", f"a job may have {MAX_LINKS} links in all, this one has {links}")
+    _check(spec, "", _Expressions())
+
+
+def _all(spec: JobSpec) -> Iterator[JobSpec]:
+    yield spec
+    for child in spec.children:
+        yield from _all(child)
+
+
+def _check(spec: JobSpec, where: str, known: _Expressions) -> None:
+    """Check a job and its children; `where` is its path in the document, with a dot at its end."""
     if (spec.executor is None) == (not spec.children):
         raise _wrong(
             where + "executor", "a job needs either `executor` or `children`", "add executor: {type: process, …}"
         )
     _check_kind(spec, where)
-    _check_expressions(spec, where)
+    _check_expressions(spec, where, known)
     if spec.children:
-        _check_group(spec, where)
+        _check_group(spec, where, known)
         return
     _check_executor(spec, where)
     _check_files(spec, where)
@@ -46,7 +70,25 @@ def check_spec(spec: JobSpec, where: str = "") -> None:
     price_limit(spec)
 
 
-def _check_expressions(spec: JobSpec, where: str) -> None:
+class _Expressions:
+    """The expressions of a document: each text is checked once, and there is an end to how many there can be."""
+
+    def __init__(self) -> None:
+        self._known: set[tuple[str, str]] = set()
+        self._steps = 0
+
+    def check(self, text: str, kind: str) -> None:
+        if (text, kind) in self._known:
+            return
+        if len(self._known) >= MAX_EXPRESSIONS:
+            raise UsageError(f"a job may have {MAX_EXPRESSIONS} different expressions in all")
+        self._steps += expressions.check(text, kind=kind)
+        if self._steps > MAX_STEPS:
+            raise UsageError(f"the expressions of a job may take {MAX_STEPS} steps in all")
+        self._known.add((text, kind))
+
+
+def _check_expressions(spec: JobSpec, where: str, known: _Expressions) -> None:
     texts = [(f"constraints.hard[{i}]", text, "bool") for i, text in enumerate(spec.constraints.hard)]
     texts += [(f"constraints.soft[{i}].rank", wish.rank, "number") for i, wish in enumerate(spec.constraints.soft)]
     texts += [
@@ -54,7 +96,7 @@ def _check_expressions(spec: JobSpec, where: str) -> None:
     ]
     for path, text, kind in texts:
         try:
-            expressions.check(text, kind=kind)
+            known.check(text, kind)
         except UsageError as error:
             raise _wrong(where + path, error.message, error.hint) from None
 
@@ -98,7 +140,7 @@ def next_run(schedule: ScheduleSpec, after: str, where: str = "") -> str:
         ) from None
 
 
-def _check_group(spec: JobSpec, where: str) -> None:
+def _check_group(spec: JobSpec, where: str, known: _Expressions) -> None:
     names: set[str] = set()
     for index, child in enumerate(spec.children):
         if child.name in names:
@@ -108,8 +150,9 @@ def _check_group(spec: JobSpec, where: str) -> None:
             raise _wrong(f"{where}children[{index}]", "a job in a pod needs an `executor`: pods are not nested")
         if spec.pod and child.type != "task":
             raise _wrong(f"{where}children[{index}].type", f"a job in a pod is a task, not a {child.type}")
-        check_spec(child, f"{where}children[{index}].")
+        _check(child, f"{where}children[{index}].", known)
     _check_pods(spec, where, names)
+    by_name = {child.name: child for child in spec.children}
     groups = {child.name for child in spec.children if child.executor is None or child.type in ("batch", "recurring")}
     for index, link in enumerate(spec.links):
         for field, name in (("from", link.from_), ("to", link.to)):
@@ -125,7 +168,7 @@ def _check_group(spec: JobSpec, where: str) -> None:
             raise _wrong(f"{where}links[{index}]", "`output` and `path` belong to a link of kind: data")
         if link.path and not is_safe_path(link.path):
             raise _wrong(f"{where}links[{index}].path", f"it must stay inside the job's folder: {link.path!r}")
-        _check_link_output(spec, link.from_, link.output, f"{where}links[{index}].output")
+        _check_link_output(by_name[link.from_], link.output, f"{where}links[{index}].output")
     arranged = arrange(spec)
     _check_order(arranged)
     order([child.name for child in spec.children], [(link.from_, link.to) for link in spec.links])
@@ -135,12 +178,11 @@ def _check_order(arranged: Arrangement) -> None:
     order(list(arranged.units), [(arranged.unit_of[link.from_], arranged.unit_of[link.to]) for link in arranged.links])
 
 
-def _check_link_output(spec: JobSpec, name: str, output: str, path: str) -> None:
-    source = next(child for child in spec.children if child.name == name)
+def _check_link_output(source: JobSpec, output: str, path: str) -> None:
     if output and source.executor is not None and source.type == "task":
         known = [output_name(item) for item in source.outputs]
         if output not in known:
-            raise _wrong(path, f"{name} has no output {output!r}", f"its outputs: {', '.join(known) or 'none'}")
+            raise _wrong(path, f"{source.name} has no output {output!r}", f"its outputs: {', '.join(known) or 'none'}")
 
 
 def _check_pods(spec: JobSpec, where: str, names: set[str]) -> None:
@@ -231,6 +273,9 @@ def moment(text: str, now: datetime) -> str:
 def decode_spec(data: bytes | str) -> JobSpec:
     """Return a specification that came from a peer or the store, checked.
 
+    The same text is checked once. What comes from a peer is given to this in a worker thread at first: checking
+    takes up to a second of the processor.
+
     Raises:
         UsageError: it is not one.
     """
@@ -238,7 +283,30 @@ def decode_spec(data: bytes | str) -> JobSpec:
         raise UsageError(f"a job specification may have at most {MAX_SPEC_BYTES} bytes")
     try:
         spec = msgspec.json.decode(data, type=JobSpec)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise UsageError(f"not a job specification: {error}") from None
-    check_spec(spec)
+    key = hashlib.sha256(data.encode() if isinstance(data, str) else data).digest()
+    with _lock:
+        is_known, wrong = key in _checked, _checked.get(key)
+    if not is_known:
+        wrong = _wrong_in(spec)
+        with _lock:
+            _checked[key] = wrong
+            if len(_checked) > MAX_CHECKED:
+                del _checked[next(iter(_checked))]
+    if wrong is not None:
+        message, hint, details = wrong
+        raise UsageError(message, hint=hint, details=details)
     return spec
+
+
+def _wrong_in(spec: JobSpec) -> _Refusal | None:
+    try:
+        check_spec(spec)
+    except UsageError as error:
+        return error.message, error.hint, error.details
+    return None
+
+
+_checked: dict[bytes, _Refusal | None] = {}
+_lock = Lock()

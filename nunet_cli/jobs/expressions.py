@@ -106,8 +106,8 @@ def _compile(text: str) -> Program:
     return cel.compile(text)
 
 
-def check(text: str, *, kind: str = "bool") -> None:
-    """Refuse an expression that cannot be right, before it is kept or sent.
+def check(text: str, *, kind: str = "bool") -> int:
+    """Refuse an expression that cannot be right, before it is kept or sent; return how many steps it takes at most.
 
     Args:
         text: the expression.
@@ -116,7 +116,7 @@ def check(text: str, *, kind: str = "bool") -> None:
     Raises:
         ExpressionError: too long, not CEL, an unknown name, or of another type; the message has the column.
     """
-    bound = _check_bounds(text, _sample()).variables
+    cost = _check_bounds(text, _sample())
     try:
         program = _compile(text)
     except ValueError as error:
@@ -124,7 +124,7 @@ def check(text: str, *, kind: str = "bool") -> None:
         column, what = (int(found[2]), found[3]) if found else (1, "cannot be read")
         raise _wrong(text, column, what.split(" expecting {")[0]) from None
     for name in sorted(program.variables()):
-        if name not in VARIABLES and name not in bound:
+        if name not in VARIABLES and name not in cost.variables:
             raise _wrong(text, _column(text, name), f"unknown name {name!r}", f"known: {', '.join(VARIABLES)}")
     try:
         value = _run(program, _sample())
@@ -137,6 +137,7 @@ def check(text: str, *, kind: str = "bool") -> None:
         raise _wrong(text, 1, f"it gives {_kind(value)}, not true or false")
     if kind == "number" and not isinstance(value, (bool, int, float)):
         raise _wrong(text, 1, f"it gives {_kind(value)}, not a number")
+    return cost.steps
 
 
 def steps(text: str, names: Variables) -> int:

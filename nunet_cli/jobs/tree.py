@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -63,14 +64,19 @@ def arrange(spec: JobSpec) -> Arrangement:
     pod_of = {name: pod.id for pod in spec.pods for name in pod.jobs}
     unit_of = {child.name: pod_of.get(child.name, child.name) for child in spec.children}
     found: dict[str, JobSpec] = {}
+    inside: defaultdict[str, list[JobLink]] = defaultdict(list)
+    for link in spec.links:
+        if unit_of[link.from_] == unit_of[link.to]:
+            inside[unit_of[link.to]].append(link)
+    together: defaultdict[str, list[JobSpec]] = defaultdict(list)
+    for child in spec.children:
+        together[unit_of[child.name]].append(child)
     for child in spec.children:
         unit = unit_of[child.name]
         if unit == child.name and child.name not in pod_of:
             found[unit] = child
         elif unit not in found:
-            members = tuple(c for c in spec.children if unit_of[c.name] == unit)
-            inner = tuple(link for link in spec.links if unit_of[link.from_] == unit_of[link.to] == unit)
-            found[unit] = make_pod(unit, members, inner)
+            found[unit] = make_pod(unit, tuple(together[unit]), tuple(inside[unit]))
     outer = tuple(link for link in spec.links if unit_of[link.from_] != unit_of[link.to])
     return Arrangement(found, outer, unit_of)
 
@@ -112,9 +118,13 @@ def duration(spec: JobSpec) -> int:
         return spec.time.max_duration
     longest: dict[str, int] = {}
     by_name = {child.name: child for child in spec.children}
+    earlier: defaultdict[str, list[str]] = defaultdict(list)
+    for link in spec.links:
+        if link.kind != "colocate":
+            earlier[link.to].append(link.from_)
     for name in order(list(by_name), [(link.from_, link.to) for link in spec.links]):
-        earlier = [longest[link.from_] for link in spec.links if link.to == name and link.kind != "colocate"]
-        longest[name] = max(earlier, default=0) + by_name[name].time.max_duration
+        before = max((longest[source] for source in earlier[name]), default=0)
+        longest[name] = before + by_name[name].time.max_duration
     return max(longest.values())
 
 
@@ -124,25 +134,36 @@ def order(names: list[str], edges: list[tuple[str, str]]) -> list[str]:
     Raises:
         UsageError: the edges run in a circle; the message names it.
     """
-    left, done = list(names), []
-    while left:
-        ready = [name for name in left if not any(to == name and source in left for source, to in edges)]
-        if not ready:
-            raise UsageError(
-                f"the links run in a circle: {' → '.join(_circle(left, edges))}", details={"path": "links"}
-            )
+    place = {name: index for index, name in enumerate(names)}
+    inner = [(source, to) for source, to in edges if source in place and to in place]
+    waits, after = Counter(to for _, to in inner), defaultdict[str, list[str]](list)
+    for source, to in inner:
+        after[source].append(to)
+    ready, done = [name for name in names if not waits[name]], list[str]()
+    while ready:
         done += ready
-        left = [name for name in left if name not in ready]
+        freed = []
+        for to in (to for name in ready for to in after[name]):
+            waits[to] -= 1
+            if not waits[to]:
+                freed.append(to)
+        ready = sorted(freed, key=place.__getitem__)
+    if len(done) < len(names):
+        circle = _circle([name for name in names if waits[name]], inner)
+        raise UsageError(f"the links run in a circle: {' → '.join(circle)}", details={"path": "links"})
     return done
 
 
 def _circle(left: list[str], edges: list[tuple[str, str]]) -> list[str]:
+    before, waiting = dict[str, str](), set(left)
+    for source, to in edges:
+        if source in waiting:
+            before.setdefault(to, source)
     path = [left[0]]
-    while True:
-        before = next(source for source, to in edges if to == path[-1] and source in left)
-        if before in path:
-            return [*path[path.index(before) :], before][::-1]
-        path.append(before)
+    while before[path[-1]] not in path:
+        path.append(before[path[-1]])
+    first = before[path[-1]]
+    return [*path[path.index(first) :], first][::-1]
 
 
 def output_names(spec: JobSpec) -> list[str]:

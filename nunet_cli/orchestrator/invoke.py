@@ -134,6 +134,8 @@ async def start_allocation(ctx: Context, invocation: Invocation, sender: str) ->
         raise ContractError("the contract was called off", code="called_off")
     if known is None:
         _check_invocation(invocation, document)
+        # a stranger's: it is checked off the event loop, once
+        await ctx.judging.run(decode_spec, invocation.spec)
         known = await create_allocation(ctx, invocation, row)
         ctx.supervisor.start_soon(ctx.nursery, "allocation", run_allocation, ctx, known["id"])
     return AllocationStartSuccess(row["id"], known["id"], known["state"])
@@ -152,7 +154,6 @@ def _check_invocation(body: Invocation, document: Document) -> None:
         raise ContractError(f"the contract's deadline {contract.terms.deadline} has passed", code="contract_expired")
     if content_id(body.spec.encode()) != contract.terms.spec_cid:
         raise RejectedMessageError("the job is not the one that the contract names", code="wrong_spec")
-    decode_spec(body.spec)
 
 
 async def create_allocation(ctx: Context, body: Invocation, contract: dict[str, Any]) -> dict[str, Any]:

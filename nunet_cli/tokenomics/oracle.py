@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Literal
 
 import msgspec
+import trio
 
 from nunet_cli import units
 from nunet_cli.database.store import Store, Transaction
@@ -24,6 +25,7 @@ from nunet_cli.jobs.tree import output_names
 from nunet_cli.network.documents import Document, make_document
 from nunet_cli.network.identity import Identity, content_id
 from nunet_cli.network.messenger import Answer, Incoming, Messenger
+from nunet_cli.threads import in_thread
 from nunet_cli.tokenomics.contract import (
     DATABASE,
     ORACLE,
@@ -61,6 +63,7 @@ class Oracle:
         self, identity: Identity, store: Store, messenger: Messenger, reexecute: Reexecution | None = None
     ) -> None:
         self._identity, self._store, self._reexecute = identity, store, reexecute
+        self._limiter = trio.CapacityLimiter(1)
         messenger.register("job_verification", JobVerification, self._on_verification)
 
     async def verify_job(self, request: JobVerification, sender: str) -> Document:
@@ -79,7 +82,8 @@ class Oracle:
         row = self._store.find("verdicts", key)
         if row is not None:
             return msgspec.convert(row["document"], Document)
-        checks = verify_documents(request, units.utc_now())
+        # a stranger's documents: checking them takes up to a second
+        checks = await in_thread(verify_documents, request, units.utc_now(), limiter=self._limiter)
         verdict: Outcome = "verified" if all(check.passed for check in checks) else "rejected"
         # what fails by itself is compared with nothing, and says so
         used: Policy = policy if verdict == "verified" else "attested"
@@ -222,6 +226,9 @@ def verify_documents(request: JobVerification, now: str = "") -> tuple[Check, ..
     check("proof_names_contract", proof.contract_id == request.contract.cid, "the proof is for another contract")
     check("result_names_contract", result.contract_id == request.contract.cid, "the result is for another contract")
     check("spec_matches", content_id(request.spec.encode()) == contract.terms.spec_cid, "another specification")
+    if not all(found.passed for found in checks):
+        # nobody signed for it: the specification is not worth the time that reading it takes
+        return tuple(checks)
     try:
         _check_time(contract, proof, result, now, check)
         _check_run(decode_spec(request.spec), result, check)
