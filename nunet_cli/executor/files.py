@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import os
@@ -12,7 +13,10 @@ from pathlib import Path, PurePosixPath
 log = logging.getLogger("nunet.executor.files")
 
 MAX_DEPTH = 100
+TRIES = 3
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# held whatever its modes are, where the system can do that
+_HELD = (os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC) if hasattr(os, "O_PATH") else 0
 # a pipe of the job's making is not waited for
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -56,14 +60,16 @@ def open_file(root: Path, relative: str) -> int:
 def folder_size(folder: Path, limit: int) -> int:
     """Return the bytes in a folder; stops counting once `limit` is passed.
 
-    Folders more than `MAX_DEPTH` deep count as past the limit: what cannot be looked at cannot be let grow.
+    Folders that stay closed, or are more than `MAX_DEPTH` deep, count as past the limit: what cannot be looked at
+    cannot be let grow.
+
+    Raises:
+        OSError: the machine cannot look, whatever the job did.
     """
     total = 0
     stack: list[tuple[int, list[str]]] = []
     try:
-        with suppress(OSError):
-            stack.append((os.open(folder, _FOLDER), []))
-            total += _look(*stack[-1], limit)
+        total += _step(folder, None, stack, limit)
         while stack and total <= limit:
             descriptor, folders = stack[-1]
             if not folders:
@@ -71,13 +77,46 @@ def folder_size(folder: Path, limit: int) -> int:
                 continue
             if len(stack) > MAX_DEPTH:
                 return limit + 1
-            with suppress(OSError):
-                stack.append((os.open(folders.pop(), _FOLDER, dir_fd=descriptor), []))
-                total += _look(*stack[-1], limit - total)
+            total += _step(folders.pop(), descriptor, stack, limit - total)
+    except PermissionError:
+        return limit + 1
     finally:
         for descriptor, _ in stack:
             os.close(descriptor)
     return total
+
+
+def _step(name: str | Path, within: int | None, stack: list[tuple[int, list[str]]], limit: int) -> int:
+    """Go into a folder and return the bytes of what stands in it; none where it is gone, or no folder any more."""
+    try:
+        stack.append((_enter(name, within), []))
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return 0
+        raise
+    return _look(*stack[-1], limit)
+
+
+def _enter(name: str | Path, within: int | None) -> int:
+    """Return a descriptor of a folder; the job, which may still run, keeps nobody out of it by its modes.
+
+    Raises:
+        OSError: it is not there, no folder, or is closed again and again.
+    """
+    held = os.open(name, _HELD, dir_fd=within) if _HELD else -1
+    try:
+        for _ in range(TRIES):
+            try:
+                return os.open(".", _FOLDER, dir_fd=held) if _HELD else os.open(name, _FOLDER, dir_fd=within)
+            except PermissionError:
+                if _HELD:
+                    Path(f"/proc/self/fd/{held}").chmod(0o700)
+                else:
+                    os.chmod(name, 0o700, dir_fd=within, follow_symlinks=False)
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    finally:
+        if held >= 0:
+            os.close(held)
 
 
 def _look(descriptor: int, folders: list[str], limit: int) -> int:
@@ -87,7 +126,7 @@ def _look(descriptor: int, folders: list[str], limit: int) -> int:
         for entry in entries:
             try:
                 found = entry.stat(follow_symlinks=False)
-            except OSError:
+            except FileNotFoundError:
                 continue
             total += found.st_blocks * 512
             if stat.S_ISDIR(found.st_mode):

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -73,6 +73,49 @@ def test_size_counts_what_stands_there_and_follows_nothing(work: Path, host: Pat
 def test_folders_too_deep_to_look_at_are_over_every_limit(work: Path) -> None:
     dig(work, DEEP)
     assert folder_size(work, 2**40) > 2**40
+
+
+def without_rights(look: Callable[[Path], bool], theirs: str = "") -> bool:
+    """Say what is found in a folder of its own by a user whom, unlike root, modes keep out."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    with tempfile.TemporaryDirectory() as top:
+        Path(top).chmod(0o777)
+        if theirs:
+            (Path(top) / theirs).mkdir(mode=0o700)
+        child = os.fork()
+        if child == 0:
+            os.setresuid(65534, 65534, 65534)
+            os._exit(0 if look(Path(top)) else 1)
+        return os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("mode", [0, 0o100, 0o300, 0o400, 0o600])
+@pytest.mark.parametrize("closed", ["work", "work/sub"])
+def test_a_closed_folder_is_counted(closed: str, mode: int) -> None:
+    """A job that closed its folder to the node had no limit on its disk any more."""
+
+    def look(top: Path) -> bool:
+        (top / "work" / "sub").mkdir(parents=True)
+        (top / "work" / "sub" / "large").write_bytes(b"x" * MIB)
+        (top / closed).chmod(mode)
+        return MIB <= folder_size(top / "work", 10 * MIB) < 2 * MIB
+
+    assert without_rights(look)
+
+
+def test_a_folder_that_cannot_be_opened_is_over_every_limit() -> None:
+    assert without_rights(lambda top: folder_size(top, 2**40) > 2**40, theirs="closed")
+
+
+def test_a_link_in_the_place_of_a_folder_opens_nothing() -> None:
+    def look(top: Path) -> bool:
+        (top / "other").mkdir()
+        (top / "other").chmod(0)
+        (top / "work").symlink_to(top / "other")
+        return folder_size(top / "work", MIB) == 0 and (top / "other").stat().st_mode & 0o777 == 0
+
+    assert without_rights(look)
 
 
 def test_a_folder_is_removed_whatever_is_in_it(work: Path, host: Path) -> None:
