@@ -113,7 +113,7 @@ class Group:
             try:
                 if pid in self._members():
                     signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-                    select.select([descriptor], [], [], 0.1)
+                    becomes_readable(descriptor, 0.1)
             finally:
                 os.close(descriptor)
 
@@ -160,6 +160,13 @@ class Group:
     def _numbers(self, controller: str, name: str) -> dict[str, int]:
         lines = (line.split() for line in self._read(controller, name).splitlines())
         return {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[1].isdigit()}
+
+
+def becomes_readable(descriptor: int, seconds: float) -> bool:
+    """Say whether a descriptor is readable within a time; its number may be any, as `select` does not let it be."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 @functools.cache

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -23,7 +22,7 @@ import trio
 
 from nunet_cli.executor import sandbox
 from nunet_cli.executor.base import ExecutorError, Task
-from nunet_cli.executor.cgroup import Group
+from nunet_cli.executor.cgroup import Group, becomes_readable
 from nunet_cli.executor.family import bearing, kill, parent_of
 from nunet_cli.jobs.job import Usage
 
@@ -330,7 +329,7 @@ def _drop(descriptor: int) -> int:
 
 def _is_readable(descriptor: int) -> bool:
     """Say whether a process has ended."""
-    return descriptor < 0 or bool(select.select([descriptor], [], [], 0)[0])
+    return descriptor < 0 or becomes_readable(descriptor, 0)
 
 
 async def _wait_readable(descriptor: int) -> None:

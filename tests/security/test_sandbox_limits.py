@@ -1,7 +1,10 @@
 """Ways around a limit that the sandbox itself holds: through names, restarts, and what runs beside a job."""
 
+import os
+import resource
 import subprocess
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,3 +80,30 @@ async def test_nobody_waits_in_the_nodes_thread_for_the_end_of_a_health_check(
         assert await executor.check(job, handle, ("true",))
     assert waited
     assert threading.main_thread() not in waited
+
+
+@pytest.fixture
+def many_open() -> Iterator[None]:
+    """More than 1024 descriptors open: what comes now has a larger number."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 4096:
+        pytest.skip("so many descriptors cannot be opened here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4096), hard))
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    yield
+    for descriptor in opened:
+        os.close(descriptor)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_open")
+@pytest.mark.parametrize("sandbox", [True, False], ids=["sandbox", "bare"])
+async def test_jobs_start_and_end_however_many_descriptors_the_node_has(tmp_path: Path, sandbox: bool) -> None:
+    job = task(tmp_path, "sh", "-c", "setsid sleep 60 & sleep 60", sandbox=sandbox)
+    async with started(job) as (executor, handle, ended):
+        assert await executor.check(job, handle, ("true",))
+        running = executor._running[job.allocation_id]
+        await executor.stop(job, handle)
+    assert ended
+    assert running.returncode is not None
+    assert running.group is None or not any(folder.exists() for folder in running.group.folders)
