@@ -55,7 +55,7 @@ class Group:
         return [str(folder / "cgroup.procs") for folder in self.folders]
 
     def make(self, memory: int, processes: int, cores: float) -> None:
-        """Make the group with its limits; 0 cores for no limit on them.
+        """Make the group with its limits.
 
         Raises:
             OSError: it cannot be made.
@@ -69,15 +69,14 @@ class Group:
             self._write("memory", "memory.swap.max", "0", needed=False)
             self._write("memory", "memory.oom.group", "1", needed=False)
             self._write("pids", "pids.max", pids)
-            if cores and "cpu" in self.place.folders:
+            if "cpu" in self.place.folders:
                 self._write("cpu", "cpu.max", f"{quota} {PERIOD}")
             return
         self._write("memory", "memory.limit_in_bytes", str(memory))
         self._write("memory", "memory.memsw.limit_in_bytes", str(memory), needed=False)
         self._write("pids", "pids.max", pids)
-        if cores:
-            self._write("cpu", "cpu.cfs_period_us", str(PERIOD))
-            self._write("cpu", "cpu.cfs_quota_us", quota)
+        self._write("cpu", "cpu.cfs_period_us", str(PERIOD))
+        self._write("cpu", "cpu.cfs_quota_us", quota)
 
     def is_out_of_memory(self) -> bool:
         """Say whether the kernel has ended a process because the group was over its memory."""

@@ -156,9 +156,8 @@ class DockerExecutor:
             "pids_limit": self._config.max_pids,
             "log_config": {"type": "json-file", "config": {"max-size": str(task.max_log), "max-file": "1"}},
             "init": True,
+            "nano_cpus": int(task.resources.cpu.share * 1e9),
         }
-        if task.resources.cpu.cores:
-            options["nano_cpus"] = int(task.resources.cpu.cores * 1e9)
         if task.resources.gpus:
             from docker.types import DeviceRequest
 

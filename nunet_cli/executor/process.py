@@ -107,7 +107,7 @@ class ProcessExecutor:
             await trio.to_thread.run_sync(give_folder, task.work, user, limiter=self._limiter)
         try:
             group = await trio.to_thread.run_sync(
-                cgroup.make_group, task.allocation_id, task.resources.memory, MAX_PROCESSES, task.resources.cpu.cores,
+                cgroup.make_group, task.allocation_id, task.resources.memory, MAX_PROCESSES, task.resources.cpu.share,
                 limiter=self._limiter,
             )  # fmt: skip
         except OSError as error:

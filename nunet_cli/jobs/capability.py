@@ -13,6 +13,8 @@ Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=PLAIN)]
 Size = Annotated[int, Meta(ge=0, le=2**60)]
 Cores = Annotated[float, Meta(ge=0, le=65536)]
 Few = Meta(max_length=64)
+# what a program gets of the processor, and takes of it, however little it asks for
+LEAST_CORES = 0.05
 
 
 class Cpu(Struct, forbid_unknown_fields=True, frozen=True):
@@ -22,6 +24,11 @@ class Cpu(Struct, forbid_unknown_fields=True, frozen=True):
     mhz: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
     arch: Annotated[str, Meta(max_length=40, pattern=PLAIN)] = ""
     model: Annotated[str, Meta(max_length=200, pattern=PLAIN)] = ""
+
+    @property
+    def share(self) -> float:
+        """The cores that a program gets: as many as it asks for, or the least share."""
+        return max(self.cores, LEAST_CORES)
 
 
 class Gpu(Struct, forbid_unknown_fields=True, frozen=True):
@@ -39,6 +46,10 @@ class Resources(Struct, forbid_unknown_fields=True, frozen=True):
     memory: Size = 0
     disk: Size = 0
     gpus: Annotated[tuple[Gpu, ...], Few] = ()
+
+    def as_run(self) -> Resources:
+        """Return what a program takes that asks for these."""
+        return structs.replace(self, cpu=structs.replace(self.cpu, cores=self.cpu.share))
 
     def plus(self, other: Resources) -> Resources:
         """Return the sum in every dimension; processor model and frequency stay this one's."""

@@ -105,7 +105,7 @@ def pod_resources(members: tuple[JobSpec, ...]) -> Resources:
     """Return the sum of what the members of a pod need (seed 1: `Pod`)."""
     total = Resources()
     for member in members:
-        total = total.plus(member.resources)
+        total = total.plus(member.resources.as_run())
     mhz = max(member.resources.cpu.mhz for member in members)
     arch = next((m.resources.cpu.arch for m in members if m.resources.cpu.arch), "")
     model = next((m.resources.cpu.model for m in members if m.resources.cpu.model), "")
@@ -212,7 +212,7 @@ def required_capability(spec: JobSpec) -> Capability:
     return Capability(
         executors=tuple(dict.fromkeys(part.executor.type for part in parts if part.executor is not None)),
         job_types=tuple(dict.fromkeys(part.type for part in parts)),
-        resources=pod_resources(spec.children) if spec.pod else spec.resources,
+        resources=pod_resources(spec.children) if spec.pod else spec.resources.as_run(),
         libraries=union(lambda part: part.libraries),
         localities=union(lambda part: part.localities),
         storage=union(lambda part: part.storage),

@@ -213,12 +213,12 @@ class CapabilityAccounting:
             raise StateError(crowded, code="machine_busy")
 
     def _take(self, t: Transaction, row: dict[str, Any], resources: Resources) -> None:
-        left = self.available(t).resources
+        left, taken = self.available(t).resources, resources.as_run()
         try:
-            left.minus(resources)
+            left.minus(taken)
         except ValueError as error:
             raise StateError(f"not enough {error} is left", code="not_available") from None
-        t.put(TABLE, {**row, "resources": msgspec.to_builtins(resources)})
+        t.put(TABLE, {**row, "resources": msgspec.to_builtins(taken)})
 
     def release(self, t: Transaction, key: str) -> None:
         """Give back what a bid locked, or what an allocation has; and sweep locks that have lapsed."""

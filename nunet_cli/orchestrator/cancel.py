@@ -53,8 +53,8 @@ async def cancel(ctx: Context, job_id: str) -> dict[str, Any]:
         ""
         if recorded is False or row is None
         else (
-            f"the contract database does not answer; if it has recorded the contract, the deposit of {row['deposit']} NTX"
-            f" returns after {row['deadline']}"
+            f"the contract database does not answer; if it has recorded the contract, the deposit of"
+            f" {row['deposit']} NTX returns after {row['deadline']}"
         )
     )
     for place, bid_id in enumerate(job["shortlist"] if job["state"] in ("matched", "requested") else []):

@@ -16,7 +16,7 @@ from nunet_cli import units
 from nunet_cli.config import DockerConfig
 from nunet_cli.executor.base import ExecutorError, Exit, Task, make_scratch, open_output
 from nunet_cli.executor.docker import DockerExecutor
-from nunet_cli.jobs.capability import Cpu, Gpu, Resources
+from nunet_cli.jobs.capability import LEAST_CORES, Cpu, Gpu, Resources
 from nunet_cli.jobs.spec import ExecutorSpec
 from tests.conftest import needs_docker
 from tests.images import busybox_image, registry
@@ -85,6 +85,12 @@ async def test_no_network_and_nothing_to_write_but_the_jobs_own_folder(tmp_path:
 async def test_memory_over_the_limit_ends_the_job(tmp_path: Path, image: str) -> None:
     ended = await run(task(tmp_path, "sh", "-c", "dd if=/dev/zero of=/tmp/x bs=1M count=200; sort /dev/zero"))
     assert ended.reason == "out_of_memory" or ended.exit_code != 0
+
+
+async def test_a_job_that_asks_for_no_processor_has_a_least_share_of_it(tmp_path: Path, image: str) -> None:
+    job = task(tmp_path, "cat", "/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu.max", image=image)
+    await run(replace(job, resources=structs.replace(job.resources, cpu=Cpu())))
+    assert job.stdout.read_text().split()[0] == str(int(LEAST_CORES * 100_000))
 
 
 async def test_disk_over_the_limit_ends_the_job(tmp_path: Path, image: str) -> None:

@@ -6,11 +6,14 @@ import trio
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from msgspec import structs
 from tinydb import Query
 
 from nunet_cli.database.store import Store
 from nunet_cli.errors import StateError, UsageError
-from nunet_cli.jobs.capability import Capability, Cpu, Gpu, Resources
+from nunet_cli.jobs.capability import LEAST_CORES, Capability, Cpu, Gpu, Resources
+from nunet_cli.jobs.spec import ExecutorSpec, JobSpec
+from nunet_cli.jobs.tree import required_capability
 from nunet_cli.node import onboarding
 from nunet_cli.node.benchmark import probe_machine, run_benchmark
 from nunet_cli.node.capability import CapabilityAccounting
@@ -122,3 +125,21 @@ async def test_locks_that_have_lapsed_are_let_go(tmp_path: Path) -> None:
             await store.change(lambda t, name=name: accounting.lock(t, name, "job-1", Resources(memory=60), PAST))
         kept = store.table("capabilities").search(Query().kind == "lock")
         assert [row["id"] for row in kept] == ["b3"]
+
+
+def test_a_job_that_asks_for_no_processor_takes_a_share_of_it() -> None:
+    """However many of them a node took, it had as much left as before."""
+    machine = NeverOverCommitted()
+    for number in range(100):
+        machine.lock(f"b{number}", Resources(), LATER)
+        machine.allocate(f"b{number}", Resources())
+    taken = machine.accounting.taken(machine.store)
+    assert len(taken) == round(4 / LEAST_CORES)
+    assert machine.accounting.get_available_capability().resources.cpu.cores == 0
+
+
+def test_what_a_job_needs_has_a_share_of_the_processor_for_each_program() -> None:
+    idle = JobSpec(name="idle", executor=ExecutorSpec(type="null"), resources=Resources(memory=1))
+    assert required_capability(idle).resources == Resources(Cpu(LEAST_CORES), 1)
+    pod = JobSpec(name="pod", pod=True, children=tuple(structs.replace(idle, name=name) for name in "abc"))
+    assert required_capability(pod).resources == Resources(Cpu(round(3 * LEAST_CORES, 3)), 3)
