@@ -23,7 +23,6 @@ log = logging.getLogger("nunet.executor.cgroup")
 
 PREFIX = "nunet-"
 PERIOD = 100_000
-SPARE_PROCESSES = 32
 PATIENCE = 5.0
 V1_CONTROLLERS = ("memory", "pids", "cpuacct", "cpu")
 _JOIN = "import sys\nfor path in sys.argv[1:]:\n    with open(path, 'w') as file: file.write('0')"
@@ -63,7 +62,7 @@ class Group:
         for folder in self.folders:
             folder.mkdir()
         quota = str(int(max(cores * PERIOD, 1000)))
-        pids = str(processes + SPARE_PROCESSES)
+        pids = str(processes)
         if self.place.version == 2:
             self._write("memory", "memory.max", str(memory))
             self._write("memory", "memory.swap.max", "0", needed=False)

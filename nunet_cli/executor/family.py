@@ -20,13 +20,14 @@ _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 @dataclass(frozen=True)
 class Process:
-    """One process: its parent, resident bytes, seconds of processor time, and when it was started, by some clock."""
+    """One process: its parent, resident bytes, seconds of processor time, start by some clock, and its threads."""
 
     pid: int
     parent: int
     memory: int
     cpu: float
     started: float
+    threads: int = 1
 
 
 @dataclass
@@ -74,7 +75,7 @@ def _read_stat(pid: int) -> Process:
     finally:
         os.close(descriptor)
     cpu = (int(fields[11]) + int(fields[12])) / _TICK
-    return Process(pid, int(fields[1]), int(fields[21]) * _PAGE, cpu, int(fields[19]))
+    return Process(pid, int(fields[1]), int(fields[21]) * _PAGE, cpu, int(fields[19]), int(fields[17]))
 
 
 def _from_psutil() -> Iterable[Process]:
@@ -82,7 +83,8 @@ def _from_psutil() -> Iterable[Process]:
         with contextlib.suppress(psutil.Error), process.oneshot():
             times = process.cpu_times()
             memory, cpu = process.memory_info().rss, times.user + times.system
-            yield Process(process.pid, process.ppid(), memory, cpu, process.create_time())
+            threads = process.num_threads()
+            yield Process(process.pid, process.ppid(), memory, cpu, process.create_time(), threads)
 
 
 def bearing(mark: str) -> list[Process]:

@@ -203,7 +203,7 @@ def _options(task: Task, limits: dict[str, int], group: Group | None, user: int 
     return {
         "groups": group.entrances if group is not None else [], "limits": limits, "parent": os.getpid(), "user": user,
         "cpus": 0 if shared_out else max(1, round(task.resources.cpu.cores + 0.5)), "stage": {}, "keep": [],
-        "enter": None, "folder": ["/", ""],
+        "enter": None, "processes": 0, "folder": ["/", ""],
     }  # fmt: skip
 
 
@@ -286,6 +286,7 @@ async def run_beside(
     given = []
     if running.init >= 0:
         options["enter"] = running.init
+        options["processes"] = sandbox.process_limit()
         given = [running.init]
     popen = _run(options, given, subprocess.DEVNULL)
     outer = _open_process(popen.pid)

@@ -11,6 +11,7 @@ its working folder. Only the last step, `become`, knows the job's environment, a
     stage           {name: path}: folders that are put below /tmp, seen by this process alone, for that user to reach
     keep            [descriptor, …]: become 3, 4, …
     enter           descriptor of a process whose namespaces are joined, or null
+    processes       how many processes and threads the user may have in those namespaces; 0 for no limit
     folder          [path, below]: the working folder; of the job's making is what is below, where no link is followed
     command         what to become
     environment     its environment
@@ -52,7 +53,7 @@ def main() -> None:
     for group in groups:
         os.write(group, b"0")
     if options["enter"] is not None:
-        enter(options["enter"])
+        enter(options["enter"], options["processes"])
     else:
         os.chdir(options["folder"][0])
         step_into(options["folder"][1])
@@ -99,11 +100,13 @@ def follow_parent(parent: int) -> None:
         sys.exit(125)
 
 
-def enter(descriptor: int) -> None:
+def enter(descriptor: int, processes: int) -> None:
     """Go on as a process beside the job, in its sandbox; this one waits for it and ends as it does."""
     LIBC.prctl(PR_SET_DUMPABLE, 0)
     check(LIBC.setns(descriptor, ALL_NAMESPACES), "setns")
     os.close(descriptor)
+    if processes:
+        set_limits({"RLIMIT_NPROC": processes})
     child = os.fork()
     if child:
         _, status = os.waitpid(child, 0)

@@ -22,14 +22,20 @@ from nunet_cli.executor.base import POLL_INTERVAL, TERM_GRACE, Executor, Executo
 from nunet_cli.executor.family import Machine
 from nunet_cli.executor.files import folder_size, give_folder, open_folder
 from nunet_cli.executor.launch import MARK, Running
-from nunet_cli.executor.sandbox import SYSTEM_PATH, check_texts, find_bubblewrap, job_user
+from nunet_cli.executor.sandbox import (
+    HARD_PROCESSES,
+    MAX_PROCESSES,
+    SYSTEM_PATH,
+    check_texts,
+    find_bubblewrap,
+    job_user,
+)
 from nunet_cli.jobs.capability import Cpu, Resources
 from nunet_cli.jobs.job import Usage
 from nunet_cli.jobs.spec import ExecutorSpec
 
 log = logging.getLogger("nunet.executor.process")
 
-MAX_PROCESSES = 256
 EAGER_TURNS = 20
 PROBE_SECONDS = 10
 SANDBOXED = "bubblewrap sandbox"
@@ -107,7 +113,7 @@ class ProcessExecutor:
             await trio.to_thread.run_sync(give_folder, task.work, user, limiter=self._limiter)
         try:
             group = await trio.to_thread.run_sync(
-                cgroup.make_group, task.allocation_id, task.resources.memory, MAX_PROCESSES, task.resources.cpu.share,
+                cgroup.make_group, task.allocation_id, task.resources.memory, HARD_PROCESSES, task.resources.cpu.share,
                 limiter=self._limiter,
             )  # fmt: skip
         except OSError as error:
@@ -181,7 +187,7 @@ class ProcessExecutor:
         memory = sum(process.memory for process in family) + await trio.to_thread.run_sync(
             running.files_in_memory, limiter=self._limiter
         )
-        return memory, len(family), sum(process.cpu for process in family)
+        return memory, sum(process.threads for process in family), sum(process.cpu for process in family)
 
     @staticmethod
     def _count(task: Task, running: Running, memory: int, count: int, cpu: float) -> None:

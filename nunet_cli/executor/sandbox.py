@@ -26,6 +26,9 @@ FIRST_USER, USERS = 0x70000000, 2**27
 SYSTEM_PATH = ("/usr/local/bin", "/usr/bin", "/bin")
 OUTSIDE = {"PATH": os.pathsep.join(SYSTEM_PATH), "LANG": "C.UTF-8"}
 GATE, INFO, ARGUMENTS, JOBS = 3, 4, 5, 6
+# a job with more processes and threads is ended; the kernel, where it can, lets it have no more than the second
+MAX_PROCESSES, HARD_PROCESSES = 256, 288
+COUNTED_SINCE = (5, 14)
 _GATE = (
     f"echo >&{GATE} && read -r _ <&{GATE} && exec {GATE}>&- && . /proc/self/fd/{JOBS} && "
     f'exec {JOBS}<&- && exec "$@"; exit 126'
@@ -122,7 +125,17 @@ def check_texts(task: Task) -> None:
 def command(bubblewrap: str, inside: tuple[str, ...]) -> list[str]:
     """Return the command line of a sandbox whose arguments come from a descriptor."""
     outside = [bubblewrap, "--args", str(ARGUMENTS), "--info-fd", str(INFO)]
-    return [*outside, "--", "/bin/sh", "-c", _GATE, "job", *inside]
+    most = process_limit()
+    # set in the user namespace, by the one letter or the other: outside of it, the user's other processes would count
+    limited = f"{{ ulimit -u {most} || ulimit -p {most}; }} 2>/dev/null; {_GATE}" if most else _GATE
+    return [*outside, "--", "/bin/sh", "-c", limited, "job", *inside]
+
+
+def process_limit() -> int:
+    """Return a sandbox's limit on processes and threads; 0 where the kernel counts those of the user elsewhere, too."""
+    release = re.match(r"(\d+)\.(\d+)", os.uname().release) if sys.platform == "linux" else None
+    counted = release is not None and (int(release[1]), int(release[2])) >= COUNTED_SINCE
+    return HARD_PROCESSES if counted else 0
 
 
 def sealed(data: bytes) -> int:

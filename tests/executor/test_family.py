@@ -43,6 +43,17 @@ async def test_one_look_serves_all_jobs_and_keeps_the_loop_free(monkeypatch: pyt
     assert longest < 0.25
 
 
+def test_a_process_has_threads() -> None:
+    over = threading.Event()
+    threads = [threading.Thread(target=over.wait) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert take_census().known[os.getpid()].threads > 20
+    finally:
+        over.set()
+
+
 def test_a_family_is_a_process_with_all_that_came_from_it() -> None:
     shell = subprocess.Popen(["sh", "-c", "sh -c 'sleep 60; true' & sleep 60; true"])
     try:

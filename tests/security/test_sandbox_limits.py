@@ -13,10 +13,10 @@ import msgspec
 import pytest
 import trio
 
-from nunet_cli.executor import cgroup
+from nunet_cli.executor import cgroup, process, sandbox
 from nunet_cli.executor.process import ProcessExecutor
 from nunet_cli.jobs.spec import JobName
-from tests.executor.jobs import run, started, task
+from tests.executor.jobs import run, started, task, until_there
 
 
 @pytest.mark.parametrize("name", ["a\n", "a/b\n", "ä", "x" * 300, ""])
@@ -80,6 +80,52 @@ async def test_nobody_waits_in_the_nodes_thread_for_the_end_of_a_health_check(
         assert await executor.check(job, handle, ("true",))
     assert waited
     assert threading.main_thread() not in waited
+
+
+THREADS = """
+import sys, threading, time
+threading.stack_size(65536)
+try:
+    for number in range(600): threading.Thread(target=time.sleep, args=(30,), daemon=True).start()
+except RuntimeError: pass
+else: number = 600
+open(sys.argv[1], "w").write(str(number))
+time.sleep(30 if sys.argv[1] == "made" else 0)
+"""
+
+
+async def test_threads_count_as_processes_where_limits_are_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cgroup, "place", lambda: None)
+    assert (await run(task(tmp_path, "python3", "-c", THREADS, "made"))).reason == "too_many_processes"
+
+
+async def test_the_kernel_ends_the_number_of_threads_where_limits_are_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is quicker than the watcher, and a health check has no number of its own."""
+    if not sandbox.process_limit():
+        pytest.skip("the kernel counts the processes of a user, not of a sandbox")
+    monkeypatch.setattr(cgroup, "place", lambda: None)
+    monkeypatch.setattr(process, "MAX_PROCESSES", 10**6)
+    async with started(job := task(tmp_path, "python3", "-c", THREADS, "made")) as (executor, handle, _):
+        await until_there(job.work / "made")
+        assert await executor.check(job, handle, ("true",)) is False
+        made = int((job.work / "made").read_text())
+    assert sandbox.HARD_PROCESSES - 10 < made < sandbox.HARD_PROCESSES
+
+
+async def test_a_health_check_has_no_more_processes_than_its_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not sandbox.process_limit():
+        pytest.skip("the kernel counts the processes of a user, not of a sandbox")
+    monkeypatch.setattr(cgroup, "place", lambda: None)
+    monkeypatch.setattr(process, "MAX_PROCESSES", 10**6)
+    async with started(job := task(tmp_path, "sleep", "60")) as (executor, handle, _):
+        assert await executor.check(job, handle, ("python3", "-c", THREADS, "checked"))
+        assert int((job.work / "checked").read_text()) < sandbox.HARD_PROCESSES
 
 
 @pytest.fixture
