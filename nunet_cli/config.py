@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +22,8 @@ from nunet_cli.errors import UsageError
 # what the provider of `--local` asks for a job, in NTX
 LOCAL_PRICE = "0.1"
 Seconds = Annotated[int, Meta(ge=1, le=10**7)]
-Address = Annotated[str, Meta(pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9_.-]+):\d{1,5}(?!\n)$")]
+_PORT = r":(6553[0-5]|655[0-2]\d|65[0-4]\d\d|6[0-4]\d{3}|[0-5]?\d{1,4})(?!\n)$"
+Address = Annotated[str, Meta(pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9_.-]+)" + _PORT)]
 
 
 class NetworkConfig(Struct, forbid_unknown_fields=True):
@@ -81,7 +83,7 @@ class RegistryConfig(Struct, forbid_unknown_fields=True):
 class ApiConfig(Struct, forbid_unknown_fields=True):
     """The node's API over TCP, beside its Unix socket: where, and the token that opens it (made where it is empty)."""
 
-    listen: Annotated[str, Meta(pattern=r"^$|^(127\.0\.0\.1|\[::1\]|localhost):\d{1,5}(?!\n)$")] = ""
+    listen: Annotated[str, Meta(pattern=r"^$|^(127\.0\.0\.1|\[::1\]|localhost)" + _PORT)] = ""
     token: Annotated[str, Meta(max_length=200)] = ""
 
 
@@ -121,6 +123,17 @@ _DURATIONS = {
     "limits.input_patience", "limits.silence",
 }  # fmt: skip
 _SIZES = {"network.max_frame", "limits.input_size", "limits.output_size", "limits.log_size"}
+# what a value that has to be of a form looks like
+_FORMS = {
+    "network.listen": "HOST:PORT, for example 0.0.0.0:9000",
+    "network.topics": "names such as /gpu, of printable letters and no spaces",
+    "api.listen": "127.0.0.1:PORT, [::1]:PORT or localhost:PORT",
+    "default_orchestration_type": "pull or push",
+    "executor.process.foreign": "off, sandboxed or unsandboxed",
+    "registry.admission": "open or approval",
+}
+# looks at what the form of a value does not say, such as the DID in it
+Check = Callable[["Config"], None]
 _RESERVED = {"NUNET_HOME", "NUNET_NODE", "NUNET_PASSPHRASE", "NUNET_TOKEN", "NUNET_DEBUG"}
 
 
@@ -152,9 +165,18 @@ def keys(kind: type[Struct] = Config, prefix: str = "") -> list[str]:
 
 
 def load(
-    path: Path, environment: Mapping[str, str] | None = None, overrides: Mapping[str, Any] | None = None
+    path: Path,
+    environment: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    check: Check | None = None,
 ) -> Config:
     """Return the configuration of a file, then the environment, then `overrides` (dotted key → value).
+
+    Args:
+        path: the file; there may be none.
+        environment: instead of this process's.
+        overrides: what wins over both.
+        check: looks at what each of them gives, and raises what is wrong with it.
 
     Raises:
         UsageError: an unknown key or a value that does not validate; the message names file or variable, and key.
@@ -165,16 +187,16 @@ def load(
             document = tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
             raise UsageError(f"{path}: not TOML: {error}") from None
-        _validate(document, str(path))
+        _validate(document, str(path), check)
     environment = os.environ if environment is None else environment
     known = {"NUNET_" + key.replace(".", "_").upper(): key for key in keys()}
     for variable, text in environment.items():
         if variable in known:
             put(document, known[variable], parse_value(known[variable], text))
-            _validate(document, variable)
+            _validate(document, variable, check)
     for key, value in (overrides or {}).items():
         put(document, key, value)
-    return _validate(document, "options")
+    return _validate(document, "options", check)
 
 
 def parse_value(key: str, text: str) -> Any:
@@ -228,18 +250,46 @@ def put(document: dict[str, Any], key: str, value: Any) -> None:
     document[name] = list(value) if isinstance(value, tuple) else value
 
 
-def set_in_file(path: Path, key: str, value: Any) -> None:
+def check_value(key: str, value: Any, name: str = "", check: Check | None = None) -> None:
+    """Refuse a value that a key cannot have.
+
+    Args:
+        key: the dotted key.
+        value: as `parse_value` gives it.
+        name: what the message calls it, where a person did not write the key.
+        check: as of `load`.
+
+    Raises:
+        UsageError: unknown key, or a value that does not validate.
+    """
+    check_key(key)
+    document: dict[str, Any] = {}
+    put(document, key, value)
+    try:
+        _validate(document, "", check)
+    except UsageError as error:
+        shown = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        reason = error.message.removeprefix(f"{key}: ")
+        said = "" if repr(shown) in reason or f"'{shown}'" in reason else f"{shown[:100]!r}: "
+        raise UsageError(f"{name or key}: {said}{reason}", hint=error.hint) from None
+
+
+def set_in_file(path: Path, key: str, value: Any, check: Check | None = None) -> None:
     """Set one key in the file, keeping comments and order; refuse a value that does not validate.
 
     Raises:
         UsageError: unknown key, or a value that does not validate; the file is left as it was.
     """
     import tomlkit
+    from tomlkit.exceptions import TOMLKitError
 
-    check_key(key)
-    document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else tomlkit.document()
+    check_value(key, value, check=check)
+    try:
+        document = tomlkit.parse(path.read_text(encoding="utf-8")) if path.exists() else tomlkit.document()
+    except (TOMLKitError, UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"{path}: not TOML: {error}") from None
     put(document, key, value)
-    _validate(document.unwrap(), str(path))
+    _validate(document.unwrap(), str(path), check)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     temporary = path.with_suffix(".new")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -250,23 +300,43 @@ def set_in_file(path: Path, key: str, value: Any) -> None:
     temporary.rename(path)
 
 
-def _validate(document: dict[str, Any], source: str) -> Config:
+def _validate(document: dict[str, Any], source: str, check: Check | None = None) -> Config:
+    where = f"{source}: " if source else ""
     for names, parse in ((_DURATIONS, units.parse_duration), (_SIZES, units.parse_size)):
         for key in names:
-            _convert(document, key, parse, source)
+            _convert(document, key, parse, where)
     try:
         config = msgspec.convert(document, Config)
-        units.parse_amount(config.registry.opening_balance)
     except msgspec.ValidationError as error:
         text = str(error)
         unknown = text.split("unknown field `")[1].split("`")[0] if "unknown field `" in text else ""
         near = difflib.get_close_matches(unknown, [key.rsplit(".", 1)[-1] for key in keys()], 1) if unknown else []
         hint = f"did you mean {near[0]}?" if near else "see: nunet config list"
-        raise UsageError(f"{source}: {text.replace('$.', '')}", hint=hint) from None
+        if unknown:
+            raise UsageError(f"{where}{text.replace('$.', '')}", hint=hint) from None
+        raise UsageError(f"{where}{_reason(text)}", hint=hint) from None
+    try:
+        units.parse_amount(config.registry.opening_balance)
+    except UsageError as error:
+        raise UsageError(f"{where}registry.opening_balance: {error.message}", hint=error.hint) from None
+    if check is not None:
+        try:
+            check(config)
+        except UsageError as error:
+            raise UsageError(f"{where}{error.message}", hint=error.hint) from None
     return config
 
 
-def _convert(document: dict[str, Any], key: str, parse: Callable[[str], int], source: str) -> None:
+def _reason(text: str) -> str:
+    """Return a complaint of the decoder's with the key in front, and with the form that a value has to have."""
+    reason, _, place = text.partition(" - at `$.")
+    key = re.sub(r"\[.*?\]", "", place.removesuffix("`"))
+    if key in _FORMS and ("matching regex" in reason or "enum value" in reason):
+        reason = f"expected {_FORMS[key]}"
+    return f"{key}: {reason[:1].lower()}{reason[1:]}" if key else reason
+
+
+def _convert(document: dict[str, Any], key: str, parse: Callable[[str], int], where: str) -> None:
     *sections, name = key.split(".")
     part: Any = document
     for section in sections:
@@ -275,4 +345,4 @@ def _convert(document: dict[str, Any], key: str, parse: Callable[[str], int], so
         try:
             part[name] = parse(part[name])
         except UsageError as error:
-            raise UsageError(f"{source}: {key}: {error.message}", hint=error.hint) from None
+            raise UsageError(f"{where}{key}: {error.message}", hint=error.hint) from None

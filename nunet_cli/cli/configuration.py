@@ -43,9 +43,12 @@ def set_value(
 ) -> None:
     """Change the file, keeping its comments; a value that does not validate is refused."""
     from nunet_cli.config import check_key, parse_value, set_in_file
+    from nunet_cli.node.settings import check_here, check_settings
 
     check_key(key)
-    set_in_file(STATE.config_file, key, parse_value(key, value))
+    parsed = parse_value(key, value)
+    check_here(key, parsed)
+    set_in_file(STATE.config_file, key, parsed, check_settings)
     if STATE.running() is not None:
         note("the running node takes this up when it is restarted")
 

@@ -22,6 +22,7 @@ from nunet_cli.executor.docker import DockerExecutor
 from nunet_cli.executor.process import ProcessExecutor
 from nunet_cli.network.identity import KEY_FILE, load_or_create
 from nunet_cli.network.peers import parse_address
+from nunet_cli.node.settings import check_settings
 
 LOW_DISK = 2**30
 LOW_MEMORY = 2**28
@@ -50,7 +51,7 @@ def diagnose(home: Path, config_file: Path, status: dict[str, Any] | None, passp
     found = [_home(home)]
     config: Config | None = None
     try:
-        config = load(config_file)
+        config = load(config_file, check=check_settings)
         found.append(Finding("configuration", "ok", str(config_file) if config_file.exists() else "all by default"))
     except NunetError as error:
         found.append(Finding("configuration", "problem", error.message, error.hint or "see: man 5 nunet-config"))

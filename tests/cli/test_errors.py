@@ -4,10 +4,15 @@ import json
 import socket
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tomlkit
 
+from nunet_cli.config import parse_value, put
 from tests.conftest import nunet
+
+PEER = "12D3KooWGRUGm1sLPx6bqBbuqGSuWZ5yEEvPHQhn3vZaCFTQ4Zf7"
 
 
 def refused(*arguments: str, home: Path, code: int, stdin: str | None = None) -> str:
@@ -108,6 +113,43 @@ def test_configuration_is_checked_and_keeps_its_comments(tmp_path: Path) -> None
     text = refused("node", "run", home=tmp_path, code=2)
     assert str(path) in text
     assert "did you mean name?" in text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("network.peers", f"{PEER}@0.0.0.0:9000", "nobody can be reached at 0.0.0.0:9000"),
+        ("network.peers", "foo", "not a peer: 'foo'"),
+        ("network.listen", "1.2.3.4:99999", "expected HOST:PORT"),
+        ("network.listen", "0.0.0.0", "expected HOST:PORT"),
+        ("network.listen", "-.:80", "expected HOST:PORT"),
+        ("network.listen", "no.such.host.invalid:80", "this machine knows no host 'no.such.host.invalid'"),
+        ("network.topics", "gpu", "expected names such as /gpu"),
+        ("api.listen", "127.0.0.1:99999", "expected 127.0.0.1:PORT"),
+        ("contract_database", "foo", "not a did:key"),
+        ("oracle", PEER, "its DID is did:key:z6Mk"),
+        ("executor.docker.trusted", "foo", "not a did:key"),
+        ("executor.process.foreign", "maybe", "expected off, sandboxed or unsandboxed"),
+        ("registry.opening_balance", "much", "not an amount of money: 'much'"),
+    ],
+)
+def test_a_setting_with_which_no_node_starts_is_refused_and_where_it_is_found_it_is_named(
+    key: str, value: str, message: str, tmp_path: Path
+) -> None:
+    text = refused("config", "set", "--", key, value, home=tmp_path, code=2)
+    assert text.startswith(f"nunet: {key}: ")
+    assert message in text
+    path = tmp_path / "config.toml"
+    assert not path.exists()
+    if "knows no host" in message:
+        # a name is looked up where it is set, not each time that it is read
+        return
+    document: dict[str, Any] = {}
+    put(document, key, parse_value(key, value))
+    path.write_text(tomlkit.dumps(document))
+    text = refused("whoami", home=tmp_path, code=2)
+    assert f"{path}: {key}: " in text
+    assert message in text
 
 
 def test_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
