@@ -8,11 +8,12 @@ import http.client
 import json
 import os
 import socket
+import string
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from nunet_cli.errors import NodeError, NunetError
 
@@ -96,9 +97,9 @@ class ApiClient:
         """
         connection = self._connection(min(STREAM_TIMEOUT, silence or STREAM_TIMEOUT))
         try:
-            connection.request("GET", _with_query(path, query), headers=self._headers())
+            connection.request("GET", _in_ascii(_with_query(path, query)), headers=self._headers())
             response = connection.getresponse()
-            if response.status >= 400:
+            if response.status >= 300:
                 _raise_problem(response.read())
             for line in response:
                 if line.startswith(b"data: "):
@@ -125,14 +126,15 @@ class ApiClient:
         try:
             # a node that refuses may answer and close before it has read the whole body
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                connection.request(method, path, json.dumps(body) if body is not None else None, headers)
+                connection.request(method, _in_ascii(path), json.dumps(body) if body is not None else None, headers)
             response = connection.getresponse()
             data = response.read()
         except (OSError, http.client.HTTPException) as error:
             raise _gone(self.where, error) from None
         finally:
             connection.close()
-        if response.status >= 400:
+        # there is nothing that a node would send somebody elsewhere for
+        if response.status >= 300:
             _raise_problem(data)
         return data
 
@@ -140,6 +142,11 @@ class ApiClient:
 def _with_query(path: str, query: dict[str, Any]) -> str:
     present = {key: value for key, value in query.items() if value is not None}
     return f"{path}?{urlencode(present)}" if present else path
+
+
+def _in_ascii(path: str) -> str:
+    """Return a path as it goes over the wire: lists shorten ids with an ellipsis, which is no ASCII."""
+    return quote(path, safe=string.punctuation)
 
 
 def _raise_problem(data: bytes) -> None:

@@ -44,6 +44,8 @@ def make_app(node: Node) -> Starlette:
         routes=[*(endpoint.route() for endpoint in ENDPOINTS), Route("/openapi.json", openapi)],
         exception_handlers={NunetError: on_error, HTTPException: on_http, Exception: on_error},
     )
+    # a path with an empty name in it is no other resource
+    app.router.redirect_slashes = False
     app.state.node = node
     return app
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from nunet_cli.cli import complete
+from nunet_cli.cli.ids import id_argument
 from nunet_cli.cli.listing import Listing, list_command
 from nunet_cli.cli.output import (
     Format,
@@ -29,9 +30,7 @@ from nunet_cli.errors import ContractError, UsageError
 app = typer.Typer(help="Contracts of this node, their evidence, and disputes.", no_args_is_help=True)
 ContractArgument = Annotated[
     str,
-    typer.Argument(
-        help="The contract's id or its beginning, or a job's id.", metavar="CONTRACT", autocompletion=complete.contracts
-    ),
+    id_argument("contract", complete.contracts, help="The contract's id or its beginning, or a job's id."),
 ]
 
 
@@ -150,10 +149,11 @@ def verify(
 def dispute(
     contract: Annotated[
         str,
-        typer.Argument(
+        id_argument(
+            "contract",
+            complete.contracts,
             help="The contract; none lists the disputes (operator).",
             metavar="[CONTRACT]",
-            autocompletion=complete.contracts,
         ),
     ] = "",
     reason: Annotated[

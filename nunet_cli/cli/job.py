@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nunet_cli.cli import complete
+from nunet_cli.cli.ids import given_id, id_argument
 from nunet_cli.cli.job_logs import print_logs
 from nunet_cli.cli.output import (
     Format,
@@ -28,15 +29,17 @@ if TYPE_CHECKING:
 SECOND_CHANCE = 3.0
 app = typer.Typer(help="Post jobs, run them, and look at them.", no_args_is_help=True)
 
-JobArgument = Annotated[
-    str, typer.Argument(help="The job's id, or its beginning.", metavar="JOB", autocompletion=complete.jobs)
-]
+JobArgument = Annotated[str, id_argument("job", complete.jobs)]
 SpecArgument = Annotated[
     str, typer.Argument(help="The job specification (YAML, JSON or TOML); - for stdin.", metavar="SPEC")
 ]
 PushOption = Annotated[
-    str, typer.Option("--push", help="Ask this provider alone.", metavar="PEER", autocompletion=complete.peers)
-]
+    str,
+    typer.Option(
+        "--push", help="Ask this provider alone.", metavar="PEER", autocompletion=complete.peers,
+        callback=given_id("peer"),
+    ),
+]  # fmt: skip
 PullOption = Annotated[bool, typer.Option("--pull", help="Ask the network, whatever the configuration says.")]
 TopicOption = Annotated[str, typer.Option("--topic", help="Ask the subscribers of a topic.", metavar="/TOPIC")]
 DetachOption = Annotated[
@@ -105,7 +108,14 @@ def post(
 def run(
     spec: Annotated[str, typer.Argument(help="The job specification; - for stdin.", metavar="[SPEC]")] = "",
     job: Annotated[
-        str, typer.Option("--job", help="Go on with a posted job instead.", metavar="JOB", autocompletion=complete.jobs)
+        str,
+        typer.Option(
+            "--job",
+            help="Go on with a posted job instead.",
+            metavar="JOB",
+            autocompletion=complete.jobs,
+            callback=given_id("job"),
+        ),
     ] = "",
     push: PushOption = "",
     pull: PullOption = False,

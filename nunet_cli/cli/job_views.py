@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from nunet_cli.cli import complete
+from nunet_cli.cli.ids import id_argument
 from nunet_cli.cli.job import FolderOption, JobArgument, app, next_command
 from nunet_cli.cli.job_logs import print_logs
 from nunet_cli.cli.listing import Listing, list_command
@@ -85,7 +86,7 @@ def logs(
 def wait(
     jobs: Annotated[
         list[str],
-        typer.Argument(help="The jobs' ids, or their beginnings.", metavar="JOB…", autocompletion=complete.jobs),
+        id_argument("job", complete.jobs, help="The jobs' ids, or their beginnings.", metavar="JOB…"),
     ],
     timeout: Annotated[
         str, typer.Option("--timeout", help="Give up after that long, for example 10m.", metavar="TIME")

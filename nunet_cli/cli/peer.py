@@ -7,14 +7,13 @@ from typing import Annotated
 import typer
 
 from nunet_cli.cli import complete
+from nunet_cli.cli.ids import id_argument
 from nunet_cli.cli.listing import Listing, list_command
 from nunet_cli.cli.output import Format, OutputOption, emit, fields
 from nunet_cli.cli.state import connect
 
 app = typer.Typer(help="Other nodes.", no_args_is_help=True)
-PeerArgument = Annotated[
-    str, typer.Argument(help="Peer id or DID, or its beginning.", metavar="PEER", autocompletion=complete.peers)
-]
+PeerArgument = Annotated[str, id_argument("peer", complete.peers, help="Peer id or DID, or its beginning.")]
 
 
 @list_command(app)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from nunet_cli.cli import complete
+from nunet_cli.cli.ids import id_argument
 from nunet_cli.cli.listing import Listing, list_command
 from nunet_cli.cli.output import Format, OutputOption, emit, fields, price_text, short
 from nunet_cli.cli.state import connect
@@ -15,15 +16,9 @@ bids = typer.Typer(help="Bids that were received or made.", no_args_is_help=True
 allocations = typer.Typer(help="Jobs that ran on this machine.", no_args_is_help=True)
 
 
-def _id(name: str, ids: Any) -> Any:
-    return typer.Argument(help=f"The {name}'s id, or its beginning.", metavar=name.upper(), autocompletion=ids)
-
-
 @list_command(bids)
 def list_bids(
-    job: Annotated[
-        str, typer.Argument(help="Only the bids for this job.", metavar="[JOB]", autocompletion=complete.jobs)
-    ] = "",
+    job: Annotated[str, id_argument("job", complete.jobs, help="Only the bids for this job.", metavar="[JOB]")] = "",
 ) -> Listing:
     """List bids with price, time, score, verdict and who; declines with their reasons."""
     with connect(read_only=True) as client:
@@ -42,7 +37,7 @@ def list_bids(
 
 
 @bids.command("show")
-def show_bid(bid: Annotated[str, _id("bid", complete.bids)], output: OutputOption = Format.table) -> None:
+def show_bid(bid: Annotated[str, id_argument("bid", complete.bids)], output: OutputOption = Format.table) -> None:
     """Show a bid with the comparison that it rests on."""
     with connect(read_only=True) as client:
         row = client.get(f"/bids/{bid}")
@@ -80,7 +75,7 @@ def list_allocations() -> Listing:
 
 @allocations.command("show")
 def show_allocation(
-    allocation: Annotated[str, _id("allocation", complete.allocations)], output: OutputOption = Format.table
+    allocation: Annotated[str, id_argument("allocation", complete.allocations)], output: OutputOption = Format.table
 ) -> None:
     """Show an allocation."""
     with connect(read_only=True) as client:

@@ -64,6 +64,31 @@ def test_unknown_ids_and_peers(tmp_path: Path) -> None:
     assert "unknown peer 'nobody'" in refused("job", "post", str(path), "--push", "nobody", home=tmp_path, code=2)
 
 
+@pytest.mark.parametrize(
+    ("command", "what"),
+    [
+        ("job show", "job"), ("job wait", "job"), ("job cancel", "job"), ("job explain", "job"), ("job logs", "job"),
+        ("job request", "job"), ("job run --job", "job"), ("job post job.yaml --push", "peer"), ("bids list", "job"),
+        ("bids show", "bid"), ("contract show", "contract"), ("contract export", "contract"),
+        ("contract dispute", "contract"), ("peer show", "peer"), ("peer ping", "peer"), ("peer remove", "peer"),
+        ("allocation show", "allocation"),
+    ],
+)  # fmt: skip
+def test_an_empty_id_names_nothing(command: str, what: str, tmp_path: Path) -> None:
+    for empty in ("", " "):
+        text = refused(*command.split(), empty, home=tmp_path, code=2)
+        assert f"no {what} id given, only an empty text" in text
+        assert len(text.splitlines()) == 2
+    assert not (tmp_path / "store.db").exists()
+
+
+def test_an_id_with_letters_that_no_id_has_is_of_nothing(tmp_path: Path) -> None:
+    for text in ("a/b", "a?b=1", "a b", "a%20b", "\n", ".."):
+        assert "no job '" in refused("job", "show", text, home=tmp_path, code=2)
+    for text in ("é", "…é"):
+        assert f"unknown peer '{text}'" in refused("peer", "show", text, home=tmp_path, code=2)
+
+
 def test_two_nodes_in_one_home(tmp_path: Path) -> None:
     nunet("node", "start", home=tmp_path)
     try:
