@@ -17,13 +17,12 @@ from nunet_cli.api import schemas, views
 from nunet_cli.api.common import Endpoint, answer, body_of, did_of, node_of
 from nunet_cli.errors import PeerError, UsageError
 from nunet_cli.jobs import expressions
-from nunet_cli.jobs.capability import PriceBid
 from nunet_cli.jobs.job import Weights
 from nunet_cli.node import indices as activity
 from nunet_cli.node import overview
 from nunet_cli.node.benchmark import Benchmark
 from nunet_cli.node.node import Node
-from nunet_cli.node.onboarding import OnboardOptions
+from nunet_cli.node.onboarding import OnboardOptions, parse_price
 
 PING_TIMEOUT = 5.0
 
@@ -142,8 +141,7 @@ async def set_preferences(request: Request) -> Response:
             changes[name] = tuple(did_of(text) for text in named)
     price = None
     if body.price is not None:
-        micro, unit = units.parse_price(body.price)
-        price = PriceBid("per_time_unit" if unit else "per_result", "NTX", unit, units.format_amount(micro))  # type: ignore[arg-type]  # checked by parse_price
+        price = parse_price(body.price)
     comparator = msgspec.structs.replace(node.accounting.get_preferences(), **changes)
     await node.accounting.set_preferences(comparator, price)
     return answer(_preferences(node))

@@ -77,6 +77,7 @@ def onboard(
     import msgspec
 
     from nunet_cli.cli.authorities import choose
+    from nunet_cli.config import check_value, parse_value
     from nunet_cli.node.benchmark import run_benchmark
     from nunet_cli.node.onboarding import OnboardOptions, is_free, keep_offer, plan_onboarding
 
@@ -85,8 +86,11 @@ def onboard(
         localities=_given(locality), storage=_given(storage), ports=_given(port), bandwidth=bandwidth, vpn=vpn,
         kycs=_given(kyc), reset=reset,
     )  # fmt: skip
-    with connect(read_only=True) as client:
-        kept = msgspec.convert(client.get("/capability")["offer"], OnboardOptions | None)
+    kept = None
+    if not reset:
+        # what is forgotten need not be readable
+        with connect(read_only=True) as client:
+            kept = msgspec.convert(client.get("/capability")["offer"], OnboardOptions | None)
     policy = bool(process or docker_image or no_benchmark)
     given = policy or options not in (OnboardOptions(), OnboardOptions(reset=True))
     answers = _answers(None if reset else kept, given=given, table=output is Format.table)
@@ -96,9 +100,15 @@ def onboard(
     if price is None and is_free(keep_offer(options, kept).price):
         note(f"offers {resources_text(msgspec.to_builtins(offered.resources))} for nothing (volunteer compute);"
              " set a price with --price")  # fmt: skip
-    _set_policy("executor.process.foreign", process, reset=reset, flag="--process")
     images = None if docker_image is None else ",".join(docker_image)
-    _set_policy("executor.docker.images", images, reset=reset, flag="--docker-image")
+    policies = [
+        ("--process", "executor.process.foreign", process), ("--docker-image", "executor.docker.images", images),
+    ]  # fmt: skip
+    for flag, key, text in policies:
+        if text is not None:
+            check_value(key, parse_value(key, text), flag)
+    for flag, key, text in policies:
+        _set_policy(key, text, reset=reset, flag=flag)
     benchmark = None
     if not no_benchmark:
         benchmark = _with_progress(run_benchmark)

@@ -20,7 +20,7 @@ from nunet_cli.jobs.capability import Capability, PriceBid, Resources
 from nunet_cli.jobs.job import CapabilityComparator
 from nunet_cli.node.benchmark import Benchmark
 from nunet_cli.node.monitor import Monitor
-from nunet_cli.node.onboarding import OnboardOptions, offer_of, price_option
+from nunet_cli.node.onboarding import OnboardOptions, checked, offer_of, price_option
 
 log = logging.getLogger("nunet.capability")
 
@@ -44,7 +44,14 @@ class CapabilityAccounting:
     def get_registered_capability(self, source: Store | Transaction | None = None) -> Capability:
         """Return what was registered at onboarding; nothing on a node that is not onboarded."""
         row = (source or self._store).find(TABLE, "registered")
-        return msgspec.convert(row["capability"], Capability) if row else Capability()
+        try:
+            return msgspec.convert(row["capability"], Capability) if row else Capability()
+        except msgspec.ValidationError as error:
+            # an earlier version took what it could not read again
+            raise StateError(
+                f"what this machine offers cannot be read: {error}", code="bad_offer",
+                hint="offer it anew: nunet onboard --reset",
+            ) from None  # fmt: skip
 
     async def set_registered_capability(
         self, capability: Capability, benchmark: Benchmark | None, options: OnboardOptions | None = None
@@ -231,7 +238,12 @@ class CapabilityAccounting:
         return msgspec.convert(row["comparator"], CapabilityComparator) if row else CapabilityComparator()
 
     async def set_preferences(self, comparator: CapabilityComparator, price: PriceBid | None = None) -> None:
-        """Keep the preferences, and the provider's price where one is given (second seed: `setPreferences`)."""
+        """Keep the preferences, and the provider's price where one is given (second seed: `setPreferences`).
+
+        Raises:
+            UsageError: they could not be read again.
+        """
+        comparator = checked(comparator)
 
         def change(t: Transaction) -> None:
             known = t.find("preferences", "comparator") or {"price": msgspec.to_builtins(PriceBid())}

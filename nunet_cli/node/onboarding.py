@@ -6,8 +6,10 @@ less, than they said.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import structs
@@ -26,7 +28,18 @@ from nunet_cli.jobs.capability import (
 )
 from nunet_cli.node.benchmark import probe_libraries, probe_machine
 
+T = TypeVar("T")
 HEADROOM = 0.9
+# less than that nothing runs in
+LEAST_SIZE = 2**20
+MOST_ASKED = 10**12 * units.MICRO - 1
+# where in a capability what an option says ends up
+_FLAGS = {
+    "$.kycs": "--kyc", "$.time": "--max-duration", "$.localities": "--locality", "$.storage": "--storage",
+    "$.connectivity.ports": "--port", "$.connectivity.bandwidth": "--bandwidth", "$.price": "--price",
+    "$.resources.cpu.cores": "--cpu", "$.resources.memory": "--memory", "$.resources.disk": "--disk",
+    "$.resources.gpus": "--gpu",
+}  # fmt: skip
 JOB_TYPES = ("task", "service")
 
 
@@ -90,7 +103,44 @@ def is_free(price: str | None) -> bool:
     Raises:
         UsageError: it is no price.
     """
-    return units.parse_price(price or "0")[0] == 0
+    return parse_price(price).amount == "0"
+
+
+def parse_price(text: str | None) -> PriceBid:
+    """Return the price that `--price` names; nothing where it was not given.
+
+    Raises:
+        UsageError: it is no price, or a higher one than there is; the message names the flag.
+    """
+    micro, unit = _read("--price", units.parse_price, "0" if text is None else text)
+    if micro > MOST_ASKED:
+        raise UsageError(f"--price: {text!r} is too much", hint=f"at most {units.format_amount(MOST_ASKED)} NTX")
+    kind: Any = "per_time_unit" if unit else "per_result"
+    return PriceBid(kind, "NTX", unit, units.format_amount(micro))  # type: ignore[arg-type]  # checked by parse_price
+
+
+def checked(value: T) -> T:
+    """Return a document as it is, where it can be read again once it is kept.
+
+    Raises:
+        UsageError: it has what its type does not allow; the message begins with the flag, or else the place.
+    """
+    try:
+        return msgspec.convert(msgspec.to_builtins(value), type(value))
+    except msgspec.ValidationError as error:
+        reason, _, place = str(error).partition(" - at `")
+        flag = next((flag for start, flag in _FLAGS.items() if place.startswith(start)), "")
+        where = flag or place.removesuffix("`").removeprefix("$.")
+        reason = "letters that cannot be shown" if "regex" in reason else f"{reason[:1].lower()}{reason[1:]}"
+        raise UsageError(f"{where}: not accepted: {reason}", hint="see: nunet onboard --help" if flag else "") from None
+
+
+def _read(flag: str, parse: Callable[[str], T], text: str) -> T:
+    """Return what a text means; what is wrong with it is said with the flag."""
+    try:
+        return parse(text)
+    except UsageError as error:
+        raise UsageError(f"{flag}: {error.message}", hint=error.hint) from None
 
 
 def plan_onboarding(
@@ -114,31 +164,33 @@ def plan_onboarding(
             f"--max-share: {share:g} is not between 0 and {HEADROOM:g}",
             hint=f"at least {1 - HEADROOM:.0%} of the machine stays with its owner",
         )
-    micro, unit = units.parse_price(options.price or "0")
-    kind: Any = "per_time_unit" if unit else "per_result"
-    price = PriceBid(type=kind, time_unit=unit, amount=units.format_amount(micro))  # type: ignore[arg-type]  # checked by parse_price
+    price = parse_price(options.price)
     cores = _share("--cpu", options.cpu, machine.cpu.cores, share, lambda value: f"{value:g} cores", firm.cpu)
-    memory = _share("--memory", _size(options.memory), machine.memory, share, _written, firm.memory)
-    disk = _share("--disk", _size(options.disk), machine.disk, share, _written, firm.disk)
+    memory = _share("--memory", _size("--memory", options.memory), machine.memory, share, _written, firm.memory)
+    disk = _share("--disk", _size("--disk", options.disk), machine.disk, share, _written, firm.disk)
     resources = Resources(
         cpu=structs.replace(machine.cpu, cores=round(cores, 3)), memory=int(memory), disk=int(disk),
         gpus=_gpus(options.gpu, machine.gpus, firm.gpu),
     )  # fmt: skip
-    longest = units.parse_duration(options.max_duration) if options.max_duration else 0
+    longest = 0 if options.max_duration is None else _read("--max-duration", units.parse_duration, options.max_duration)
+    bandwidth = 0 if options.bandwidth is None else _read("--bandwidth", units.parse_bandwidth, options.bandwidth)
     capability = Capability(
         job_types=JOB_TYPES, resources=resources, libraries=probe_libraries(),
         localities=tuple(_locality(text) for text in options.localities or ()), price=price,
         time=TimeCapability(max=longest), storage=tuple(_storage(text) for text in options.storage or ()),
-        kycs=options.kycs or (),
-        connectivity=Connectivity(
-            _ports(options.ports or ()), units.parse_bandwidth(options.bandwidth or 0), bool(options.vpn)
-        ),
+        kycs=tuple(_kyc(name) for name in options.kycs or ()),
+        connectivity=Connectivity(_ports(options.ports or ()), bandwidth, bool(options.vpn)),
     )  # fmt: skip
-    return capability, price, machine
+    return checked(capability), price, machine
 
 
-def _size(text: str | None) -> float | None:
-    return None if text is None else float(units.parse_size(text))
+def _size(flag: str, text: str | None) -> float | None:
+    if text is None:
+        return None
+    size = _read(flag, units.parse_size, text)
+    if size < LEAST_SIZE:
+        raise UsageError(f"{flag}: {text!r} is too little for any job", hint="write for example 512MiB or 4GiB")
+    return float(size)
 
 
 def _written(value: float) -> str:
@@ -149,8 +201,9 @@ def _share(flag: str, wanted: float | None, there: float, share: float, write: A
     most = there * share
     if wanted is None:
         return most
-    if wanted < 0:
-        raise UsageError(f"{flag}: {wanted:g} is negative")
+    # nothing at all is no offer, and what is no number compares with nothing
+    if not math.isfinite(wanted) or wanted <= 0:
+        raise UsageError(f"{flag}: {wanted:g} is not more than 0", hint=f"at most {write(most)}")
     if wanted > most and firm is None:
         return most
     if wanted > most:
@@ -165,26 +218,35 @@ def _gpus(count: int | None, there: tuple[Gpu, ...], firm: int | None) -> tuple[
     if count is None:
         return there
     if count < 0 or (count > len(there) and firm is not None):
-        raise UsageError(f"--gpu: {count} asked for, this machine has {len(there)}")
+        raise UsageError(f"--gpu: {count} asked for, this machine has {len(there)}", hint="0 offers none")
     return there[:count]
 
 
 def _locality(text: str) -> Locality:
     kind, equals, name = text.partition("=")
-    if not (kind and equals and name):
+    if not (kind.strip() and equals and name.strip()):
         raise UsageError(f"--locality: {text!r}", hint="write KIND=NAME, for example country=SE")
     return Locality(kind, name)
 
 
 def _storage(text: str) -> Storage:
     kind, equals, size = text.partition("=")
-    if not (kind and equals and size):
+    if not (kind.strip() and equals and size):
         raise UsageError(f"--storage: {text!r}", hint="write TYPE=SIZE, for example ssd=100GiB")
-    return Storage(kind, units.parse_size(size))
+    found = Storage(kind, _read("--storage", units.parse_size, size))
+    if not found.size:
+        raise UsageError(f"--storage: {text!r} is no storage", hint="write TYPE=SIZE, for example ssd=100GiB")
+    return found
+
+
+def _kyc(name: str) -> str:
+    if not name.strip():
+        raise UsageError("--kyc: an empty name", hint="write who has verified this node, as jobs ask for it")
+    return name
 
 
 def _ports(ports: tuple[int, ...]) -> tuple[int, ...]:
     for port in ports:
         if not 0 < port < 65536:
-            raise UsageError(f"--port: {port} is not a port")
+            raise UsageError(f"--port: {port} is not a port", hint="1 to 65535")
     return ports

@@ -83,7 +83,7 @@ def test_an_empty_id_names_nothing(command: str, what: str, tmp_path: Path) -> N
 
 
 def test_an_id_with_letters_that_no_id_has_is_of_nothing(tmp_path: Path) -> None:
-    for text in ("a/b", "a?b=1", "a b", "a%20b", "\n", ".."):
+    for text in ("a/b", "a?b=1", "a b", "a%20b", "a\nb", ".."):
         assert "no job '" in refused("job", "show", text, home=tmp_path, code=2)
     for text in ("é", "…é"):
         assert f"unknown peer '{text}'" in refused("peer", "show", text, home=tmp_path, code=2)

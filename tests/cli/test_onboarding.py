@@ -1,5 +1,6 @@
 """What a machine offers stays what its owner said, until its owner says something else."""
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from tinydb import Query
 
 from nunet_cli.config import load
 from nunet_cli.database.store import Store
+from nunet_cli.errors import UsageError
+from nunet_cli.jobs.job import CapabilityComparator
 from nunet_cli.node import onboarding
 from nunet_cli.node.capability import CapabilityAccounting
 from nunet_cli.node.monitor import Monitor
@@ -113,3 +116,64 @@ def test_a_person_is_asked_how_much_where_only_the_price_is_known(tmp_path: Path
     code, screen = at_a_terminal("onboard", home=tmp_path, answers=answers)
     assert (code, "Offer what was offered before" in screen) == (0, False), screen
     assert offered(tmp_path)["price"]["amount"] == "0.7"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--kyc=", "--kyc: an empty name"),
+        ("--kyc=" + "x" * 201, "--kyc: not accepted: expected `str` of length <= 200"),
+        ("--max-duration=999999999999h", "--max-duration: not accepted: expected `int` <= 1000000000"),
+        ("--max-duration=", "--max-duration: not a duration: ''"),
+        ("--cpu=nan", "--cpu: nan is not more than 0"),
+        ("--cpu=0", "--cpu: 0 is not more than 0"),
+        ("--memory=1", "--memory: '1' is too little for any job"),
+        ("--disk=much", "--disk: not a size: 'much'"),
+        ("--price=", "--price: not an amount of money: ''"),
+        ("--price=1000000000000", "--price: '1000000000000' is too much"),
+        ("--locality=country=a\tb", "--locality: not accepted: letters that cannot be shown"),
+        ("--storage=ssd=0", "--storage: 'ssd=0' is no storage"),
+        ("--storage=ssd=9999999TiB", "--storage: not accepted: expected `int` <="),
+        ("--bandwidth=99999999Gbit", "--bandwidth: not accepted: expected `int` <="),
+        ("--process=maybe", "--process: 'maybe': expected off, sandboxed or unsandboxed"),
+        ("--process=", "--process: '': expected off, sandboxed or unsandboxed"),
+    ],
+)
+def test_an_option_that_is_wrong_is_named_and_nothing_of_the_command_is_kept(
+    option: str, message: str, tmp_path: Path
+) -> None:
+    done = nunet("onboard", "--no-benchmark", "--docker-image", "x:*", option, home=tmp_path, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    lines = done.stderr.splitlines()
+    assert any(line.startswith(f"nunet: {message}") for line in lines), done.stderr
+    assert len(lines) <= 3
+    assert not (tmp_path / "store.db").exists()
+    assert not (tmp_path / "config.toml").exists()
+
+
+async def test_what_could_not_be_read_again_is_not_kept_whoever_asks(tmp_path: Path) -> None:
+    async with open_node(tmp_path, config()) as node:
+        await node.onboard(OnboardOptions(memory="256MiB"), None)
+        before = node.get_registered_capability()
+        for options in (OnboardOptions(kycs=("",)), OnboardOptions(max_duration="999999999999h")):
+            with pytest.raises(UsageError):
+                await node.onboard(options, None)
+        with pytest.raises(UsageError):
+            await node.accounting.set_preferences(CapabilityComparator(minimum_price=-1))
+        assert node.get_registered_capability() == before
+        assert node.accounting.get_preferences() == CapabilityComparator()
+
+
+def test_a_home_with_an_offer_that_cannot_be_read_says_so_and_takes_a_new_one(tmp_path: Path) -> None:
+    onboard(tmp_path, "--memory", "256MiB")
+    connection = sqlite3.connect(tmp_path / "store.db")
+    connection.execute("UPDATE doc_capabilities SET doc = json_set(doc, '$.capability.kycs[0]', '')"
+                       " WHERE json_extract(doc, '$.id') = 'registered'")  # fmt: skip
+    connection.commit()
+    connection.close()
+    done = nunet("capability", "show", home=tmp_path, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("nunet: what this machine offers cannot be read: ")
+    assert "nunet onboard --reset" in done.stderr
+    onboard(tmp_path, "--reset", "--memory", "300MiB")
+    assert offered(tmp_path)["registered"]["kycs"] == ()

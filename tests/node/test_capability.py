@@ -96,7 +96,7 @@ def test_headroom_and_refusals_name_the_flag(tmp_path: Path) -> None:
         (OnboardOptions(max_share=0.0), "--max-share: 0 is not between"),
         (OnboardOptions(max_share=0.95), "--max-share: 0.95 is not between"),
         (OnboardOptions(gpu=99), "--gpu: 99 asked for, this machine has"),
-        (OnboardOptions(cpu=-1), "--cpu: -1 is negative"),
+        (OnboardOptions(cpu=-1), "--cpu: -1 is not more than 0"),
         (OnboardOptions(memory="lots"), "not a size: 'lots'"),
         (OnboardOptions(price="free"), "not an amount of money"),
         (OnboardOptions(localities=("SE",)), "--locality"),
