@@ -11,6 +11,8 @@ from nunet_cli.network.envelope import Envelope
 
 MAX_REMEMBERED = 20_000
 MAX_BYTES = 32 * 2**20
+# a larger answer is worked out again after a restart: what is kept for a small message is small
+MAX_DURABLE = 64 * 2**10
 
 
 class Answers:
@@ -30,14 +32,14 @@ class Answers:
         return None if row is None else base64.b64decode(row["answer"])
 
     async def keep(self, envelope: Envelope, answer: bytes, *, durable: bool) -> None:
-        """Remember an answer; a durable one is known after a restart, too, until the message expires."""
+        """Remember an answer; a durable one that is not large outlives a restart, until the message expires."""
         key = _key(envelope)
         self._bytes += len(answer) - len(self._latest.get(key, b""))
         self._latest[key] = answer
         while len(self._latest) > MAX_REMEMBERED or self._bytes > MAX_BYTES:
             _, oldest = self._latest.popitem(last=False)
             self._bytes -= len(oldest)
-        if durable:
+        if durable and len(answer) <= MAX_DURABLE:
             # in the one form that this node compares by
             until = units.format_time(units.parse_time(envelope.expires_at))
             row = {"id": key, "type": envelope.type, "expires_at": until, "answer": base64.b64encode(answer).decode()}

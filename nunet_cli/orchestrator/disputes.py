@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeVar
+
+from msgspec import Struct
 
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import ContractError, NunetError
 from nunet_cli.network.documents import Document
 from nunet_cli.orchestrator.context import Context, advance, error_fields, plain, read
 from nunet_cli.orchestrator.contract import set_contract
-from nunet_cli.tokenomics.dispute import AskDispute, Dispute, DisputeContract
+from nunet_cli.tokenomics.dispute import AskDispute, Dispute, DisputeContract, DisputeSummary, EvidenceDocument, whole
+
+T = TypeVar("T", bound=Struct)
 
 
 def register(ctx: Context) -> None:
-    """Know the answer of the contract database."""
-    ctx.messenger.register("dispute", Dispute)
+    """Know the answers of the contract database."""
+    ctx.messenger.register("dispute", DisputeSummary)
+    ctx.messenger.register("dispute_document", EvidenceDocument)
 
 
 async def add(
     ctx: Context, contract_id: str, text: str, *, documents: tuple[Document, ...] = (), with_result: bool = False
 ) -> Dispute:
     """Open a dispute about one of this node's contracts, or add evidence to it; return it as it stands.
+
+    Of the documents among its evidence, those that were brought now are in it; `ask` fetches the others.
 
     Args:
         ctx: the node's parts.
@@ -44,10 +51,10 @@ async def add(
         _note(t, row["id"], dispute)
 
     await ctx.store.change(change)
-    return dispute
+    return whole(dispute, {document.cid: document for document in documents})
 
 
-def _note(t: Transaction, contract_id: str, dispute: Dispute) -> None:
+def _note(t: Transaction, contract_id: str, dispute: DisputeSummary) -> None:
     row = t.find("contracts", contract_id)
     assert row is not None
     t.put("contracts", {**row, "dispute": plain(dispute)})
@@ -59,31 +66,40 @@ def _note(t: Transaction, contract_id: str, dispute: Dispute) -> None:
             advance(t, job["id"], "disputed", {"reason": dispute.reason}, error=error_fields(error))
 
 
-async def send(ctx: Context, database: str, contract_id: str, text: str, documents: tuple[Document, ...]) -> Dispute:
+async def send(
+    ctx: Context, database: str, contract_id: str, text: str, documents: tuple[Document, ...]
+) -> DisputeSummary:
     """Send evidence to a contract database.
 
     Raises:
         ContractError: what it answered, or that it did not.
     """
-    return await _request(ctx, database, "dispute_contract", DisputeContract(contract_id, text, documents))
+    body = DisputeContract(contract_id, text, documents)
+    return await _request(ctx, database, "dispute_contract", body, DisputeSummary)
 
 
 async def ask(ctx: Context, contract_id: str) -> Dispute:
-    """Ask the contract database for the dispute about one of this node's contracts.
+    """Ask the contract database for the dispute about one of this node's contracts, with its documents.
 
     Raises:
         NotFoundError: no such contract here.
         ContractError: there is none, or the contract database does not answer.
     """
     row = ctx.store.resolve("contracts", contract_id, what="contract")
-    return await _request(ctx, row["contract_database"], "ask_dispute", AskDispute(row["id"]))
+    database = row["contract_database"]
+    known = await _request(ctx, database, "ask_dispute", AskDispute(row["id"]), DisputeSummary)
+    documents: dict[str, Document] = {}
+    for cid in dict.fromkeys(cid for item in known.evidence for cid in item.documents):
+        answer = await _request(ctx, database, "ask_dispute", AskDispute(row["id"], cid), EvidenceDocument)
+        documents[answer.document.cid] = answer.document
+    return whole(known, documents)
 
 
-async def _request(ctx: Context, database: str, type_: str, body: Any) -> Dispute:
+async def _request(ctx: Context, database: str, type_: str, body: Struct, kind: type[T]) -> T:
     try:
         answer = await ctx.messenger.request(database, type_, body, timeout=ctx.config.limits.answer_timeout)
     except NunetError as error:
         raise ContractError(error.message, code=error.code, hint=error.hint, details=error.details) from None
-    if not isinstance(answer.body, Dispute):
+    if not isinstance(answer.body, kind):
         raise ContractError("the contract database answered something else", code="bad_answer")
     return answer.body

@@ -86,7 +86,7 @@ class ContractDatabase:
         messenger.register("check_contract", CheckContract, self._on_check_contract, ephemeral=True)
         messenger.register("register_contract", RegisterContract, self._on_register)
         messenger.register("settle_contract", SettleContract, self._on_settle)
-        messenger.register("dispute_contract", disputes.DisputeContract, self._on_dispute)
+        messenger.register("dispute_contract", disputes.DisputeContract, self._on_dispute, ephemeral=True)
         messenger.register("ask_dispute", disputes.AskDispute, self._on_ask_dispute, ephemeral=True)
         messenger.register("ask_statement", AskStatement, self._on_statement, ephemeral=True)
 
@@ -309,11 +309,18 @@ class ContractDatabase:
 
     async def _on_dispute(self, message: Incoming) -> Answer:
         await self.dispute(message.body, message.sender)
-        return "dispute", self._dispute_of(message.body.contract_id)
+        return "dispute", disputes.summary(self._dispute_of(message.body.contract_id))
 
     async def _on_ask_dispute(self, message: Incoming) -> Answer:
-        self._contract_of(message.body.contract_id, message.sender)
-        return "dispute", self._dispute_of(message.body.contract_id)
+        body: disputes.AskDispute = message.body
+        self._contract_of(body.contract_id, message.sender)
+        known = self._dispute_of(body.contract_id)
+        if not body.document:
+            return "dispute", disputes.summary(known)
+        for document in (document for item in known.evidence for document in item.documents):
+            if document.cid == body.document:
+                return "dispute_document", disputes.EvidenceDocument(document)
+        raise NotFoundError(f"there is no document {body.document} in this dispute", code="no_document")
 
     def _dispute_of(self, contract_id: str) -> disputes.Dispute:
         known = disputes.find(self._store, contract_id)

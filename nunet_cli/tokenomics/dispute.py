@@ -11,12 +11,15 @@ from msgspec import Meta, Struct
 from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import ContractError, NunetError
-from nunet_cli.jobs.job import Did, Id, Text, Time
+from nunet_cli.jobs.job import Did, Id, MaybeId, Text, Time
 from nunet_cli.network.documents import Document
 from nunet_cli.tokenomics.contract import ORACLE, Contract, JobVerificationResult
 from nunet_cli.tokenomics.payment import amount_due
 
 MAX_EVIDENCE = 100
+# what each of the parties may bring; what the one says takes nothing from the other
+MAX_PIECES, MAX_DOCUMENTS = 32, 64
+MAX_TEXT, MAX_BYTES = 32 * 2**10, 640 * 2**10
 Decision = Literal["pay", "split", "refund"]
 
 
@@ -29,9 +32,16 @@ class DisputeContract(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class AskDispute(Struct, forbid_unknown_fields=True, frozen=True):
-    """Ask for the state of a dispute; only the parties are told."""
+    """Ask for the state of a dispute, or for one document among its evidence; only the parties are told."""
 
     contract_id: Id
+    document: MaybeId = ""
+
+
+class EvidenceDocument(Struct, forbid_unknown_fields=True, frozen=True):
+    """One document among the evidence."""
+
+    document: Document
 
 
 class Evidence(Struct, forbid_unknown_fields=True, frozen=True):
@@ -56,6 +66,51 @@ class Dispute(Struct, forbid_unknown_fields=True, frozen=True):
     paid: Annotated[str, Meta(max_length=40)] = ""
 
 
+class EvidenceSummary(Struct, forbid_unknown_fields=True, frozen=True):
+    """What a party said, its documents by content id."""
+
+    did: Did
+    at: Time
+    text: Text = ""
+    documents: Annotated[tuple[Id, ...], Meta(max_length=16)] = ()
+
+
+class DisputeSummary(Struct, forbid_unknown_fields=True, frozen=True):
+    """A dispute as the parties are told of it: the documents are asked for one by one."""
+
+    contract_id: Id
+    opened_by: Did
+    opened_at: Time
+    reason: Text
+    evidence: Annotated[tuple[EvidenceSummary, ...], Meta(max_length=MAX_EVIDENCE)] = ()
+    decision: Literal["", "pay", "split", "refund"] = ""
+    by: Literal["", "quorum", "operator"] = ""
+    paid: Annotated[str, Meta(max_length=40)] = ""
+
+
+def summary(dispute: Dispute) -> DisputeSummary:
+    """Return a dispute with its documents by content id."""
+    said = tuple(
+        EvidenceSummary(item.did, item.at, item.text, tuple(document.cid for document in item.documents))
+        for item in dispute.evidence
+    )
+    return DisputeSummary(
+        dispute.contract_id, dispute.opened_by, dispute.opened_at, dispute.reason, said, dispute.decision, dispute.by,
+        dispute.paid,
+    )  # fmt: skip
+
+
+def whole(known: DisputeSummary, documents: dict[str, Document]) -> Dispute:
+    """Return a dispute with those of its documents that are here."""
+    said = tuple(
+        Evidence(item.did, item.at, item.text, tuple(documents[cid] for cid in item.documents if cid in documents))
+        for item in known.evidence
+    )
+    return Dispute(
+        known.contract_id, known.opened_by, known.opened_at, known.reason, said, known.decision, known.by, known.paid
+    )
+
+
 def find(source: Any, contract_id: str) -> Dispute | None:
     """Return the dispute about a contract, or None."""
     row = source.find("disputes", contract_id)
@@ -63,25 +118,33 @@ def find(source: Any, contract_id: str) -> Dispute | None:
 
 
 def put(t: Transaction, dispute: Dispute) -> None:
-    """Keep a dispute, as part of a change."""
-    t.put("disputes", {"id": dispute.contract_id, **msgspec.to_builtins(dispute)})
+    """Keep a dispute, as part of a change; one that is kept already is not written again."""
+    if find(t, dispute.contract_id) != dispute:
+        t.put("disputes", {"id": dispute.contract_id, **msgspec.to_builtins(dispute)})
 
 
 def add_evidence(dispute: Dispute, did: str, text: str, documents: tuple[Document, ...]) -> Dispute:
     """Return a dispute with one more piece of evidence; the same one twice is one.
 
     Raises:
-        ContractError: it is resolved, or there is too much already.
+        ContractError: it is resolved, or this party has brought too much already.
     """
     if dispute.decision:
         raise ContractError(f"the dispute was resolved: {dispute.decision}", code="dispute_resolved")
     if any((item.did, item.text, item.documents) == (did, text, documents) for item in dispute.evidence):
         return dispute
-    if len(dispute.evidence) >= MAX_EVIDENCE:
-        raise ContractError("there is too much evidence already", code="too_much_evidence")
-    return msgspec.structs.replace(
-        dispute, evidence=(*dispute.evidence, Evidence(did, units.utc_now(), text, documents))
-    )
+    said = [*(item for item in dispute.evidence if item.did == did), Evidence(did, units.utc_now(), text, documents)]
+    for what, size, most in (
+        ("pieces of evidence", len(said), MAX_PIECES),
+        ("documents", sum(len(item.documents) for item in said), MAX_DOCUMENTS),
+        ("bytes of text", len(msgspec.json.encode([item.text for item in said])), MAX_TEXT),
+        ("bytes of evidence", len(msgspec.json.encode(said)), MAX_BYTES),
+    ):
+        if size > most:
+            raise ContractError(
+                f"a party may bring {most} {what} to a dispute, this would be {size}", code="too_much_evidence"
+            )
+    return msgspec.structs.replace(dispute, evidence=(*dispute.evidence, said[-1]))
 
 
 def quorum_decision(contract: Contract, documents: tuple[Document, ...], result_cid: str) -> Decision | None:

@@ -1,0 +1,83 @@
+"""What is invoked is what was bid for: a bid request names a job by its content id alone, and may lie about the rest."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from nunet_cli.config import ExecutorConfig, ProcessConfig
+from nunet_cli.errors import NunetError
+from nunet_cli.jobs.capability import Capability, TimeCapability
+from nunet_cli.orchestrator import match
+from nunet_cli.orchestrator.orchestrate import orchestrate_job
+from tests.conftest import config
+
+MarketOf = Callable[..., Any]
+CLOSED = config(executor=ExecutorConfig(process=ProcessConfig(foreign="off")))
+
+
+def spec(**fields: Any) -> str:
+    body = {
+        "name": "test", "executor": {"type": "process", "command": ["sh", "-c", "echo ran; sleep 5"]}, "price": "1",
+        "resources": {"cpu": 0.2, "memory": "64MiB", "disk": "16MiB"}, "time": {"max_duration": "1h"},
+        "kycs": [], **fields,
+    }  # fmt: skip
+    return json.dumps(body)
+
+
+def claiming(monkeypatch: pytest.MonkeyPatch, change: Callable[[Capability], Capability], **fields: Any) -> None:
+    """Let a requester ask for bids with other needs than its job has."""
+    honest = match.BidRequest
+
+    def lie(**given: Any) -> Any:
+        given["required_capability"] = change(given["required_capability"])
+        return honest(**{**given, **fields})
+
+    monkeypatch.setattr(match, "BidRequest", lie)
+
+
+@pytest.mark.parametrize(
+    ("differs", "change", "job"),
+    [
+        ("executors", lambda needs: msgspec.structs.replace(needs, executors=("null",)), {}),
+        ("executors", lambda needs: msgspec.structs.replace(needs, executors=()), {}),
+        ("time", lambda needs: msgspec.structs.replace(needs, time=TimeCapability(max=1)), {}),
+        (
+            "resources",
+            lambda needs: msgspec.structs.replace(needs, resources=msgspec.structs.replace(needs.resources, memory=1)),
+            {},
+        ),
+        ("job_types", lambda needs: msgspec.structs.replace(needs, job_types=("task",)), {"type": "service"}),
+        ("kycs", lambda needs: msgspec.structs.replace(needs, kycs=()), {"kycs": ["somebody"]}),
+    ],
+    ids=["another-executor", "no-executor", "a-second", "a-byte", "a-service", "a-verifier"],
+)
+async def test_a_job_that_is_not_what_was_bid_for_does_not_run(
+    market: MarketOf, monkeypatch: pytest.MonkeyPatch, differs: str, change: Any, job: dict[str, Any]
+) -> None:
+    provider = CLOSED if differs == "executors" else None
+    async with market(provider=provider) as m:
+        claiming(monkeypatch, change)
+        job_id = await m.post(spec(**job))
+        with pytest.raises(NunetError):
+            await orchestrate_job(m.requester.ctx, job_id)
+        assert m.provider.ctx.store.table("allocations").all() == []
+        events = m.requester.ctx.store.events(job_id)
+        assert any(differs in json.dumps(event["data"]) for event in events), events[-1]
+        # the deposit does not wait for the deadline
+        assert not [row for row in m.provider.accounting.taken(m.provider.ctx.store) if row["kind"] == "allocation"]
+
+
+async def test_what_strangers_may_use_is_asked_again_when_it_begins(market: MarketOf) -> None:
+    async with market() as m:
+        job_id = await m.post(spec())
+        from nunet_cli.orchestrator import contract, request
+
+        for stage in (match.match, request.request, contract.close_contract):
+            await stage(m.requester.ctx, job_id)
+        m.provider.ctx.config.executor.process.foreign = "off"
+        with pytest.raises(NunetError, match="may not use the process executor"):
+            await orchestrate_job(m.requester.ctx, job_id)
+        assert m.provider.ctx.store.table("allocations").all() == []
