@@ -58,6 +58,11 @@ def format_size(count: int) -> str:
     raise AssertionError("unreachable")
 
 
+def format_cores(count: float) -> str:
+    """Return a number of cores as people write it: `1 core`, `0.5 cores`."""
+    return f"{count:g} core" + ("" if count == 1 else "s")
+
+
 _BANDWIDTHS = {"": 1, "bit": 1, "kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
 
 

@@ -134,7 +134,10 @@ async def set_preferences(request: Request) -> Response:
         name: value for name in ("rules", "bid_rules", "weights") if (value := getattr(body, name)) is not None
     }
     if body.minimum_price is not None:
-        changes["minimum_price"] = units.parse_amount(body.minimum_price)
+        try:
+            changes["minimum_price"] = units.parse_amount(body.minimum_price)
+        except UsageError as error:
+            raise UsageError(f"minimum_price: {error.message}", hint=error.hint) from None
     for name in ("allow", "deny"):
         named = getattr(body, name)
         if named is not None:

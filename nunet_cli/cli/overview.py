@@ -31,7 +31,7 @@ def status(output: OutputOption = Format.table) -> None:
             "listens on": document["listen"] if running else None,
             "roles": document["roles"] or ["requester"] if running else None,
             "offers": offer(document),
-            "jobs": _counts(jobs, ("open", "settled", "failed", "disputed")),
+            "jobs": _counts(jobs, ("open", "settled", "failed", "cancelled", "disputed")),
             "allocations": f"{allocations['running']} running, {allocations['all']} in all",
             "money": money(document),
         }
@@ -101,6 +101,9 @@ def advice(document: dict[str, Any]) -> list[str]:
     found = []
     if not document["peers"]["connected"]:
         found.append("no peer is connected; see: nunet doctor; add one with: nunet peer add PEER@HOST:PORT")
+    for role in document["undecided"]:
+        key = role.replace("-", "_")
+        found.append(f"several nodes act as {role} (see: nunet doctor); choose one: nunet config set {key} DID")
     if jobs["disputed"]:
         found.append("a job is disputed: nunet job list --filter state=disputed")
     if document["onboarded"] and not document["executors"]:

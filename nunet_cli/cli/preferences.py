@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 import typer
@@ -49,8 +50,10 @@ def set_preferences(
         list[str] | None,
         typer.Option("--weight", help="Points for price, start, load or distance.", metavar="NAME=POINTS"),
     ] = None,
-    minimum_price: Annotated[str, typer.Option("--minimum-price", help="NTX a job.", metavar="NTX")] = "",
-    price: Annotated[str, typer.Option("--price", help="The price asked: '0.5', or '1.5/h'.", metavar="NTX")] = "",
+    minimum_price: Annotated[str | None, typer.Option("--minimum-price", help="NTX a job.", metavar="NTX")] = None,
+    price: Annotated[
+        str | None, typer.Option("--price", help="The price asked: '0.5', or '1.5/h'.", metavar="NTX")
+    ] = None,
     allow: Annotated[list[str] | None, typer.Option("--allow", help="Deal with these only.", metavar="DID")] = None,
     deny: Annotated[list[str] | None, typer.Option("--deny", help="Never deal with this one.", metavar="DID")] = None,
     clear: Annotated[bool, typer.Option("--clear", help="Begin with no rules and lists.")] = False,
@@ -64,7 +67,7 @@ def set_preferences(
     body: dict[str, Any] = {"rules": [], "bid_rules": [], "allow": [], "deny": []} if clear else {}
     given = {"rules": rule, "bid_rules": bid_rule, "allow": allow, "deny": deny}
     body |= {name: value for name, value in given.items() if value}
-    body |= {name: value for name, value in (("minimum_price", minimum_price), ("price", price)) if value}
+    body |= {name: value for name, value in (("minimum_price", minimum_price), ("price", price)) if value is not None}
     with connect() as client:
         if weight:
             body["weights"] = {**client.get("/preferences")["weights"], **_weights(weight)}
@@ -84,4 +87,6 @@ def _weights(texts: list[str]) -> dict[str, float]:
             raise UsageError(f"--weight: {text!r}", hint="write NAME=POINTS, for example price=60") from None
         if name not in WEIGHTS:
             raise UsageError(f"--weight: no weight {name!r}", hint=f"one of {', '.join(WEIGHTS)}")
+        if not math.isfinite(found[name]) or found[name] < 0:
+            raise UsageError(f"--weight: {text!r}: points are 0 or more", hint="for example price=60")
     return found

@@ -10,7 +10,7 @@ import typer
 
 from nunet_cli.cli.output import Format, OutputOption, YesOption, confirm, console, emit, fields, note, price_text
 from nunet_cli.cli.state import STATE, connect
-from nunet_cli.units import format_size
+from nunet_cli.units import format_cores, format_size
 
 if TYPE_CHECKING:
     from nunet_cli.cli.wizard import Answers
@@ -191,7 +191,7 @@ def _with_progress(run: Any) -> Any:
 
 def resources_text(resources: dict[str, Any]) -> str:
     """Return resources in a few words."""
-    parts = [f"{resources['cpu']['cores']:g} cores", f"{format_size(resources['memory'])} of memory",
+    parts = [format_cores(resources['cpu']['cores']), f"{format_size(resources['memory'])} of memory",
              f"{format_size(resources['disk'])} of disk"]  # fmt: skip
     gpus = len(resources["gpus"])
     return ", ".join([*parts, *([f"{gpus} GPUs"] if gpus else [])])
@@ -199,7 +199,7 @@ def resources_text(resources: dict[str, Any]) -> str:
 
 def _bars(offered: dict[str, Any], machine: dict[str, Any]) -> None:
     rows: list[tuple[str, float, float, Callable[[float], str]]] = [
-        ("cpu", offered["cpu"]["cores"], machine["cpu"]["cores"], lambda value: f"{value:g} cores"),
+        ("cpu", offered["cpu"]["cores"], machine["cpu"]["cores"], format_cores),
         ("memory", offered["memory"], machine["memory"], lambda value: format_size(int(value))),
         ("disk", offered["disk"], machine["disk"], lambda value: format_size(int(value))),
         ("gpu", len(offered["gpus"]), len(machine["gpus"]), lambda value: f"{value:g}"),
@@ -256,7 +256,7 @@ def show(output: OutputOption = Format.table) -> None:
         for row in document["taken"]:
             until = f" until {row['expires_at']}" if row["expires_at"] else ""
             size = format_size(row["resources"]["memory"])
-            typer.echo(f"{row['kind']}: {row['id']}  {row['resources']['cpu']['cores']:g} cores, {size}{until}")
+            typer.echo(f"{row['kind']}: {row['id']}  {format_cores(row['resources']['cpu']['cores'])}, {size}{until}")
 
     emit(document, output, render)
 
@@ -275,7 +275,7 @@ def benchmark(output: OutputOption = Format.table) -> None:
     def render() -> None:
         fields(
             {
-                "cpu": f"{machine['cpu']['cores']:g} cores, {machine['cpu']['model']}",
+                "cpu": f"{format_cores(machine['cpu']['cores'])}, {machine['cpu']['model']}",
                 "memory": format_size(machine["memory"]), "disk": format_size(machine["disk"]),
                 "gpus": [gpu["model"] for gpu in machine["gpus"]],
                 "sha-256": f"{measured['cpu_hash'] / 1e6:,.0f} MB/s a core",

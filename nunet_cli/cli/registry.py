@@ -42,7 +42,7 @@ def audit(output: OutputOption = Format.table) -> None:
     from nunet_cli.cli.output import fields
     from nunet_cli.errors import ContractError
 
-    with connect() as client:
+    with connect(read_only=True) as client:
         row = client.get("/registry/books")
 
     def render() -> None:

@@ -13,7 +13,7 @@ from nunet_cli.cli.output import Format, OutputOption, clean, console, dump, id_
 from nunet_cli.cli.overview import money, offer
 from nunet_cli.cli.state import STATE
 from nunet_cli.errors import NodeError
-from nunet_cli.units import format_size, parse_duration
+from nunet_cli.units import format_cores, format_size, parse_duration
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -133,7 +133,7 @@ def _bars(capability: dict[str, Any]) -> list[Text]:
 
     whole, left = capability["registered"]["resources"], capability["available"]["resources"]
     rows: list[tuple[str, float, float, Callable[[float], str]]] = [
-        ("cpu", whole["cpu"]["cores"], left["cpu"]["cores"], lambda value: f"{value:g} cores"),
+        ("cpu", whole["cpu"]["cores"], left["cpu"]["cores"], format_cores),
         ("memory", whole["memory"], left["memory"], lambda value: format_size(int(value))),
         ("disk", whole["disk"], left["disk"], lambda value: format_size(int(value))),
     ]

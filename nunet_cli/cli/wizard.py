@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import typer
 
 from nunet_cli.errors import UsageError
-from nunet_cli.units import format_size, parse_size
+from nunet_cli.units import format_cores, format_size, parse_size
 
 if TYPE_CHECKING:
     from nunet_cli.node.onboarding import OnboardOptions
@@ -81,7 +81,7 @@ def _start(*, running: bool) -> bool:
 def _said(kept: OnboardOptions) -> str:
     """Return an offer in a few words."""
     share = f"{kept.max_share or MOST / 100:.0%} of the machine"
-    parts = [f"{kept.cpu:g} cores"] if kept.cpu is not None else []
+    parts = [format_cores(kept.cpu)] if kept.cpu is not None else []
     for name, size in (("memory", kept.memory), ("disk", kept.disk)):
         parts += [f"{format_size(parse_size(size))} of {name}"] if size is not None else []
     named = ", ".join(parts)
@@ -98,9 +98,8 @@ def _options(kept: OnboardOptions) -> OnboardOptions:
     longest = _until(_duration, "Longest job to take", kept.max_duration or "4h")
     places = kept.localities or ()
     there = next((place.partition("=")[2] for place in places if place.startswith("country=")), "")
-    country = str(
-        typer.prompt("Country code, for jobs that ask where (empty: not said)", default=there, show_default=bool(there))
-    ).strip()
+    question = "Country code, for jobs that ask where (empty: not said)"
+    country = _until(_country, question, there, show=bool(there))
     others = tuple(place for place in places if not place.startswith("country="))
     return structs.replace(
         kept, cpu=None, memory=None, disk=None, gpu=None, max_share=share / 100, price=price, max_duration=longest,
@@ -108,13 +107,19 @@ def _options(kept: OnboardOptions) -> OnboardOptions:
     )  # fmt: skip
 
 
-def _until(check: Callable[[str], Any], question: str, default: str) -> Any:
+def _until(check: Callable[[str], Any], question: str, default: str, *, show: bool = True) -> Any:
     """Ask until the answer is one."""
     while True:
         try:
-            return check(str(typer.prompt(question, default=default)).strip())
+            return check(str(typer.prompt(question, default=default, show_default=show)).strip())
         except UsageError as error:
             typer.echo(f"  {error.message}" + (f" ({error.hint})" if error.hint else ""))
+
+
+def _country(text: str) -> str:
+    if text and not (len(text) == 2 and text.isascii() and text.isalpha()):
+        raise UsageError(f"not a country code: {text!r}", hint="two letters, for example SE")
+    return text.upper()
 
 
 def _share(text: str) -> float:

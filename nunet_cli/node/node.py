@@ -243,6 +243,9 @@ class Node:
                 left = left.minus(msgspec.convert(row["resources"], Resources))
             except ValueError as error:
                 raise StateError(f"running jobs have more {error} than that", hint="wait for them to end") from None
+        if benchmark is None and (measured := self.accounting.benchmark()) is not None:
+            # the machine is the same
+            benchmark = msgspec.convert(measured, Benchmark)
         await self.accounting.set_registered_capability(capability, benchmark, keep_offer(options, kept))
         await self.accounting.set_preferences(self.accounting.get_preferences(), price)
         await self._announce()

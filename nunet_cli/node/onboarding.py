@@ -165,7 +165,7 @@ def plan_onboarding(
             hint=f"at least {1 - HEADROOM:.0%} of the machine stays with its owner",
         )
     price = parse_price(options.price)
-    cores = _share("--cpu", options.cpu, machine.cpu.cores, share, lambda value: f"{value:g} cores", firm.cpu)
+    cores = _share("--cpu", options.cpu, machine.cpu.cores, share, units.format_cores, firm.cpu)
     memory = _share("--memory", _size("--memory", options.memory), machine.memory, share, _written, firm.memory)
     disk = _share("--disk", _size("--disk", options.disk), machine.disk, share, _written, firm.disk)
     resources = Resources(

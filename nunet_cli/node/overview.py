@@ -42,6 +42,7 @@ def status(node: Node) -> dict[str, Any]:
             "all": sum(jobs.values()), "open": len(open_jobs),
             "settled": jobs.get("settled", 0),
             "failed": jobs.get("failed", 0) + jobs.get("expired", 0),
+            "cancelled": jobs.get("cancelled", 0),
             "disputed": jobs.get("disputed", 0),
             "now": [{"id": row["id"], "name": row["name"], "state": row["state"], "waiting": row.get("waiting")}
                     for row in open_jobs[-MOST:]],

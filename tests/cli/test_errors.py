@@ -206,6 +206,13 @@ def test_a_wrong_preference_is_refused_with_its_position_and_nothing_changes(tmp
     assert "column 5" in text
     assert "memroy" in text
     assert "--weight: no weight 'speed'" in refused("preferences", "set", "--weight", "speed=1", home=tmp_path, code=2)
+    for points in ("nan", "-1", "inf"):
+        assert f"--weight: 'price={points}': points are 0 or more" in refused(
+            "preferences", "set", "--weight", f"price={points}", home=tmp_path, code=2
+        )
+    assert "--price: not an amount" in refused("preferences", "set", "--price", "", home=tmp_path, code=2)
+    assert "--price: '1e12' is too" in refused("preferences", "set", "--price", "1e12", home=tmp_path, code=2)
+    assert "minimum_price: not an" in refused("preferences", "set", "--minimum-price", "", home=tmp_path, code=2)
     assert "say what to change" in refused("preferences", "set", home=tmp_path, code=2)
     assert "not a peer id: 'somebody'" in refused("preferences", "set", "--deny", "somebody", home=tmp_path, code=2)
     kept = json.loads(nunet("preferences", "show", "--output", "json", home=tmp_path).stdout)

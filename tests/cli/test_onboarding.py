@@ -9,11 +9,13 @@ import pytest
 from msgspec import structs
 from tinydb import Query
 
+from nunet_cli import units
 from nunet_cli.config import load
 from nunet_cli.database.store import Store
 from nunet_cli.errors import UsageError
 from nunet_cli.jobs.job import CapabilityComparator
 from nunet_cli.node import onboarding
+from nunet_cli.node.benchmark import Benchmark
 from nunet_cli.node.capability import CapabilityAccounting
 from nunet_cli.node.monitor import Monitor
 from nunet_cli.node.node import open_node
@@ -177,3 +179,11 @@ def test_a_home_with_an_offer_that_cannot_be_read_says_so_and_takes_a_new_one(tm
     assert "nunet onboard --reset" in done.stderr
     onboard(tmp_path, "--reset", "--memory", "300MiB")
     assert offered(tmp_path)["registered"]["kycs"] == ()
+
+
+async def test_what_was_measured_stays_where_nothing_is_measured_again(tmp_path: Path) -> None:
+    measured = Benchmark(1.0, 2.0, 3.0, units.utc_now())
+    async with open_node(tmp_path, config()) as node:
+        await node.onboard(OnboardOptions(), measured)
+        await node.onboard(OnboardOptions(memory="256MiB"), None)
+        assert node.accounting.benchmark() == msgspec.to_builtins(measured)

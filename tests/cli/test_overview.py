@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from nunet_cli.cli.overview import advice
 from nunet_cli.executor import process
 from nunet_cli.node.doctor import diagnose
 from tests.conftest import Processes, nunet, wait_until
@@ -57,7 +58,7 @@ def test_status_says_what_goes_on_and_what_it_earned(processes: Processes, tmp_p
     assert "provider" in looked
     assert job[:12] in looked
     theirs = nunet("top", "--once", home=processes.provider).stdout
-    assert "0.2 cores of 1 cores" in theirs
+    assert "0.2 cores of 1 core" in theirs
     assert json.loads(nunet("top", "--once", "-o", "json", home=home).stdout)["status"]["peers"]["connected"] == 2
     nunet("job", "cancel", job, home=home)
     nunet("run", "--price", "1", "--", "true", home=home, cwd=tmp_path)
@@ -105,3 +106,26 @@ def test_doctor_sees_a_port_in_use(processes: Processes, monkeypatch: pytest.Mon
     assert found["listening"]["state"] == "problem"
     assert "in use" in found["listening"]["message"]
     assert found["firewall"]["message"] == "it listens on this machine only"
+
+
+def test_the_books_of_an_authority_are_checked_where_it_is_stopped_too(tmp_path: Path) -> None:
+    home = tmp_path / "authority"
+    nunet("node", "start", "--role", "contract-database", home=home)
+    did = json.loads(nunet("whoami", "--output", "json", home=home).stdout)["did"]
+    nunet("account", "deposit", "5", "--to", did, home=home)
+    nunet("node", "stop", home=home)
+    audit = json.loads(nunet("registry", "audit", "--output", "json", home=home).stdout)
+    assert (audit["accounts"][did], audit["total"], audit["log_intact"]) == ("105", "0", True)
+    done = nunet("registry", "audit", home=tmp_path / "requester", check=False)
+    assert (done.returncode, "not a contract database" in done.stderr) == (2, True)
+
+
+def test_what_to_do_next_names_a_choice_that_paid_work_waits_for(tmp_path: Path) -> None:
+    nunet("node", "start", home=tmp_path)
+    try:
+        document = {**status(tmp_path), "running": True}
+    finally:
+        nunet("node", "stop", home=tmp_path)
+    assert not [text for text in advice(document) if "choose" in text]
+    found = advice({**document, "undecided": {"contract-database": ["did:a", "did:b"]}})
+    assert [text for text in found if "nunet config set contract_database DID" in text]

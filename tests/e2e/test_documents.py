@@ -71,7 +71,7 @@ def in_folder(folder: Path) -> str:
 def test_a_provider_in_a_lab(tmp_path: Path) -> None:
     said = typed("docs/how-to/provider-in-a-lab.md", tmp_path, before=in_folder(tmp_path),
                  NUNET_NETWORK_NAME=own_network("lab"))  # fmt: skip
-    for text in ("1 cores of 1 cores", "python:*,lab/*", "machine.cpu_load < 0.8", "ExecStart=", "offboarded"):
+    for text in ("1 core of 1 core", "python:*,lab/*", "machine.cpu_load < 0.8", "ExecStart=", "offboarded"):
         assert text in said, text
 
 

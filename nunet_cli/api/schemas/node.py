@@ -141,6 +141,7 @@ class JobCount(Struct, forbid_unknown_fields=True, kw_only=True):
     open: int
     settled: int
     failed: int
+    cancelled: int
     disputed: int
     now: list[OpenJob]
 
