@@ -180,6 +180,8 @@ async def test_a_job_that_raises_ends_alone_and_says_so(tmp_path: Path, monkeypa
         job_id = await m.post(JOB)
         m.requester.orchestrate(job_id)
         with trio.fail_after(20):
-            while "job_stuck" not in m.event_types(job_id):
+            # counted after it was told
+            while not m.requester.supervisor.failures:
                 await trio.sleep(0.01)
+        assert "job_stuck" in m.event_types(job_id)
         assert m.requester.supervisor.failures["job: ZeroDivisionError"] == 1

@@ -90,7 +90,10 @@ class DisputeDocument(Answer, kw_only=True):
 
 
 class ReceiptDocument(Answer, kw_only=True):
-    """The settlement record: what was paid to the provider and what went back to the requester."""
+    """The settlement record: what was paid to the provider and what went back to the requester.
+
+    `result_cid` is the result by which the contract was closed; empty where it was by none.
+    """
 
     v: int
     contract_id: str
@@ -103,6 +106,7 @@ class ReceiptDocument(Answer, kw_only=True):
     reason: str
     settled_at: str
     log_head: str
+    result_cid: str
 
 
 class Account(Answer, kw_only=True):
