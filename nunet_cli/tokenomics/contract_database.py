@@ -103,6 +103,9 @@ class ContractDatabase:
         known = self._store.find("registered_contracts", contract_id)
         if known is not None:
             return msgspec.convert(known["proof"], Document)
+        if document.content != make_document(contract).content:
+            # spaces between, for example: each open contract is read again and again
+            raise ContractError("the contract is not written as contracts are", code="bad_document")
         require_signature(document, contract.requester, REQUESTER, "contract")
         require_signature(document, contract.provider, PROVIDER, "contract")
         self._check_terms(contract)

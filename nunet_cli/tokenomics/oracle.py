@@ -225,6 +225,7 @@ def verify_documents(request: JobVerification, now: str = "") -> tuple[Check, ..
         return tuple(checks)
     check("proof_names_contract", proof.contract_id == request.contract.cid, "the proof is for another contract")
     check("result_names_contract", result.contract_id == request.contract.cid, "the result is for another contract")
+    check("result_names_job", result.job_id == contract.job_id, "the result is for another job")
     check("spec_matches", content_id(request.spec.encode()) == contract.terms.spec_cid, "another specification")
     if not all(found.passed for found in checks):
         # nobody signed for it: the specification is not worth the time that reading it takes

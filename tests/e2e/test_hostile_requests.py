@@ -226,6 +226,9 @@ async def test_what_a_contract_database_and_an_oracle_refuse(tmp_path: Path, mon
             if "price" in fields:
                 fields["price"] = type(document.read(Contract).terms.price)(amount="500")
             await there.refused("authority", "register_contract", both(**fields), code)
+        padded = Document(both().contract.content.replace(",", ", ", 1))
+        padded = padded.sign(me.identity, "requester").sign(me_too.identity, "provider")
+        await there.refused("authority", "register_contract", RegisterContract(padded), "bad_document")
         alone = altered(document, me, "requester", provider=me.identity.did).sign(me.identity, "provider")
         await there.refused("authority", "register_contract", RegisterContract(alone), "self_contract")
         await there.typed(

@@ -21,8 +21,10 @@ from nunet_cli.config import DockerConfig, ExecutorConfig, LimitsConfig
 from nunet_cli.errors import ContractError, DisputedError, NunetError
 from nunet_cli.jobs.capability import PriceBid
 from nunet_cli.jobs.job import OutputFile, Result, Usage
+from nunet_cli.jobs.reader import read_spec
+from nunet_cli.jobs.spec import encode_spec
 from nunet_cli.network.documents import Document, make_document
-from nunet_cli.network.identity import Identity, new_identity
+from nunet_cli.network.identity import Identity, content_id, new_identity
 from nunet_cli.network.messenger import Answer, Incoming
 from nunet_cli.node.node import Node
 from nunet_cli.node.onboarding import OnboardOptions
@@ -504,11 +506,21 @@ def test_honest_results_are_verified_whatever_the_clocks_that_talk_to_each_other
         run.result.read(Result), started_at=begun, ended_at=ended, usage=Usage(0, 5.0)
     )  # fmt: skip
     signed = make_document(result).sign(provider, PROVIDER)
-    question = JobVerification("{}", run.contract, run.proof, signed)
+    question = JobVerification(SPEC, run.contract, run.proof, signed)
     now = units.format_time(at + timedelta(seconds=5.2 + behind))
     timed = [check for check in verify_documents(question, now) if "time" in check.name or "_now" in check.name]
     assert len(timed) >= 4
     assert all(check.passed for check in timed), timed
+
+
+def test_a_result_of_another_job_is_not_verified() -> None:
+    requester, provider, database = (new_identity() for _ in range(3))
+    run = run_of(requester, provider, database, price="1", out="right")
+    for job_id, passed in (("job-1", True), ("job-2", False)):
+        result = msgspec.structs.replace(run.result.read(Result), job_id=job_id)
+        question = JobVerification(SPEC, run.contract, run.proof, make_document(result).sign(provider, PROVIDER))
+        (found,) = [check for check in verify_documents(question) if check.name == "result_names_job"]
+        assert found.passed == passed
 
 
 def test_a_second_run_decides_against_a_provider_only_under_terms_that_say_so() -> None:
@@ -543,10 +555,13 @@ async def test_a_dispute_pays_no_more_time_than_the_contract_database_saw_pass(t
 # -- replicas ----------------------------------------------------------------------------------------------------------
 
 
+SPEC = encode_spec(read_spec(spec(0, price="1"))).decode()
+
+
 def run_of(requester: Identity, provider: Identity, database: Identity, *, price: str, out: str) -> Replica:
     """Return the documents of one provider's run of a job that is replicated three times."""
     now, bid = units.utc_now(), PriceBid(amount=price)
-    terms = Terms("bafyspec", bid, 60, price, "replicate", deadline_of(now, 60), 3)
+    terms = Terms(content_id(SPEC.encode()), bid, 60, price, "replicate", deadline_of(now, 60), 3)
     payment: Any = "volunteer" if price == "0" else "escrow"
     text = Contract(
         1, "job-1", "bid-1", requester.did, provider.did, database.did, database.did, terms, payment, now,
@@ -569,7 +584,7 @@ def test_who_runs_a_job_for_nothing_has_no_vote_on_one_that_is_paid() -> None:
             run_of(requester, provider, database, price=price, out="wrong")
             for provider, price in zip(providers[1:], prices, strict=True)
         )
-        question = JobVerification("", honest.contract, honest.proof, honest.result, others)
+        question = JobVerification(SPEC, honest.contract, honest.proof, honest.result, others)
         return compare_replicas(question)[0]
 
     assert verdict("1", "1") == "rejected"
