@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol, runtime_checkable
 
 from nunet_cli.errors import NunetError
@@ -147,7 +150,12 @@ def make_scratch(task: Task, inputs: dict[str, Path]) -> None:
     Args:
         task: the job.
         inputs: place in the job's folder → file.
+
+    Raises:
+        ExecutorError: the places are none, or two of them cannot be there together.
     """
+    if any(not is_safe_path(place) for place in inputs):
+        raise ExecutorError("an input would leave the job's folder", code="bad_place")
     remove_folder(task.folder)
     task.work.mkdir(parents=True, mode=0o700)
     task.folder.chmod(0o700)
@@ -155,15 +163,36 @@ def make_scratch(task: Task, inputs: dict[str, Path]) -> None:
     task.stderr.touch()
     task.kept_inputs.mkdir(mode=0o700)
     for number, (place, source) in enumerate(inputs.items()):
-        if not is_safe_path(place):
-            raise ExecutorError(f"an input would leave the job's folder: {place!r}")
         target = task.work / place
-        target.parent.mkdir(parents=True, exist_ok=True)
+        with _job_made(place):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.touch(exist_ok=False)
         if task.spec.type == "docker":
-            target.touch()
             target = task.kept_inputs / str(number)
         shutil.copyfile(source, target)
         target.chmod(0o555)
+    if task.spec.type == "docker":
+        workdir = PurePosixPath(task.spec.workdir)
+        if workdir.is_absolute() or ".." in workdir.parts:
+            raise ExecutorError(f"the working folder {task.spec.workdir!r} is not there", code="no_workdir")
+        with _job_made(task.spec.workdir):
+            # the engine would make it, and root's
+            (task.work / workdir).mkdir(parents=True, exist_ok=True)
+
+
+# what the file system says of names that the job chose; all else, as a full disk, is the provider's
+_BAD_NAMES = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ}
+
+
+@contextlib.contextmanager
+def _job_made(place: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _BAD_NAMES:
+            raise
+        text = f"{place!r} cannot be in the job's folder: {os.strerror(error.errno)}"
+        raise ExecutorError(text, code="bad_place") from None
 
 
 def open_output(task: Task, path: str) -> int | None:

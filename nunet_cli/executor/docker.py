@@ -20,7 +20,7 @@ import trio
 from nunet_cli import units
 from nunet_cli.config import DockerConfig
 from nunet_cli.executor.base import NODE_LABEL, POLL_INTERVAL, Executor, ExecutorError, Exit, Probe, Report, Task
-from nunet_cli.executor.files import folder_size, give_folder
+from nunet_cli.executor.files import folder_size, give_folder, open_file, open_folder
 from nunet_cli.jobs.job import Usage
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ class DockerExecutor:
         if os.getuid() == 0 and not task.restarts:
             # what it finds later, the job has made
             await trio.to_thread.run_sync(give_folder, task.work, user, limiter=self._limiter)
+        await trio.to_thread.run_sync(_check_places, task, limiter=self._limiter)
         options = self._options(task, user)
 
         def begin() -> str:
@@ -388,6 +389,23 @@ def _check_texts(task: Task) -> None:
     texts = [*spec.env, *spec.env.values(), *spec.command, *spec.entrypoint, spec.workdir]
     if any("\0" in text for text in texts) or any(not name or "=" in name for name in spec.env):
         raise ExecutorError("the environment or the command has a character that cannot be in it", code="bad_text")
+
+
+def _check_places(task: Task) -> None:
+    """Refuse a start where what the engine needs in the job's folder is not there: only the job can have moved it.
+
+    Raises:
+        ExecutorError: the working folder, or an input's place, is gone, or is a link.
+    """
+    try:
+        os.close(open_folder(task.work, task.spec.workdir))
+    except OSError:
+        raise ExecutorError(f"the working folder {task.spec.workdir!r} is not there", code="no_workdir") from None
+    for place in task.inputs:
+        try:
+            os.close(open_file(task.work, place))
+        except OSError:
+            raise ExecutorError(f"the place of the input {place!r} is not there", code="bad_place") from None
 
 
 def _in_memory(size: int) -> str:

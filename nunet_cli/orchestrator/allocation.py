@@ -16,7 +16,7 @@ import trio
 from nunet_cli import units
 from nunet_cli.actor import Actor
 from nunet_cli.database.store import Transaction
-from nunet_cli.errors import NoSpaceError, NunetError
+from nunet_cli.errors import NoSpaceError, NunetError, PeerError
 from nunet_cli.executor.base import Exit
 from nunet_cli.executor.files import remove_folder
 from nunet_cli.jobs.check import decode_spec
@@ -38,7 +38,8 @@ log = logging.getLogger("nunet.allocation")
 RESULT_LIFETIME = 14 * 86400
 PROGRESS_INTERVAL = 0.25
 END_PAUSE, MAX_END_PAUSE = 1.0, 60.0
-JOB_FAULTS = {"no_workdir", "inputs_too_large", "bad_text"}
+JOB_FAULTS = {"no_workdir", "inputs_too_large", "bad_text", "bad_place"}
+LATE_JOB_FAULTS = {"no_program", "no_image", "image_not_allowed"}
 
 
 class AllocationActor(Actor):
@@ -199,7 +200,9 @@ async def _run(
     except (NunetError, trio.TooSlowError, OSError) as error:
         log.warning("allocation %s could not start: %s", row["id"], error)
         code = error.code if isinstance(error, NunetError) else "executor_error"
-        fault = "job" if code in JOB_FAULTS else "provider"
+        # a later start fails by what the job asked for, too: the machine was held for it until then
+        late = bool(row["started_at"]) and (code in LATE_JOB_FAULTS or isinstance(error, PeerError))
+        fault = "job" if code in JOB_FAULTS or late else "provider"
         return failed_result(row, row["started_at"], code, str(error), fault=fault)
     result: Result | None = None
     if not actor.cancelled:

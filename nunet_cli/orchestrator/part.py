@@ -22,6 +22,7 @@ from nunet_cli.orchestrator.context import Context
 
 log = logging.getLogger("nunet.part")
 
+MEMBERS = "members"  # the folders of a pod's members: beside its logs, whatever they are called
 FETCH_TIMEOUT = 6 * 3600.0
 Started = Callable[["Part"], Awaitable[None]]
 
@@ -81,7 +82,7 @@ def make_part(ctx: Context, row: dict[str, Any], spec: JobSpec, name: str = "") 
         allocation_id=f"{row['id']}/{name}" if name else row["id"], spec=spec.executor, resources=spec.resources,
         max_duration=spec.time.max_duration, max_log=ctx.config.limits.log_size, sandbox=not bare,
         foreign=not ctx.trusts(spec.executor.type, row["requester"]),
-        folder=folder / name if name else folder, inputs=tuple(item.to for item in spec.inputs),
+        folder=folder / MEMBERS / name if name else folder, inputs=tuple(item.to for item in spec.inputs),
         labels={NODE_LABEL: ctx.identity.did, "org.nunet.job": row["job_id"]},
     )  # fmt: skip
     return Part(name, spec, task, ctx.executors[spec.executor.type], row["job_id"], row["requester"])

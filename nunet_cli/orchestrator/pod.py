@@ -64,7 +64,7 @@ async def run_pod(ctx: Context, spec: JobSpec, parts: list[Part], started: Start
             room = ctx.config.limits.output_size - sum(output.size for output in ended.outputs)
             with trio.CancelScope(shield=True):
                 outputs, missing = await programs.collect(ctx, part, room)
-                await ctx.blocking(_append_logs, part)
+                await ctx.blocking(_append_logs, part, part.task.folder.parent.parent)
             ended.outputs += outputs
             ended.missing += missing
             ended.exit = replace(ended.exit, usage=add_usage(ended.exit.usage, exit_.usage))
@@ -101,11 +101,11 @@ def _data(ctx: Context, links: list[JobLink], outputs: list[OutputFile]) -> dict
     return given
 
 
-def _append_logs(part: Part) -> None:
-    """Put what a member wrote into the pod's own logs, under its name; all members together have one log's room."""
+def _append_logs(part: Part, folder: Path) -> None:
+    """Put what a member wrote into the pod's own logs in a folder, under its name; all share one log's room."""
     for source in (part.task.stdout, part.task.stderr):
         data = source.read_bytes() if source.exists() else b""
         if data:
             text = f"==> {part.name} <==\n".encode() + data + (b"" if data.endswith(b"\n") else b"\n")
-            with (part.task.folder.parent / source.name).open("ab") as whole:
+            with (folder / source.name).open("ab") as whole:
                 whole.write(text[: max(0, part.task.max_log - whole.tell())])

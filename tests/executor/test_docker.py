@@ -16,6 +16,7 @@ from nunet_cli import units
 from nunet_cli.config import DockerConfig
 from nunet_cli.executor.base import ExecutorError, Exit, Task, make_scratch, open_output
 from nunet_cli.executor.docker import DockerExecutor
+from nunet_cli.executor.files import remove_folder
 from nunet_cli.jobs.capability import LEAST_CORES, Cpu, Gpu, Resources
 from nunet_cli.jobs.spec import ExecutorSpec
 from tests.conftest import needs_docker
@@ -37,7 +38,7 @@ def task(folder: Path, *command: str, image: str = IMAGE, memory: int = 32 * MIB
     source = folder / "in"
     source.write_text("b\na\n")
     made = Task(
-        allocation_id=f"allocation-{folder.name}", spec=ExecutorSpec(type="docker", image=image, command=command),
+        allocation_id=f"allocation-{os.getpid()}-{folder.name}", spec=ExecutorSpec(type="docker", image=image, command=command),
         resources=Resources(Cpu(0.5), memory, 16 * MIB), max_duration=30, max_log=4096, folder=folder / "scratch",
         inputs=("in",), foreign=False,
     )  # fmt: skip
@@ -259,3 +260,38 @@ async def test_a_volume_of_the_image_gives_no_room_on_the_hosts_disk(tmp_path: P
     finally:
         subprocess.run(["docker", "rm", "-fv", made], check=False, capture_output=True)
         subprocess.run(["docker", "rmi", "-f", name], check=False, capture_output=True)
+
+
+async def test_a_container_can_write_in_its_working_folder_and_nothing_of_it_stays(tmp_path: Path, image: str) -> None:
+    job = task(tmp_path, "sh", "-c", "pwd; touch made; mkdir more")
+    job = replace(job, spec=structs.replace(job.spec, workdir="a/b"), inputs=())
+    make_scratch(job, {})
+    assert (await run(job)).exit_code == 0
+    assert job.stdout.read_text() == "/job/a/b\n"
+    assert (job.work / "a" / "b" / "made").exists()
+    assert {path.stat().st_uid for path in job.work.rglob("*")} == {job.work.stat().st_uid}
+    remove_folder(job.folder)
+    assert not job.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("act", "code"),
+    [
+        ("rmdir /job/wd; ln -s /tmp/x /job/wd", "no_workdir"),
+        ("rmdir /job/wd", "no_workdir"),
+        ("mv /job/data /job/x", "bad_place"),
+        ("mv /job/data /job/x; mkdir /job/data; ln -s in /job/data/in", "bad_place"),
+    ],
+)
+async def test_a_service_that_takes_away_what_its_next_start_needs_has_itself_to_blame(
+    tmp_path: Path, image: str, act: str, code: str
+) -> None:
+    source = tmp_path / "source"
+    source.write_text("given\n")
+    job = replace(task(tmp_path, "sh", "-c", f"cd /; {act}"), inputs=("data/in",))
+    job = replace(job, spec=structs.replace(job.spec, workdir="wd"))
+    make_scratch(job, {"data/in": source})
+    assert (await run(job)).exit_code == 0
+    with pytest.raises(ExecutorError) as caught:
+        await run(replace(job, restarts=1))
+    assert (caught.value.code, made_for(job)) == (code, "")

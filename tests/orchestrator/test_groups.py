@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from nunet_cli import units
-from nunet_cli.errors import JobFailedError, NunetError, StateError
+from nunet_cli.errors import JobFailedError, NunetError, PeerError, StateError
 from nunet_cli.node.node import open_node
 from nunet_cli.node.onboarding import OnboardOptions
 from nunet_cli.orchestrator import cancel, match
@@ -283,3 +283,44 @@ async def test_nobody_for_one_child_is_said_with_its_name(market: MarketOf) -> N
         with pytest.raises(NunetError, match="huge: no acceptable bid: 1 declined") as caught:
             await orchestrate_job(m.requester.ctx, await m.post(text))
         assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize("name", ["stderr", "stdout", "members", "work", "inputs"])
+async def test_a_member_of_a_pod_may_have_any_name(market: MarketOf, name: str) -> None:
+    """Its folder stands where nothing else does: else its end would be the provider's fault, and its time free."""
+    async with market() as m:
+        members = [program(name, "echo hi; echo bad >&2"), program("other", "echo ho")]
+        links = [{"from": name, "to": "other", "kind": "depends_on"}]
+        text = json.dumps({"name": "pod", "pod": True, "children": members, "links": links})
+        job = await orchestrate_job(m.requester.ctx, await m.post(text))
+        assert job["state"] == "settled"
+        read = m.requester.ctx.blobs.path(job["result"]["stdout_cid"]).read_text()
+        assert read == f"==> {name} <==\nhi\n==> other <==\nho\n"
+
+
+@pytest.mark.parametrize("case", ["no program", "bad place", "no inputs"])
+async def test_what_a_later_member_lacks_does_not_make_the_time_of_an_earlier_one_free(
+    market: MarketOf, case: str
+) -> None:
+    async with market(price="3600/h") as m:
+        limits: dict[str, Any] = {"time": {"max_duration": 20}, "price": "30"}
+        later = program("two", "true", **limits)
+        link: dict[str, Any] = {"from": "one", "to": "two", "kind": "data", "path": "x"}
+        if case == "no program":
+            later["executor"]["command"] = ["no-such-program"]
+        elif case == "bad place":
+            link["path"] = "x" * 300
+        else:
+            (m.folder / "given").write_text("given\n")
+            later["inputs"] = [{"path": "given", "to": "given"}]
+        members = [program("one", "sleep 0.5; echo x > x", outputs=[{"path": "x"}], **limits), later]
+        body = {"name": "pod", "pod": True, "children": members, "links": [link]}
+        job_id = await m.post(json.dumps(body))
+        if case == "no inputs":
+
+            async def keep(*_: Any, **__: Any) -> None:
+                raise PeerError("it does not give it")
+
+            m.provider.ctx.blobs.fetch = keep
+        assert (await orchestrate_job(m.requester.ctx, job_id))["state"] == "failed"
+        assert m.balance(m.provider) - units.parse_amount("100") >= 500_000
