@@ -151,8 +151,14 @@ def cause_of(error: Exception) -> Exception:
     return error
 
 
+def said_of(error: Exception) -> str:
+    """Return what another node is told of an error: what it was, not where on this machine."""
+    cause = cause_of(error)
+    return (cause.strerror or type(cause).__name__) if isinstance(cause, OSError) else str(cause)
+
+
 def _broken(row: dict[str, Any], error: Exception) -> Result:
-    message = f"the provider could not go on: {cause_of(error)}"
+    message = f"the provider could not go on: {said_of(error)}"
     return failed_result(row, row["started_at"], "provider_error", message, fault="provider")
 
 
@@ -203,7 +209,7 @@ async def _run(
         # a later start fails by what the job asked for, too: the machine was held for it until then
         late = bool(row["started_at"]) and (code in LATE_JOB_FAULTS or isinstance(error, PeerError))
         fault = "job" if code in JOB_FAULTS or late else "provider"
-        return failed_result(row, row["started_at"], code, str(error), fault=fault)
+        return failed_result(row, row["started_at"], code, said_of(error), fault=fault)
     result: Result | None = None
     if not actor.cancelled:
         with trio.CancelScope(shield=True):

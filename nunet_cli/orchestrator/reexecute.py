@@ -20,7 +20,7 @@ from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.job import Result
 from nunet_cli.jobs.spec import JobSpec
 from nunet_cli.jobs.tree import programs, required_capability
-from nunet_cli.orchestrator.allocation import cause_of, make_parts, result_of
+from nunet_cli.orchestrator.allocation import make_parts, result_of, said_of
 from nunet_cli.orchestrator.bid import may_use
 from nunet_cli.orchestrator.context import Context
 from nunet_cli.orchestrator.part import Part, Started, prepare, start
@@ -115,7 +115,7 @@ async def _run(ctx: Context, row: dict[str, Any], spec: JobSpec) -> Result:
         return structs.replace(result, allocation_id="")
     except (OSError, trio.TooSlowError, ExceptionGroup) as error:
         log.exception("the second run %s failed", row["id"])
-        raise ContractError(f"the oracle could not run the job: {cause_of(error)}", code="reexecution_failed") from None
+        raise ContractError(f"the oracle could not run the job: {said_of(error)}", code="reexecution_failed") from None
     finally:
         with trio.move_on_after(10) as patience:
             patience.shield = True

@@ -182,3 +182,19 @@ async def test_an_output_with_holes_has_the_bytes_that_reading_it_gives(market: 
         assert (job["state"], job["error"]["code"]) == ("failed", "missing_output")
         assert "f1, f2, f3" in job["error"]["message"]
         await settled_with_both(m, job_id)
+
+
+async def test_a_requester_is_told_what_went_wrong_and_no_path_of_the_providers_machine(
+    market: MarketOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(self: ProcessExecutor, task: Any, *_: Any) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(task.folder))
+
+    for name in ("start", "wait"):
+        async with market() as m:
+            with monkeypatch.context() as patch:
+                patch.setattr(ProcessExecutor, name, fail)
+                job = await orchestrate_job(m.requester.ctx, await m.post(spec("sleep 5")))
+            assert job["state"] == "failed"
+            assert "Permission denied" in job["error"]["message"]
+            assert "/" not in job["error"]["message"]
