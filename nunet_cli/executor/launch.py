@@ -73,6 +73,10 @@ class Running:
 
     def kill(self) -> None:
         """End everything at once."""
+        if self.gate is not None:
+            # what is on its way into the sandbox, and held by nothing yet, comes to a closed gate
+            with contextlib.suppress(OSError):
+                self.gate.shutdown(socket.SHUT_WR)
         if self.init >= 0:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 signal.pidfd_send_signal(self.init, signal.SIGKILL)
@@ -122,6 +126,8 @@ class Running:
             for descriptor in (self.init, self.outer):
                 if descriptor >= 0:
                     await _wait_readable(descriptor)
+            if self.gate is not None:
+                await _wait_closed(self.gate)
             while self.group is not None and not self.group.is_empty():
                 self.group.kill()
                 await trio.sleep(0.01)
@@ -341,6 +347,16 @@ async def _wait_readable(descriptor: int) -> None:
     finally:
         trio.lowlevel.notify_closing(own)
         os.close(own)
+
+
+async def _wait_closed(gate: socket.socket) -> None:
+    """Wait until nobody has the other end of a gate."""
+    gate.setblocking(False)
+    with contextlib.suppress(ConnectionError):
+        while True:
+            await trio.lowlevel.wait_readable(gate)
+            if not gate.recv(64):
+                return
 
 
 def _is_alive(pid: int) -> bool:

@@ -131,8 +131,10 @@ class ProcessExecutor:
         except BaseException:
             with trio.CancelScope(shield=True):
                 running.kill()
-                await running.gone()
-                await self.cleanup(task, "")
+                try:
+                    await running.gone()
+                finally:
+                    await self.cleanup(task, "")
             raise
         return str(running.popen.pid)
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import trio
 
-from nunet_cli.executor import cgroup, process
+from nunet_cli.executor import cgroup, process, sandbox
 from nunet_cli.executor.base import ExecutorError
 from nunet_cli.executor.process import ProcessExecutor
 from tests.executor.jobs import MIB, command_lines, run, started, task, until_there
@@ -288,6 +288,29 @@ async def test_nothing_lives_on_after_a_stop_at_any_moment(
             await executor.stop(job, "")
             assert not command_lines(token)
             await executor.cleanup(job, "")
+
+
+async def test_what_is_on_its_way_into_the_sandbox_is_gone_when_a_start_was_called_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be in no process group of ours any more, and not yet in the sandbox."""
+    token = f"34.{random.randrange(10**9)}"
+    (script := tmp_path / "slow").write_text(f"read -r _ <&3; touch {tmp_path}/closed; sleep 0.5; true {token}")
+    (program := tmp_path / "bwrap").write_text(f"#!/bin/sh\nsetsid sh -c '. {script}' {token} & exec sleep 60")
+    program.chmod(0o755)
+    monkeypatch.setattr(cgroup, "place", lambda: None)
+    monkeypatch.setattr(process, "job_user", lambda key: None)
+    monkeypatch.setattr(sandbox, "find_bubblewrap", lambda: str(program))
+    job = task(tmp_path / "job", "true")
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ProcessExecutor().start, job)
+            with trio.fail_after(20):
+                while not any("setsid" not in line and script.name in line for line in command_lines(token)):
+                    await trio.sleep(0.01)
+            scope.cancel()
+    assert not command_lines(token)
+    assert (tmp_path / "closed").exists()
 
 
 async def test_a_job_in_a_sandbox_is_asked_to_end_before_it_is_ended(tmp_path: Path) -> None:
