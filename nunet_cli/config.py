@@ -189,14 +189,24 @@ def load(
             raise UsageError(f"{path}: not TOML: {error}") from None
         _validate(document, str(path), check)
     environment = os.environ if environment is None else environment
-    known = {"NUNET_" + key.replace(".", "_").upper(): key for key in keys()}
-    for variable, text in environment.items():
-        if variable in known:
-            put(document, known[variable], parse_value(known[variable], text))
-            _validate(document, variable, check)
+    for variable, key in from_environment(environment).items():
+        put(document, key, parse_value(key, environment[variable]))
+        _validate(document, variable, check)
     for key, value in (overrides or {}).items():
         put(document, key, value)
     return _validate(document, "options", check)
+
+
+def from_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that set something, each with its key."""
+    known = {"NUNET_" + key.replace(".", "_").upper(): key for key in keys()}
+    return {variable: known[variable] for variable in environment if variable in known}
+
+
+def shown(config: Config) -> dict[str, Any]:
+    """Return every key with its value; of what is secret, only whether it is set."""
+    values = {key: get(config, key) for key in keys()}
+    return values | {key: "(set)" for key in ("network.secret", "api.token") if values[key]}
 
 
 def parse_value(key: str, text: str) -> Any:

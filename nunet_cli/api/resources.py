@@ -15,6 +15,7 @@ from tinydb import Query
 from nunet_cli import units
 from nunet_cli.api import schemas, views
 from nunet_cli.api.common import Endpoint, answer, body_of, did_of, node_of
+from nunet_cli.config import shown
 from nunet_cli.errors import PeerError, UsageError
 from nunet_cli.jobs import expressions
 from nunet_cli.jobs.job import Weights
@@ -84,6 +85,11 @@ async def choose_role(request: Request) -> Response:
     did = did_of(body.did)
     await node.ctx.choose_role(body.role, did)
     return answer({"role": body.role, "did": did})
+
+
+async def show_configuration(request: Request) -> Response:
+    """Return the settings that the node was started with; of secret ones, only whether they are set."""
+    return answer({"settings": msgspec.to_builtins(shown(node_of(request).ctx.config))})
 
 
 async def stop(request: Request) -> Response:
@@ -242,6 +248,7 @@ ENDPOINTS = (
     Endpoint("/status", status, schemas.Status),
     Endpoint("/whoami", whoami, schemas.WhoAmI),
     Endpoint("/roles", choose_role, schemas.Role, "POST", Choice),
+    Endpoint("/configuration", show_configuration, schemas.Configuration),
     Endpoint("/stop", stop, schemas.Stopping, "POST", status=202),
     Endpoint("/capability", show_capability, schemas.CapabilityOverview),
     Endpoint("/capability/onboard", onboard, schemas.CapabilityOverview, "POST", Onboarding, status=201),

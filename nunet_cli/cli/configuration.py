@@ -56,14 +56,9 @@ def set_value(
 @app.command("list")
 def list_values(output: OutputOption = Format.table) -> None:
     """Print every key with the value in force."""
-    from nunet_cli.config import get as read
-    from nunet_cli.config import keys
+    from nunet_cli.config import shown
 
-    config = STATE.config()
-    values = {key: read(config, key) for key in keys()}
-    for key in ("network.secret", "api.token"):
-        if values[key]:
-            values[key] = "(set)"
+    values = shown(STATE.config())
     if output is Format.table:
         for key, value in values.items():
             typer.echo(f"{key} = {_text(value)}")

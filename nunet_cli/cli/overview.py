@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from nunet_cli.cli.output import Format, OutputOption, clean, dump, fields, hanging
 from nunet_cli.cli.state import STATE, connect
-from nunet_cli.errors import NodeError
+from nunet_cli.errors import NodeError, NunetError
+
+if TYPE_CHECKING:
+    from nunet_cli.api.client import ApiClient
 
 
 def status(output: OutputOption = Format.table) -> None:
@@ -16,7 +19,7 @@ def status(output: OutputOption = Format.table) -> None:
     running = STATE.running() is not None
     with connect(read_only=True) as client:
         document = {"running": running, **client.get("/status")}
-        document["next"] = advice(document)
+        document["next"] = [*(_restart(client, document) if running else []), *advice(document)]
     if output is not Format.table:
         dump(document, output)
         return
@@ -53,7 +56,9 @@ def doctor(output: OutputOption = Format.table) -> None:
     from nunet_cli.node.doctor import diagnose
 
     client = STATE.running()
-    status = client.get("/status") if client is not None else None
+    status = None
+    if client is not None:
+        status = {**client.get("/status"), "settings": _settings(client)}
     found = diagnose(STATE.folder, STATE.config_file, status, passphrase())
     problems = [finding for finding in found if finding.state == "problem"]
     if output is Format.table:
@@ -66,6 +71,22 @@ def doctor(output: OutputOption = Format.table) -> None:
         dump(msgspec.to_builtins(found), output)
     if problems:
         raise NodeError(f"{len(problems)} problems: {', '.join(finding.check for finding in problems)}", code="unwell")
+
+
+def _settings(client: ApiClient) -> dict[str, Any]:
+    """Return what a running node was started with; nothing of another machine's, or of an older one."""
+    try:
+        return dict(client.get("/configuration")["settings"]) if not STATE.node else {}
+    except NunetError:
+        return {}
+
+
+def _restart(client: ApiClient, document: dict[str, Any]) -> list[str]:
+    from nunet_cli.node.settings import waiting_for_restart
+
+    changed = waiting_for_restart(_settings(client), STATE.config(), document["known_roles"])
+    told = f"restart the node, which has another {', '.join(changed)}: nunet node stop && nunet node start"
+    return [told] if changed else []
 
 
 def offer(document: dict[str, Any]) -> str:

@@ -107,8 +107,7 @@ def onboard(
     for flag, key, text in policies:
         if text is not None:
             check_value(key, parse_value(key, text), flag)
-    for flag, key, text in policies:
-        _set_policy(key, text, reset=reset, flag=flag)
+    stale = [flag for flag, key, text in policies if _set_policy(key, text, reset=reset, flag=flag)]
     benchmark = None
     if not no_benchmark:
         benchmark = _with_progress(run_benchmark)
@@ -120,7 +119,7 @@ def onboard(
 
     def render() -> None:
         _bars(document["registered"]["resources"], msgspec.to_builtins(machine))
-        _facts(document)
+        _facts(document, stale)
         if STATE.running() is None and not (answers is not None and answers.start):
             note("onboarded; begin to take jobs with: nunet node start")
 
@@ -136,8 +135,12 @@ def _given(values: list[Any] | None) -> tuple[Any, ...] | None:
     return tuple(values) if values else None
 
 
-def _set_policy(key: str, text: str | None, *, reset: bool, flag: str) -> None:
-    """Write a setting of the executors into the configuration; without a text it stays, or goes back to its default."""
+def _set_policy(key: str, text: str | None, *, reset: bool, flag: str) -> bool:
+    """Write a setting of the executors into the configuration; without a text it stays, or goes back to its default.
+
+    Returns:
+        Whether a node runs that has it otherwise until it is restarted.
+    """
     from nunet_cli.config import Config, get, parse_value, set_in_file
 
     if text is not None:
@@ -146,13 +149,15 @@ def _set_policy(key: str, text: str | None, *, reset: bool, flag: str) -> None:
         default = get(Config(), key)
         value = list(default) if isinstance(default, tuple) else default
     else:
-        return
+        return False
     now = get(STATE.config(), key)
     if value == (list(now) if isinstance(now, tuple) else now):
-        return
+        return False
     set_in_file(STATE.config_file, key, value)
-    if STATE.running() is not None:
+    running = STATE.running() is not None
+    if running:
         note(f"restart the node for {flag} to take effect: nunet node stop && nunet node start")
+    return running
 
 
 def _answers(kept: OnboardOptions | None, *, given: bool, table: bool) -> Answers | None:
@@ -209,7 +214,7 @@ def _bars(offered: dict[str, Any], machine: dict[str, Any]) -> None:
         typer.echo(f"{name:<7} {'█' * filled}{'░' * (BAR - filled)}  {write(part)} of {write(whole)}")
 
 
-def _facts(document: dict[str, Any]) -> None:
+def _facts(document: dict[str, Any], stale: list[str] | None = None) -> None:
     measured = document["benchmark"] or {}
     speed = {
         name: f"{measured[key] / 1e6:,.0f} MB/s"
@@ -221,10 +226,17 @@ def _facts(document: dict[str, Any]) -> None:
             "price": price_text(document["price"]),
             "executors": [f"{name} ({detail})" for name, detail in document["executors"].items()],
             # which executors work is known of a node that runs
-            "strangers may run": document["executors"] and ("; ".join(document["strangers"].values()) or NOTHING),
+            "strangers may run": document["executors"] and _strangers(document, stale or []),
             "measured": [f"{name} {text}" for name, text in speed.items()],
         }
     )
+
+
+def _strangers(document: dict[str, Any], stale: list[str]) -> str:
+    said = "; ".join(document["strangers"].values())
+    if stale:
+        return f"{said or 'nothing'}, until the node is restarted with its new {' and '.join(stale)}"
+    return said or NOTHING
 
 
 def offboard(

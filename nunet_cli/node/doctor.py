@@ -16,13 +16,13 @@ import trio
 from msgspec import Struct
 
 from nunet_cli import units
-from nunet_cli.config import Config, load
+from nunet_cli.config import Config, from_environment, load
 from nunet_cli.errors import NunetError
 from nunet_cli.executor.docker import DockerExecutor
 from nunet_cli.executor.process import ProcessExecutor
 from nunet_cli.network.identity import KEY_FILE, load_or_create
 from nunet_cli.network.peers import parse_address
-from nunet_cli.node.settings import check_settings
+from nunet_cli.node.settings import check_settings, waiting_for_restart
 
 LOW_DISK = 2**30
 LOW_MEMORY = 2**28
@@ -45,14 +45,14 @@ def diagnose(home: Path, config_file: Path, status: dict[str, Any] | None, passp
     Args:
         home: the node's folder.
         config_file: its configuration.
-        status: what the running node says of itself; None where none runs.
+        status: what the running node says of itself, with its settings; None where none runs.
         passphrase: opens a sealed key.
     """
     found = [_home(home)]
     config: Config | None = None
     try:
         config = load(config_file, check=check_settings)
-        found.append(Finding("configuration", "ok", str(config_file) if config_file.exists() else "all by default"))
+        found.append(_configuration(config, config_file, status))
     except NunetError as error:
         found.append(Finding("configuration", "problem", error.message, error.hint or "see: man 5 nunet-config"))
     found += [_key(home, passphrase), _store(home), *_machine(home), _clock(status)]
@@ -63,6 +63,17 @@ def diagnose(home: Path, config_file: Path, status: dict[str, Any] | None, passp
         Finding("node", "warning", "it does not run", "start it with: nunet node start")
     ]  # fmt: skip
     return found
+
+
+def _configuration(config: Config, config_file: Path, status: dict[str, Any] | None) -> Finding:
+    variables = sorted(from_environment(os.environ))
+    said = str(config_file) if config_file.exists() else "all by default"
+    said += f"; this environment sets {', '.join(variables)}" if variables else ""
+    changed = waiting_for_restart((status or {}).get("settings", {}), config, (status or {}).get("known_roles", {}))
+    if changed:
+        said += f"; the running node has another {', '.join(changed)}"
+        return Finding("configuration", "warning", said, "to take it up: nunet node stop && nunet node start")
+    return Finding("configuration", "ok", said)
 
 
 def _home(home: Path) -> Finding:

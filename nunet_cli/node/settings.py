@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-from nunet_cli.config import Config
+from nunet_cli.config import Config, shown
 from nunet_cli.errors import IdentityError, UsageError
 from nunet_cli.network.identity import did_from_key, key_from_did, key_from_peer_id
 from nunet_cli.network.peers import parse_address, parse_peer
@@ -49,6 +49,23 @@ def check_here(key: str, value: Any) -> None:
         _address(str(value))
         hint = "write an address of this machine's; 0.0.0.0:PORT is all of them"
         raise UsageError(f"{key}: {value!r}: this machine knows no host {host!r}", hint=hint) from None
+
+
+def waiting_for_restart(running: dict[str, Any], now: Config, roles: dict[str, str]) -> list[str]:
+    """Return the keys that a running node has otherwise than they are configured by now.
+
+    Args:
+        running: the settings that the node says it has, as JSON.
+        now: what is configured.
+        roles: whom the node uses in each role; a choice that it has taken up already waits for nothing.
+    """
+    found = []
+    for key, value in shown(now).items():
+        plain = list(value) if isinstance(value, tuple) else value
+        chosen = key in ("contract_database", "oracle") and plain and roles.get(key.replace("_", "-")) == plain
+        if key in running and running[key] != plain and not chosen:
+            found.append(key)
+    return found
 
 
 def _address(text: str) -> None:

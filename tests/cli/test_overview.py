@@ -129,3 +129,25 @@ def test_what_to_do_next_names_a_choice_that_paid_work_waits_for(tmp_path: Path)
     assert not [text for text in advice(document) if "choose" in text]
     found = advice({**document, "undecided": {"contract-database": ["did:a", "did:b"]}})
     assert [text for text in found if "nunet config set contract_database DID" in text]
+
+
+def test_settings_that_wait_for_a_restart_are_named_until_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nunet("onboard", "--no-benchmark", "--memory", "64MiB", home=tmp_path)
+    nunet("node", "start", home=tmp_path)
+    try:
+        assert doctor(tmp_path)["configuration"]["state"] == "ok"
+        shown = nunet("onboard", "--no-benchmark", "--docker-image", "lab/*", home=tmp_path).stdout
+        assert "until the node is restarted with its new --docker-image" in shown
+        found = doctor(tmp_path)["configuration"]
+        assert (found["state"], "executor.docker.images" in found["message"]) == ("warning", True)
+        assert "nunet node stop && nunet node start" in found["hint"]
+        assert [text for text in status(tmp_path)["next"] if "executor.docker.images" in text]
+        nunet("node", "stop", home=tmp_path)
+        nunet("node", "start", home=tmp_path)
+        assert doctor(tmp_path)["configuration"]["state"] == "ok"
+        assert not [text for text in status(tmp_path)["next"] if "restart" in text]
+    finally:
+        nunet("node", "stop", home=tmp_path, check=False)
+    monkeypatch.setenv("NUNET_LIMITS_SILENCE", "40s")
+    assert "this environment sets" in doctor(tmp_path)["configuration"]["message"]
+    assert "NUNET_LIMITS_SILENCE" in doctor(tmp_path)["configuration"]["message"]

@@ -214,6 +214,12 @@ class Status(Answer, kw_only=True):
     next: list[str] | Optional = UNSET
 
 
+class Configuration(Answer, kw_only=True):
+    """What the node was started with, by dotted key."""
+
+    settings: dict[str, Any]
+
+
 class Stopping(Answer, kw_only=True):
     """The node is about to stop."""
 
