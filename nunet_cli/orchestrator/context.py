@@ -109,6 +109,7 @@ class Context:
     progress: dict[str, Progress] = field(default_factory=dict)  # of this node's jobs: what takes its time just now
     heard: dict[str, float] = field(default_factory=dict)  # when a provider last gave a sign of life, by contract
     closing: set[str] = field(default_factory=set)  # contracts and jobs that a task of their own is closing
+    again: set[str] = field(default_factory=set)  # second runs of jobs that go on here
     judging: Judging = field(default_factory=Judging)
     limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(8))
     _job_locks: defaultdict[str, trio.Lock] = field(default_factory=lambda: defaultdict(trio.Lock))

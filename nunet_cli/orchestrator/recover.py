@@ -42,7 +42,7 @@ async def remove_left(ctx: Context) -> None:
 
     def is_owned(allocation_id: str) -> bool:
         row = ctx.store.find("allocations", allocation_id)
-        return (row is not None and row["state"] not in ALLOCATION_ENDS) or allocation_id in leftovers(ctx.store)
+        return (row is not None and row["state"] not in ALLOCATION_ENDS) or allocation_id in ctx.again
 
     for name, executor in ctx.executors.items():
         if name in ctx.available_executors and isinstance(executor, Lasting):

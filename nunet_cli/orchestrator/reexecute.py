@@ -13,7 +13,7 @@ import trio
 from msgspec import structs
 
 from nunet_cli import units
-from nunet_cli.database.store import Store, Transaction
+from nunet_cli.database.store import Store
 from nunet_cli.errors import ContractError, PeerError
 from nunet_cli.executor.files import remove_folder
 from nunet_cli.jobs.check import decode_spec
@@ -32,6 +32,7 @@ log = logging.getLogger("nunet.reexecute")
 
 MAX_AT_ONCE = 2
 MAX_SECONDS = 3600
+GIVE_BACK_PAUSE, MAX_GIVE_BACK_PAUSE = 1.0, 60.0
 KIND = "reexecution"
 
 
@@ -56,16 +57,45 @@ async def reexecute(ctx: Context, request: JobVerification, sender: str) -> Resu
         "id": new_id(KIND), "job_id": contract.job_id, "contract_id": request.contract.cid,
         "requester": contract.requester, "started_at": "", "handles": {},
     }  # fmt: skip
-    await _take_room(ctx, row["id"], spec)
+    if len(ctx.again) >= MAX_AT_ONCE:
+        raise ContractError("the oracle runs other jobs again just now", code="oracle_busy")
+    ctx.again.add(row["id"])
     try:
+        await _take_room(ctx, row["id"], spec)
         with trio.move_on_after(MAX_SECONDS):
             for item in (item for part in programs(spec) for item in part.inputs):
                 await _fetch(ctx, (sender, contract.requester, contract.provider), item.cid, item.size)
             return await _run(ctx, row, spec)
         raise ContractError(f"the oracle gives a second run no more than {MAX_SECONDS} s", code="reexecution_too_long")
     finally:
+        ctx.again.discard(row["id"])
         with trio.CancelScope(shield=True):
-            await ctx.store.change(lambda t: ctx.accounting.release(t, row["id"]))
+            await _give_back(ctx, row["id"])
+
+
+async def _give_back(ctx: Context, key: str) -> None:
+    """Free the capability; where that cannot be kept, as on a full disk, the verdict does not wait for it."""
+    try:
+        await _release(ctx, key)
+    except Exception as error:
+        log.warning("what %s held cannot be given back yet: %s", key, error)
+        ctx.supervisor.start_soon(ctx.nursery, "giving back what a second run held", _give_back_later, ctx, key)
+
+
+async def _give_back_later(ctx: Context, key: str) -> None:
+    pause = GIVE_BACK_PAUSE
+    while True:
+        await trio.sleep(pause)
+        pause = min(2 * pause, MAX_GIVE_BACK_PAUSE)
+        try:
+            await _release(ctx, key)
+            return
+        except Exception as error:
+            log.debug("%s: %s", key, error)
+
+
+async def _release(ctx: Context, key: str) -> None:
+    await ctx.store.change(lambda t: ctx.accounting.release(t, key))
 
 
 async def _check(ctx: Context, spec: JobSpec, requester: str) -> None:
@@ -90,15 +120,12 @@ async def _check(ctx: Context, spec: JobSpec, requester: str) -> None:
 async def _take_room(ctx: Context, key: str, spec: JobSpec) -> None:
     needs = required_capability(spec)
 
-    def change(t: Transaction) -> None:
-        if len(leftovers(t)) >= MAX_AT_ONCE:
-            raise ContractError("the oracle runs other jobs again just now", code="oracle_busy")
-        ctx.accounting.allocate(t, key, key, needs.resources, min(needs.time.max, MAX_SECONDS))
-
-    await ctx.store.change(change)
+    await ctx.store.change(
+        lambda t: ctx.accounting.allocate(t, key, key, needs.resources, min(needs.time.max, MAX_SECONDS))
+    )
 
 
-def leftovers(source: Store | Transaction) -> list[str]:
+def leftovers(source: Store) -> list[str]:
     """Return the second runs that hold capability; after a restart, none of them runs any more."""
     return [str(row["id"]) for row in source.table("capabilities").all() if str(row["id"]).startswith(f"{KIND}-")]
 

@@ -1,5 +1,6 @@
 """What a provider's allocation comes to at bad moments, on a virtual clock: its end is kept, its machine is free again."""
 
+import errno
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
@@ -174,4 +175,27 @@ def test_a_service_that_ended_while_its_node_was_away_is_not_started_for_an_inst
         assert (row["usage"]["restarts"], row["usage"]["wall_seconds"]) == (0, 60.0)
 
     finished = ""
+    run(main, tmp_path)
+
+
+def test_an_oracle_whose_disk_was_full_at_the_end_of_second_runs_judges_them_and_runs_others(tmp_path: Path) -> None:
+    async def main(sim: Simulation) -> None:
+        provider, requester = await two(sim)
+        oracle = sim.nodes["authority"]
+        await sim.onboard(oracle, price="1000")
+        release = oracle.ctx.accounting.release
+
+        def full(t: Any, key: str) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        for count in range(3):
+            oracle.ctx.accounting.release = full if count < 2 else release  # type: ignore[method-assign]
+            fields: dict[str, Any] = {"time": {"max_duration": 60}, "verify": {"policy": "reexecute"}}
+            job_id = await sim.post(requester, seconds=5, **fields)
+            assert await sim.wait_ended({job_id: "requester"}, 600) == {job_id: "settled"}
+        await ends(provider)
+        with trio.fail_after(120):
+            while oracle.accounting.taken(oracle.ctx.store):
+                await trio.sleep(0.1)
+
     run(main, tmp_path)
