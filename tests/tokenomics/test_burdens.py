@@ -8,22 +8,28 @@ import msgspec
 import pytest
 
 from nunet_cli import units
+from nunet_cli.errors import NunetError
 from nunet_cli.jobs import expressions
 from nunet_cli.jobs.job import Result
 from nunet_cli.jobs.reader import read_spec
 from nunet_cli.jobs.spec import encode_spec
+from nunet_cli.network.answers import Answers
 from nunet_cli.network.documents import Document, make_document
+from nunet_cli.network.envelope import seal
 from nunet_cli.network.identity import content_id
-from nunet_cli.orchestrator import invoke
+from nunet_cli.node.node import Node
+from nunet_cli.orchestrator import disputes, invoke
 from nunet_cli.tokenomics.contract import (
     DATABASE,
     PROVIDER,
     REQUESTER,
+    AskStatement,
     Contract,
     JobVerification,
     JobVerificationResult,
     Proof,
 )
+from nunet_cli.tokenomics.dispute import DisputeContract
 from tests.tokenomics.test_liars import spec, through
 
 MarketOf = Callable[..., Any]
@@ -71,3 +77,55 @@ async def test_a_strangers_specification_is_checked_off_the_event_loop(
         monkeypatch.setattr(invoke, "_check_invocation", lambda *_: None)
         await invoke.send_invocation(m.requester.ctx, {**row, "proof": msgspec.to_builtins(proof)}, mine)
         assert on_the_loop == []
+
+
+# -- memory and disk ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_dispute_takes_what_its_contract_is_worth(market: MarketOf) -> None:
+    """A liar's evidence is bounded, and keeps neither the other party's out nor either of them from reading it."""
+    async with market(price="0") as m:
+        row = await through(m, await m.post(spec()), 3)
+        database = m.authority.identity.did
+
+        async def say(node: Node, text: str, *documents: Document) -> str:
+            try:
+                await disputes.send(node.ctx, database, row["id"], text, documents)
+            except NunetError as error:
+                return error.code
+            return "taken"
+
+        documents = [Document(f"{number}" + "y" * 200_000) for number in range(40)]
+        said = [await say(m.requester, f"look {index}", document) for index, document in enumerate(documents)]
+        assert said == ["taken"] * 3 + ["too_much_evidence"] * 37
+        words = [await say(m.requester, f"word {index}") for index in range(40)]
+        assert words == ["taken"] * 29 + ["too_much_evidence"] * 11
+        assert await say(m.provider, "x" * 4000, Document("z" * 300_000)) == "taken"
+        for node in (m.requester, m.provider):
+            known = await disputes.ask(node.ctx, row["id"])
+            texts = [document.content for item in known.evidence for document in item.documents]
+            assert texts == [*(document.content for document in documents[:3]), "z" * 300_000]
+        assert "too_much_evidence" in [await say(m.provider, f"{index}" + "x" * 3990) for index in range(9)]
+
+
+async def test_a_message_that_changes_nothing_leaves_nothing(market: MarketOf) -> None:
+    async with market(price="0") as m:
+        row = await through(m, await m.post(spec()), 3)
+        database, store = m.authority.identity.did, m.authority.ctx.store
+        await disputes.send(m.requester.ctx, database, row["id"], "look", (Document("y" * 500_000),))
+        inbox = store.table("inbox").all()
+        answer = await m.requester.ctx.messenger.request(
+            database, "dispute_contract", DisputeContract(row["id"], "look", (Document("y" * 500_000),)), timeout=10
+        )
+        assert len(answer.raw) < 5000
+        assert store.table("inbox").all() == inbox
+
+
+async def test_a_large_answer_is_kept_in_memory_alone(market: MarketOf) -> None:
+    async with market() as m:
+        answers, store = Answers(m.authority.ctx.store), m.authority.ctx.store
+        for size in (2**15, 2**20):
+            envelope, _ = seal(m.requester.identity, m.authority.identity.did, "x", AskStatement(), lifetime=60)
+            await answers.keep(envelope, b"x" * size, durable=True)
+            assert answers.find(envelope) == b"x" * size
+            assert (store.find("inbox", f"{envelope.from_}/{envelope.id}") is not None) == (size < 2**16)
