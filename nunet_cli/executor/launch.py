@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -114,7 +115,9 @@ class Running:
         if self.group is None:
             # a sandbox's init does not always pass on what it has reaped: what was seen while it ran counts, too
             self.cpu_seconds = max(self.cpu_seconds, used.ru_utime + used.ru_stime)
-            self.peak_memory = max(self.peak_memory, used.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+            # a process begins as a copy of this one, and what that has counts for it: only more than that is its own
+            if used.ru_maxrss > resource.getrusage(resource.RUSAGE_SELF).ru_maxrss:
+                self.peak_memory = max(self.peak_memory, used.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 
     async def gone(self) -> None:
         """Wait until nothing is left of what was ended.
