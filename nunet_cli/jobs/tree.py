@@ -47,6 +47,12 @@ def programs(spec: JobSpec) -> Iterator[JobSpec]:
         yield from programs(child)
 
 
+def images_of(spec: JobSpec) -> tuple[str, ...]:
+    """Return the images that a job or a pod runs, each once."""
+    found = (part.executor.image for part in programs(spec) if part.executor is not None and part.executor.image)
+    return tuple(dict.fromkeys(found))
+
+
 def count_jobs(spec: JobSpec, depth: int = 0) -> int:
     """Return how many jobs a tree holds, batches counted in full.
 

@@ -11,13 +11,15 @@ from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import ContractError, NunetError, PeerError, RejectedMessageError, StateError
 from nunet_cli.jobs.check import decode_spec
-from nunet_cli.jobs.job import Allocation
-from nunet_cli.jobs.tree import programs, required_capability
+from nunet_cli.jobs.job import Allocation, BidRequest
+from nunet_cli.jobs.spec import JobSpec
+from nunet_cli.jobs.tree import images_of, is_group, programs, required_capability
 from nunet_cli.network.blobs import Blobs
 from nunet_cli.network.documents import Document, require_signature
 from nunet_cli.network.identity import content_id
 from nunet_cli.network.messenger import Answer, Incoming
 from nunet_cli.orchestrator.allocation import run_allocation
+from nunet_cli.orchestrator.bid import may_use
 from nunet_cli.orchestrator.context import Context, advance, plain, read
 from nunet_cli.orchestrator.contract import check_proof, set_contract
 from nunet_cli.orchestrator.messages import AllocationStartSuccess, Invocation
@@ -135,7 +137,7 @@ async def start_allocation(ctx: Context, invocation: Invocation, sender: str) ->
     if known is None:
         _check_invocation(invocation, document)
         # a stranger's: it is checked off the event loop, once
-        await ctx.judging.run(decode_spec, invocation.spec)
+        _check_bid_for(ctx, await ctx.judging.run(decode_spec, invocation.spec), row)
         known = await create_allocation(ctx, invocation, row)
         ctx.supervisor.start_soon(ctx.nursery, "allocation", run_allocation, ctx, known["id"])
     return AllocationStartSuccess(row["id"], known["id"], known["state"])
@@ -154,6 +156,38 @@ def _check_invocation(body: Invocation, document: Document) -> None:
         raise ContractError(f"the contract's deadline {contract.terms.deadline} has passed", code="contract_expired")
     if content_id(body.spec.encode()) != contract.terms.spec_cid:
         raise RejectedMessageError("the job is not the one that the contract names", code="wrong_spec")
+
+
+def _check_bid_for(ctx: Context, spec: JobSpec, contract: dict[str, Any]) -> None:
+    """Refuse a job that asks for something else than the bid request did on which this provider decided.
+
+    The bid request only names the job's content id. What runs, for how long and under which rules, must be what was
+    compared, accepted and locked; and what strangers may use here may have changed since.
+
+    Raises:
+        RejectedMessageError: naming what differs.
+        ContractError: the requester may not use an executor or image here.
+    """
+    bid = ctx.store.find("bids", contract["bid_id"])
+    row = ctx.store.find("bid_requests", bid["bid_request_id"]) if bid is not None else None
+    if row is None:
+        raise ContractError("the bid request of this contract is not here", code="no_bid_here")
+    asked = msgspec.convert({k: row[k] for k in BidRequest.__struct_fields__ if k in row}, BidRequest)
+    parts = list(programs(spec))
+    flat = all(not part.children for part in parts) and len(parts) == max(1, len(spec.children))
+    if is_group(spec) or not parts or not flat:
+        raise RejectedMessageError("the job is none that one machine runs", code="spec_differs")
+    now, then = required_capability(spec), asked.required_capability
+    differing = [name for name in now.__struct_fields__ if getattr(now, name) != getattr(then, name)]
+    differing += ["images"] if images_of(spec) != asked.images else []
+    differing += ["constraints"] if spec.constraints.hard != asked.hard else []
+    if differing:
+        raise RejectedMessageError(
+            f"the job is not the one that was bid for; it differs in {', '.join(differing)}", code="spec_differs"
+        )
+    for name in now.executors:
+        if not may_use(ctx, name, contract["requester"]):
+            raise ContractError(f"your jobs may not use the {name} executor here", code="not_allowed")
 
 
 async def create_allocation(ctx: Context, body: Invocation, contract: dict[str, Any]) -> dict[str, Any]:

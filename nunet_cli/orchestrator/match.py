@@ -21,7 +21,7 @@ from nunet_cli.errors import NoBidError, NunetError, RejectedMessageError, State
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.job import Bid, BidRequest, Decline
 from nunet_cli.jobs.spec import JobSpec
-from nunet_cli.jobs.tree import programs, required_capability
+from nunet_cli.jobs.tree import images_of, required_capability
 from nunet_cli.matching.rank import bid_price
 from nunet_cli.network.identity import key_from_did, peer_cid_from_key, peer_id_from_key
 from nunet_cli.network.messenger import Incoming
@@ -121,12 +121,11 @@ async def _wait(ctx: Context, job_id: str, until: str, what: str, known: frozens
 
 async def _new_bid_request(ctx: Context, job: dict[str, Any], spec: JobSpec) -> BidRequest:
     search = timedelta(seconds=ctx.config.default_search_timeout)
-    images = tuple(part.executor.image for part in programs(spec) if part.executor is not None and part.executor.image)
     request = BidRequest(
         id=new_id("request"), job_id=job["id"], requester=ctx.identity.node_id, name=spec.name,
         required_capability=required_capability(spec), spec_cid=job["spec_cid"], start_by=spec.time.deadline,
         deadline=units.format_time(units.now() + search), topic="" if job["push"] else job.get("topic") or BIDS,
-        images=tuple(dict.fromkeys(images)), hard=spec.constraints.hard,
+        images=images_of(spec), hard=spec.constraints.hard,
     )  # fmt: skip
 
     def change(t: Transaction) -> None:

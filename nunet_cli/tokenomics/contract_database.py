@@ -338,8 +338,9 @@ class ContractDatabase:
         """
         window = timedelta(seconds=self._config.limits.settlement_window)
         proved = self._store.table("registered_contracts").search(Query().state == "proved")
+        past = [row for row in proved if units.parse_time(row["deadline"]) + window < units.now()]
         overdue = [
-            row["id"] for row in proved if units.parse_time(row["deadline"]) + window + _second_run(row) < units.now()
+            row["id"] for row in past if units.parse_time(row["deadline"]) + window + _second_run(row) < units.now()
         ]
         refunded = []
         for contract_id in overdue:
