@@ -154,7 +154,7 @@ def cause_of(error: Exception) -> Exception:
 def said_of(error: Exception) -> str:
     """Return what another node is told of an error: what it was, not where on this machine."""
     cause = cause_of(error)
-    return (cause.strerror or type(cause).__name__) if isinstance(cause, OSError) else str(cause)
+    return (isinstance(cause, OSError) and cause.strerror) or str(cause)
 
 
 def _broken(row: dict[str, Any], error: Exception) -> Result:
