@@ -13,8 +13,9 @@ import msgspec
 from nunet_cli import units
 from nunet_cli.errors import UsageError
 from nunet_cli.jobs import budget, expressions
-from nunet_cli.jobs.spec import MAX_SPEC_BYTES, JobSpec, ScheduleSpec, is_safe_path, output_name
-from nunet_cli.jobs.tree import MAX_JOBS, Arrangement, arrange, count_jobs, order, price_limit
+from nunet_cli.jobs.capability import Name
+from nunet_cli.jobs.spec import MAX_FILES, MAX_SPEC_BYTES, JobSpec, ScheduleSpec, is_safe_path, output_name
+from nunet_cli.jobs.tree import MAX_JOBS, Arrangement, arrange, count_jobs, order, output_names, price_limit
 
 
 def _wrong(path: str, message: str, hint: str = "") -> UsageError:
@@ -171,6 +172,9 @@ def _check_group(spec: JobSpec, where: str, known: _Expressions) -> None:
         _check_link_output(by_name[link.from_], link.output, f"{where}links[{index}].output")
     arranged = arrange(spec)
     _check_order(arranged)
+    for unit in (spec, *arranged.units.values()):
+        if unit.pod:
+            _check_output_names(unit, where)
     order([child.name for child in spec.children], [(link.from_, link.to) for link in spec.links])
 
 
@@ -230,6 +234,7 @@ def _check_files(spec: JobSpec, where: str) -> None:
         if item.to in places:
             raise _wrong(f"{where}inputs[{index}].to", f"two inputs go to the same place: {item.to!r}")
         places.add(item.to)
+    _check_output_names(spec, where)
     names: set[str] = set()
     for index, output in enumerate(spec.outputs):
         name = output_name(output)
@@ -238,6 +243,21 @@ def _check_files(spec: JobSpec, where: str) -> None:
         if name in names or name in ("stdout", "stderr"):
             raise _wrong(f"{where}outputs[{index}].name", f"the output name {name!r} is taken", "give it another name")
         names.add(name)
+
+
+def _check_output_names(spec: JobSpec, where: str) -> None:
+    """Refuse outputs of a job or pod that no result could list: its provider would work and never be paid."""
+    names = output_names(spec)
+    if len(names) > MAX_FILES:
+        raise _wrong(f"{where}outputs", f"a job or pod may have {MAX_FILES} outputs, this one has {len(names)}")
+    for name in names:
+        try:
+            msgspec.convert(name, Name)
+        except msgspec.ValidationError:
+            raise _wrong(
+                f"{where}outputs", f"not a name for an output: {name!r}",
+                "at most 200 characters, and none that cannot be seen; give it another `name`",
+            ) from None  # fmt: skip
 
 
 def _check_times(spec: JobSpec, where: str) -> None:

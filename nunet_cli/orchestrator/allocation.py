@@ -405,6 +405,19 @@ async def _clean_up(ctx: Context, parts: list[Part], row: dict[str, Any]) -> Non
         log.warning("removing the folder of %s: %s", row["id"], error)
 
 
+def _readable(result: Result) -> Result:
+    """Return a result as others can read it: what they cannot would never be paid, nor end the job."""
+    try:
+        return msgspec.json.decode(msgspec.json.encode(result), type=Result)
+    except msgspec.MsgspecError as error:
+        log.error("the result of allocation %s cannot be read by anybody: %s", result.allocation_id, error)
+        return Result(
+            job_id=result.job_id, contract_id=result.contract_id, allocation_id=result.allocation_id, state="failed",
+            exit_code=None, started_at=result.started_at, ended_at=result.ended_at, reason="provider_error",
+            message=f"the result cannot be written down: {error}"[:4000], fault="provider",
+        )  # fmt: skip
+
+
 async def finish_allocation(ctx: Context, row: dict[str, Any], result: Result) -> Document:
     """Record the end of an allocation with its signed result, and queue the message to the requester."""
     known = ctx.store.find("contracts", row["contract_id"])
@@ -412,7 +425,8 @@ async def finish_allocation(ctx: Context, row: dict[str, Any], result: Result) -
     # however late the end was seen to: nobody agreed to more
     agreed = read(known, "document", Document).read(Contract).terms.max_duration
     seconds = min(held(result.started_at, result.ended_at), float(agreed))
-    result = msgspec.structs.replace(result, usage=msgspec.structs.replace(result.usage, wall_seconds=seconds))
+    used = msgspec.structs.replace(result.usage, wall_seconds=seconds)
+    result = _readable(msgspec.structs.replace(result, usage=used))
     document = make_document(result).sign(ctx.identity, PROVIDER)
     inputs = [item.cid for part in programs(decode_spec(known["spec"])) for item in part.inputs]
     type_ = "job_completed" if result.state == "completed" else "job_error"

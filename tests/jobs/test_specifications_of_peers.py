@@ -84,3 +84,23 @@ def test_the_same_text_is_checked_once(monkeypatch: pytest.MonkeyPatch, rule: st
         except UsageError as error:
             outcomes.append(error.message)
     assert len(set(outcomes)) == len(calls) == 1
+
+
+@pytest.mark.parametrize("name", ["o\x7f", "o\u202ex", "o\u2028", "o" * 201])
+def test_an_output_has_a_name_that_a_result_can_list(name: str) -> None:
+    """A provider would run such a job, and sign a result that nobody can read or pay for."""
+    for output in ({"path": name}, {"path": "out", "name": name[:200]}):
+        if len(name) > 200 and "name" in output:
+            continue
+        with pytest.raises(UsageError, match="not a name for an output"):
+            decode_spec(json.dumps({**CHILD, "name": "x", "outputs": [output]}))
+
+
+@pytest.mark.parametrize("pods", [{"pod": True}, {"pods": [{"id": "p", "jobs": ["c0", "c1"]}]}])
+def test_the_outputs_of_a_pod_can_be_listed_together(pods: dict[str, Any]) -> None:
+    long = children(2, outputs=[{"path": "o" * 198}])
+    many = children(2, outputs=[{"path": f"o{index}"} for index in range(600)])
+    for parts, what in ((long, "not a name for an output"), (many, "may have 1000 outputs")):
+        with pytest.raises(UsageError, match=what):
+            decode_spec(json.dumps({"name": "x", "children": parts, **pods}))
+    assert decode_spec(json.dumps({"name": "x", "children": long})).children

@@ -2,15 +2,17 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 import pytest
+import trio
 
 from nunet_cli import units
-from nunet_cli.errors import NunetError
+from nunet_cli.errors import ContractError, NoSpaceError, NunetError, PeerError, StateError
 from nunet_cli.jobs import expressions
-from nunet_cli.jobs.job import Result
+from nunet_cli.jobs.job import OutputFile, Result
 from nunet_cli.jobs.reader import read_spec
 from nunet_cli.jobs.spec import encode_spec
 from nunet_cli.network.answers import Answers
@@ -18,7 +20,8 @@ from nunet_cli.network.documents import Document, make_document
 from nunet_cli.network.envelope import seal
 from nunet_cli.network.identity import content_id
 from nunet_cli.node.node import Node
-from nunet_cli.orchestrator import disputes, invoke
+from nunet_cli.orchestrator import allocation, disputes, invoke, settle
+from nunet_cli.orchestrator.orchestrate import orchestrate_job
 from nunet_cli.tokenomics.contract import (
     DATABASE,
     PROVIDER,
@@ -75,7 +78,8 @@ async def test_a_strangers_specification_is_checked_off_the_event_loop(
         row = m.provider.ctx.store.find("contracts", row["id"])
         assert row is not None
         monkeypatch.setattr(invoke, "_check_invocation", lambda *_: None)
-        await invoke.send_invocation(m.requester.ctx, {**row, "proof": msgspec.to_builtins(proof)}, mine)
+        with pytest.raises(NunetError, match="not the one that was bid for"):
+            await invoke.send_invocation(m.requester.ctx, {**row, "proof": msgspec.to_builtins(proof)}, mine)
         assert on_the_loop == []
 
 
@@ -129,3 +133,57 @@ async def test_a_large_answer_is_kept_in_memory_alone(market: MarketOf) -> None:
             await answers.keep(envelope, b"x" * size, durable=True)
             assert answers.find(envelope) == b"x" * size
             assert (store.find("inbox", f"{envelope.from_}/{envelope.id}") is not None) == (size < 2**16)
+
+
+# -- oracles that cannot say anything now ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        ContractError("other jobs run", code="oracle_busy"), StateError("no room"), NoSpaceError("the disk is full"),
+        PeerError("nobody gives the inputs", code="peer_silent"),
+    ],
+)  # fmt: skip
+async def test_what_passes_by_itself_is_no_verdict(market: MarketOf, trouble: NunetError) -> None:
+    """An oracle that is busy for a moment says so: honest work is neither disputed nor judged by that for ever."""
+    async with market() as m:
+        oracle, row = m.authority.oracle, await through(m, await m.post(spec(verify={"policy": "reexecute"})), 4)
+        with trio.fail_after(20):
+            while not (row := m.provider.ctx.store.find("contracts", row["id"]) or {})["result"]:
+                await trio.sleep(0.02)
+        result = msgspec.convert(row["result"], Document).read(Result)
+        answers = iter([trouble, ContractError("not here", code="not_allowed"), result])
+
+        async def again(*_: Any) -> Result:
+            answer = next(answers)
+            if isinstance(answer, NunetError):
+                raise answer
+            return answer
+
+        oracle._reexecute = again
+        with pytest.raises(NunetError) as caught:
+            await settle.verify_job(m.provider.ctx, row)
+        assert caught.value.code == "oracle_busy"
+        for expected in ("inconclusive", "verified", "verified"):
+            verdict = await settle.verify_job(m.provider.ctx, row)
+            assert verdict is not None
+            assert verdict.read(JobVerificationResult).verdict == expected
+
+
+async def test_a_result_that_nobody_could_read_is_not_signed(market: MarketOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = allocation.result_of
+
+    async def unreadable(*arguments: Any) -> Result:
+        result = await real(*arguments)
+        return msgspec.structs.replace(result, outputs=(OutputFile("o\x7f", "bafyx", 1),))
+
+    async with market() as m:
+        monkeypatch.setattr(allocation, "result_of", unreadable)
+        with suppress(NunetError):
+            await orchestrate_job(m.requester.ctx, job_id := await m.post(spec()))
+        assert m.job(job_id)["state"] == "failed"
+        row = m.provider.ctx.store.find("contracts", job_id, "job_id")
+        assert row is not None
+        result = msgspec.convert(row["result"], Document).read(Result)
+        assert (result.reason, result.fault) == ("provider_error", "provider")
