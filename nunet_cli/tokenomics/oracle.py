@@ -43,6 +43,8 @@ from nunet_cli.tokenomics.payment import seconds_between
 
 GRACE_SECONDS = 30
 MAX_SKEW = 60
+# why a second run is not made here, whenever it is asked for; everything else passes by itself
+NEVER_HERE = {"not_onboarded", "no_executor", "not_allowed", "inputs_too_large", "reexecution_too_long"}
 
 Reexecution = Callable[[JobVerification, str], Awaitable[Result]]
 Policy = Literal["attested", "replicate", "reexecute"]
@@ -67,10 +69,11 @@ class Oracle:
         messenger.register("job_verification", JobVerification, self._on_verification)
 
     async def verify_job(self, request: JobVerification, sender: str) -> Document:
-        """Return the signed verdict on a result; the same one however often it is asked for.
+        """Return the signed verdict on a result; the same one however often it is asked for, once it is decided.
 
         Raises:
-            ContractError: this oracle is not the contract's, or the sender no party to it.
+            ContractError: this oracle is not the contract's, or the sender no party to it; with code `oracle_busy`,
+                nothing can be said just now, and who asks later is answered.
         """
         contract = request.contract.read(Contract)
         if contract.oracle != self._identity.did:
@@ -104,7 +107,8 @@ class Oracle:
                     units.utc_now(), used,
                 )
             ).sign(self._identity, ORACLE)  # fmt: skip
-            t.put("verdicts", {"id": key, "job_id": contract.job_id, "document": msgspec.to_builtins(document)})
+            if verdict != "inconclusive":
+                t.put("verdicts", {"id": key, "job_id": contract.job_id, "document": msgspec.to_builtins(document)})
             t.save_event(contract.job_id, f"result_{verdict}", contract_id=request.contract.cid)
             return document
 
@@ -127,6 +131,11 @@ class Oracle:
         try:
             again = await self._reexecute(request, sender)
         except NunetError as error:
+            if error.code not in NEVER_HERE:
+                # no room, a party that is away, a full disk: none of this says anything about the result
+                raise ContractError(
+                    f"the oracle cannot run the job just now: {error.message}", code="oracle_busy", hint="ask it again"
+                ) from None
             return "inconclusive", Check("reexecution", False, error.message[:4000])
         if outcome_of(again) == outcome_of(result):
             return "verified", Check("reexecution", True)
