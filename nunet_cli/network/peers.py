@@ -16,6 +16,7 @@ from nunet_cli.network.identity import did_from_key, key_from_did, key_from_peer
 
 MAX_PEERS = 10_000
 MAX_ADDRESSES = 8
+MDNS_ATTEMPTS = 5
 Address = tuple[str, int]
 # a host name of the letters, digits and hyphens that names have (RFC 1123), or underscores, as container names do
 _NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
@@ -39,6 +40,12 @@ class Peer:
     failures: int = 0
     next_dial: float = 0.0
     introduced: bool = False
+    reached: bool = False
+
+    @property
+    def is_strange(self) -> bool:
+        """Whether others told of it, and it was never reached: there may be no such node."""
+        return self.source in ("relay", "mdns") and not self.reached
 
     @property
     def did(self) -> str:
@@ -131,6 +138,7 @@ class Peers:
             except (NunetError, KeyError, TypeError):
                 continue
             peer.roles = tuple(row.get("roles", ()))
+            peer.reached = bool(peer.last_seen)
             self._peers[peer.public_key] = peer
 
     def __iter__(self) -> Any:
@@ -201,8 +209,13 @@ class Peers:
         return min(60.0, max(0.02, min(waiting, default=60.0 + trio.current_time()) - trio.current_time()))
 
     def failed(self, peer: Peer) -> None:
-        """Note a failed dial: the next one waits, twice as long each time, at most a minute."""
+        """Note a failed dial: the next one waits, twice as long each time, at most a minute.
+
+        A peer that others told of is forgotten if it was never reached: they tell again, mDNS not as soon.
+        """
         peer.failures += 1
+        if peer.is_strange and peer.failures >= (1 if peer.source == "relay" else MDNS_ATTEMPTS):
+            self._peers.pop(peer.public_key, None)
         peer.next_dial = trio.current_time() + min(60.0, 0.25 * 2 ** min(peer.failures, 10))
 
     def resolve(self, text: str) -> Peer:

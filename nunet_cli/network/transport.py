@@ -28,6 +28,8 @@ log = logging.getLogger("nunet.network")
 
 DIAL_INTERVAL = 0.25
 MAX_PARALLEL_DIALS = 16
+# of these, for peers that others told of and that were never reached: whoever names many takes no more than these
+MAX_STRANGE_DIALS = 4
 
 
 FrameHandler = Callable[[Connection, int, bytes], Awaitable[None]]
@@ -67,6 +69,8 @@ class TcpTransport:
         self._changed = trio.Event()
         self._dial_now = trio.Event()
         self._dialling: set[bytes] = set()
+        self._strange: dict[bytes, Address] = {}
+        self._wanted: Counter[bytes] = Counter()
 
     async def run(self, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen, dial known peers and keep connections, until cancelled; started once the port is open.
@@ -117,8 +121,14 @@ class TcpTransport:
             if peer is not None:
                 peer.next_dial = 0.0
                 self._dial_now.set()
-            with trio.move_on_after(1):
-                await changed.wait()
+            self._wanted[public_key] += 1
+            try:
+                with trio.move_on_after(1):
+                    await changed.wait()
+            finally:
+                self._wanted[public_key] -= 1
+                if not self._wanted[public_key]:
+                    del self._wanted[public_key]
 
     def dial_soon(self) -> None:
         """Dial newly known peers at once."""
@@ -137,26 +147,46 @@ class TcpTransport:
 
     async def _dial_forever(self, nursery: trio.Nursery) -> None:
         while True:
-            for peer in self.peers.to_dial():
-                if peer.public_key not in self._dialling and len(self._dialling) < MAX_PARALLEL_DIALS:
+            # whom this node chose or met first, then whom somebody waits for, then whom others told of
+            for peer in sorted(self.peers.to_dial(), key=self._rank):
+                if peer.public_key not in self._dialling and self._has_place(peer):
                     self._dialling.add(peer.public_key)
+                    if peer.is_strange:
+                        self._strange[peer.public_key] = peer.addresses[0]
                     self.supervisor.start_soon(nursery, "dial", self._dial_task, peer)
             self._dial_now = trio.Event()
             with trio.move_on_after(self.peers.next_dial(self._dialling)):
                 await self._dial_now.wait()
 
+    def _rank(self, peer: Peer) -> tuple[bool, bool, bool]:
+        return peer.is_strange, peer.source == "relay", peer.public_key not in self._wanted
+
+    def _has_place(self, peer: Peer) -> bool:
+        if not peer.is_strange:
+            return len(self._dialling) - len(self._strange) < MAX_PARALLEL_DIALS - MAX_STRANGE_DIALS
+        taken = self._strange.values()
+        return len(taken) < MAX_STRANGE_DIALS and peer.addresses[0] not in taken
+
+    def _dialled(self, peer: Peer) -> None:
+        self._dialling.discard(peer.public_key)
+        self._strange.pop(peer.public_key, None)
+
     async def _dial_task(self, peer: Peer) -> None:
         try:
             await self._dial(peer)
         finally:
-            self._dialling.discard(peer.public_key)
+            self._dialled(peer)
             self._dial_now.set()
 
     async def _dial(self, peer: Peer) -> None:
+        patience = float(self._config.handshake_timeout)
+        if peer.is_strange:
+            # it holds one of few places
+            patience = max(1.0, patience / len(peer.addresses))
         for host, port in list(peer.addresses):
             stream: trio.abc.Stream | None = None
             try:
-                with trio.fail_after(self._config.handshake_timeout):
+                with trio.fail_after(patience):
                     stream = await self._links.connect(host, port)
                     channel = await secure_channel.open_client(
                         stream, self.network_id, self._identity, peer.public_key, self._config.max_frame
@@ -171,7 +201,7 @@ class TcpTransport:
                 if stream is not None:
                     await trio.aclose_forcefully(stream)
                 continue
-            self._dialling.discard(peer.public_key)
+            self._dialled(peer)
             with suppress(OSError):
                 await self._serve(stream, channel, peer, host)
             return
@@ -213,7 +243,7 @@ class TcpTransport:
     ) -> None:
         connection = Connection(channel, peer, host, self._config.rate, self._links)
         self._connections.setdefault(peer.public_key, []).append(connection)
-        peer.connected, peer.failures = True, 0
+        peer.connected, peer.reached, peer.failures = True, True, 0
         self.peers.seen(peer)
         try:
             with connection.scope:
