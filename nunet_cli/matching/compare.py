@@ -69,18 +69,19 @@ def _size(value: float) -> str:
     return units.format_size(int(value))
 
 
-def _names(field: str, wanted: tuple[str, ...], there: tuple[str, ...]) -> list[Comparison]:
+def _names(field: str, wanted: tuple[str, ...], there: tuple[str, ...], where: str = "here") -> list[Comparison]:
     if not wanted:
         return []
     missing = [name for name in wanted if name not in there]
     asked, had = ", ".join(wanted), ", ".join(there) or "none"
     if missing:
-        return [Comparison(field, "worse", asked, had, f"-{len(missing)}", f"no {', '.join(missing)} here")]
+        return [Comparison(field, "worse", asked, had, f"-{len(missing)}", f"no {', '.join(missing)} {where}")]
     return [Comparison(field, "equal" if set(wanted) == set(there) else "better", asked, had)]
 
 
 def _executors(required: Capability, available: Capability) -> list[Comparison]:
-    return _names("executors", required.executors, available.executors)
+    # one that works may still be closed to strangers
+    return _names("executors", required.executors, available.executors, "here that you may use")
 
 
 def _job_types(required: Capability, available: Capability) -> list[Comparison]:

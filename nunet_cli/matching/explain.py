@@ -41,6 +41,9 @@ _PATHS = {
     "connectivity.bandwidth": "connectivity.bandwidth",
 }  # fmt: skip
 
+# of a provider's own, or what a job is: without its executor or its image it would be another job
+_FIXED = ("machine", "executors", "job_types")
+
 
 def suggest(answers: list[tuple[str, list[Comparison], list[str]]]) -> Suggestion | None:
     """Return the smallest change, or None where no change of the job's helps.
@@ -64,7 +67,7 @@ def _change(field: Comparison) -> Change | None:
     path = _PATHS.get(field.field)
     if path is not None and field.would_do:
         return Change(path, field.required, field.would_do, _distance(field))
-    if field.field == "machine" or field.field.startswith("preferences"):
+    if field.field in _FIXED or field.field.startswith(("preferences", "executor.")):
         return None
     if field.field.startswith("storage.") and field.would_do:
         return Change(field.field, field.required, field.would_do, _distance(field))

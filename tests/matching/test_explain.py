@@ -85,3 +85,11 @@ def test_a_provider_that_does_not_want_to_is_not_suggested() -> None:
     assert suggest([("peer", list(unwilling.fields), list(unwilling.reasons))]) is None
     rows = table([("peer", list(unwilling.fields), list(unwilling.reasons))])
     assert [row["constraint"] for row in rows if row["result"] == "worse"] == ["cpu.cores", "peer"]
+
+
+def test_nobody_is_told_to_drop_what_a_job_is() -> None:
+    for field in ("executors", "executor.image", "job_types", "machine", "preferences.rules[0]"):
+        missed = Comparison(field, "worse", "docker", "none", "-1", "none here")
+        assert suggest([("peer", [missed], [f"{field}: none here"])]) is None
+    changed = Comparison("localities.country", "worse", "SE", "NO", "", "elsewhere")
+    assert suggest([("peer", [changed], ["localities.country: elsewhere"])]) is not None

@@ -144,7 +144,7 @@ async def test_strangers_commands_are_refused_unless_configured(market: MarketOf
     async with market(provider=closed) as m:
         with pytest.raises(NoBidError) as caught:
             await match.match(m.requester.ctx, await m.post(spec()))
-        assert "executors: no process here" in caught.value.details["answers"][0]["reasons"]
+        assert "executors: no process here that you may use" in caught.value.details["answers"][0]["reasons"]
 
 
 async def test_a_provider_that_thinks_better_of_it_is_followed_by_the_next_bid(tmp_path: Path) -> None:
