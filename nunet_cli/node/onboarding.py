@@ -241,7 +241,7 @@ def _storage(text: str) -> Storage:
 
 def _kyc(name: str) -> str:
     if not name.strip():
-        raise UsageError("--kyc: an empty name", hint="write who has verified this node, as jobs ask for it")
+        raise UsageError("--kyc: an empty name", hint="write who has verified this node; --reset forgets what was said")
     return name
 
 
