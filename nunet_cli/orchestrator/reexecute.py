@@ -102,6 +102,9 @@ async def _check(ctx: Context, spec: JobSpec, requester: str) -> None:
     """Refuse what this oracle's operator does not let the requester run, and what is too large to fetch."""
     if not ctx.accounting.is_onboarded():
         raise ContractError("this oracle offers no machine to run jobs on", code="not_onboarded")
+    whom = ctx.accounting.get_preferences()
+    if requester in whom.deny or (whom.allow and requester not in whom.allow):
+        raise ContractError("the oracle runs no jobs of this requester's", code="not_allowed")
     for part in programs(spec):
         assert part.executor is not None
         kind = part.executor.type

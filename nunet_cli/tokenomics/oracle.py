@@ -116,11 +116,19 @@ class Oracle:
 
     @staticmethod
     def _policy(request: JobVerification, contract: Contract, sender: str) -> Policy:
-        """Return how to verify: a provider whose requester keeps the other results to itself is judged by its own."""
+        """Return how to verify: a provider whose requester keeps the other results to itself is judged by its own.
+
+        Raises:
+            ContractError: it may not be judged without them yet.
+        """
         if request.reexecute:
             return "reexecute"
         silent = contract.terms.deadline <= units.utc_now() and sender == contract.provider
-        if contract.terms.verification == "replicate" and not request.replicas and silent:
+        if contract.terms.verification == "replicate" and not request.replicas and sender == contract.provider:
+            if not silent:
+                raise ContractError(
+                    "the requester has the other results, until the contract's deadline", code="too_early"
+                )
             return "attested"
         return contract.terms.verification
 

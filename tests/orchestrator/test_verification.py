@@ -13,7 +13,7 @@ import trio
 from nunet_cli import units
 from nunet_cli.config import Config, ExecutorConfig, ProcessConfig
 from nunet_cli.errors import ContractError, DisputedError, JobFailedError, NunetError
-from nunet_cli.jobs.job import Result
+from nunet_cli.jobs.job import CapabilityComparator, Result
 from nunet_cli.network.documents import Document, make_document
 from nunet_cli.node.node import Node, open_node
 from nunet_cli.node.onboarding import OnboardOptions
@@ -158,6 +158,14 @@ async def test_the_oracle_runs_only_what_its_operator_allowed(
             await orchestrate_job(m.requester.ctx, await m.post(spec("touch out", verify={"policy": "reexecute"})))
         assert not ran
         assert not m.authority.ctx.accounting.taken(m.authority.ctx.store)  # type: ignore[attr-defined]
+
+
+async def test_the_oracle_runs_nothing_for_whom_its_operator_denies(tmp_path: Path) -> None:
+    async with open_market(tmp_path, price="0") as m:
+        await m.authority.onboard(too_dear(), None)
+        await m.authority.set_preferences(CapabilityComparator(deny=(m.requester.identity.did,)))
+        with pytest.raises(DisputedError, match="runs no jobs of this requester's"):
+            await orchestrate_job(m.requester.ctx, await m.post(spec("touch out", verify={"policy": "reexecute"})))
 
 
 async def test_an_engine_that_breaks_in_a_second_run_is_said_in_the_verdict(tmp_path: Path) -> None:
