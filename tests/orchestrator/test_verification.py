@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+from tinydb import Query
 
 from nunet_cli import units
 from nunet_cli.config import Config, ExecutorConfig, ProcessConfig
@@ -17,7 +18,7 @@ from nunet_cli.jobs.job import CapabilityComparator, Result
 from nunet_cli.network.documents import Document, make_document
 from nunet_cli.node.node import Node, open_node
 from nunet_cli.node.onboarding import OnboardOptions
-from nunet_cli.orchestrator import allocation, disputes, settle
+from nunet_cli.orchestrator import allocation, disputes, orchestrate, settle
 from nunet_cli.orchestrator import reexecute as again
 from nunet_cli.orchestrator.group import outputs_of
 from nunet_cli.orchestrator.orchestrate import next_stage, orchestrate_job
@@ -64,6 +65,15 @@ def lie(node: Node) -> None:
         return ended
 
     executor.wait = cheat  # type: ignore[method-assign]
+
+
+PATIENT = orchestrate.MOMENTARY
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an oracle cannot do just now is asked for again, until a contract's deadline: no test waits for that."""
+    monkeypatch.setattr(orchestrate, "MOMENTARY", frozenset())
 
 
 async def test_replicas_agree_and_each_provider_is_paid(tmp_path: Path) -> None:
@@ -154,7 +164,7 @@ async def test_the_oracle_runs_only_what_its_operator_allowed(
             await m.authority.onboard(onboard, None)
         ran: list[Any] = []
         m.authority.ctx.executors["process"].start = ran.append  # type: ignore[assignment,method-assign]
-        with pytest.raises(DisputedError, match=reason):
+        with pytest.raises(NunetError, match=reason):
             await orchestrate_job(m.requester.ctx, await m.post(spec("touch out", verify={"policy": "reexecute"})))
         assert not ran
         assert not m.authority.ctx.accounting.taken(m.authority.ctx.store)  # type: ignore[attr-defined]
@@ -168,7 +178,7 @@ async def test_the_oracle_runs_nothing_for_whom_its_operator_denies(tmp_path: Pa
             await orchestrate_job(m.requester.ctx, await m.post(spec("touch out", verify={"policy": "reexecute"})))
 
 
-async def test_an_engine_that_breaks_in_a_second_run_is_said_in_the_verdict(tmp_path: Path) -> None:
+async def test_an_engine_that_breaks_in_a_second_run_is_said_and_no_verdict(tmp_path: Path) -> None:
     async with open_market(tmp_path, price="0") as m:
         await m.authority.onboard(too_dear(), None)
 
@@ -176,9 +186,26 @@ async def test_an_engine_that_breaks_in_a_second_run_is_said_in_the_verdict(tmp_
             raise OSError("No space left on device")
 
         m.authority.ctx.executors["process"].wait = breaks  # type: ignore[assignment,method-assign]
-        with pytest.raises(DisputedError, match="the oracle could not run the job: No space left on device"):
+        with pytest.raises(ContractError, match="the oracle could not run the job: No space left on device"):
             await orchestrate_job(m.requester.ctx, await m.post(spec("touch out", verify={"policy": "reexecute"})))
         assert not m.authority.ctx.accounting.taken(m.authority.ctx.store)  # type: ignore[attr-defined]
+
+
+async def test_an_oracle_that_is_busy_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cheap second runs would else put everybody else's paid contract into dispute."""
+    monkeypatch.setattr(orchestrate, "MOMENTARY", PATIENT)
+    monkeypatch.setattr(orchestrate, "SETTLE_PAUSE", 0.1)
+    monkeypatch.setattr(again, "MAX_AT_ONCE", 0)
+    async with open_market(tmp_path, price="1") as m:
+        await m.authority.onboard(too_dear(), None)
+        job_id = await m.post(spec("echo 1 > out", verify={"policy": "reexecute"}))
+        m.requester.orchestrate(job_id)
+        with trio.fail_after(60):
+            while "settlement_waits" not in m.event_types(job_id):
+                await trio.sleep(0.02)
+            monkeypatch.setattr(again, "MAX_AT_ONCE", 2)
+            while m.job(job_id)["state"] != "settled":
+                await trio.sleep(0.05)
 
 
 async def test_the_oracle_runs_few_jobs_again_at_once_and_none_for_ever(
@@ -197,8 +224,9 @@ async def test_the_oracle_runs_few_jobs_again_at_once_and_none_for_ever(
             await orchestrate_job(m.requester.ctx, await m.post(text))
         assert not m.authority.ctx.accounting.taken(m.authority.ctx.store)  # type: ignore[attr-defined]
         monkeypatch.setattr(again, "MAX_AT_ONCE", 0)
-        with pytest.raises(DisputedError, match="the oracle runs other jobs again just now"):
+        with pytest.raises(ContractError, match="the oracle runs other jobs again just now"):
             await orchestrate_job(m.requester.ctx, await m.post(text))
+        assert m.requester.ctx.store.table("contracts").search(Query().state == "disputed") == []
 
 
 async def disputed(m: Market, **fields: Any) -> tuple[str, str]:
