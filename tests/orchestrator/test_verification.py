@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 import pytest
 import trio
-from tinydb import Query
 
 from nunet_cli import units
 from nunet_cli.config import Config, ExecutorConfig, ProcessConfig
@@ -225,8 +224,10 @@ async def test_the_oracle_runs_few_jobs_again_at_once_and_none_for_ever(
         assert not m.authority.ctx.accounting.taken(m.authority.ctx.store)  # type: ignore[attr-defined]
         monkeypatch.setattr(again, "MAX_AT_ONCE", 0)
         with pytest.raises(ContractError, match="the oracle runs other jobs again just now"):
-            await orchestrate_job(m.requester.ctx, await m.post(text))
-        assert m.requester.ctx.store.table("contracts").search(Query().state == "disputed") == []
+            await orchestrate_job(m.requester.ctx, job_id := await m.post(text))
+        contract = m.requester.ctx.store.find("contracts", m.job(job_id)["contract_id"])
+        assert contract is not None
+        assert contract["state"] == "proved"
 
 
 async def disputed(m: Market, **fields: Any) -> tuple[str, str]:
