@@ -30,8 +30,8 @@ from nunet_cli.orchestrator.context import Context, plain, read
 from nunet_cli.orchestrator.messages import JobCompleted, JobStatusUpdate
 from nunet_cli.orchestrator.part import Part, add_usage, collect, make_part, prepare, start
 from nunet_cli.orchestrator.pod import Ended, run_pod, run_single
+from nunet_cli.orchestrator.results import broken_result, failed_result, held, readable, result_of, said_of
 from nunet_cli.tokenomics.contract import PROVIDER, Contract
-from nunet_cli.tokenomics.payment import seconds_between
 
 log = logging.getLogger("nunet.allocation")
 
@@ -87,11 +87,6 @@ class AllocationActor(Actor):
                     log.warning("%s cannot be stopped: %s", part.task.allocation_id, error)
 
 
-def held(started_at: str, ended_at: str) -> float:
-    """Return for how many seconds a machine was held: what a price per time unit is paid for."""
-    return max(0.0, seconds_between(started_at, ended_at)) if started_at else 0.0
-
-
 async def run_allocation(ctx: Context, allocation_id: str, *, attached: bool = False) -> None:
     """Run one allocation to its end, and tell the requester; nothing that happens in it reaches the node.
 
@@ -112,7 +107,7 @@ async def run_allocation(ctx: Context, allocation_id: str, *, attached: bool = F
         return
     except Exception as error:
         log.exception("allocation %s cannot be begun", allocation_id)
-        await _end(ctx, [], row, _broken(row, error))
+        await _end(ctx, [], row, broken_result(row, error))
         return
     actor = ctx.running[allocation_id] = AllocationActor(allocation_id, parts)
     result: Result | None = None
@@ -128,7 +123,7 @@ async def run_allocation(ctx: Context, allocation_id: str, *, attached: bool = F
                 log.exception("allocation %s failed", allocation_id)
                 with trio.CancelScope(shield=True):
                     await actor.stop()
-                result = _broken(row, error)
+                result = broken_result(row, error)
             with trio.CancelScope(shield=True):
                 ended = result or await _called_off(ctx, actor, row, spec)
             await _end(ctx, actor.parts, row, ended)
@@ -142,24 +137,6 @@ async def run_allocation(ctx: Context, allocation_id: str, *, attached: bool = F
                 await actor.stop("process")
         ctx.running.pop(allocation_id, None)
         actor.ended.set()
-
-
-def cause_of(error: Exception) -> Exception:
-    """Return what went wrong first, where tasks that ran together failed."""
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-def said_of(error: Exception) -> str:
-    """Return what another node is told of an error: what it was, not where on this machine."""
-    cause = cause_of(error)
-    return (isinstance(cause, OSError) and cause.strerror) or str(cause)
-
-
-def _broken(row: dict[str, Any], error: Exception) -> Result:
-    message = f"the provider could not go on: {said_of(error)}"
-    return failed_result(row, row["started_at"], "provider_error", message, fault="provider")
 
 
 def make_parts(ctx: Context, row: dict[str, Any], spec: JobSpec) -> list[Part]:
@@ -289,64 +266,6 @@ async def job_update(ctx: Context, actor: AllocationActor, row: dict[str, Any]) 
     return update
 
 
-_REASONS = {
-    "out_of_memory": "the job used more memory than it asked for",
-    "disk_full": "the job wrote more than its disk",
-    "too_many_processes": "the job started too many processes",
-    "max_duration": "the job ran longer than its max_duration",
-    "missing_output": "the job did not write its outputs",
-    "unhealthy": "the service failed its health check",
-}
-
-
-async def result_of(ctx: Context, row: dict[str, Any], ended: Ended) -> Result:
-    """Take the logs in as blobs and return the result; shielded, as the job has ended."""
-    folder = ctx.home / "allocations" / row["id"]
-    logs = []
-    for name in ("stdout", "stderr"):
-        file = folder / name
-        logs.append(await ctx.blobs.add_file(file) if file.exists() else ("", 0))
-    exit_, ended_at = ended.exit, ended.at or units.utc_now()
-    reason, message = exit_.reason, _REASONS.get(exit_.reason, "")
-    if not reason and exit_.exit_code != 0:
-        reason, message = "exit_code", f"the job exited with {exit_.exit_code}"
-    elif not reason and ended.missing:
-        reason, message = "missing_output", f"the job did not write {', '.join(ended.missing)}"
-    if ended.failed:
-        message = f"{ended.failed}: {message}"
-    outputs = tuple(ended.outputs)
-    if reason and outputs and _is_paid_per_result(ctx, row):
-        outputs, message = (), f"{message}; its outputs are kept back, as nothing is paid for them"
-    (stdout_cid, stdout_size), (stderr_cid, stderr_size) = logs
-    return Result(
-        job_id=row["job_id"], contract_id=row["contract_id"], allocation_id=row["id"],
-        state="failed" if reason else "completed", exit_code=exit_.exit_code, started_at=row["started_at"],
-        ended_at=ended_at, usage=exit_.usage, outputs=outputs, stdout_cid=stdout_cid,
-        stdout_size=stdout_size, stderr_cid=stderr_cid, stderr_size=stderr_size, reason=reason, message=message[:4000],
-        fault="job" if reason else "",
-    )  # fmt: skip
-
-
-def _is_paid_per_result(ctx: Context, row: dict[str, Any]) -> bool:
-    """Say whether an allocation's contract pays for a result: then a job that fails by its own doing hands out none."""
-    contract = ctx.store.find("contracts", row["contract_id"])
-    if contract is None:
-        return False
-    text = read(contract, "document", Document).read(Contract)
-    return text.payment == "escrow" and not text.terms.price.time_unit
-
-
-def failed_result(
-    row: dict[str, Any], started_at: str, reason: str, message: str, *, fault: Any, state: Any = "failed"
-) -> Result:
-    """Return the result of an allocation that came to no end of its own, and whose `fault` that is."""
-    return Result(
-        job_id=row["job_id"], contract_id=row["contract_id"], allocation_id=row["id"], state=state, exit_code=None,
-        started_at=started_at or units.utc_now(), ended_at=units.utc_now(), reason=reason, message=message[:4000],
-        fault=fault,
-    )  # fmt: skip
-
-
 async def _called_off(ctx: Context, actor: AllocationActor, row: dict[str, Any], spec: JobSpec) -> Result:
     """End the programs for the requester, and return the result."""
     try:
@@ -359,7 +278,7 @@ async def _called_off(ctx: Context, actor: AllocationActor, row: dict[str, Any],
     except Exception as error:
         log.exception("allocation %s could not be ended well", row["id"])
         await actor.stop()
-        return _broken(row, error)
+        return broken_result(row, error)
     started_at = row["started_at"] or units.utc_now()
     result = failed_result(row, started_at, "cancelled", "called off by the requester", fault="", state="cancelled")
     return msgspec.structs.replace(result, usage=usage)
@@ -381,7 +300,7 @@ async def _end(ctx: Context, parts: list[Part], row: dict[str, Any], result: Res
             except Exception as error:
                 log.exception("the end of allocation %s cannot be kept; it is tried again", row["id"])
                 if not isinstance(error, NoSpaceError | OSError):
-                    result = _broken(row, error)
+                    result = broken_result(row, error)
                 if not clean:
                     await _clean_up(ctx, parts, row)
                 clean = True
@@ -405,19 +324,6 @@ async def _clean_up(ctx: Context, parts: list[Part], row: dict[str, Any]) -> Non
         log.warning("removing the folder of %s: %s", row["id"], error)
 
 
-def _readable(result: Result) -> Result:
-    """Return a result as others can read it: what they cannot would never be paid, nor end the job."""
-    try:
-        return msgspec.json.decode(msgspec.json.encode(result), type=Result)
-    except msgspec.MsgspecError as error:
-        log.error("the result of allocation %s cannot be read by anybody: %s", result.allocation_id, error)
-        return Result(
-            job_id=result.job_id, contract_id=result.contract_id, allocation_id=result.allocation_id, state="failed",
-            exit_code=None, started_at=result.started_at, ended_at=result.ended_at, reason="provider_error",
-            message=f"the result cannot be written down: {error}"[:4000], fault="provider",
-        )  # fmt: skip
-
-
 async def finish_allocation(ctx: Context, row: dict[str, Any], result: Result) -> Document:
     """Record the end of an allocation with its signed result, and queue the message to the requester."""
     known = ctx.store.find("contracts", row["contract_id"])
@@ -426,7 +332,7 @@ async def finish_allocation(ctx: Context, row: dict[str, Any], result: Result) -
     agreed = read(known, "document", Document).read(Contract).terms.max_duration
     seconds = min(held(result.started_at, result.ended_at), float(agreed))
     used = msgspec.structs.replace(result.usage, wall_seconds=seconds)
-    result = _readable(msgspec.structs.replace(result, usage=used))
+    result = readable(msgspec.structs.replace(result, usage=used))
     document = make_document(result).sign(ctx.identity, PROVIDER)
     inputs = [item.cid for part in programs(decode_spec(known["spec"])) for item in part.inputs]
     type_ = "job_completed" if result.state == "completed" else "job_error"

@@ -12,9 +12,10 @@ from nunet_cli.executor.base import Lasting
 from nunet_cli.executor.files import remove_folder
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.states import ALLOCATION_ENDS
-from nunet_cli.orchestrator.allocation import failed_result, finish_allocation, make_parts, run_allocation
+from nunet_cli.orchestrator.allocation import finish_allocation, make_parts, run_allocation
 from nunet_cli.orchestrator.context import Context
 from nunet_cli.orchestrator.reexecute import leftovers
+from nunet_cli.orchestrator.results import failed_result
 
 log = logging.getLogger("nunet.recover")
 

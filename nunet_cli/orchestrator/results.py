@@ -1,0 +1,113 @@
+"""Stage 6, what a provider signs: the result of an allocation, however that ended."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import msgspec
+
+from nunet_cli import units
+from nunet_cli.jobs.job import Result
+from nunet_cli.network.documents import Document
+from nunet_cli.orchestrator.context import Context, read
+from nunet_cli.orchestrator.pod import Ended
+from nunet_cli.tokenomics.contract import Contract
+from nunet_cli.tokenomics.payment import seconds_between
+
+log = logging.getLogger("nunet.results")
+
+
+def held(started_at: str, ended_at: str) -> float:
+    """Return for how many seconds a machine was held: what a price per time unit is paid for."""
+    return max(0.0, seconds_between(started_at, ended_at)) if started_at else 0.0
+
+
+def cause_of(error: Exception) -> Exception:
+    """Return what went wrong first, where tasks that ran together failed."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def said_of(error: Exception) -> str:
+    """Return what another node is told of an error: what it was, not where on this machine."""
+    cause = cause_of(error)
+    return (isinstance(cause, OSError) and cause.strerror) or str(cause)
+
+
+def broken_result(row: dict[str, Any], error: Exception) -> Result:
+    """Return the result of an allocation that the provider could not go on with, and why."""
+    message = f"the provider could not go on: {said_of(error)}"
+    return failed_result(row, row["started_at"], "provider_error", message, fault="provider")
+
+
+_REASONS = {
+    "out_of_memory": "the job used more memory than it asked for",
+    "disk_full": "the job wrote more than its disk",
+    "too_many_processes": "the job started too many processes",
+    "max_duration": "the job ran longer than its max_duration",
+    "missing_output": "the job did not write its outputs",
+    "unhealthy": "the service failed its health check",
+}
+
+
+async def result_of(ctx: Context, row: dict[str, Any], ended: Ended) -> Result:
+    """Take the logs in as blobs and return the result; shielded, as the job has ended."""
+    folder = ctx.home / "allocations" / row["id"]
+    logs = []
+    for name in ("stdout", "stderr"):
+        file = folder / name
+        logs.append(await ctx.blobs.add_file(file) if file.exists() else ("", 0))
+    exit_, ended_at = ended.exit, ended.at or units.utc_now()
+    reason, message = exit_.reason, _REASONS.get(exit_.reason, "")
+    if not reason and exit_.exit_code != 0:
+        reason, message = "exit_code", f"the job exited with {exit_.exit_code}"
+    elif not reason and ended.missing:
+        reason, message = "missing_output", f"the job did not write {', '.join(ended.missing)}"
+    if ended.failed:
+        message = f"{ended.failed}: {message}"
+    outputs = tuple(ended.outputs)
+    if reason and outputs and _is_paid_per_result(ctx, row):
+        outputs, message = (), f"{message}; its outputs are kept back, as nothing is paid for them"
+    (stdout_cid, stdout_size), (stderr_cid, stderr_size) = logs
+    return Result(
+        job_id=row["job_id"], contract_id=row["contract_id"], allocation_id=row["id"],
+        state="failed" if reason else "completed", exit_code=exit_.exit_code, started_at=row["started_at"],
+        ended_at=ended_at, usage=exit_.usage, outputs=outputs, stdout_cid=stdout_cid,
+        stdout_size=stdout_size, stderr_cid=stderr_cid, stderr_size=stderr_size, reason=reason, message=message[:4000],
+        fault="job" if reason else "",
+    )  # fmt: skip
+
+
+def _is_paid_per_result(ctx: Context, row: dict[str, Any]) -> bool:
+    """Say whether an allocation's contract pays for a result: then a job that fails by its own doing hands out none."""
+    contract = ctx.store.find("contracts", row["contract_id"])
+    if contract is None:
+        return False
+    text = read(contract, "document", Document).read(Contract)
+    return text.payment == "escrow" and not text.terms.price.time_unit
+
+
+def failed_result(
+    row: dict[str, Any], started_at: str, reason: str, message: str, *, fault: Any, state: Any = "failed"
+) -> Result:
+    """Return the result of an allocation that came to no end of its own, and whose `fault` that is."""
+    return Result(
+        job_id=row["job_id"], contract_id=row["contract_id"], allocation_id=row["id"], state=state, exit_code=None,
+        started_at=started_at or units.utc_now(), ended_at=units.utc_now(), reason=reason, message=message[:4000],
+        fault=fault,
+    )  # fmt: skip
+
+
+def readable(result: Result) -> Result:
+    """Return a result as others can read it: what they cannot would never be paid, nor end the job."""
+    try:
+        return msgspec.json.decode(msgspec.json.encode(result), type=Result)
+    except msgspec.MsgspecError as error:
+        log.error("the result of allocation %s cannot be read by anybody: %s", result.allocation_id, error)
+        return Result(
+            job_id=result.job_id, contract_id=result.contract_id, allocation_id=result.allocation_id, state="failed",
+            exit_code=None, started_at=result.started_at, ended_at=result.ended_at, reason="provider_error",
+            message=f"the result cannot be written down: {error}"[:4000], fault="provider",
+        )  # fmt: skip
