@@ -152,12 +152,12 @@ async def test_an_engine_that_cannot_be_asked_hides_no_other(tmp_path: Path) -> 
 
 
 async def test_an_allocation_that_raises_ends_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nunet_cli.orchestrator import allocation
+    from nunet_cli.orchestrator import invoke
 
-    def breaks(*_: Any, **__: Any) -> None:
+    async def breaks(*_: Any, **__: Any) -> None:
         raise PermissionError("cannot stop container: permission denied")
 
-    monkeypatch.setattr(allocation, "make_parts", breaks)
+    monkeypatch.setattr(invoke, "run_allocation", breaks)
     async with open_market(tmp_path) as m:
         job_id = await m.post(JOB)
         m.requester.orchestrate(job_id)

@@ -109,3 +109,18 @@ def test_what_is_no_bundle_is_said_so() -> None:
         with pytest.raises(NunetError, match=r"file\.json: not an evidence bundle"):
             read_bundle(data, "file.json")
     assert content_id(b"") != content_id(b"x")
+
+
+def test_a_signature_has_one_form() -> None:
+    """The last letter of its base64 has bits to spare: a bundle with another one is another bundle."""
+    from nunet_cli.network.documents import Signature, make_document
+    from nunet_cli.network.identity import new_identity
+
+    signer = new_identity()
+    document = make_document({"a": 1}).sign(signer, "provider")
+    (entry,) = document.signatures
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    last = letters[letters.index(entry.signature[-3]) ^ 1]
+    other = Signature(entry.did, entry.role, entry.signature[:-3] + last + "==")
+    assert document.is_signed(signer.did, "provider")
+    assert not type(document)(document.content, (other,)).is_signed(signer.did, "provider")
