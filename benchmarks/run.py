@@ -20,12 +20,12 @@ import trio
 
 from nunet_cli.config import Config, NetworkConfig
 from nunet_cli.database.storage import Database
+from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.jobs.reader import read_spec
 from nunet_cli.network.envelope import ErrorMessage, seal, unseal
 from nunet_cli.network.identity import new_identity
 from nunet_cli.node.node import Node, open_node
 from nunet_cli.node.onboarding import OnboardOptions
-from nunet_cli.orchestrator.orchestrate import orchestrate_job
 from nunet_cli.orchestrator.post import process_job
 
 BARE = "import typer; app = typer.Typer(); app.command()(lambda: None); app()"

@@ -25,12 +25,12 @@ UNSUPERVISED = {
     "nunet_cli/network/links.py": "runs `accept`, which the transport hands in supervised",
     "nunet_cli/network/transport.py": "a connection's own tasks: what they raise ends it, and is noted",
     "nunet_cli/node/node.py": "starts the services, and the signal receiver",
-    "nunet_cli/orchestrator/allocation.py": "parts of one allocation, which is supervised",
+    "nunet_cli/allocation/run.py": "parts of one allocation, which is supervised",
     "nunet_cli/orchestrator/cancel.py": "children of one cancellation",
-    "nunet_cli/orchestrator/group.py": "children of one job, which is supervised",
-    "nunet_cli/orchestrator/part.py": "parts of one allocation, which is supervised",
-    "nunet_cli/orchestrator/pod.py": "parts of one allocation, which is supervised",
-    "nunet_cli/orchestrator/replicas.py": "children of one job, which is supervised",
+    "nunet_cli/groups/group.py": "children of one job, which is supervised",
+    "nunet_cli/allocation/part.py": "parts of one allocation, which is supervised",
+    "nunet_cli/allocation/pod.py": "parts of one allocation, which is supervised",
+    "nunet_cli/groups/replicas.py": "children of one job, which is supervised",
 }
 
 

@@ -15,8 +15,8 @@ from starlette.routing import Route
 
 from nunet_cli import SCHEMA_VERSION
 from nunet_cli.errors import IdentityError, NodeError, NotFoundError, NunetError, StateError, UsageError
-from nunet_cli.network.identity import did_from_key, key_from_any
 from nunet_cli.node.node import Node
+from nunet_cli.records.identifiers import did_from_key, key_from_any
 
 log = logging.getLogger("nunet.api")
 T = TypeVar("T")

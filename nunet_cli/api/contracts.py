@@ -13,12 +13,12 @@ from nunet_cli import units
 from nunet_cli.api import schemas, views
 from nunet_cli.api.common import Endpoint, answer, body_of, did_of, node_of
 from nunet_cli.errors import ContractError, NunetError, PeerError, StateError
-from nunet_cli.network.documents import Document
 from nunet_cli.orchestrator import disputes
 from nunet_cli.orchestrator.contract import check_contract
 from nunet_cli.orchestrator.settle import verify_job
+from nunet_cli.records.contracts import DATABASE, AccountStatement, AskStatement, Receipt
+from nunet_cli.records.documents import Document
 from nunet_cli.tokenomics import chain, ledger
-from nunet_cli.tokenomics.contract import DATABASE, AccountStatement, AskStatement, Receipt
 from nunet_cli.tokenomics.contract_database import ContractDatabase
 from nunet_cli.tokenomics.evidence import export_bundle
 

@@ -18,18 +18,18 @@ from nunet_cli import units
 from nunet_cli.api import schemas, views
 from nunet_cli.api.common import Endpoint, answer, body_of, node_of, number_of, versioned
 from nunet_cli.errors import NotFoundError, StateError, UsageError
+from nunet_cli.groups.group import logs_of, outputs_of
 from nunet_cli.jobs.reader import placed, read_spec, spec_from_object
 from nunet_cli.jobs.spec import JobSpec
-from nunet_cli.jobs.states import JOB_ENDS
 from nunet_cli.node.node import Node
 from nunet_cli.orchestrator.contract import close_contract
 from nunet_cli.orchestrator.execute import collect_outputs, read_logs
-from nunet_cli.orchestrator.group import logs_of, outputs_of
 from nunet_cli.orchestrator.invoke import invoke, send_inputs
 from nunet_cli.orchestrator.match import match
 from nunet_cli.orchestrator.post import process_job
 from nunet_cli.orchestrator.request import request as request_stage
 from nunet_cli.orchestrator.settle import settle
+from nunet_cli.records.states import JOB_ENDS
 
 Stage = Callable[[Any, str], Awaitable[dict[str, Any]]]
 STAGES: dict[str, Stage] = {

@@ -9,10 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from nunet_cli.api.common import Endpoint, node_of
-from nunet_cli.jobs.capability import Resources
-from nunet_cli.jobs.states import ALLOCATION_TRANSITIONS, JOB_TRANSITIONS
 from nunet_cli.node import overview
 from nunet_cli.node.node import Node
+from nunet_cli.records.capability import Resources
+from nunet_cli.records.states import ALLOCATION_TRANSITIONS, JOB_TRANSITIONS
 
 
 async def metrics(request: Request) -> Response:

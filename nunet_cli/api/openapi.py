@@ -14,7 +14,7 @@ from nunet_cli.api import contracts, jobs, metrics, resources, schemas
 from nunet_cli.api.common import Endpoint
 from nunet_cli.jobs.spec import JobSpec
 from nunet_cli.node.doctor import Finding
-from nunet_cli.tokenomics.contract import StatementEntry
+from nunet_cli.records.contracts import StatementEntry
 
 OUTPUT_ID = f"urn:nunet:schema:output:{SCHEMA_VERSION}"
 ENDPOINTS = (*jobs.ENDPOINTS, *contracts.ENDPOINTS, *resources.ENDPOINTS, *metrics.ENDPOINTS)

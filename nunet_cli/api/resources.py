@@ -18,12 +18,12 @@ from nunet_cli.api.common import Endpoint, answer, body_of, did_of, node_of
 from nunet_cli.config import shown
 from nunet_cli.errors import PeerError, UsageError
 from nunet_cli.jobs import expressions
-from nunet_cli.jobs.job import Weights
 from nunet_cli.node import indices as activity
 from nunet_cli.node import overview
 from nunet_cli.node.benchmark import Benchmark
 from nunet_cli.node.node import Node
 from nunet_cli.node.onboarding import OnboardOptions, parse_price
+from nunet_cli.records.bids import Weights
 
 PING_TIMEOUT = 5.0
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from nunet_cli import units
-from nunet_cli.network.identity import peer_id_from_key
 from nunet_cli.network.peers import Peer, format_address
 from nunet_cli.node.node import Node
 from nunet_cli.orchestrator.bid import open_to_strangers
+from nunet_cli.records.identifiers import peer_id_from_key
 
 NEXT_COMMAND = {
     "posted": "match", "matching": "match", "expired": "match", "matched": "request", "requested": "contract",
@@ -97,8 +97,8 @@ def explain(node: Node, row: dict[str, Any]) -> dict[str, Any]:
     import msgspec
     from tinydb import Query
 
-    from nunet_cli.jobs.job import Comparison
     from nunet_cli.matching import explain as reasons
+    from nunet_cli.records.bids import Comparison
 
     bids = node.ctx.store.table("bids").search(Query().job_id == row["id"])
     last = [item for item in bids if item["bid_request_id"] == row.get("bid_request_id")]
@@ -129,6 +129,6 @@ def explain(node: Node, row: dict[str, Any]) -> dict[str, Any]:
 
 def did_text(did: str) -> str:
     """Return the peer id of a DID."""
-    from nunet_cli.network.identity import key_from_did
+    from nunet_cli.records.identifiers import key_from_did
 
     return peer_id_from_key(key_from_did(did))

@@ -13,9 +13,9 @@ from typing import Protocol, runtime_checkable
 
 from nunet_cli.errors import NunetError
 from nunet_cli.executor.files import open_file, remove_folder
-from nunet_cli.jobs.capability import Resources
-from nunet_cli.jobs.job import Usage
 from nunet_cli.jobs.spec import ExecutorSpec, is_safe_path
+from nunet_cli.records.capability import Resources
+from nunet_cli.records.results import Usage
 
 TERM_GRACE = 2.0
 POLL_INTERVAL = 0.25

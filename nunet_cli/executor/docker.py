@@ -21,7 +21,7 @@ from nunet_cli import units
 from nunet_cli.config import DockerConfig
 from nunet_cli.executor.base import NODE_LABEL, POLL_INTERVAL, Executor, ExecutorError, Exit, Probe, Report, Task
 from nunet_cli.executor.files import folder_size, give_folder, open_file, open_folder
-from nunet_cli.jobs.job import Usage
+from nunet_cli.records.results import Usage
 
 if TYPE_CHECKING:
     from docker import DockerClient

@@ -25,7 +25,7 @@ from nunet_cli.executor import sandbox
 from nunet_cli.executor.base import ExecutorError, Task
 from nunet_cli.executor.cgroup import Group, becomes_readable
 from nunet_cli.executor.family import bearing, kill, parent_of
-from nunet_cli.jobs.job import Usage
+from nunet_cli.records.results import Usage
 
 START_SECONDS = 30
 CHECK_SECONDS = 3600

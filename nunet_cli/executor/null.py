@@ -8,7 +8,7 @@ from __future__ import annotations
 import trio
 
 from nunet_cli.executor.base import ExecutorError, Exit, Probe, Task
-from nunet_cli.jobs.job import Usage
+from nunet_cli.records.results import Usage
 
 
 class NullExecutor:

@@ -30,9 +30,9 @@ from nunet_cli.executor.sandbox import (
     find_bubblewrap,
     job_user,
 )
-from nunet_cli.jobs.capability import Cpu, Resources
-from nunet_cli.jobs.job import Usage
 from nunet_cli.jobs.spec import ExecutorSpec
+from nunet_cli.records.capability import Cpu, Resources
+from nunet_cli.records.results import Usage
 
 log = logging.getLogger("nunet.executor.process")
 

@@ -13,9 +13,9 @@ import msgspec
 from nunet_cli import units
 from nunet_cli.errors import UsageError
 from nunet_cli.jobs import budget, expressions
-from nunet_cli.jobs.capability import Name
 from nunet_cli.jobs.spec import MAX_FILES, MAX_SPEC_BYTES, JobSpec, ScheduleSpec, is_safe_path, output_name
 from nunet_cli.jobs.tree import MAX_JOBS, Arrangement, arrange, count_jobs, order, output_names, price_limit
+from nunet_cli.records.fields import Name
 
 
 def _wrong(path: str, message: str, hint: str = "") -> UsageError:

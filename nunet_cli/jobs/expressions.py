@@ -16,7 +16,7 @@ import msgspec
 from nunet_cli import units
 from nunet_cli.errors import UsageError
 from nunet_cli.jobs import budget
-from nunet_cli.jobs.capability import (
+from nunet_cli.records.capability import (
     Capability,
     Connectivity,
     Cpu,

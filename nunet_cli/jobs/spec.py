@@ -8,8 +8,9 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from nunet_cli import units
-from nunet_cli.jobs.capability import Connectivity, Library, Locality, Name, Resources, Storage
-from nunet_cli.jobs.job import Rule, SoftConstraint
+from nunet_cli.records.bids import Rule, SoftConstraint
+from nunet_cli.records.capability import Connectivity, Library, Locality, Resources, Storage
+from nunet_cli.records.fields import Name
 
 MAX_SPEC_BYTES = 256 * 1024
 MAX_FILES = 1000

@@ -11,8 +11,8 @@ from msgspec import structs
 
 from nunet_cli import units
 from nunet_cli.errors import UsageError
-from nunet_cli.jobs.capability import Capability, Connectivity, Cpu, PriceBid, Resources, TimeCapability
 from nunet_cli.jobs.spec import JobLink, JobSpec, output_name, total_price
+from nunet_cli.records.capability import Capability, Connectivity, Cpu, PriceBid, Resources, TimeCapability
 
 MAX_DEPTH = 8
 MAX_JOBS = 2000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nunet_cli import units
 from nunet_cli.jobs import expressions
 from nunet_cli.jobs.expressions import Variables
-from nunet_cli.jobs.job import CapabilityComparator, CapabilityComparison, Comparison
+from nunet_cli.records.bids import CapabilityComparator, CapabilityComparison, Comparison
 
 
 def accept(

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from nunet_cli import units
 from nunet_cli.jobs import expressions
-from nunet_cli.jobs.capability import Capability, Gpu, Library, take_gpu
 from nunet_cli.jobs.expressions import Variables
-from nunet_cli.jobs.job import Comparison
+from nunet_cli.records.bids import Comparison
+from nunet_cli.records.capability import Capability, Gpu, Library, take_gpu
 
 Comparator = Callable[[Capability, Capability], list[Comparison]]
 

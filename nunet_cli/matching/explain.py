@@ -8,7 +8,7 @@ from typing import Any
 from msgspec import Struct
 
 from nunet_cli import units
-from nunet_cli.jobs.job import Comparison
+from nunet_cli.records.bids import Comparison
 
 # how far it is to drop a condition altogether, in doublings of a number
 REMOVAL = 3.0

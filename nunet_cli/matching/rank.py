@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from nunet_cli import units
 from nunet_cli.jobs import expressions
-from nunet_cli.jobs.capability import Capability
-from nunet_cli.jobs.job import Bid, SoftConstraint, Weights
 from nunet_cli.jobs.spec import total_price
+from nunet_cli.records.bids import Bid, SoftConstraint, Weights
+from nunet_cli.records.capability import Capability
 
 LATE = 3600.0
 

@@ -27,9 +27,9 @@ from tinydb import Query
 from nunet_cli.database.store import Store, Transaction, explained
 from nunet_cli.errors import NotFoundError, NunetError, PeerError, RejectedMessageError
 from nunet_cli.network.connection import BLOB_DATA, BLOB_END, BLOB_GET, Connection
-from nunet_cli.network.identity import cid_from_digest, content_id, is_content_id, key_from_did
 from nunet_cli.network.messenger import short
 from nunet_cli.network.transport import TcpTransport
+from nunet_cli.records.identifiers import cid_from_digest, content_id, is_content_id, key_from_did
 from nunet_cli.threads import in_thread
 
 log = logging.getLogger("nunet.blobs")

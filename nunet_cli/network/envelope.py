@@ -13,8 +13,9 @@ from msgspec import Meta, Struct
 
 from nunet_cli import units
 from nunet_cli.errors import NunetError, RejectedMessageError
-from nunet_cli.jobs.job import Did, Id, MaybeId, Text, Time
-from nunet_cli.network.identity import Identity, verify
+from nunet_cli.network.identity import Identity
+from nunet_cli.records.fields import Did, Id, MaybeId, Text, Time
+from nunet_cli.records.identifiers import verify
 from nunet_cli.world import world
 
 PREFIX = b"nunet-envelope-v1\n"

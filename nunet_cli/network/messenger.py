@@ -24,9 +24,10 @@ from nunet_cli.errors import NoSpaceError, NunetError, PeerError, RejectedMessag
 from nunet_cli.network.answers import Answers
 from nunet_cli.network.connection import ACK, ENVELOPE, Connection
 from nunet_cli.network.envelope import SIGNATURE_SIZE, Envelope, ErrorMessage, body_of, error_message, seal, unseal
-from nunet_cli.network.identity import Identity, key_from_did
+from nunet_cli.network.identity import Identity
 from nunet_cli.network.transport import TcpTransport
 from nunet_cli.network.waiting import Waiting
+from nunet_cli.records.identifiers import key_from_did
 
 log = logging.getLogger("nunet.messages")
 

@@ -12,7 +12,7 @@ import trio
 from nunet_cli import units
 from nunet_cli.database.store import Store
 from nunet_cli.errors import IdentityError, NotFoundError, NunetError, UsageError
-from nunet_cli.network.identity import did_from_key, key_from_did, key_from_peer_id, peer_id_from_key
+from nunet_cli.records.identifiers import did_from_key, key_from_did, key_from_peer_id, peer_id_from_key
 
 MAX_PEERS = 10_000
 MAX_ADDRESSES = 8

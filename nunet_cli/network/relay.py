@@ -16,13 +16,14 @@ import trio
 from msgspec import Meta, Struct
 
 from nunet_cli.errors import NunetError, PeerError, RejectedMessageError
-from nunet_cli.jobs.job import MaybeId
 from nunet_cli.network.connection import RELAY, RELAYED, Connection
 from nunet_cli.network.envelope import body_of, seal, unseal
-from nunet_cli.network.identity import Identity, key_from_did
+from nunet_cli.network.identity import Identity
 from nunet_cli.network.messenger import Incoming, Messenger
 from nunet_cli.network.peers import Peers, parse_address
 from nunet_cli.network.transport import TcpTransport
+from nunet_cli.records.fields import MaybeId
+from nunet_cli.records.identifiers import key_from_did
 
 log = logging.getLogger("nunet.relay")
 

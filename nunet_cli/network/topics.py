@@ -10,13 +10,13 @@ import trio
 from msgspec import Meta, Struct
 
 from nunet_cli.errors import PeerError
-from nunet_cli.jobs.capability import PLAIN
-from nunet_cli.jobs.job import Id
 from nunet_cli.network.connection import Connection
-from nunet_cli.network.identity import Identity, key_from_did
+from nunet_cli.network.identity import Identity
 from nunet_cli.network.messenger import Answer, Incoming, Messenger
 from nunet_cli.network.peers import Peer, Peers
 from nunet_cli.network.transport import TcpTransport
+from nunet_cli.records.fields import PLAIN, Id
+from nunet_cli.records.identifiers import key_from_did
 
 log = logging.getLogger("nunet.topics")
 

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 from msgspec import Struct
 
-from nunet_cli.jobs.capability import Cpu, Gpu, Library, Resources
+from nunet_cli.records.capability import Cpu, Gpu, Library, Resources
 
 CPU_SECONDS = 1.0
 MEMORY_SECONDS = 0.5

@@ -16,11 +16,11 @@ from tinydb import Query
 from nunet_cli import units
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import StateError
-from nunet_cli.jobs.capability import Capability, PriceBid, Resources
-from nunet_cli.jobs.job import CapabilityComparator
 from nunet_cli.node.benchmark import Benchmark
 from nunet_cli.node.monitor import Monitor
 from nunet_cli.node.onboarding import OnboardOptions, checked, offer_of, price_option
+from nunet_cli.records.bids import CapabilityComparator
+from nunet_cli.records.capability import Capability, PriceBid, Resources
 
 log = logging.getLogger("nunet.capability")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 
 from nunet_cli import units
-from nunet_cli.jobs.capability import Resources
+from nunet_cli.records.capability import Resources
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,10 @@ import trio
 from tinydb import Query
 
 from nunet_cli import __version__, units
+from nunet_cli.allocation import cancel as allocation_cancel
+from nunet_cli.allocation import recover
+from nunet_cli.allocation.reexecute import reexecute
+from nunet_cli.allocation.run import AllocationActor, run_allocation
 from nunet_cli.config import Config
 from nunet_cli.database.store import Store, owned
 from nunet_cli.errors import NunetError, StateError
@@ -22,9 +26,7 @@ from nunet_cli.executor.base import Executor
 from nunet_cli.executor.docker import DockerExecutor
 from nunet_cli.executor.null import NullExecutor
 from nunet_cli.executor.process import ProcessExecutor
-from nunet_cli.jobs.capability import Capability, Resources
-from nunet_cli.jobs.job import CapabilityComparator
-from nunet_cli.jobs.states import GROUP_TRANSITIONS, JOB_ENDS, JOB_TRANSITIONS
+from nunet_cli.groups import orchestrate
 from nunet_cli.network.blobs import Blobs
 from nunet_cli.network.discovery import Discovery
 from nunet_cli.network.identity import Identity, load_or_create
@@ -47,17 +49,16 @@ from nunet_cli.orchestrator import (
     execute,
     invoke,
     match,
-    orchestrate,
-    recover,
     request,
     select,
     settle,
 )
-from nunet_cli.orchestrator.allocation import AllocationActor
 from nunet_cli.orchestrator.context import Context
-from nunet_cli.orchestrator.messages import AllocationStartSuccess, Invocation
 from nunet_cli.orchestrator.patience import while_full
-from nunet_cli.orchestrator.reexecute import reexecute
+from nunet_cli.records.bids import CapabilityComparator
+from nunet_cli.records.capability import Capability, Resources
+from nunet_cli.records.messages import AllocationStartSuccess, Invocation
+from nunet_cli.records.states import GROUP_TRANSITIONS, JOB_ENDS, JOB_TRANSITIONS
 from nunet_cli.supervise import Supervisor
 from nunet_cli.tokenomics.contract_database import ContractDatabase
 from nunet_cli.tokenomics.oracle import Oracle
@@ -98,7 +99,8 @@ class Node:
         self.roles = roles
         self._orchestrating: dict[str, trio.CancelScope] = {}
         self._discovery: Discovery | None = None
-        for room in (match, bid, request, contract, invoke, execute, settle, disputes, cancel):
+        ctx.begin_allocation = self._begin_allocation
+        for room in (match, bid, request, contract, invoke, execute, settle, disputes, cancel, allocation_cancel):
             room.register(ctx)
         if "contract-database" in roles:
             self.contract_database = ContractDatabase(ctx.identity, ctx.store, ctx.config, ctx.messenger)
@@ -224,6 +226,9 @@ class Node:
         async with self.ctx.one_at_a_time(job_id):
             return await cancel.cancel(self.ctx, job_id)
 
+    def _begin_allocation(self, allocation_id: str) -> None:
+        self.supervisor.start_soon(self.ctx.nursery, "allocation", run_allocation, self.ctx, allocation_id)
+
     # -- the provider's side -----------------------------------------------------------------------------------------
 
     async def onboard(self, options: OnboardOptions, benchmark: Benchmark | None) -> Capability:
@@ -258,7 +263,7 @@ class Node:
         while self.ctx.running:
             running = list(self.ctx.running.values())
             for actor in running if force else []:
-                await cancel.route_to_allocation(self.ctx, actor.allocation_id, "cancel")
+                await allocation_cancel.route_to_allocation(self.ctx, actor.allocation_id, "cancel")
             for actor in running:
                 await actor.ended.wait()
 

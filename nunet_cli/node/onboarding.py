@@ -16,7 +16,8 @@ from msgspec import structs
 
 from nunet_cli import units
 from nunet_cli.errors import UsageError
-from nunet_cli.jobs.capability import (
+from nunet_cli.node.benchmark import probe_libraries, probe_machine
+from nunet_cli.records.capability import (
     Capability,
     Connectivity,
     Gpu,
@@ -26,7 +27,6 @@ from nunet_cli.jobs.capability import (
     Storage,
     TimeCapability,
 )
-from nunet_cli.node.benchmark import probe_libraries, probe_machine
 
 T = TypeVar("T")
 HEADROOM = 0.9

@@ -11,10 +11,10 @@ from tinydb import Query
 from nunet_cli import __version__, units
 from nunet_cli.database.store import Store
 from nunet_cli.errors import ContractError
-from nunet_cli.jobs.states import ALLOCATION_ENDS, JOB_ENDS
 from nunet_cli.network.peers import format_address
 from nunet_cli.node.node import Node
 from nunet_cli.orchestrator.bid import open_to_strangers
+from nunet_cli.records.states import ALLOCATION_ENDS, JOB_ENDS
 
 MOST = 20
 

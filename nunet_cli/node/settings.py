@@ -7,8 +7,8 @@ from typing import Any
 
 from nunet_cli.config import Config, shown
 from nunet_cli.errors import IdentityError, UsageError
-from nunet_cli.network.identity import did_from_key, key_from_did, key_from_peer_id
 from nunet_cli.network.peers import parse_address, parse_peer
+from nunet_cli.records.identifiers import did_from_key, key_from_did, key_from_peer_id
 
 
 def check_settings(config: Config) -> None:

@@ -16,15 +16,15 @@ from nunet_cli.errors import PeerError, RejectedMessageError
 from nunet_cli.executor.docker import is_allowed
 from nunet_cli.executor.process import SANDBOXED
 from nunet_cli.jobs import expressions
-from nunet_cli.jobs.capability import Capability, PriceBid
-from nunet_cli.jobs.job import Bid, BidRequest, CapabilityComparison, Comparison, Decline, NodeID, TimeBid
 from nunet_cli.jobs.spec import total_price
 from nunet_cli.matching.accept import accept
 from nunet_cli.matching.compare import compare
-from nunet_cli.network.identity import key_from_did, peer_cid_from_key, peer_id_from_key
 from nunet_cli.network.messenger import Answer, Incoming
 from nunet_cli.orchestrator.context import Context, plain
 from nunet_cli.orchestrator.post import new_id
+from nunet_cli.records.bids import Bid, BidRequest, CapabilityComparison, Comparison, Decline, NodeID, TimeBid
+from nunet_cli.records.capability import Capability, PriceBid
+from nunet_cli.records.identifiers import key_from_did, peer_cid_from_key, peer_id_from_key
 
 log = logging.getLogger("nunet.bid")
 

@@ -16,12 +16,12 @@ from tinydb import Query
 from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError
-from nunet_cli.jobs.job import Result
-from nunet_cli.network.documents import Document
 from nunet_cli.orchestrator import disputes, execute
 from nunet_cli.orchestrator.context import Context, read
 from nunet_cli.orchestrator.contract import set_contract
 from nunet_cli.orchestrator.settle import close, require_honest_time, settle, verify_job
+from nunet_cli.records.documents import Document
+from nunet_cli.records.results import Result
 
 log = logging.getLogger("nunet.closing")
 

@@ -17,9 +17,6 @@ from nunet_cli.config import Config
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import ContractError, NunetError, StateError
 from nunet_cli.executor.base import Executor
-from nunet_cli.jobs.capability import Capability, PriceBid, Resources
-from nunet_cli.jobs.job import CapabilityComparator, Progress
-from nunet_cli.jobs.states import GROUP_TRANSITIONS, JOB_TRANSITIONS, check_transition
 from nunet_cli.network.blobs import Blobs
 from nunet_cli.network.identity import Identity
 from nunet_cli.network.messenger import Messenger
@@ -28,6 +25,10 @@ from nunet_cli.network.relay import Relay
 from nunet_cli.network.topics import Topics
 from nunet_cli.network.transport import TcpTransport
 from nunet_cli.orchestrator.judging import Judging
+from nunet_cli.records.bids import CapabilityComparator
+from nunet_cli.records.capability import Capability, PriceBid, Resources
+from nunet_cli.records.results import Progress
+from nunet_cli.records.states import GROUP_TRANSITIONS, JOB_TRANSITIONS, check_transition
 from nunet_cli.supervise import Supervisor
 from nunet_cli.threads import in_thread
 
@@ -103,6 +104,7 @@ class Context:
     nursery: trio.Nursery
     supervisor: Supervisor
     started_at: float
+    begin_allocation: Callable[[str], None] = lambda _id: None  # runs one that was made; the node says how
     available_executors: dict[str, str] = field(default_factory=dict)
     running: dict[str, Any] = field(default_factory=dict)
     answers: dict[str, int] = field(default_factory=dict)  # of the bid requests that are out: how many came

@@ -17,16 +17,13 @@ import trio
 from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import ContractError, NoSpaceError, NunetError, RejectedMessageError, StateError
-from nunet_cli.jobs.capability import PriceBid, Resources
 from nunet_cli.jobs.check import decode_spec
-from nunet_cli.jobs.states import CONTRACT_TRANSITIONS, check_transition
-from nunet_cli.network.documents import Document, make_document, require_signature
 from nunet_cli.network.messenger import Answer, Incoming
 from nunet_cli.orchestrator.bid import sent_bid
 from nunet_cli.orchestrator.context import Context, advance, plain, read
-from nunet_cli.orchestrator.messages import ContractAgreement, ContractProposal
 from nunet_cli.orchestrator.request import offered_until
-from nunet_cli.tokenomics.contract import (
+from nunet_cli.records.capability import PriceBid, Resources
+from nunet_cli.records.contracts import (
     DATABASE,
     LAPSED,
     ORACLE,
@@ -44,6 +41,9 @@ from nunet_cli.tokenomics.contract import (
     deadline_of,
     sign_by_of,
 )
+from nunet_cli.records.documents import Document, make_document, require_signature
+from nunet_cli.records.messages import ContractAgreement, ContractProposal
+from nunet_cli.records.states import CONTRACT_TRANSITIONS, check_transition
 from nunet_cli.tokenomics.payment import check_payment_info, deposit_for
 
 T = TypeVar("T")

@@ -14,15 +14,15 @@ from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NotFoundError, NunetError, PeerError, RejectedMessageError, StateError
 from nunet_cli.jobs.check import decode_spec
-from nunet_cli.jobs.job import Progress, Result, Usage
-from nunet_cli.jobs.states import ALLOCATION_ENDS
 from nunet_cli.jobs.tree import output_names
-from nunet_cli.network.documents import Document, require_signature
 from nunet_cli.network.messenger import Answer, Incoming
 from nunet_cli.orchestrator.context import Context, advance, plain, read
-from nunet_cli.orchestrator.messages import JobCompleted, JobLogs, JobState, JobStatusUpdate, JobSync, LogChunk
 from nunet_cli.orchestrator.retry import may_retry
-from nunet_cli.tokenomics.contract import PROVIDER
+from nunet_cli.records.contracts import PROVIDER
+from nunet_cli.records.documents import Document, require_signature
+from nunet_cli.records.messages import JobCompleted, JobLogs, JobState, JobStatusUpdate, JobSync, LogChunk
+from nunet_cli.records.results import Progress, Result, Usage
+from nunet_cli.records.states import ALLOCATION_ENDS
 
 log = logging.getLogger("nunet.execute")
 

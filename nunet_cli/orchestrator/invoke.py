@@ -11,20 +11,20 @@ from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import ContractError, NunetError, PeerError, RejectedMessageError, StateError
 from nunet_cli.jobs.check import decode_spec
-from nunet_cli.jobs.job import Allocation, BidRequest
 from nunet_cli.jobs.spec import JobSpec
 from nunet_cli.jobs.tree import images_of, is_group, programs, required_capability
 from nunet_cli.network.blobs import Blobs
-from nunet_cli.network.documents import Document, require_signature
-from nunet_cli.network.identity import content_id
 from nunet_cli.network.messenger import Answer, Incoming
-from nunet_cli.orchestrator.allocation import run_allocation
 from nunet_cli.orchestrator.bid import may_use
 from nunet_cli.orchestrator.context import Context, advance, plain, read
 from nunet_cli.orchestrator.contract import check_proof, set_contract
-from nunet_cli.orchestrator.messages import AllocationStartSuccess, Invocation
 from nunet_cli.orchestrator.post import new_id
-from nunet_cli.tokenomics.contract import PROVIDER, REQUESTER, Contract
+from nunet_cli.records.allocations import Allocation
+from nunet_cli.records.bids import BidRequest
+from nunet_cli.records.contracts import PROVIDER, REQUESTER, Contract
+from nunet_cli.records.documents import Document, require_signature
+from nunet_cli.records.identifiers import content_id
+from nunet_cli.records.messages import AllocationStartSuccess, Invocation
 
 # -- requester ---------------------------------------------------------------------------------------------------------
 
@@ -139,7 +139,7 @@ async def start_allocation(ctx: Context, invocation: Invocation, sender: str) ->
         # a stranger's: it is checked off the event loop, once
         _check_bid_for(ctx, await ctx.judging.run(decode_spec, invocation.spec), row)
         known = await create_allocation(ctx, invocation, row)
-        ctx.supervisor.start_soon(ctx.nursery, "allocation", run_allocation, ctx, known["id"])
+        ctx.begin_allocation(known["id"])
     return AllocationStartSuccess(row["id"], known["id"], known["state"])
 
 

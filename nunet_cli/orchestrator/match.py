@@ -19,16 +19,16 @@ from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NoBidError, NunetError, RejectedMessageError, StateError
 from nunet_cli.jobs.check import decode_spec
-from nunet_cli.jobs.job import Bid, BidRequest, Decline
 from nunet_cli.jobs.spec import JobSpec
 from nunet_cli.jobs.tree import images_of, required_capability
 from nunet_cli.matching.rank import bid_price
-from nunet_cli.network.identity import key_from_did, peer_cid_from_key, peer_id_from_key
 from nunet_cli.network.messenger import Incoming
 from nunet_cli.network.topics import BIDS
 from nunet_cli.orchestrator.context import Context, advance, error_fields, plain
 from nunet_cli.orchestrator.post import new_id
 from nunet_cli.orchestrator.select import select_best_bid
+from nunet_cli.records.bids import Bid, BidRequest, Decline
+from nunet_cli.records.identifiers import key_from_did, peer_cid_from_key, peer_id_from_key
 
 log = logging.getLogger("nunet.match")
 

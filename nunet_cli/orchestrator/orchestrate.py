@@ -1,4 +1,4 @@
-"""Walking a job through all stages (seed: `orchestrateJob`), from whatever state the store holds."""
+"""Taking one job through the stage that its state asks for, and what a failure there leads to."""
 
 from __future__ import annotations
 
@@ -9,20 +9,17 @@ import trio
 
 from nunet_cli import units
 from nunet_cli.database.store import Transaction
-from nunet_cli.errors import ContractError, DisputedError, NoSpaceError, NunetError, PeerError, StateError
-from nunet_cli.jobs.states import JOB_ENDS
+from nunet_cli.errors import ContractError, NoSpaceError, NunetError, PeerError, StateError
 from nunet_cli.orchestrator.context import Context, advance, error_fields
 from nunet_cli.orchestrator.contract import PROVIDER_REFUSED, close_contract
 from nunet_cli.orchestrator.execute import follow
-from nunet_cli.orchestrator.group import run_group
 from nunet_cli.orchestrator.invoke import invoke
 from nunet_cli.orchestrator.match import match
-from nunet_cli.orchestrator.messages import JobCancel
-from nunet_cli.orchestrator.replicas import run_replicas
 from nunet_cli.orchestrator.request import next_bid, request
 from nunet_cli.orchestrator.retry import CANCEL_LIFETIME, give_up, note_called_off
 from nunet_cli.orchestrator.settle import settle
-from nunet_cli.tokenomics.contract import LAPSED
+from nunet_cli.records.contracts import LAPSED
+from nunet_cli.records.messages import JobCancel
 
 log = logging.getLogger("nunet.orchestrate")
 
@@ -35,36 +32,6 @@ MOMENTARY = frozenset(
 )
 # a lock lapses by itself
 RELEASE_LIFETIME = 120
-
-
-async def orchestrate_job(ctx: Context, job_id: str) -> dict[str, Any]:
-    """Take a job through every stage that is left, to its end; return the job.
-
-    A failure before the invocation tries the next bid; one after it follows the job's retry policy.
-
-    Raises:
-        NunetError: the job ended otherwise than settled; what is raised is stored with the job.
-    """
-    async with ctx.one_at_a_time(job_id):
-        while True:
-            job = ctx.job(job_id)
-            if job["state"] in JOB_ENDS and job["state"] != "expired":
-                return job
-            if job["state"] == "disputed":
-                raise DisputedError("the job is disputed")
-            if job["kind"] == "member":
-                raise StateError("a job in a pod runs with its pod", hint=f"run: nunet job run --job {job['parent']}")
-            if job["kind"] == "group":
-                return await run_group(ctx, job_id, orchestrate_job)
-            if job["kind"] == "replicas":
-                return await run_replicas(ctx, job_id, _one_stage)
-            await next_stage(ctx, job)
-
-
-async def _one_stage(ctx: Context, job_id: str) -> dict[str, Any]:
-    async with ctx.one_at_a_time(job_id):
-        await next_stage(ctx, ctx.job(job_id))
-    return ctx.job(job_id)
 
 
 async def next_stage(ctx: Context, job: dict[str, Any]) -> None:

@@ -9,8 +9,8 @@ from typing import TypeVar
 import trio
 
 from nunet_cli.errors import NoSpaceError, NunetError
-from nunet_cli.jobs.job import Progress
 from nunet_cli.orchestrator.context import Context
+from nunet_cli.records.results import Progress
 
 T = TypeVar("T")
 log = logging.getLogger("nunet.jobs")

@@ -14,9 +14,9 @@ from nunet_cli.errors import UsageError
 from nunet_cli.jobs.check import moment
 from nunet_cli.jobs.spec import InputSpec, JobSpec, encode_spec
 from nunet_cli.jobs.tree import arrange, expand_batch, is_group, price_limit
-from nunet_cli.network.identity import content_id, did_from_key, key_from_any
 from nunet_cli.orchestrator.context import Context
 from nunet_cli.orchestrator.inputs import input_file
+from nunet_cli.records.identifiers import content_id, did_from_key, key_from_any
 from nunet_cli.world import world
 
 ID_BYTES = 10

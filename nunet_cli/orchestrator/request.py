@@ -12,14 +12,14 @@ from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import DeclinedError, NunetError, RejectedMessageError, StateError
 from nunet_cli.jobs.check import decode_spec
-from nunet_cli.jobs.job import Bid, BidRequest
 from nunet_cli.matching.rank import start_delay
 from nunet_cli.network.messenger import Answer, Incoming
 from nunet_cli.orchestrator.bid import assess, sent_bid
 from nunet_cli.orchestrator.context import Context, advance, error_fields, plain
-from nunet_cli.orchestrator.messages import DeclineJobRequest, JobRequest, TimeoutJobRequest
 from nunet_cli.orchestrator.retry import may_retry, search_again
 from nunet_cli.orchestrator.select import SOON, read_bid
+from nunet_cli.records.bids import Bid, BidRequest
+from nunet_cli.records.messages import DeclineJobRequest, JobRequest, TimeoutJobRequest
 
 # -- requester ---------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.orchestrator.context import Context, advance
-from nunet_cli.orchestrator.messages import JobCancel
+from nunet_cli.records.messages import JobCancel
 
 CANCEL_LIFETIME = 14 * 86400
 

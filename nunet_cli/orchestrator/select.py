@@ -12,13 +12,13 @@ from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NoBidError
 from nunet_cli.jobs import expressions
-from nunet_cli.jobs.capability import Capability
 from nunet_cli.jobs.check import decode_spec
-from nunet_cli.jobs.job import Bid
 from nunet_cli.jobs.tree import required_capability
 from nunet_cli.matching.accept import refusals, unwanted
 from nunet_cli.matching.rank import RankedBid, Wishes, bid_names, rank, start_delay
 from nunet_cli.orchestrator.context import Context, advance, read
+from nunet_cli.records.bids import Bid
+from nunet_cli.records.capability import Capability
 
 SHORTLIST = 5
 SOON = 2.0

@@ -19,15 +19,13 @@ from nunet_cli.errors import (
     RejectedMessageError,
     StateError,
 )
-from nunet_cli.jobs.job import Result
-from nunet_cli.network.documents import Document, require_signature
 from nunet_cli.network.messenger import Incoming
 from nunet_cli.orchestrator import disputes, execute
 from nunet_cli.orchestrator.context import Context, advance, error_fields, plain, read
 from nunet_cli.orchestrator.contract import note_balance, set_contract
-from nunet_cli.orchestrator.replicas import other_replicas
 from nunet_cli.orchestrator.retry import may_retry, search_again
-from nunet_cli.tokenomics.contract import (
+from nunet_cli.orchestrator.siblings import other_replicas
+from nunet_cli.records.contracts import (
     ORACLE,
     REQUESTER,
     AccountStatement,
@@ -40,6 +38,8 @@ from nunet_cli.tokenomics.contract import (
     Settled,
     Verdict,
 )
+from nunet_cli.records.documents import Document, require_signature
+from nunet_cli.records.results import Result
 from nunet_cli.tokenomics.payment import amount_due, seconds_between
 from nunet_cli.tokenomics.receipt import NOT_DELIVERED, SECOND_RESULT, require_receipt
 

@@ -25,14 +25,9 @@ from nunet_cli.errors import (
     RejectedMessageError,
     StateError,
 )
-from nunet_cli.jobs.job import Result
-from nunet_cli.jobs.states import CONTRACT_TRANSITIONS, check_transition
-from nunet_cli.network.documents import Document, make_document, require_signature
 from nunet_cli.network.identity import Identity
 from nunet_cli.network.messenger import Answer, Incoming, Messenger
-from nunet_cli.tokenomics import chain, ledger
-from nunet_cli.tokenomics import dispute as disputes
-from nunet_cli.tokenomics.contract import (
+from nunet_cli.records.contracts import (
     DATABASE,
     FULFILLED,
     LAPSED,
@@ -57,6 +52,11 @@ from nunet_cli.tokenomics.contract import (
     deadline_of,
     sign_by_of,
 )
+from nunet_cli.records.documents import Document, make_document, require_signature
+from nunet_cli.records.results import Result
+from nunet_cli.records.states import CONTRACT_TRANSITIONS, check_transition
+from nunet_cli.tokenomics import chain, ledger
+from nunet_cli.tokenomics import dispute as disputes
 from nunet_cli.tokenomics.payment import amount_due, deposit_for, seconds_between
 from nunet_cli.tokenomics.receipt import NOT_DELIVERED
 from nunet_cli.tokenomics.registry import Registry

@@ -11,9 +11,9 @@ from msgspec import Meta, Struct
 from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import ContractError, NunetError
-from nunet_cli.jobs.job import Did, Id, MaybeId, Text, Time
-from nunet_cli.network.documents import Document
-from nunet_cli.tokenomics.contract import ORACLE, Contract, JobVerificationResult
+from nunet_cli.records.contracts import ORACLE, Contract, JobVerificationResult
+from nunet_cli.records.documents import Document
+from nunet_cli.records.fields import Did, Id, MaybeId, Text, Time
 from nunet_cli.tokenomics.payment import amount_due
 
 MAX_EVIDENCE = 100

@@ -14,11 +14,9 @@ import msgspec
 from msgspec import Meta, Struct
 
 from nunet_cli.errors import NunetError, UsageError
-from nunet_cli.jobs.job import Bid, Result, Text
-from nunet_cli.network.documents import Document
 from nunet_cli.network.envelope import PREFIX, SIGNATURE_SIZE, Envelope
-from nunet_cli.network.identity import content_id, verify
-from nunet_cli.tokenomics.contract import (
+from nunet_cli.records.bids import Bid
+from nunet_cli.records.contracts import (
     DATABASE,
     ORACLE,
     PROVIDER,
@@ -30,6 +28,10 @@ from nunet_cli.tokenomics.contract import (
     Proof,
     Receipt,
 )
+from nunet_cli.records.documents import Document
+from nunet_cli.records.fields import Text
+from nunet_cli.records.identifiers import content_id, verify
+from nunet_cli.records.results import Result
 from nunet_cli.tokenomics.oracle import verify_documents
 from nunet_cli.tokenomics.receipt import receipt_checks
 

@@ -19,14 +19,11 @@ from nunet_cli import units
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import ContractError, NunetError, UsageError
 from nunet_cli.jobs.check import decode_spec
-from nunet_cli.jobs.job import Result
 from nunet_cli.jobs.spec import JobSpec
 from nunet_cli.jobs.tree import output_names
-from nunet_cli.network.documents import Document, make_document
-from nunet_cli.network.identity import Identity, content_id
+from nunet_cli.network.identity import Identity
 from nunet_cli.network.messenger import Answer, Incoming, Messenger
-from nunet_cli.threads import in_thread
-from nunet_cli.tokenomics.contract import (
+from nunet_cli.records.contracts import (
     DATABASE,
     ORACLE,
     PROVIDER,
@@ -39,6 +36,10 @@ from nunet_cli.tokenomics.contract import (
     Replica,
     Verdict,
 )
+from nunet_cli.records.documents import Document, make_document
+from nunet_cli.records.identifiers import content_id
+from nunet_cli.records.results import Result
+from nunet_cli.threads import in_thread
 from nunet_cli.tokenomics.payment import seconds_between
 
 GRACE_SECONDS = 30

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from nunet_cli import units
-from nunet_cli.jobs.capability import PriceBid
-from nunet_cli.jobs.job import Result
 from nunet_cli.jobs.spec import total_price
-from nunet_cli.tokenomics.contract import Terms
+from nunet_cli.records.capability import PriceBid
+from nunet_cli.records.contracts import Terms
+from nunet_cli.records.results import Result
 
 
 def deposit_for(price: PriceBid, max_duration: int) -> int:

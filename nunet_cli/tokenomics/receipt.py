@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from nunet_cli import units
 from nunet_cli.errors import NunetError, RejectedMessageError
-from nunet_cli.jobs.job import Result
-from nunet_cli.network.documents import Document
-from nunet_cli.tokenomics.contract import DATABASE, Check, Contract, Proof, Receipt
+from nunet_cli.records.contracts import DATABASE, Check, Contract, Proof, Receipt
+from nunet_cli.records.documents import Document
+from nunet_cli.records.results import Result
 from nunet_cli.tokenomics.payment import amount_due, seconds_between
 
 # what was decided otherwise than by the provider's result; the words with which such a receipt's reason begins

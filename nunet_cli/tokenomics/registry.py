@@ -8,9 +8,9 @@ from nunet_cli import units
 from nunet_cli.config import Config
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import ContractError
-from nunet_cli.network.identity import key_from_did
+from nunet_cli.records.contracts import KycAnswer
+from nunet_cli.records.identifiers import key_from_did
 from nunet_cli.tokenomics import chain, ledger
-from nunet_cli.tokenomics.contract import KycAnswer
 
 
 class Registry:

@@ -13,13 +13,13 @@ from nunet_cli import units
 from nunet_cli.config import load
 from nunet_cli.database.store import Store
 from nunet_cli.errors import UsageError
-from nunet_cli.jobs.job import CapabilityComparator
 from nunet_cli.node import onboarding
 from nunet_cli.node.benchmark import Benchmark
 from nunet_cli.node.capability import CapabilityAccounting
 from nunet_cli.node.monitor import Monitor
 from nunet_cli.node.node import open_node
 from nunet_cli.node.onboarding import OnboardOptions
+from nunet_cli.records.bids import CapabilityComparator
 from tests.cli.test_wizard import at_a_terminal, works
 from tests.conftest import config, nunet
 

@@ -17,23 +17,13 @@ import trio
 
 from nunet_cli import units
 from nunet_cli.errors import NunetError
-from nunet_cli.jobs.job import BidRequest, Result
-from nunet_cli.network.documents import Document, make_document
-from nunet_cli.network.identity import content_id
+from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.node import Node, open_node
 from nunet_cli.orchestrator import contract as closure
 from nunet_cli.orchestrator import execute, match, request, settle
 from nunet_cli.orchestrator.context import Context
-from nunet_cli.orchestrator.messages import (
-    ContractProposal,
-    Invocation,
-    JobCancel,
-    JobLogs,
-    JobRequest,
-    JobSync,
-)
-from nunet_cli.orchestrator.orchestrate import orchestrate_job
-from nunet_cli.tokenomics.contract import (
+from nunet_cli.records.bids import BidRequest
+from nunet_cli.records.contracts import (
     AskStatement,
     CheckContract,
     Contract,
@@ -44,6 +34,10 @@ from nunet_cli.tokenomics.contract import (
     deadline_of,
     sign_by_of,
 )
+from nunet_cli.records.documents import Document, make_document
+from nunet_cli.records.identifiers import content_id
+from nunet_cli.records.messages import ContractProposal, Invocation, JobCancel, JobLogs, JobRequest, JobSync
+from nunet_cli.records.results import Result
 from nunet_cli.tokenomics.dispute import DisputeContract
 from tests.conftest import Market, config, nunet
 

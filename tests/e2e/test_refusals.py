@@ -21,20 +21,21 @@ from nunet_cli.config import ExecutorConfig, ProcessConfig
 from nunet_cli.database.store import Store
 from nunet_cli.errors import ContractError
 from nunet_cli.executor.base import ExecutorError
-from nunet_cli.jobs.job import CapabilityComparator, OutputFile, Result
 from nunet_cli.network.connection import BLOB_END, BLOB_GET
-from nunet_cli.network.documents import make_document
-from nunet_cli.network.identity import content_id
 from nunet_cli.node.node import Node, open_node
 from nunet_cli.node.onboarding import OnboardOptions
-from nunet_cli.orchestrator.messages import (
+from nunet_cli.records.bids import CapabilityComparator
+from nunet_cli.records.contracts import Contract, Proof, ProofOfContract, Receipt, Settled
+from nunet_cli.records.documents import make_document
+from nunet_cli.records.identifiers import content_id
+from nunet_cli.records.messages import (
     AllocationStartSuccess,
     ContractAgreement,
     DeclineJobRequest,
     JobCompleted,
     TimeoutJobRequest,
 )
-from nunet_cli.tokenomics.contract import Contract, Proof, ProofOfContract, Receipt, Settled
+from nunet_cli.records.results import OutputFile, Result
 from tests.conftest import config, nunet
 
 PROVIDER, AUTHORITY = "provider", "authority"

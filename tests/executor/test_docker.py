@@ -17,8 +17,8 @@ from nunet_cli.config import DockerConfig
 from nunet_cli.executor.base import ExecutorError, Exit, Task, make_scratch, open_output
 from nunet_cli.executor.docker import DockerExecutor
 from nunet_cli.executor.files import remove_folder
-from nunet_cli.jobs.capability import LEAST_CORES, Cpu, Gpu, Resources
 from nunet_cli.jobs.spec import ExecutorSpec
+from nunet_cli.records.capability import LEAST_CORES, Cpu, Gpu, Resources
 from tests.conftest import needs_docker
 from tests.images import busybox_image, registry
 

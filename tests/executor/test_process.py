@@ -7,8 +7,8 @@ import trio
 
 from nunet_cli.executor.base import ExecutorError, Exit, Task, make_scratch, open_output
 from nunet_cli.executor.process import ProcessExecutor
-from nunet_cli.jobs.capability import Cpu, Resources
 from nunet_cli.jobs.spec import ExecutorSpec
+from nunet_cli.records.capability import Cpu, Resources
 
 MIB = 2**20
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from nunet_cli.executor.base import ExecutorError, Task, make_scratch
-from nunet_cli.jobs.capability import Resources
 from nunet_cli.jobs.spec import ExecutorSpec
+from nunet_cli.records.capability import Resources
 
 
 def scratch(folder: Path, kind: Any, places: tuple[str, ...], workdir: str = "") -> Task:

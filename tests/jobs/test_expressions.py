@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from nunet_cli.errors import UsageError
 from nunet_cli.jobs import expressions
-from nunet_cli.jobs.capability import Capability, Connectivity, Cpu, Gpu, Library, Locality, Resources
 from nunet_cli.jobs.reader import read_spec
+from nunet_cli.records.capability import Capability, Connectivity, Cpu, Gpu, Library, Locality, Resources
 
 GIB = 2**30
 NODE = Capability(resources=Resources(Cpu(4, 3000), 8 * GIB, gpus=(Gpu("NVIDIA", "A100", 80 * GIB),)),

@@ -4,7 +4,7 @@ from collections import deque
 import pytest
 
 from nunet_cli.errors import StateError
-from nunet_cli.jobs import states
+from nunet_cli.records import states
 
 
 @pytest.mark.parametrize("table", [states.JOB_TRANSITIONS, states.CONTRACT_TRANSITIONS, states.ALLOCATION_TRANSITIONS])

@@ -5,11 +5,11 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from nunet_cli import units
-from nunet_cli.jobs.capability import Capability, Cpu, Locality, PriceBid, Resources, Storage, TimeCapability
-from nunet_cli.jobs.job import CapabilityComparator, Comparison
 from nunet_cli.matching.accept import accept
 from nunet_cli.matching.compare import compare
 from nunet_cli.matching.explain import Suggestion, sentence, suggest, table
+from nunet_cli.records.bids import CapabilityComparator, Comparison
+from nunet_cli.records.capability import Capability, Cpu, Locality, PriceBid, Resources, Storage, TimeCapability
 
 GIB = 2**30
 AMOUNTS = st.integers(1, 64)

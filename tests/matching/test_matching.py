@@ -5,21 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nunet_cli import units
-from nunet_cli.jobs.capability import (
-    Capability,
-    Cpu,
-    Gpu,
-    Library,
-    Locality,
-    PriceBid,
-    Resources,
-    TimeCapability,
-)
-from nunet_cli.jobs.job import Bid, CapabilityComparator, Comparison, TimeBid
 from nunet_cli.matching.accept import accept
 from nunet_cli.matching.compare import compare, version_satisfies
 from nunet_cli.matching.rank import Wishes, rank
 from nunet_cli.network.identity import new_identity
+from nunet_cli.records.bids import Bid, CapabilityComparator, Comparison, TimeBid
+from nunet_cli.records.capability import Capability, Cpu, Gpu, Library, Locality, PriceBid, Resources, TimeCapability
 
 GIB = 2**30
 

@@ -9,8 +9,9 @@ import trio
 from nunet_cli.errors import NotFoundError, PeerError, RejectedMessageError
 from nunet_cli.network.blobs import CHUNK
 from nunet_cli.network.connection import BLOB_DATA
-from nunet_cli.network.identity import content_id, new_identity
+from nunet_cli.network.identity import new_identity
 from nunet_cli.node.node import Node, open_node
+from nunet_cli.records.identifiers import content_id
 from tests.conftest import config
 
 SIZE = 20 * CHUNK + 17

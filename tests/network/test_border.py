@@ -7,12 +7,14 @@ import msgspec
 import pytest
 
 from nunet_cli.errors import IdentityError
-from nunet_cli.jobs.capability import Capability, Locality, PriceBid
-from nunet_cli.jobs.job import CapabilityComparison, Decline, NodeID, Result, Usage
 from nunet_cli.network.envelope import Envelope, ErrorMessage, error_message, seal
-from nunet_cli.network.identity import key_from_did, new_identity
+from nunet_cli.network.identity import new_identity
 from nunet_cli.network.topics import Hello
-from nunet_cli.orchestrator.messages import JobCancel, JobLogs, JobSync
+from nunet_cli.records.bids import CapabilityComparison, Decline, NodeID
+from nunet_cli.records.capability import Capability, Locality, PriceBid
+from nunet_cli.records.identifiers import key_from_did
+from nunet_cli.records.messages import JobCancel, JobLogs, JobSync
+from nunet_cli.records.results import Result, Usage
 
 DID = "did:key:z6MkhaXgBZDvotDkL5257faiztiGiC2QtKLGpbnnEGta2doK"
 NOW = "2026-01-31T12:00:00.000Z"

@@ -6,13 +6,13 @@ from pathlib import Path
 import trio
 
 from nunet_cli import units
-from nunet_cli.jobs.capability import Capability
-from nunet_cli.jobs.job import BidRequest
 from nunet_cli.network.connection import RELAY
 from nunet_cli.network.envelope import seal
 from nunet_cli.network.identity import new_identity
 from nunet_cli.node.node import open_node
 from nunet_cli.node.onboarding import OnboardOptions
+from nunet_cli.records.bids import BidRequest
+from nunet_cli.records.capability import Capability
 from tests.conftest import config
 
 

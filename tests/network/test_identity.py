@@ -7,6 +7,7 @@ import pytest
 
 from nunet_cli.errors import IdentityError
 from nunet_cli.network import identity
+from nunet_cli.records import identifiers
 
 
 @pytest.mark.parametrize(
@@ -19,8 +20,8 @@ from nunet_cli.network import identity
 )
 def test_did_key_vectors(seed: str, did: str) -> None:
     key = bytes(nacl.signing.SigningKey(bytes.fromhex(seed)).verify_key)
-    assert identity.did_from_key(key) == did
-    assert identity.key_from_did(did) == key
+    assert identifiers.did_from_key(key) == did
+    assert identifiers.key_from_did(did) == key
 
 
 def test_libp2p_peer_id_vector() -> None:
@@ -31,15 +32,15 @@ def test_libp2p_peer_id_vector() -> None:
         "12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA",
         "bafzaajaiaejcal72gwuz2or47oyxxn6b3rkwdmmkrxgkjxzy3rqt5kczyn7lcm3l",
     )
-    assert identity.peer_id_from_key(key) == peer_id
-    assert identity.peer_cid_from_key(key) == cid
-    assert identity.key_from_peer_id(peer_id) == identity.key_from_peer_id(cid) == key
+    assert identifiers.peer_id_from_key(key) == peer_id
+    assert identifiers.peer_cid_from_key(key) == cid
+    assert identifiers.key_from_peer_id(peer_id) == identifiers.key_from_peer_id(cid) == key
 
 
 def test_content_id_vector() -> None:
     # `ipfs add --cid-version 1 --raw-leaves` of "hello world"
-    assert identity.content_id(b"hello world") == "bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e"
-    assert identity.is_content_id(identity.content_id(b""))
+    assert identifiers.content_id(b"hello world") == "bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e"
+    assert identifiers.is_content_id(identifiers.content_id(b""))
     for wrong in (
         "../../etc/passwd",
         "",
@@ -47,7 +48,7 @@ def test_content_id_vector() -> None:
         "bafkrei",
         "bafzaajaiaejcal72gwuz2or47oyxxn6b3rkwdmmkrxgkjxzy3rqt5kczyn7lcm3l",
     ):
-        assert not identity.is_content_id(wrong)
+        assert not identifiers.is_content_id(wrong)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def test_content_id_vector() -> None:
 )
 def test_malformed_identifiers_are_refused(text: str) -> None:
     with pytest.raises(IdentityError):
-        identity.key_from_any(text)
+        identifiers.key_from_any(text)
 
 
 def test_the_key_is_made_once_and_is_private(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from tinydb import Query
 
 from nunet_cli.database.store import Store
 from nunet_cli.errors import StateError, UsageError
-from nunet_cli.jobs.capability import LEAST_CORES, Capability, Cpu, Gpu, Resources
 from nunet_cli.jobs.spec import ExecutorSpec, JobSpec
 from nunet_cli.jobs.tree import required_capability
 from nunet_cli.node import onboarding
@@ -19,6 +18,7 @@ from nunet_cli.node.benchmark import probe_machine, run_benchmark
 from nunet_cli.node.capability import CapabilityAccounting
 from nunet_cli.node.monitor import Monitor
 from nunet_cli.node.onboarding import OnboardOptions, plan_onboarding
+from nunet_cli.records.capability import LEAST_CORES, Capability, Cpu, Gpu, Resources
 
 TOTAL = Resources(Cpu(4), 100, 100, (Gpu(vram=8), Gpu(vram=16)))
 LATER, PAST = "2999-01-01T00:00:00.000Z", "2000-01-01T00:00:00.000Z"

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from nunet_cli.jobs.capability import Gpu
 from nunet_cli.node.benchmark import probe_gpus
+from nunet_cli.records.capability import Gpu
 
 
 def mock_nvml(**changes: object) -> types.ModuleType:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from nunet_cli.errors import NoBidError
+from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node import indices
 from nunet_cli.orchestrator import match
-from nunet_cli.orchestrator.orchestrate import orchestrate_job
 from tests.orchestrator.test_groups import diamond
 from tests.orchestrator.test_matching_on_the_wire import spec
 

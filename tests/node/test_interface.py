@@ -10,14 +10,14 @@ import trio
 
 from nunet_cli.actor import Actor
 from nunet_cli.errors import ContractError, NotFoundError, StateError
-from nunet_cli.jobs.capability import Capability, Cpu, Resources
-from nunet_cli.jobs.job import CapabilityComparator
-from nunet_cli.network.documents import Document
 from nunet_cli.network.topics import BIDS
 from nunet_cli.node import node as nodes
 from nunet_cli.orchestrator import contract, execute, match, request
-from nunet_cli.orchestrator.messages import Invocation, JobSync
-from nunet_cli.tokenomics.contract import CheckKyc
+from nunet_cli.records.bids import CapabilityComparator
+from nunet_cli.records.capability import Capability, Cpu, Resources
+from nunet_cli.records.contracts import CheckKyc
+from nunet_cli.records.documents import Document
+from nunet_cli.records.messages import Invocation, JobSync
 from tests.conftest import Market
 
 MarketOf = Callable[..., Any]

@@ -15,7 +15,7 @@ from nunet_cli.errors import FatalError, NoSpaceError
 from nunet_cli.executor.base import Probe
 from nunet_cli.network.envelope import ErrorMessage
 from nunet_cli.node.node import Node, open_node
-from nunet_cli.orchestrator.messages import JobSync
+from nunet_cli.records.messages import JobSync
 from tests.conftest import config, open_market
 
 JOB = "name: x\nexecutor: {type: process, command: ['true']}\nprice: 1\nresources: {cpu: 0.1, memory: 16MiB, disk: 16MiB}\n"
@@ -152,12 +152,12 @@ async def test_an_engine_that_cannot_be_asked_hides_no_other(tmp_path: Path) -> 
 
 
 async def test_an_allocation_that_raises_ends_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nunet_cli.orchestrator import invoke
+    from nunet_cli.node import node as node_module
 
     async def breaks(*_: Any, **__: Any) -> None:
         raise PermissionError("cannot stop container: permission denied")
 
-    monkeypatch.setattr(invoke, "run_allocation", breaks)
+    monkeypatch.setattr(node_module, "run_allocation", breaks)
     async with open_market(tmp_path) as m:
         job_id = await m.post(JOB)
         m.requester.orchestrate(job_id)
@@ -170,7 +170,7 @@ async def test_an_allocation_that_raises_ends_alone(tmp_path: Path, monkeypatch:
 
 
 async def test_a_job_that_raises_ends_alone_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nunet_cli.orchestrator import orchestrate
+    from nunet_cli.groups import orchestrate
 
     async def breaks(*_: Any) -> None:
         raise ZeroDivisionError

@@ -11,9 +11,9 @@ import pytest
 import trio
 
 from nunet_cli.errors import ContractError, NunetError
+from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.node import Node, open_node
 from nunet_cli.orchestrator.contract import DATABASE, ORACLE
-from nunet_cli.orchestrator.orchestrate import orchestrate_job
 from tests.cli.test_wizard import at_a_terminal
 from tests.conftest import Market, config, nunet
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import trio
 
+from nunet_cli.allocation import recover
+from nunet_cli.groups.group import outputs_of
+from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.node import open_node
-from nunet_cli.orchestrator import recover
-from nunet_cli.orchestrator.group import outputs_of
-from nunet_cli.orchestrator.orchestrate import orchestrate_job
 from tests.conftest import Market, config, needs_docker
 from tests.images import busybox_image
 

@@ -11,11 +11,11 @@ import trio
 
 from nunet_cli import units
 from nunet_cli.errors import JobFailedError, NunetError, PeerError, StateError
+from nunet_cli.groups.group import outputs_of
+from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.node import open_node
 from nunet_cli.node.onboarding import OnboardOptions
 from nunet_cli.orchestrator import cancel, match
-from nunet_cli.orchestrator.group import outputs_of
-from nunet_cli.orchestrator.orchestrate import orchestrate_job
 from tests.conftest import Market, config, open_market
 
 MarketOf = Callable[..., Any]

@@ -9,9 +9,9 @@ import pytest
 
 from nunet_cli.config import ExecutorConfig, ProcessConfig
 from nunet_cli.errors import NunetError
-from nunet_cli.jobs.capability import Capability, TimeCapability
+from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.orchestrator import match
-from nunet_cli.orchestrator.orchestrate import orchestrate_job
+from nunet_cli.records.capability import Capability, TimeCapability
 from tests.conftest import config
 
 MarketOf = Callable[..., Any]

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from nunet_cli import units
+from nunet_cli.allocation import run as allocation
 from nunet_cli.config import ExecutorConfig, NetworkConfig, ProcessConfig
 from nunet_cli.errors import (
     ContractError,
@@ -20,13 +21,13 @@ from nunet_cli.errors import (
     StateError,
 )
 from nunet_cli.executor.base import ExecutorError
-from nunet_cli.jobs.job import Result
-from nunet_cli.network.documents import Document, make_document
+from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.node import open_node
 from nunet_cli.node.onboarding import OnboardOptions
-from nunet_cli.orchestrator import allocation, closing, contract, execute, invoke, match, request, settle
-from nunet_cli.orchestrator.orchestrate import orchestrate_job
-from nunet_cli.tokenomics.contract import FULFILLED
+from nunet_cli.orchestrator import closing, contract, execute, invoke, match, request, settle
+from nunet_cli.records.contracts import FULFILLED
+from nunet_cli.records.documents import Document, make_document
+from nunet_cli.records.results import Result
 from nunet_cli.tokenomics.oracle import verify_documents
 from tests.conftest import Market, config, needs_docker, open_market, wait_until
 
@@ -480,7 +481,7 @@ async def test_a_silent_requester_cannot_keep_a_provider_from_its_money(market: 
 
 
 async def test_anybody_can_repeat_the_oracles_checks_and_a_changed_byte_is_found(market: MarketOf) -> None:
-    from nunet_cli.tokenomics.contract import JobVerification
+    from nunet_cli.records.contracts import JobVerification
 
     async with market() as m:
         job_id = await m.post(spec())

@@ -11,11 +11,11 @@ import trio
 from nunet_cli import units
 from nunet_cli.config import NetworkConfig
 from nunet_cli.errors import DeclinedError, NoBidError, UsageError
-from nunet_cli.jobs.job import CapabilityComparator, Weights
+from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.node import open_node
 from nunet_cli.node.onboarding import OnboardOptions
 from nunet_cli.orchestrator import match, request, select
-from nunet_cli.orchestrator.orchestrate import orchestrate_job
+from nunet_cli.records.bids import CapabilityComparator, Weights
 from tests.conftest import Market, config, open_market
 
 MarketOf = Callable[..., Any]
@@ -241,7 +241,7 @@ async def test_one_bid_of_a_bidder_counts_however_many_it_sends(market: MarketOf
 def _again(row: dict[str, Any]) -> Any:
     import msgspec
 
-    from nunet_cli.jobs.job import Bid
+    from nunet_cli.records.bids import Bid
 
     bid = msgspec.convert({k: row[k] for k in Bid.__struct_fields__}, Bid)
     return msgspec.structs.replace(bid, id="bid-another")

@@ -10,11 +10,11 @@ import trio
 
 from nunet_cli.config import LimitsConfig
 from nunet_cli.errors import ContractError, NoBidError, NunetError, UsageError
-from nunet_cli.jobs.capability import PriceBid
+from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.node import open_node
 from nunet_cli.orchestrator import contract, execute, invoke, match, orchestrate, request
-from nunet_cli.orchestrator.orchestrate import orchestrate_job
-from nunet_cli.tokenomics.contract import DATABASE
+from nunet_cli.records.capability import PriceBid
+from nunet_cli.records.contracts import DATABASE
 from nunet_cli.tokenomics.payment import check_payment_info
 from tests.conftest import Market, config
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from nunet_cli.allocation.part import make_part
 from nunet_cli.config import DockerConfig, ExecutorConfig
 from nunet_cli.errors import NoBidError
 from nunet_cli.executor.base import Probe
 from nunet_cli.jobs.reader import read_spec
 from nunet_cli.orchestrator import bid, match
-from nunet_cli.orchestrator.part import make_part
 from tests.conftest import Market, config, nunet
 
 MarketOf = Callable[..., Any]

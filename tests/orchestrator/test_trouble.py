@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import trio
 
+from nunet_cli.allocation import recover
+from nunet_cli.allocation import run as allocation
 from nunet_cli.config import ExecutorConfig, ProcessConfig
 from nunet_cli.executor.process import ProcessExecutor
+from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.node import open_node
 from nunet_cli.node.onboarding import OnboardOptions
-from nunet_cli.orchestrator import allocation, cancel, recover
-from nunet_cli.orchestrator.orchestrate import orchestrate_job
+from nunet_cli.orchestrator import cancel
 from tests.conftest import Market, config
 from tests.orchestrator.test_lifecycle import STAGES, MarketOf, nothing_is_left, settled_with_both, spec
 
@@ -82,7 +84,7 @@ async def test_a_node_starts_without_the_executor_of_a_job_that_it_had(
                 async def nothing(*_: Any) -> None:
                     pass
 
-                patch.setattr("nunet_cli.orchestrator.invoke.run_allocation", nothing)
+                patch.setattr("nunet_cli.node.node.run_allocation", nothing)
             async with open_node(tmp_path / "p", config()) as p:
                 await p.onboard(OnboardOptions(price="0.25"), None)
                 await p.add_peer(a.ctx.transport.describe())

@@ -11,17 +11,20 @@ import pytest
 import trio
 
 from nunet_cli import units
+from nunet_cli.allocation import reexecute as again
+from nunet_cli.allocation import run as allocation
 from nunet_cli.config import Config, ExecutorConfig, ProcessConfig
 from nunet_cli.errors import ContractError, DisputedError, JobFailedError, NunetError
-from nunet_cli.jobs.job import CapabilityComparator, Result
-from nunet_cli.network.documents import Document, make_document
+from nunet_cli.groups.group import outputs_of
+from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.node import Node, open_node
 from nunet_cli.node.onboarding import OnboardOptions
-from nunet_cli.orchestrator import allocation, disputes, orchestrate, settle
-from nunet_cli.orchestrator import reexecute as again
-from nunet_cli.orchestrator.group import outputs_of
-from nunet_cli.orchestrator.orchestrate import next_stage, orchestrate_job
+from nunet_cli.orchestrator import disputes, orchestrate, settle
+from nunet_cli.orchestrator.orchestrate import next_stage
 from nunet_cli.orchestrator.settle import verify_job
+from nunet_cli.records.bids import CapabilityComparator
+from nunet_cli.records.documents import Document, make_document
+from nunet_cli.records.results import Result
 from tests.conftest import Market, config, open_market
 
 MarketOf = Callable[..., Any]

@@ -28,15 +28,16 @@ import trio
 
 from nunet_cli import units
 from nunet_cli.errors import NunetError
-from nunet_cli.jobs.job import Result
 from nunet_cli.network import connection as frames
-from nunet_cli.network.documents import Document
 from nunet_cli.network.envelope import PREFIX
-from nunet_cli.network.identity import Identity, content_id, load_or_create, new_identity
+from nunet_cli.network.identity import Identity, load_or_create, new_identity
 from nunet_cli.network.secure_channel import SecureChannel, network_identifier, open_client
 from nunet_cli.node.node import open_node
+from nunet_cli.records import contracts as contracts
+from nunet_cli.records.documents import Document
+from nunet_cli.records.identifiers import content_id
+from nunet_cli.records.results import Result
 from nunet_cli.supervise import UNEXPECTED
-from nunet_cli.tokenomics import contract as contracts
 from tests.conftest import ROOT, config, free_port, onboarded
 
 ROLES = ("provider", "requester", "authority")

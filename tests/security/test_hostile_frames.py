@@ -16,7 +16,7 @@ from nunet_cli.network.identity import new_identity
 from nunet_cli.network.peers import parse_address
 from nunet_cli.network.topics import BIDS
 from nunet_cli.node.node import Node, open_node
-from nunet_cli.orchestrator.messages import JobSync
+from nunet_cli.records.messages import JobSync
 from tests.conftest import config
 from tests.security.test_hostile_peer import Hostile
 

@@ -9,13 +9,13 @@ import pytest
 import trio
 
 from nunet_cli.config import NetworkConfig
+from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.network.connection import ACK, BLOB_DATA, BLOB_END, BLOB_GET, ENVELOPE, PING, PONG
 from nunet_cli.network.envelope import ErrorMessage, seal
 from nunet_cli.network.identity import Identity, new_identity
 from nunet_cli.network.secure_channel import SecureChannel, network_identifier, open_client
 from nunet_cli.node.node import Node, open_node
-from nunet_cli.orchestrator.messages import JobSync
-from nunet_cli.orchestrator.orchestrate import orchestrate_job
+from nunet_cli.records.messages import JobSync
 from tests.conftest import config, open_market
 
 
@@ -207,7 +207,7 @@ async def test_nobody_learns_of_a_contract_that_is_not_theirs(tmp_path: Path) ->
     async with open_market(tmp_path) as m:
         from nunet_cli.jobs.reader import read_spec
         from nunet_cli.orchestrator.post import process_job
-        from nunet_cli.tokenomics.contract import CheckContract
+        from nunet_cli.records.contracts import CheckContract
 
         text = "name: x\nexecutor: {type: process, command: ['true']}\nprice: 1\n"
         job = await process_job(m.requester.ctx, read_spec(text), folder=tmp_path)

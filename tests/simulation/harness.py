@@ -14,14 +14,14 @@ from trio.testing import MockClock
 
 from nunet_cli import units
 from nunet_cli.config import Config, DockerConfig, ExecutorConfig, LimitsConfig, NetworkConfig, ProcessConfig
-from nunet_cli.jobs.capability import Capability, Cpu, PriceBid, Resources
-from nunet_cli.jobs.job import CapabilityComparator
 from nunet_cli.jobs.reader import read_spec
-from nunet_cli.network.documents import Document
 from nunet_cli.network.links import MemoryNetwork
 from nunet_cli.node.monitor import Load, Monitor
 from nunet_cli.node.node import Node, open_node
 from nunet_cli.orchestrator.post import process_job
+from nunet_cli.records.bids import CapabilityComparator
+from nunet_cli.records.capability import Capability, Cpu, PriceBid, Resources
+from nunet_cli.records.documents import Document
 from nunet_cli.tokenomics import ledger
 from nunet_cli.world import World, use_world
 

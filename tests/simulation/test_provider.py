@@ -10,12 +10,12 @@ import pytest
 import trio
 
 from nunet_cli import units
+from nunet_cli.allocation import run as allocation
 from nunet_cli.errors import NodeError
 from nunet_cli.executor.base import Exit, Task
 from nunet_cli.executor.null import NullExecutor
-from nunet_cli.jobs.job import Usage
 from nunet_cli.node.node import Node
-from nunet_cli.orchestrator import allocation
+from nunet_cli.records.results import Usage
 from tests.simulation.harness import Simulation, run
 from tests.simulation.test_failures import OPENING, balance, contract_with, held, reaches
 

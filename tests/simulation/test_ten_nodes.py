@@ -7,8 +7,8 @@ from typing import Any
 import trio
 
 from nunet_cli import units
-from nunet_cli.jobs.capability import Locality, Storage, TimeCapability
-from nunet_cli.jobs.job import CapabilityComparator, Weights
+from nunet_cli.records.bids import CapabilityComparator, Weights
+from nunet_cli.records.capability import Locality, Storage, TimeCapability
 from tests import scenario
 from tests.simulation.harness import Simulation, check_documents, run
 

@@ -10,19 +10,17 @@ import pytest
 import trio
 
 from nunet_cli import units
+from nunet_cli.allocation import run as allocation
 from nunet_cli.errors import ContractError, NoSpaceError, NunetError, PeerError, StateError
+from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.jobs import expressions
-from nunet_cli.jobs.job import OutputFile, Result
 from nunet_cli.jobs.reader import read_spec
 from nunet_cli.jobs.spec import encode_spec
 from nunet_cli.network.answers import Answers
-from nunet_cli.network.documents import Document, make_document
 from nunet_cli.network.envelope import seal
-from nunet_cli.network.identity import content_id
 from nunet_cli.node.node import Node
-from nunet_cli.orchestrator import allocation, disputes, invoke, settle
-from nunet_cli.orchestrator.orchestrate import orchestrate_job
-from nunet_cli.tokenomics.contract import (
+from nunet_cli.orchestrator import disputes, invoke, settle
+from nunet_cli.records.contracts import (
     DATABASE,
     PROVIDER,
     REQUESTER,
@@ -32,6 +30,9 @@ from nunet_cli.tokenomics.contract import (
     JobVerificationResult,
     Proof,
 )
+from nunet_cli.records.documents import Document, make_document
+from nunet_cli.records.identifiers import content_id
+from nunet_cli.records.results import OutputFile, Result
 from nunet_cli.tokenomics.dispute import DisputeContract
 from tests.tokenomics.test_liars import spec, through
 

@@ -10,10 +10,10 @@ import msgspec
 import pytest
 
 from nunet_cli.errors import ContractError, DisputedError, NunetError
-from nunet_cli.network.identity import content_id
-from nunet_cli.orchestrator.orchestrate import orchestrate_job
+from nunet_cli.groups.orchestrate import orchestrate_job
+from nunet_cli.records.contracts import Proof, Receipt
+from nunet_cli.records.identifiers import content_id
 from nunet_cli.tokenomics import chain
-from nunet_cli.tokenomics.contract import Proof, Receipt
 from nunet_cli.tokenomics.evidence import export_bundle, read_bundle, report
 from tests.conftest import Market
 
@@ -113,8 +113,8 @@ def test_what_is_no_bundle_is_said_so() -> None:
 
 def test_a_signature_has_one_form() -> None:
     """The last letter of its base64 has bits to spare: a bundle with another one is another bundle."""
-    from nunet_cli.network.documents import Signature, make_document
     from nunet_cli.network.identity import new_identity
+    from nunet_cli.records.documents import Signature, make_document
 
     signer = new_identity()
     document = make_document({"a": 1}).sign(signer, "provider")

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from nunet_cli import units
 from nunet_cli.database.store import Store
 from nunet_cli.errors import ContractError
-from nunet_cli.jobs.capability import PriceBid
-from nunet_cli.jobs.job import Result, Usage
+from nunet_cli.records.capability import PriceBid
+from nunet_cli.records.contracts import Terms
+from nunet_cli.records.results import Result, Usage
 from nunet_cli.tokenomics import ledger
-from nunet_cli.tokenomics.contract import Terms
 from nunet_cli.tokenomics.payment import amount_due, deposit_for
 
 ACCOUNTS = st.sampled_from([ledger.ISSUANCE, "a", "b", "escrow:x"])

@@ -17,24 +17,20 @@ import trio
 import trio.testing
 
 from nunet_cli import units
+from nunet_cli.allocation import run as allocation
 from nunet_cli.config import DockerConfig, ExecutorConfig, LimitsConfig
 from nunet_cli.errors import ContractError, DisputedError, NunetError
-from nunet_cli.jobs.capability import PriceBid
-from nunet_cli.jobs.job import OutputFile, Result, Usage
+from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.jobs.reader import read_spec
 from nunet_cli.jobs.spec import encode_spec
-from nunet_cli.network.documents import Document, make_document
-from nunet_cli.network.identity import Identity, content_id, new_identity
+from nunet_cli.network.identity import Identity, new_identity
 from nunet_cli.network.messenger import Answer, Incoming
 from nunet_cli.node.node import Node
 from nunet_cli.node.onboarding import OnboardOptions
-from nunet_cli.orchestrator import allocation, contract, execute, invoke, match, request, settle
+from nunet_cli.orchestrator import contract, execute, invoke, match, request, settle
 from nunet_cli.orchestrator.cancel import cancel
-from nunet_cli.orchestrator.messages import JobCompleted
-from nunet_cli.orchestrator.orchestrate import orchestrate_job
-from nunet_cli.tokenomics import contract_database
-from nunet_cli.tokenomics import dispute as disputes
-from nunet_cli.tokenomics.contract import (
+from nunet_cli.records.capability import PriceBid
+from nunet_cli.records.contracts import (
     DATABASE,
     ORACLE,
     PROVIDER,
@@ -52,6 +48,12 @@ from nunet_cli.tokenomics.contract import (
     deadline_of,
     sign_by_of,
 )
+from nunet_cli.records.documents import Document, make_document
+from nunet_cli.records.identifiers import content_id
+from nunet_cli.records.messages import JobCompleted
+from nunet_cli.records.results import OutputFile, Result, Usage
+from nunet_cli.tokenomics import contract_database
+from nunet_cli.tokenomics import dispute as disputes
 from nunet_cli.tokenomics.oracle import compare_replicas, verify_documents
 from tests.conftest import Market, config, needs_docker, open_market
 from tests.images import import_image

@@ -7,10 +7,11 @@ from typing import Any, Literal
 from msgspec import UNSET, Struct
 
 from nunet_cli.api.schemas.base import Answer, Error, Optional
-from nunet_cli.jobs.job import Comparison, Usage
-from nunet_cli.jobs.job import Result as SignedResult
 from nunet_cli.jobs.spec import JobSpec
-from nunet_cli.network.documents import Document
+from nunet_cli.records.bids import Comparison
+from nunet_cli.records.documents import Document
+from nunet_cli.records.results import Result as SignedResult
+from nunet_cli.records.results import Usage
 
 
 class Waiting(Struct, forbid_unknown_fields=True, kw_only=True, rename={"for_": "for"}):

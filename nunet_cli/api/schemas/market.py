@@ -7,10 +7,10 @@ from typing import Literal
 from msgspec import UNSET, Struct
 
 from nunet_cli.api.schemas.base import Answer, Optional
-from nunet_cli.jobs.capability import PriceBid
-from nunet_cli.jobs.job import CapabilityComparison, TimeBid
-from nunet_cli.network.documents import Document
-from nunet_cli.tokenomics.contract import StatementEntry
+from nunet_cli.records.bids import CapabilityComparison, TimeBid
+from nunet_cli.records.capability import PriceBid
+from nunet_cli.records.contracts import StatementEntry
+from nunet_cli.records.documents import Document
 from nunet_cli.tokenomics.dispute import Dispute, Evidence
 
 

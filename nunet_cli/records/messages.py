@@ -6,8 +6,10 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from nunet_cli.jobs.job import BidRequest, Id, MaybeId, Progress, Text, Time, Usage
-from nunet_cli.network.documents import Document
+from nunet_cli.records.bids import BidRequest
+from nunet_cli.records.documents import Document
+from nunet_cli.records.fields import Id, MaybeId, Text, Time
+from nunet_cli.records.results import Progress, Usage
 
 
 class JobRequest(Struct, forbid_unknown_fields=True, frozen=True):

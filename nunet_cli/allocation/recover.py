@@ -7,15 +7,15 @@ from typing import Any
 
 import trio
 
+from nunet_cli.allocation.reexecute import leftovers
+from nunet_cli.allocation.results import failed_result
+from nunet_cli.allocation.run import finish_allocation, make_parts, run_allocation
 from nunet_cli.errors import NunetError
 from nunet_cli.executor.base import Lasting
 from nunet_cli.executor.files import remove_folder
 from nunet_cli.jobs.check import decode_spec
-from nunet_cli.jobs.states import ALLOCATION_ENDS
-from nunet_cli.orchestrator.allocation import finish_allocation, make_parts, run_allocation
 from nunet_cli.orchestrator.context import Context
-from nunet_cli.orchestrator.reexecute import leftovers
-from nunet_cli.orchestrator.results import failed_result
+from nunet_cli.records.states import ALLOCATION_ENDS
 
 log = logging.getLogger("nunet.recover")
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import trio
 
+from nunet_cli.allocation import part as programs
+from nunet_cli.allocation.part import Part, Started, add_usage
 from nunet_cli.executor.base import Exit
-from nunet_cli.jobs.job import OutputFile, Usage
 from nunet_cli.jobs.spec import JobLink, JobSpec
-from nunet_cli.orchestrator import part as programs
 from nunet_cli.orchestrator.context import Context
-from nunet_cli.orchestrator.part import Part, Started, add_usage
+from nunet_cli.records.results import OutputFile, Usage
 
 
 @dataclass

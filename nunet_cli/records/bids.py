@@ -1,22 +1,13 @@
-"""Job, bid request, bid, decline, allocation and result: the records that the stages pass on and keep."""
+"""Bid request, bid and decline, and what they rest on: comparison and comparator."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
-from nunet_cli import units
-from nunet_cli.jobs.capability import PLAIN, Capability, Name, PriceBid, Size
-
-# ids are what `new_id` makes, content ids, and names of states and roles: nothing that could be a path or a command
-Id = Annotated[str, Meta(min_length=1, max_length=120, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(?!\n)$")]
-MaybeId = Annotated[str, Meta(max_length=120, pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?(?!\n)$")]
-Did = Annotated[str, Meta(min_length=10, max_length=120, pattern=r"^did:key:z[1-9A-HJ-NP-Za-km-z]+(?!\n)$")]
-Time = Annotated[str, Meta(pattern=units.TIME_PATTERN)]
-TimeOrNone = Annotated[str, Meta(pattern=rf"{units.TIME_PATTERN}|^$(?!\n)")]
-Text = Annotated[str, Meta(max_length=4000)]
-Many = Meta(max_length=1000)
+from nunet_cli.records.capability import Capability, PriceBid
+from nunet_cli.records.fields import PLAIN, Did, Id, Many, MaybeId, Name, Text, Time, TimeOrNone
 
 
 class NodeID(Struct, forbid_unknown_fields=True, frozen=True):
@@ -142,77 +133,3 @@ class Decline(Struct, forbid_unknown_fields=True, frozen=True):
     job_id: Id
     bidder: NodeID
     comparison: CapabilityComparison
-
-
-class Usage(Struct, forbid_unknown_fields=True, frozen=True):
-    """What an allocation used: seconds of processor and wall time, and the peak of memory in bytes.
-
-    `wall_seconds` is how long the machine was held for it, from its first start to its end, with what lies between a
-    service's starts; `restarts` says how often one of its programs was started again.
-    """
-
-    cpu_seconds: Annotated[float, Meta(ge=0, le=1e12)] = 0.0
-    wall_seconds: Annotated[float, Meta(ge=0, le=1e12)] = 0.0
-    max_memory: Size = 0
-    restarts: Annotated[int, Meta(ge=0, le=10**9)] = 0
-
-
-class Progress(Struct, forbid_unknown_fields=True, frozen=True):
-    """How far something has come that takes its time, such as a transfer: bytes, of a total that is 0 when unknown."""
-
-    what: Annotated[str, Meta(max_length=120, pattern=PLAIN)]
-    done: Size
-    total: Size = 0
-
-
-class OutputFile(Struct, forbid_unknown_fields=True, frozen=True):
-    """A file that came out of a job, by content id."""
-
-    name: Name
-    cid: Id
-    size: Size
-
-
-class Result(Struct, forbid_unknown_fields=True, frozen=True):
-    """The outcome of a job, which the provider signs (seed 6: `jobs.result`).
-
-    `state` is `completed` for exit code 0, `failed` with a `reason` otherwise, or `cancelled`. `fault` says whose doing
-    a failure is: the job's own program, or the provider.
-    """
-
-    job_id: Id
-    contract_id: Id
-    allocation_id: MaybeId
-    state: Literal["completed", "failed", "cancelled"]
-    exit_code: Annotated[int, Meta(ge=-(2**31), lt=2**32)] | None
-    started_at: Time
-    ended_at: Time
-    usage: Usage = field(default_factory=Usage)
-    outputs: Annotated[tuple[OutputFile, ...], Many] = ()
-    stdout_cid: MaybeId = ""
-    stdout_size: Size = 0
-    stderr_cid: MaybeId = ""
-    stderr_size: Size = 0
-    reason: Annotated[str, Meta(max_length=100, pattern=PLAIN)] = ""
-    message: Text = ""
-    fault: Literal["", "job", "provider"] = ""
-
-
-class Allocation(Struct):
-    """The execution space of one job on the provider's machine (seeds 1 and 5: `Allocation`).
-
-    `handles` find its programs, by the names that they have in a pod; a job's only program has an empty name.
-    """
-
-    id: str
-    job_id: str
-    contract_id: str
-    requester: str
-    executor: str
-    state: str = "created"
-    handles: dict[str, str] = {}
-    error: str = ""
-    usage: dict[str, Any] = {}
-    created_at: str = ""
-    started_at: str = ""
-    ended_at: str = ""

@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 
 from nunet_cli import units
-from nunet_cli.jobs.job import Result
-from nunet_cli.network.documents import Document
+from nunet_cli.allocation.pod import Ended
 from nunet_cli.orchestrator.context import Context, read
-from nunet_cli.orchestrator.pod import Ended
-from nunet_cli.tokenomics.contract import Contract
+from nunet_cli.records.contracts import Contract
+from nunet_cli.records.documents import Document
+from nunet_cli.records.results import Result
 from nunet_cli.tokenomics.payment import seconds_between
 
 log = logging.getLogger("nunet.results")

@@ -6,13 +6,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field, structs
 
-# what people are shown: no control characters, no line breaks, nothing that turns the direction of writing around
-_SHOWN = r"[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
-PLAIN = rf"^{_SHOWN}*(?!\n)$"
-Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=PLAIN)]
-Size = Annotated[int, Meta(ge=0, le=2**60)]
-Cores = Annotated[float, Meta(ge=0, le=65536)]
-Few = Meta(max_length=64)
+from nunet_cli.records.fields import PLAIN, Cores, Few, Name, Size
+
 # what a program gets of the processor, and takes of it, however little it asks for
 LEAST_CORES = 0.05
 

@@ -16,9 +16,9 @@ import trio
 from nunet_cli import units
 from nunet_cli.errors import NunetError
 from nunet_cli.executor.base import NODE_LABEL, Executor, ExecutorError, Exit, Task, make_scratch, open_output
-from nunet_cli.jobs.job import OutputFile, Progress, Usage
 from nunet_cli.jobs.spec import HealthSpec, JobSpec, ServiceSpec, output_name
 from nunet_cli.orchestrator.context import Context
+from nunet_cli.records.results import OutputFile, Progress, Usage
 
 log = logging.getLogger("nunet.part")
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import msgspec
 import trio
 
 from nunet_cli import units
 from nunet_cli.errors import DisputedError, JobFailedError, NunetError
+from nunet_cli.groups import group
+from nunet_cli.groups.group import Run
 from nunet_cli.jobs.check import decode_spec
-from nunet_cli.jobs.states import JOB_ENDS
-from nunet_cli.network.documents import Document
-from nunet_cli.orchestrator import execute, group
+from nunet_cli.orchestrator import execute
 from nunet_cli.orchestrator.context import Context, advance, error_fields
-from nunet_cli.orchestrator.group import Run
 from nunet_cli.orchestrator.patience import FULL
-from nunet_cli.tokenomics.contract import Replica
+from nunet_cli.records.states import JOB_ENDS
 
 log = logging.getLogger("nunet.replicas")
 
@@ -109,18 +107,3 @@ async def _conclude(ctx: Context, job_id: str) -> dict[str, Any]:
     event = {"agreed": len(agreed), "message": text}
     await ctx.store.change(lambda t: advance(t, job_id, state, event, error=error_fields(error), paid=paid))
     raise error
-
-
-def other_replicas(ctx: Context, job: dict[str, Any]) -> tuple[Replica, ...]:
-    """Return the documents of a replica's siblings that have a result, for the oracle."""
-    parent = ctx.store.find("jobs", job["parent"]) if job["parent"] else None
-    if parent is None or parent["kind"] != "replicas":
-        return ()
-    found = []
-    for child_id in parent["units"].values():
-        contract_id = ctx.job(child_id)["contract_id"]
-        contract = ctx.store.find("contracts", contract_id) if contract_id and child_id != job["id"] else None
-        if contract is not None and contract["result"] and contract["proof"]:
-            documents = (msgspec.convert(contract[key], Document) for key in ("document", "proof", "result"))
-            found.append(Replica(*documents))
-    return tuple(found)

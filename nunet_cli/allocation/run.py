@@ -15,23 +15,23 @@ import trio
 
 from nunet_cli import units
 from nunet_cli.actor import Actor
+from nunet_cli.allocation.part import Part, add_usage, collect, make_part, prepare, start
+from nunet_cli.allocation.pod import Ended, run_pod, run_single
+from nunet_cli.allocation.results import broken_result, failed_result, held, readable, result_of, said_of
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NoSpaceError, NunetError, PeerError
 from nunet_cli.executor.base import Exit
 from nunet_cli.executor.files import remove_folder
 from nunet_cli.jobs.check import decode_spec
-from nunet_cli.jobs.job import Result, Usage
 from nunet_cli.jobs.spec import JobSpec
-from nunet_cli.jobs.states import ALLOCATION_ENDS, ALLOCATION_TRANSITIONS, check_transition
 from nunet_cli.jobs.tree import programs
 from nunet_cli.network.blobs import Blobs
-from nunet_cli.network.documents import Document, make_document
 from nunet_cli.orchestrator.context import Context, plain, read
-from nunet_cli.orchestrator.messages import JobCompleted, JobStatusUpdate
-from nunet_cli.orchestrator.part import Part, add_usage, collect, make_part, prepare, start
-from nunet_cli.orchestrator.pod import Ended, run_pod, run_single
-from nunet_cli.orchestrator.results import broken_result, failed_result, held, readable, result_of, said_of
-from nunet_cli.tokenomics.contract import PROVIDER, Contract
+from nunet_cli.records.contracts import PROVIDER, Contract
+from nunet_cli.records.documents import Document, make_document
+from nunet_cli.records.messages import JobCompleted, JobStatusUpdate
+from nunet_cli.records.results import Result, Usage
+from nunet_cli.records.states import ALLOCATION_ENDS, ALLOCATION_TRANSITIONS, check_transition
 
 log = logging.getLogger("nunet.allocation")
 
@@ -383,10 +383,3 @@ def _set_allocation(t: Transaction, allocation_id: str, state: str, fields: dict
     t.put("allocations", row)
     t.save_event(row["job_id"], f"allocation_{state}", allocation_id=allocation_id)
     return row
-
-
-def nothing_done(ctx: Context, contract: dict[str, Any]) -> Document:
-    """Return the signed result of a contract that was called off before its invocation."""
-    row = {"job_id": contract["job_id"], "contract_id": contract["id"], "id": ""}
-    result = failed_result(row, "", "cancelled", "called off before it was started", fault="", state="cancelled")
-    return make_document(result).sign(ctx.identity, PROVIDER)

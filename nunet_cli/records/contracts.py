@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from nunet_cli import units
-from nunet_cli.jobs.capability import Name, PriceBid
-from nunet_cli.jobs.job import Did, Id, MaybeId, Text, Time, TimeOrNone
-from nunet_cli.network.documents import Document
+from nunet_cli.records.capability import PriceBid
+from nunet_cli.records.documents import Document
+from nunet_cli.records.fields import Did, Id, MaybeId, Name, Text, Time, TimeOrNone
 
 FULFILLED = "Contract fulfilled, thank you for your business"
 Amount = Annotated[str, Meta(pattern=r"^[0-9]{1,13}(\.[0-9]{1,6})?$(?!\n)")]

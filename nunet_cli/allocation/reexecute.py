@@ -13,21 +13,21 @@ import trio
 from msgspec import structs
 
 from nunet_cli import units
+from nunet_cli.allocation.part import Part, Started, prepare, start
+from nunet_cli.allocation.pod import Ended, run_pod, run_single
+from nunet_cli.allocation.results import result_of, said_of
+from nunet_cli.allocation.run import make_parts
 from nunet_cli.database.store import Store
 from nunet_cli.errors import ContractError, PeerError
 from nunet_cli.executor.files import remove_folder
 from nunet_cli.jobs.check import decode_spec
-from nunet_cli.jobs.job import Result
 from nunet_cli.jobs.spec import JobSpec
 from nunet_cli.jobs.tree import programs, required_capability
-from nunet_cli.orchestrator.allocation import make_parts
 from nunet_cli.orchestrator.bid import may_use
 from nunet_cli.orchestrator.context import Context
-from nunet_cli.orchestrator.part import Part, Started, prepare, start
-from nunet_cli.orchestrator.pod import Ended, run_pod, run_single
 from nunet_cli.orchestrator.post import new_id
-from nunet_cli.orchestrator.results import result_of, said_of
-from nunet_cli.tokenomics.contract import Contract, JobVerification
+from nunet_cli.records.contracts import Contract, JobVerification
+from nunet_cli.records.results import Result
 
 log = logging.getLogger("nunet.reexecute")
 

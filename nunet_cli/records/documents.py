@@ -7,18 +7,29 @@ in one role never counts in another.
 from __future__ import annotations
 
 import base64
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
 from nunet_cli.errors import RejectedMessageError
-from nunet_cli.jobs.job import Did
-from nunet_cli.network.identity import Identity, content_id, verify
+from nunet_cli.records.fields import Did
+from nunet_cli.records.identifiers import content_id, verify
 
 T = TypeVar("T")
 MAX_DOCUMENT = 512 * 1024
 _PREFIX = b"nunet-document-v1\n"
+
+
+class Signer(Protocol):
+    """Who can sign: a node's key."""
+
+    @property
+    def did(self) -> str:
+        """The DID of the key."""
+
+    def sign(self, data: bytes) -> bytes:
+        """Return a signature over exact bytes."""
 
 
 class Signature(Struct, forbid_unknown_fields=True, frozen=True):
@@ -40,7 +51,7 @@ class Document(Struct, forbid_unknown_fields=True, frozen=True):
         """The content id of the exact bytes."""
         return content_id(self.content.encode())
 
-    def sign(self, identity: Identity, role: str) -> Document:
+    def sign(self, identity: Signer, role: str) -> Document:
         """Return the document with one more signature; signing twice in a role changes nothing."""
         if self.is_signed(identity.did, role):
             return self

@@ -15,15 +15,15 @@ from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import JobFailedError, NunetError, UsageError
 from nunet_cli.jobs.check import check_spec, decode_spec, next_run
-from nunet_cli.jobs.job import OutputFile, Result
 from nunet_cli.jobs.spec import InputSpec, JobLink, JobSpec, encode_spec
-from nunet_cli.jobs.states import JOB_ENDS
 from nunet_cli.jobs.tree import Arrangement, arrange
-from nunet_cli.network.identity import content_id
 from nunet_cli.orchestrator import cancel
 from nunet_cli.orchestrator.context import Context, advance, error_fields
 from nunet_cli.orchestrator.patience import while_full
 from nunet_cli.orchestrator.post import job_rows, put_job
+from nunet_cli.records.identifiers import content_id
+from nunet_cli.records.results import OutputFile, Result
+from nunet_cli.records.states import JOB_ENDS
 
 log = logging.getLogger("nunet.group")
 

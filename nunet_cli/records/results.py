@@ -1,0 +1,63 @@
+"""What came of a job: usage, outputs, and the result that the provider signs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, field
+
+from nunet_cli.records.fields import PLAIN, Id, Many, MaybeId, Name, Size, Text, Time
+
+
+class Usage(Struct, forbid_unknown_fields=True, frozen=True):
+    """What an allocation used: seconds of processor and wall time, and the peak of memory in bytes.
+
+    `wall_seconds` is how long the machine was held for it, from its first start to its end, with what lies between a
+    service's starts; `restarts` says how often one of its programs was started again.
+    """
+
+    cpu_seconds: Annotated[float, Meta(ge=0, le=1e12)] = 0.0
+    wall_seconds: Annotated[float, Meta(ge=0, le=1e12)] = 0.0
+    max_memory: Size = 0
+    restarts: Annotated[int, Meta(ge=0, le=10**9)] = 0
+
+
+class Progress(Struct, forbid_unknown_fields=True, frozen=True):
+    """How far something has come that takes its time, such as a transfer: bytes, of a total that is 0 when unknown."""
+
+    what: Annotated[str, Meta(max_length=120, pattern=PLAIN)]
+    done: Size
+    total: Size = 0
+
+
+class OutputFile(Struct, forbid_unknown_fields=True, frozen=True):
+    """A file that came out of a job, by content id."""
+
+    name: Name
+    cid: Id
+    size: Size
+
+
+class Result(Struct, forbid_unknown_fields=True, frozen=True):
+    """The outcome of a job, which the provider signs (seed 6: `jobs.result`).
+
+    `state` is `completed` for exit code 0, `failed` with a `reason` otherwise, or `cancelled`. `fault` says whose doing
+    a failure is: the job's own program, or the provider.
+    """
+
+    job_id: Id
+    contract_id: Id
+    allocation_id: MaybeId
+    state: Literal["completed", "failed", "cancelled"]
+    exit_code: Annotated[int, Meta(ge=-(2**31), lt=2**32)] | None
+    started_at: Time
+    ended_at: Time
+    usage: Usage = field(default_factory=Usage)
+    outputs: Annotated[tuple[OutputFile, ...], Many] = ()
+    stdout_cid: MaybeId = ""
+    stdout_size: Size = 0
+    stderr_cid: MaybeId = ""
+    stderr_size: Size = 0
+    reason: Annotated[str, Meta(max_length=100, pattern=PLAIN)] = ""
+    message: Text = ""
+    fault: Literal["", "job", "provider"] = ""
