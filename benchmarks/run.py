@@ -25,8 +25,8 @@ from nunet_cli.jobs.reader import read_spec
 from nunet_cli.network.envelope import ErrorMessage, seal, unseal
 from nunet_cli.network.identity import new_identity
 from nunet_cli.node.node import Node, open_node
-from nunet_cli.node.onboarding import OnboardOptions
 from nunet_cli.orchestrator.post import process_job
+from nunet_cli.records.offers import OnboardOptions
 
 BARE = "import typer; app = typer.Typer(); app.command()(lambda: None); app()"
 

@@ -24,8 +24,8 @@ from nunet_cli import units
 from nunet_cli.config import Config, DockerConfig, ExecutorConfig, LimitsConfig, NetworkConfig, ProcessConfig
 from nunet_cli.jobs.reader import read_spec
 from nunet_cli.node.node import Node, open_node
-from nunet_cli.node.onboarding import OnboardOptions
 from nunet_cli.orchestrator.post import process_job
+from nunet_cli.records.offers import OnboardOptions
 from tests import forks, leftovers
 
 # a busy machine is slow, and that is no finding

@@ -85,7 +85,7 @@ async def _cancel_unstarted(ctx: Context, contract: dict[str, Any]) -> Document:
         return read(contract, "result", Document)
     document = nothing_done(ctx, contract)
     body = JobCompleted(contract["id"], document)
-    message = ctx.messenger.outbox_row(contract["requester"], "job_error", body, lifetime=CANCEL_LIFETIME)
+    message = ctx.messenger.outbox.outgoing(contract["requester"], "job_error", body, lifetime=CANCEL_LIFETIME)
 
     def change(t: Transaction) -> None:
         if t.find("allocations", contract["id"], "contract_id") is not None:
@@ -95,11 +95,11 @@ async def _cancel_unstarted(ctx: Context, contract: dict[str, Any]) -> Document:
         assert row is not None
         t.put("contracts", {**row, "result": plain(document)})
         # the answer may find nobody, when the order had to wait for this node
-        ctx.messenger.enqueue(t, message)
+        ctx.messenger.outbox.enqueue(t, message)
         t.save_event(contract["job_id"], "contract_called_off", contract_id=contract["id"])
 
     await ctx.store.change(change)
-    ctx.messenger.wake()
+    ctx.messenger.outbox.wake()
     return document
 
 

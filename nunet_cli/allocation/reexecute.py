@@ -26,6 +26,7 @@ from nunet_cli.jobs.tree import programs, required_capability
 from nunet_cli.orchestrator.bid import may_use
 from nunet_cli.orchestrator.context import Context
 from nunet_cli.orchestrator.post import new_id
+from nunet_cli.records.allocations import HOLDINGS
 from nunet_cli.records.contracts import Contract, JobVerification
 from nunet_cli.records.results import Result
 
@@ -131,7 +132,7 @@ async def _take_room(ctx: Context, key: str, spec: JobSpec) -> None:
 
 def leftovers(source: Store) -> list[str]:
     """Return the second runs that hold capability; after a restart, none of them runs any more."""
-    return [str(row["id"]) for row in source.table("capabilities").all() if str(row["id"]).startswith(f"{KIND}-")]
+    return [row.id for row in source[HOLDINGS].by("kind", "allocation") if row.id.startswith(f"{KIND}-")]
 
 
 async def _run(ctx: Context, row: dict[str, Any], spec: JobSpec) -> Result:

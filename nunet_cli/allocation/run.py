@@ -336,7 +336,7 @@ async def finish_allocation(ctx: Context, row: dict[str, Any], result: Result) -
     document = make_document(result).sign(ctx.identity, PROVIDER)
     inputs = [item.cid for part in programs(decode_spec(known["spec"])) for item in part.inputs]
     type_ = "job_completed" if result.state == "completed" else "job_error"
-    message = ctx.messenger.outbox_row(
+    message = ctx.messenger.outbox.outgoing(
         row["requester"], type_, JobCompleted(row["contract_id"], document), lifetime=RESULT_LIFETIME
     )
 
@@ -351,7 +351,6 @@ async def finish_allocation(ctx: Context, row: dict[str, Any], result: Result) -
         current.update(state=result.state, ended_at=result.ended_at, error=result.message, usage=plain(result.usage))
         t.put("allocations", current)
         t.put("contracts", {**contract, "result": plain(document)})
-        t.put("results", {"id": document.cid, "job_id": row["job_id"], "document": plain(document)})
         ctx.accounting.release(t, row["id"])
         for cid in (result.stdout_cid, result.stderr_cid, *(output.cid for output in result.outputs)):
             if cid:
@@ -359,14 +358,14 @@ async def finish_allocation(ctx: Context, row: dict[str, Any], result: Result) -
         for cid in inputs if contract["oracle"] else ():
             # an oracle may run the job again
             Blobs.grant(t, cid, contract["oracle"])
-        ctx.messenger.enqueue(t, message)
+        ctx.messenger.outbox.enqueue(t, message)
         t.save_event(
             row["job_id"], f"allocation_{result.state}", allocation_id=row["id"], exit_code=result.exit_code,
             reason=result.reason,
         )  # fmt: skip
 
     await ctx.store.change(change)
-    ctx.messenger.wake()
+    ctx.messenger.outbox.wake()
     return document
 
 

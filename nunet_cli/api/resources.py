@@ -20,10 +20,10 @@ from nunet_cli.errors import PeerError, UsageError
 from nunet_cli.jobs import expressions
 from nunet_cli.node import indices as activity
 from nunet_cli.node import overview
-from nunet_cli.node.benchmark import Benchmark
 from nunet_cli.node.node import Node
-from nunet_cli.node.onboarding import OnboardOptions, parse_price
+from nunet_cli.node.onboarding import parse_price
 from nunet_cli.records.bids import Weights
+from nunet_cli.records.offers import Benchmark, OnboardOptions
 
 PING_TIMEOUT = 5.0
 

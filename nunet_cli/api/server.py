@@ -26,7 +26,7 @@ from nunet_cli.config import LOCAL_PRICE, Config
 from nunet_cli.errors import NotFoundError, NunetError, UsageError
 from nunet_cli.executor.process import ProcessExecutor
 from nunet_cli.node.node import Node, open_node
-from nunet_cli.node.onboarding import OnboardOptions
+from nunet_cli.records.offers import OnboardOptions
 
 log = logging.getLogger("nunet.api")
 

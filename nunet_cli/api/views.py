@@ -83,10 +83,10 @@ def capability(node: Node) -> dict[str, Any]:
         "onboarded": onboarded,
         "registered": msgspec.to_builtins(accounting.get_registered_capability()) if onboarded else None,
         "available": msgspec.to_builtins(accounting.get_available_capability()) if onboarded else None,
-        "taken": accounting.taken(node.ctx.store),
+        "taken": msgspec.to_builtins(accounting.taken(node.ctx.store)),
         "price": msgspec.to_builtins(accounting.price()),
         "offer": msgspec.to_builtins(accounting.offer()),
-        "benchmark": accounting.benchmark(),
+        "benchmark": msgspec.to_builtins(accounting.benchmark()),
         "executors": node.ctx.available_executors,
         "strangers": open_to_strangers(node.ctx),
     }

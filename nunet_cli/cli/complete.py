@@ -27,12 +27,12 @@ def _rows(ctx: Any, table: str, field: str, incomplete: str) -> list[dict[str, A
     path = _home(ctx) / "store.db"
     if not path.exists():
         return []
-    column = f"json_extract(doc, '$.{field}')"
+    column = '"key"' if field == "id" else f"f_{field}"
     try:
         connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
         try:
             found = connection.execute(
-                f"SELECT doc FROM doc_{table} WHERE {column} >= ? AND {column} < ? ORDER BY id DESC LIMIT ?",
+                f"SELECT doc FROM {table} WHERE {column} >= ? AND {column} < ? ORDER BY seq DESC LIMIT ?",
                 (incomplete, incomplete + "\U0010ffff", MOST),
             ).fetchall()
         finally:

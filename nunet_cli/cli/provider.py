@@ -14,7 +14,7 @@ from nunet_cli.units import format_cores, format_size
 
 if TYPE_CHECKING:
     from nunet_cli.cli.wizard import Answers
-    from nunet_cli.node.onboarding import OnboardOptions
+    from nunet_cli.records.offers import OnboardOptions
 
 capability = typer.Typer(help="What this machine has, offers and has left.", no_args_is_help=True)
 BAR = 24
@@ -79,7 +79,8 @@ def onboard(
     from nunet_cli.cli.authorities import choose
     from nunet_cli.config import check_value, parse_value
     from nunet_cli.node.benchmark import run_benchmark
-    from nunet_cli.node.onboarding import OnboardOptions, is_free, keep_offer, plan_onboarding
+    from nunet_cli.node.onboarding import is_free, keep_offer, plan_onboarding
+    from nunet_cli.records.offers import OnboardOptions
 
     options = OnboardOptions(
         cpu=cpu, memory=memory, disk=disk, gpu=gpu, price=price, max_share=max_share, max_duration=max_duration,

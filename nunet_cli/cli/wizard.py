@@ -12,7 +12,7 @@ from nunet_cli.errors import UsageError
 from nunet_cli.units import format_cores, format_size, parse_size
 
 if TYPE_CHECKING:
-    from nunet_cli.node.onboarding import OnboardOptions
+    from nunet_cli.records.offers import OnboardOptions
 
 SHARE, MOST = 50, 90
 
@@ -46,7 +46,7 @@ def ask(
         images: which images strangers may run until now.
     """
     from nunet_cli.cli.provider import resources_text
-    from nunet_cli.node.onboarding import OnboardOptions
+    from nunet_cli.records.offers import OnboardOptions
 
     typer.echo(f"This machine has {resources_text(machine)}.")
     typer.echo("Enter takes what is in brackets; everything can be changed later.\n")

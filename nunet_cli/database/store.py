@@ -1,7 +1,8 @@
 """The node's store: who owns it, how it is changed, and the event log.
 
-All changes go through `Store.change`, one transaction each, in a worker thread (a commit waits for the disk). Reads use
-a second connection, and see the last commit. A change that was acknowledged survives `kill -9` and power loss.
+All changes go through `Store.change`, one transaction each; those that are ready at the same time share a commit, which
+waits for the disk in a worker thread. Reads use a second connection, and see the last commit. A change that was
+acknowledged survives `kill -9` and power loss.
 """
 
 from __future__ import annotations
@@ -13,111 +14,131 @@ import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import trio
-from tinydb import Query
+from msgspec import Struct
 
 from nunet_cli import units
-from nunet_cli.database.storage import Database, SqliteStorage, SqliteTable
-from nunet_cli.errors import FatalError, NodeError, NoSpaceError, NotFoundError, UsageError
+from nunet_cli.database.documents import Database, DocumentStorage, DocumentTable
+from nunet_cli.database.file import open_file, open_reader
+from nunet_cli.database.legacy import Legacy
+from nunet_cli.database.records import Records
+from nunet_cli.errors import FatalError, NodeError, NoSpaceError
+from nunet_cli.records.events import EVENTS, Event
+from nunet_cli.records.table import Table
+from nunet_cli.records.tables import TABLES
 from nunet_cli.threads import in_thread
 
 T = TypeVar("T")
+R = TypeVar("R", bound=Struct)
 STORE_FILE = "store.db"
 LOCK_FILE = "node.lock"
+# more than that in one commit would keep the first one waiting
+MOST_TOGETHER = 64
 
 
-class Transaction:
+class _Tables(Legacy):
+    """The tables of one connection."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._records: dict[Table[Any], Records[Any]] = {}
+
+    def __getitem__(self, table: Table[R]) -> Records[R]:
+        """Return a table."""
+        found = self._records.get(table)
+        if found is None:
+            found = self._records[table] = Records(self._connection, table)
+        return found
+
+
+class Transaction(_Tables):
     """The tables as a change sees them; what it writes is committed together, or not at all."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        super().__init__(connection)
         self.saved_events = 0
+        self._then: list[Callable[[], None]] = []
 
-    def table(self, name: str) -> SqliteTable:
-        """Return a table for reading and writing."""
-        return cast(SqliteTable, self._database.table(name))
-
-    def put(self, table: str, row: dict[str, Any], key: str = "id") -> None:
-        """Insert a row, or replace the one with the same key whole."""
-        rows = self.table(table)
-        rows.remove(Query()[key] == row[key])
-        rows.insert(row)
-
-    def find(self, table: str, key: str, field: str = "id") -> dict[str, Any] | None:
-        """Return the row with this key, or None."""
-        return cast("dict[str, Any] | None", self.table(table).get(Query()[field] == key))
-
-    def save_event(self, job_id: str, type_: str, **data: Any) -> None:
-        """Append to the event log (seed 3: `database.saveEvent`); `data` must be JSON-ready."""
-        self.table("events").insert({"at": units.utc_now(), "job_id": job_id, "type": type_, "data": data})
+    def save_event(self, job_id: str, type_: str, **data: Any) -> int:
+        """Append to the event log (seed 3: `database.saveEvent`) and return its number; `data` must be JSON-ready."""
         self.saved_events += 1
+        return self[EVENTS].append(Event(units.utc_now(), job_id, type_, data))
+
+    def then(self, call: Callable[[], None]) -> None:
+        """Do something once this change is on disk: start what follows from it, wake who waits for it."""
+        self._then.append(call)
+
+    def follow(self) -> None:
+        """Do what was to be done once the change is on disk."""
+        for call in self._then:
+            call()
 
 
-class Store:
-    """TinyDB tables in one folder.
+class _Change(Generic[T]):
+    """A change that waits for its turn, and then for the disk."""
+
+    def __init__(self, function: Callable[[Transaction], T]) -> None:
+        self.function = function
+        self.turn = trio.Event()
+        self.transaction: Transaction | None = None
+        self.value: T | None = None
+        self.error: BaseException | None = None
+        self.is_done = False
+
+
+class Store(_Tables):
+    """The tables of one node, in one folder; as a mapping it reads the last commit: `store[JOBS].get(id)`.
 
     Args:
         home: the node's folder.
         read_only: no changes, no lock; an absent store reads as an empty one.
+        tables: their declarations.
     """
 
-    def __init__(self, home: Path, *, read_only: bool = False) -> None:
+    def __init__(self, home: Path, *, read_only: bool = False, tables: tuple[Table[Any], ...] = TABLES) -> None:
         self.home = home
         self.read_only = read_only
+        self.path = home / STORE_FILE
         self._limiter = trio.CapacityLimiter(1)
         self._new_event = trio.Event()
-        path: str | Path = home / STORE_FILE
+        self._waiting: list[_Change[Any]] = []
+        self._is_led = False
         try:
             if read_only:
-                if not Path(path).exists():
-                    path = ":memory:"
-                self._writer = self._reader = Database(path, read_only=path != ":memory:")
+                self._writer = self._reader = open_reader(self.path, tables)
             else:
                 home.mkdir(parents=True, exist_ok=True, mode=0o700)
-                os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-                self._writer = Database(path)
-                self._reader = Database(path, read_only=True)
-                self._reader.tables()
-        except Exception as error:
-            # sqlite3 raises several kinds; a user needs to know which file it is
+                os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+                self._writer = open_file(self.path, tables)
+                self._reader = open_reader(self.path, tables)
+        except (sqlite3.Error, OSError) as error:
             raise NodeError(
-                f"the store {path} cannot be opened: {error}",
-                hint="if the file is damaged, move it away or restore a copy",
+                f"the store {self.path} cannot be opened: {error}",
+                hint="if the file is damaged, put a backup in its place: nunet node restore FILE",
             ) from None
+        super().__init__(self._reader)
+        self._documents = Database(self._reader, tables, storage=DocumentStorage)
 
-    def table(self, name: str) -> SqliteTable:
-        """Return a table for reading."""
-        return cast(SqliteTable, self._reader.table(name))
+    def documents(self, table: Table[Any]) -> DocumentTable:
+        """Return a table as TinyDB's, to be searched with its `Query`; it reads the last commit."""
+        return cast(DocumentTable, self._documents.table(table.name))
 
-    def find(self, table: str, key: str, field: str = "id") -> dict[str, Any] | None:
-        """Return the row with this key, or None."""
-        return cast("dict[str, Any] | None", self.table(table).get(Query()[field] == key))
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """What reads the last commit."""
+        return self._reader
 
-    def resolve(self, table: str, prefix: str, *, what: str, field: str = "id") -> dict[str, Any]:
-        """Return the row whose key starts with an unambiguous prefix.
-
-        Raises:
-            NotFoundError: no row, or an empty prefix.
-            UsageError: several rows; the message names them.
-        """
-        rows = self.table(table).with_prefix(field, prefix) if prefix else []
-        exact = [row for row in rows if row[field] == prefix]
-        if not (exact or rows):
-            raise NotFoundError(f"no {what} {prefix!r} here")
-        if not exact and len(rows) > 1:
-            names = ", ".join(row[field][:16] for row in rows[:5])
-            raise UsageError(f"{what} {prefix!r} is ambiguous: {names}{', …' if len(rows) > 5 else ''}")
-        return cast(dict[str, Any], (exact or rows)[0])
+    # -- changes -----------------------------------------------------------------------------------------------------
 
     async def change(self, function: Callable[[Transaction], T]) -> T:
         """Run `function` in one transaction, and return once it is on disk.
 
-        A cancellation waits for the transaction to end, so the store is never left half-way.
+        It runs in the event loop, so it must be quick; the commit does not. A cancellation waits for the transaction to
+        end, so the store is never left half-way.
 
         Raises:
             NoSpaceError: the disk is full; nothing was changed.
@@ -125,41 +146,112 @@ class Store:
         """
         if self.read_only:
             raise NodeError("this command only reads the store")
-        run = partial(self._run, function)
+        mine = _Change(function)
+        self._waiting.append(mine)
+        with trio.CancelScope(shield=True):
+            if self._is_led:
+                await mine.turn.wait()
+            if not mine.is_done:
+                # nobody commits just now: this one does, for all that are ready with it
+                self._is_led = True
+                await trio.lowlevel.checkpoint()
+                await self._lead()
+        if mine.error is not None:
+            raise mine.error
+        return cast(T, mine.value)
+
+    async def _lead(self) -> None:
+        together, self._waiting = self._waiting[:MOST_TOGETHER], self._waiting[MOST_TOGETHER:]
         try:
-            value, events = await in_thread(run, limiter=self._limiter)
+            await self._commit(together)
+        finally:
+            for change in together:
+                change.is_done = True
+                change.turn.set()
+            self._is_led = bool(self._waiting)
+            if self._waiting:
+                # the first of those that came in the meantime leads the next commit
+                self._waiting[0].turn.set()
+
+    async def _commit(self, together: list[_Change[Any]]) -> None:
+        connection = self._writer
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            before = connection.total_changes
+            for change in together:
+                self._run(change, alone=len(together) == 1)
+            if connection.in_transaction:
+                if connection.total_changes == before:
+                    connection.execute("COMMIT")
+                else:
+                    await in_thread(connection.execute, "COMMIT", limiter=self._limiter)
         except (sqlite3.Error, OSError) as error:
-            raise explained(error, self.home / STORE_FILE) from error
+            self._fail(together, explained(error, self.path))
+        finally:
+            # where the disk is full SQLite rolls back itself, at times already in the middle of the transaction
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        events = 0
+        for change in together:
+            if change.error is None and change.transaction is not None:
+                events += change.transaction.saved_events
+                try:
+                    change.transaction.follow()
+                except Exception as error:
+                    change.error = error
         if events:
             self._new_event.set()
             self._new_event = trio.Event()
-        return value
 
-    def _run(self, function: Callable[[Transaction], T]) -> tuple[T, int]:
-        transaction = Transaction(self._writer)
-        with cast(SqliteStorage, self._writer.storage).transaction():
-            value = function(transaction)
-        return value, transaction.saved_events
+    def _run(self, change: _Change[Any], *, alone: bool) -> None:
+        """Run one of the changes that share a transaction; what it wrote is undone where it raises."""
+        connection = self._writer
+        if not alone:
+            connection.execute("SAVEPOINT one")
+        change.transaction = Transaction(connection)
+        try:
+            change.value = change.function(change.transaction)
+        except BaseException as error:
+            change.error = explained(error, self.path) if isinstance(error, sqlite3.Error | OSError) else error
+            if not connection.in_transaction:
+                # SQLite has undone everything: the others with it
+                raise
+            connection.execute("ROLLBACK" if alone else "ROLLBACK TO one")
+        if not alone:
+            connection.execute("RELEASE one")
+
+    @staticmethod
+    def _fail(together: list[_Change[Any]], error: BaseException) -> None:
+        for change in together:
+            change.error = change.error or error
 
     async def save_event(self, job_id: str, type_: str, **data: Any) -> None:
         """Append one event on its own."""
         await self.change(lambda t: t.save_event(job_id, type_, **data))
 
+    # -- events ------------------------------------------------------------------------------------------------------
+
     def events(self, job_id: str | None = None, after: int = 0) -> list[dict[str, Any]]:
-        """Return events in order, each with its sequence number `seq`; for one job or for all."""
-        table = self.table("events")
-        if job_id is not None:
-            rows = [row for row in table.search(Query().job_id == job_id) if row.doc_id > after]
-        else:
-            rows = table.after(after)
-            while page := table.after(rows[-1].doc_id if rows else after):
-                rows += page
-        return [{"seq": row.doc_id, **row} for row in rows]
+        """Return events in order, as they used to be."""
+        return [
+            {"seq": seq, "at": event.at, "job_id": event.job_id, "type": event.type, "data": event.data}
+            for seq, event in self.log(job_id, after)
+        ]
+
+    def log(self, job_id: str | None = None, after: int = 0) -> list[tuple[int, Event]]:
+        """Return events in order, each with its number; for one job or for all."""
+        where: dict[str, Any] = {} if job_id is None else {"job_id": job_id}
+        rows = self[EVENTS].after(after, **where)
+        while page := self[EVENTS].after(rows[-1][0], **where) if rows else []:
+            rows += page
+        return rows
 
     @property
     def new_event(self) -> trio.Event:
         """The event that is set by the next commit that adds to the log; take it before reading."""
         return self._new_event
+
+    # -- the file ----------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Close both connections."""
@@ -176,7 +268,7 @@ class Store:
         self.close()
 
 
-def explained(error: Exception, path: Path) -> Exception:
+def explained(error: BaseException, path: Path) -> BaseException:
     """Return an error of writing a file of the node's as one of the product's, where it is clear what to do."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     number = getattr(error, "errno", None)
@@ -187,7 +279,7 @@ def explained(error: Exception, path: Path) -> Exception:
             hint="free some space on its disk; what waits for it goes on by itself then",
         )
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return FatalError(f"the store {path} is damaged: {error}", hint="restore a copy of the node's home")
+        return FatalError(f"the store {path} is damaged: {error}", hint="put a backup in its place: nunet node restore")
     return error
 
 

@@ -22,14 +22,14 @@ from typing import Annotated, BinaryIO
 import msgspec
 import trio
 from msgspec import Meta, Struct
-from tinydb import Query
 
 from nunet_cli.database.store import Store, Transaction, explained
 from nunet_cli.errors import NotFoundError, NunetError, PeerError, RejectedMessageError
 from nunet_cli.network.connection import BLOB_DATA, BLOB_END, BLOB_GET, Connection
-from nunet_cli.network.messenger import short
 from nunet_cli.network.transport import TcpTransport
+from nunet_cli.network.waiting import short
 from nunet_cli.records.identifiers import cid_from_digest, content_id, is_content_id, key_from_did
+from nunet_cli.records.messaging import GRANTS, Grant
 from nunet_cli.threads import in_thread
 
 log = logging.getLogger("nunet.blobs")
@@ -169,7 +169,7 @@ class Blobs:
     @staticmethod
     def grant(transaction: Transaction, cid: str, did: str) -> None:
         """Allow a peer to fetch a blob, as part of a change."""
-        transaction.put("grants", {"id": f"{cid}/{did}"})
+        transaction[GRANTS].put(Grant(f"{cid}/{did}", cid, did))
 
     async def fetch(
         self, did: str, cid: str, size: int, progress: Progress | None = None, *, patience: float = PATIENCE
@@ -324,7 +324,7 @@ class Blobs:
         peer, cid = connection.peer, wanted.cid
         error = ""
         try:
-            granted = self._store.table("grants").get(Query().id == f"{cid}/{peer.did}") is not None
+            granted = self._store[GRANTS].has(f"{cid}/{peer.did}")
             if not granted or not self.has(cid):
                 error = "not here, or not for you"
             else:

@@ -12,11 +12,11 @@ import re
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import trio
 from msgspec import Struct
-from tinydb import Query
 
 from nunet_cli import units
 from nunet_cli.database.store import Store, Transaction
@@ -25,14 +25,14 @@ from nunet_cli.network.answers import Answers
 from nunet_cli.network.connection import ACK, ENVELOPE, Connection
 from nunet_cli.network.envelope import SIGNATURE_SIZE, Envelope, ErrorMessage, body_of, error_message, seal, unseal
 from nunet_cli.network.identity import Identity
+from nunet_cli.network.outbox import RETRY_INTERVAL, Outbox
 from nunet_cli.network.transport import TcpTransport
-from nunet_cli.network.waiting import Waiting
+from nunet_cli.network.waiting import Waiting, short
 from nunet_cli.records.identifiers import key_from_did
 
 log = logging.getLogger("nunet.messages")
 
-RETRY_INTERVAL = 3.0
-LONGEST_PAUSE = 60.0
+FORGET_INTERVAL = 30.0
 MAX_IN_PROGRESS_PER_PEER = 32
 # `MESSAGE-ID`, or `MESSAGE-ID REASON` for a message that was rejected
 _ACK = re.compile(rb"([!-~]{1,120})(?: ([a-z0-9_]{1,60}))?")
@@ -58,7 +58,9 @@ class Incoming:
 
 
 Answer = tuple[str, Struct]
-Behaviour = Callable[[Incoming], Awaitable[Answer | None]]
+# what a message changes: run in the transaction in which its being handled, and the answer, are kept as well
+Change = Callable[[Transaction], Answer | None]
+Behaviour = Callable[[Incoming], Awaitable[Answer | Change | None]]
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,7 @@ class Messenger:
         self._pending: dict[str, Waiting] = {}
         self._in_progress: dict[str, set[str]] = defaultdict(set)
         self._answers = Answers(store)
-        self._outbox_changed = trio.Event()
-        self._delivering: set[str] = set()
-        self._pauses: dict[str, float] = {}
+        self.outbox = Outbox(identity, transport, store, self._pending, self._to_self)
         self._nursery: trio.Nursery | None = None
         transport.on_frame[ENVELOPE] = self._on_envelope
         transport.on_frame[ACK] = self._on_ack
@@ -104,7 +104,14 @@ class Messenger:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
-            await self.transport.supervisor.every(0, "deliveries", self._deliver_forever, nursery)
+            supervisor = self.transport.supervisor
+            supervisor.start_soon(
+                nursery, "old answers", supervisor.every, FORGET_INTERVAL, "old answers", self._forget
+            )
+            await supervisor.every(0, "deliveries", self.outbox.deliver, nursery)
+
+    async def _forget(self) -> None:
+        await self._answers.forget()
 
     async def request(self, to: str, type_: str, body: Struct, *, timeout: float) -> Incoming:
         """Send a request and return the answer, repeating the request while there is none.
@@ -203,83 +210,10 @@ class Messenger:
         finally:
             del self._pending[envelope.id]
 
-    def outbox_row(self, to: str, type_: str, body: Struct, *, lifetime: float) -> dict[str, Any]:
-        """Return the outbox row of a new message; put it with `enqueue` in the transaction that makes it true."""
-        envelope, raw = seal(self._identity, to, type_, body, lifetime=lifetime)
-        return {
-            "id": envelope.id, "to": to, "type": type_, "expires_at": envelope.expires_at,
-            "raw": base64.b64encode(raw).decode(),
-        }  # fmt: skip
-
-    @staticmethod
-    def enqueue(transaction: Transaction, row: dict[str, Any]) -> None:
-        """Put a message into the outbox, as part of a change."""
-        transaction.put("outbox", row)
-
-    def wake(self) -> None:
-        """Deliver what has just been put into the outbox."""
-        self._outbox_changed.set()
-
     async def post(self, to: str, type_: str, body: Struct, *, lifetime: float) -> None:
         """Send durably: the message is on disk when this returns, and is repeated until acknowledged or expired."""
-        row = self.outbox_row(to, type_, body, lifetime=lifetime)
-        await self._store.change(lambda t: self.enqueue(t, row))
-        self.wake()
-
-    async def flush(self, timeout: float) -> bool:
-        """Wait until the outbox to connected peers is empty; return whether it is."""
-        with trio.move_on_after(timeout):
-            while any(self._is_reachable(did) for did in self._store.table("outbox").distinct("to")):
-                await trio.sleep(0.02)
-            return True
-        return False
-
-    def _is_reachable(self, did: str) -> bool:
-        return did == self._identity.did or self.transport.connection(key_from_did(did)) is not None
-
-    async def _deliver_forever(self, nursery: trio.Nursery) -> None:
-        while True:
-            self._outbox_changed = trio.Event()
-            now = units.utc_now()
-            outbox = self._store.table("outbox")
-            if outbox.before("expires_at", now, limit=1):
-                await self._store.change(lambda t, now=now: t.table("outbox").remove_before("expires_at", now))  # type: ignore[misc]  # the default binds the time
-            reachable = [did for did in outbox.distinct("to") if self._is_reachable(did)]
-            for row in (row for did in reachable for row in outbox.search(Query().to == did)):
-                if row["id"] not in self._delivering:
-                    self._delivering.add(row["id"])
-                    self.transport.supervisor.start_soon(nursery, f"delivery of {row['type']}", self._deliver, row)
-            await self._answers.forget(now)
-            with trio.move_on_after(RETRY_INTERVAL):
-                await self._outbox_changed.wait()
-
-    async def _deliver(self, row: dict[str, Any]) -> None:
-        waiting = self._pending[row["id"]] = Waiting(row["to"])
-        try:
-            raw = base64.b64decode(row["raw"])
-            connection = self.transport.connection(key_from_did(row["to"]))
-            if row["to"] == self._identity.did:
-                await self._to_self(unseal(raw, me=self._identity.did), raw, waiting)
-            elif connection is None:
-                return
-            else:
-                await connection.send(ENVELOPE, raw)
-            with trio.move_on_after(RETRY_INTERVAL):
-                await waiting.arrived.wait()
-            if waiting.trouble():
-                pause = min(LONGEST_PAUSE, 2 * self._pauses.get(row["id"], RETRY_INTERVAL / 2))
-                self._pauses[row["id"]] = pause
-                await trio.sleep(pause)
-            elif waiting.arrived.is_set():
-                self._pauses.pop(row["id"], None)
-                if waiting.rejected:
-                    log.warning("%s rejected a %s: %s", short(row["to"]), row["type"], waiting.rejected)
-                await self._store.change(lambda t: t.table("outbox").remove(Query().id == row["id"]))
-        except PeerError:
-            pass
-        finally:
-            del self._pending[row["id"]]
-            self._delivering.discard(row["id"])
+        message = self.outbox.outgoing(to, type_, body, lifetime=lifetime)
+        await self._store.change(lambda t: self.outbox.enqueue(t, message))
 
     async def _on_ack(self, connection: Connection, _kind: int, payload: bytes) -> None:
         found = _ACK.fullmatch(payload)
@@ -365,7 +299,12 @@ class Messenger:
         keep, durable = True, not known.ephemeral
         answer: Answer | None
         try:
-            answer = await known.behaviour(Incoming(envelope, body_of(envelope, known.kind), raw))
+            said = await known.behaviour(Incoming(envelope, body_of(envelope, known.kind), raw))
+            if callable(said):
+                sealed = await self._store.change(partial(self._change, envelope, said))
+                self._answers.remember(envelope, sealed)
+                return sealed
+            answer = said
         except NunetError as error:
             connection = self.transport.connection(key_from_did(envelope.from_))
             level = logging.INFO if connection is None or connection.remarks.take() else logging.DEBUG
@@ -378,14 +317,20 @@ class Messenger:
             # one peer's message never stops the node; and a repetition may find things better
             self.transport.supervisor.note(f"handling {envelope.type}", error)
             answer, keep = ("error_message", ErrorMessage("internal", "the node could not handle the message")), False
-        sealed = b""
-        if answer is not None:
-            _, sealed = seal(self._identity, envelope.from_, answer[0], answer[1], lifetime=300, reply_to=envelope.id)
+        sealed = self._sealed(envelope, answer)
         if keep:
-            await self._answers.keep(envelope, sealed, durable=durable)
+            if durable:
+                await self._store.change(lambda t: self._answers.keep(t, envelope, sealed))
+            self._answers.remember(envelope, sealed)
         return sealed
 
+    def _change(self, envelope: Envelope, change: Change, t: Transaction) -> bytes:
+        """Do what a message changes, and keep with it that it was handled, and how it is answered."""
+        sealed = self._sealed(envelope, change(t))
+        self._answers.keep(t, envelope, sealed)
+        return sealed
 
-def short(did: str) -> str:
-    """Return a DID as people can tell it from others: its last eight characters."""
-    return f"…{did[-8:]}"
+    def _sealed(self, envelope: Envelope, answer: Answer | None) -> bytes:
+        if answer is None:
+            return b""
+        return seal(self._identity, envelope.from_, answer[0], answer[1], lifetime=300, reply_to=envelope.id)[1]

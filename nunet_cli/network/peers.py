@@ -13,6 +13,7 @@ from nunet_cli import units
 from nunet_cli.database.store import Store
 from nunet_cli.errors import IdentityError, NotFoundError, NunetError, UsageError
 from nunet_cli.records.identifiers import did_from_key, key_from_did, key_from_peer_id, peer_id_from_key
+from nunet_cli.records.messaging import PEERS, PeerRecord
 
 MAX_PEERS = 10_000
 MAX_ADDRESSES = 8
@@ -57,12 +58,10 @@ class Peer:
         """The peer's libp2p peer id."""
         return peer_id_from_key(self.public_key)
 
-    def row(self) -> dict[str, Any]:
+    def record(self) -> PeerRecord:
         """Return what is kept in the store."""
-        return {
-            "id": self.peer_id, "did": self.did, "addresses": [format_address(*address) for address in self.addresses],
-            "roles": list(self.roles), "topics": list(self.topics), "source": self.source, "last_seen": self.last_seen,
-        }  # fmt: skip
+        addresses = tuple(format_address(*address) for address in self.addresses)
+        return PeerRecord(self.peer_id, self.did, addresses, self.roles, self.topics, self.source, self.last_seen)
 
 
 def parse_peer(text: str) -> tuple[bytes, Address]:
@@ -131,13 +130,13 @@ class Peers:
     def __init__(self, store: Store, own_key: bytes, *, persistent: bool = True) -> None:
         self._store, self._own_key, self._persistent = store, own_key, persistent
         self._peers: dict[bytes, Peer] = {}
-        for row in store.table("peers").all() if persistent else []:
+        for row in store[PEERS].all() if persistent else ():
             try:
-                addresses = [parse_address(text) for text in row["addresses"]]
-                peer = Peer(key_from_peer_id(row["id"]), addresses, source=row["source"], last_seen=row["last_seen"])
-            except (NunetError, KeyError, TypeError):
+                addresses = [parse_address(text) for text in row.addresses]
+                peer = Peer(key_from_peer_id(row.id), addresses, source=row.source, last_seen=row.last_seen)
+            except NunetError:
                 continue
-            peer.roles = tuple(row.get("roles", ()))
+            peer.roles = row.roles
             peer.reached = bool(peer.last_seen)
             self._peers[peer.public_key] = peer
 
@@ -182,14 +181,14 @@ class Peers:
 
     async def save(self, peer: Peer) -> None:
         """Keep a peer in the store."""
-        row = peer.row()
+        record = peer.record()
         if self._persistent:
-            await self._store.change(lambda t: t.put("peers", row))
+            await self._store.change(lambda t: t[PEERS].put(record))
 
     async def remove(self, peer: Peer) -> None:
         """Forget a peer, here and in the store."""
         self._peers.pop(peer.public_key, None)
-        await self._store.change(lambda t: t.table("peers").remove(_is(peer.peer_id)))
+        await self._store.change(lambda t: t[PEERS].remove(peer.peer_id))
 
     def seen(self, peer: Peer) -> None:
         """Note that a peer was heard just now."""
@@ -243,9 +242,3 @@ class Peers:
     def with_role(self, role: str) -> list[Peer]:
         """Return the peers that say they act in a role, connected ones first."""
         return sorted((p for p in self._peers.values() if role in p.roles), key=lambda p: not p.connected)
-
-
-def _is(peer_id: str) -> Any:
-    from tinydb import Query
-
-    return Query().id == peer_id

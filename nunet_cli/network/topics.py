@@ -87,5 +87,5 @@ class Topics:
             self._peers.add(peer.public_key, (connection.host, hello.port), peer.source)
         await self._peers.save(peer)
         self._transport.notify()
-        self._messenger.wake()
+        self._messenger.outbox.wake()
         return None

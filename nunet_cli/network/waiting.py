@@ -32,3 +32,8 @@ class Waiting:
         except RejectedMessageError:
             return ""
         return error.code if error.code in _TRANSIENT else ""
+
+
+def short(did: str) -> str:
+    """Return a DID as people can tell it from others: its last eight characters."""
+    return f"…{did[-8:]}"

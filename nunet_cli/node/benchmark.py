@@ -15,24 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from msgspec import Struct
 
 from nunet_cli.records.capability import Cpu, Gpu, Library, Resources
+from nunet_cli.records.offers import Benchmark
 
 CPU_SECONDS = 1.0
 MEMORY_SECONDS = 0.5
 DISK_BYTES = 64 * 2**20
 PROBED_LIBRARIES = ("numpy", "scipy", "pandas", "torch", "jax", "tensorflow")
 Progress = Callable[[str, float], None]
-
-
-class Benchmark(Struct, frozen=True):
-    """Measured speeds: SHA-256 of one core, copying of memory, and synced writing to disk, all in bytes a second."""
-
-    cpu_hash: float
-    memory_copy: float
-    disk_write: float
-    at: str
 
 
 def probe_machine(home: Path) -> Resources:

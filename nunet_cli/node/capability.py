@@ -11,27 +11,33 @@ from typing import Any
 
 import msgspec
 from msgspec import structs
-from tinydb import Query
 
 from nunet_cli import units
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import StateError
-from nunet_cli.node.benchmark import Benchmark
 from nunet_cli.node.monitor import Monitor
-from nunet_cli.node.onboarding import OnboardOptions, checked, offer_of, price_option
+from nunet_cli.node.onboarding import checked, offer_of, price_option
+from nunet_cli.records.allocations import HOLDINGS, Holding
 from nunet_cli.records.bids import CapabilityComparator
 from nunet_cli.records.capability import Capability, PriceBid, Resources
+from nunet_cli.records.offers import (
+    OFFERS,
+    PREFERENCES,
+    REGISTERED_CAPABILITY,
+    Benchmark,
+    Offer,
+    OnboardOptions,
+    Preferences,
+    Registered,
+)
 
 log = logging.getLogger("nunet.capability")
 
-TABLE = "capabilities"
+Source = Store | Transaction
 
 
 class CapabilityAccounting:
-    """The node's capability, as rows of the table `capabilities`.
-
-    `registered`, one per lock, one per allocation; and `offer`, the options of the last onboarding, which outlives it.
-    """
+    """The node's capability: what is registered, and what each lock and each allocation holds of it."""
 
     def __init__(self, store: Store, monitor: Monitor) -> None:
         self._store, self.monitor = store, monitor
@@ -39,13 +45,13 @@ class CapabilityAccounting:
 
     def is_onboarded(self) -> bool:
         """Say whether this node offers capability."""
-        return self._store.find(TABLE, "registered") is not None
+        return self._store[REGISTERED_CAPABILITY].has("registered")
 
-    def get_registered_capability(self, source: Store | Transaction | None = None) -> Capability:
+    def get_registered_capability(self, source: Source | None = None) -> Capability:
         """Return what was registered at onboarding; nothing on a node that is not onboarded."""
-        row = (source or self._store).find(TABLE, "registered")
+        row = (source or self._store)[REGISTERED_CAPABILITY].get("registered")
         try:
-            return msgspec.convert(row["capability"], Capability) if row else Capability()
+            return msgspec.json.decode(row.capability, type=Capability) if row is not None else Capability()
         except msgspec.ValidationError as error:
             # an earlier version took what it could not read again
             raise StateError(
@@ -57,23 +63,22 @@ class CapabilityAccounting:
         self, capability: Capability, benchmark: Benchmark | None, options: OnboardOptions | None = None
     ) -> None:
         """Keep what the node offers, what its benchmark measured, and the options that it was asked for with."""
-        row = {"id": "registered", "capability": msgspec.to_builtins(capability), "at": units.utc_now()}
-        row["benchmark"] = msgspec.to_builtins(benchmark)
+        kept = msgspec.Raw(msgspec.json.encode(capability))
+        row = Registered("registered", kept, units.utc_now(), benchmark)
 
         def change(t: Transaction) -> None:
-            t.put(TABLE, row)
+            t[REGISTERED_CAPABILITY].put(row)
             if options is not None:
-                t.put(TABLE, {"id": "offer", "options": msgspec.to_builtins(options)})
+                t[OFFERS].put(Offer("offer", options))
             t.save_event("", "onboarded", **msgspec.to_builtins(capability.resources))
 
         await self._store.change(change)
 
     def offer(self) -> OnboardOptions | None:
         """Return what was offered last, complete with the price of today; None where nothing ever was."""
-        row = self._store.find(TABLE, "offer")
-        price = self.price()
+        row, price = self._store[OFFERS].get("offer"), self.price()
         if row is not None:
-            return structs.replace(msgspec.convert(row["options"], OnboardOptions), price=price_option(price))
+            return structs.replace(row.options, price=price_option(price))
         if self.is_onboarded():
             return offer_of(self.get_registered_capability(), price)
         return OnboardOptions(price=price_option(price)) if price != PriceBid() else None
@@ -82,23 +87,22 @@ class CapabilityAccounting:
         """Offer nothing any more; what was offered is remembered."""
 
         def change(t: Transaction) -> None:
-            t.table(TABLE).remove(Query().id == "registered")
+            t[REGISTERED_CAPABILITY].remove("registered")
             t.save_event("", "offboarded")
 
         await self._store.change(change)
 
-    def benchmark(self) -> dict[str, Any] | None:
+    def benchmark(self) -> Benchmark | None:
         """Return the last benchmark, or None."""
-        row = self._store.find(TABLE, "registered")
-        return row["benchmark"] if row else None
+        row = self._store[REGISTERED_CAPABILITY].get("registered")
+        return row.benchmark if row is not None else None
 
-    def taken(self, source: Store | Transaction) -> list[dict[str, Any]]:
-        """Return the locks that hold and the allocations, each `{id, kind, job_id, resources, expires_at}`."""
+    def taken(self, source: Source) -> list[Holding]:
+        """Return the locks that hold and the allocations."""
         now = units.utc_now()
-        rows = source.table(TABLE).search(Query().kind.one_of(["lock", "allocation"]))
-        return [dict(row) for row in rows if row["kind"] == "allocation" or row["expires_at"] > now]
+        return [row for row in source[HOLDINGS].all() if row.kind == "allocation" or row.expires_at > now]
 
-    def available(self, source: Store | Transaction, at: str = "") -> Capability:
+    def available(self, source: Source, at: str = "") -> Capability:
         """Return what is left (second seed: `getAvailableCapability`), now or at a later time.
 
         Args:
@@ -111,24 +115,24 @@ class CapabilityAccounting:
         registered = self.get_registered_capability(source)
         left = registered.resources
         for row in self.taken(source):
-            if at and row.get("ends_at", "") and row["ends_at"] <= at:
+            if at and row.ends_at and row.ends_at <= at:
                 continue
             try:
-                left = left.minus(msgspec.convert(row["resources"], Resources))
+                left = left.minus(row.resources)
             except ValueError as error:
                 raise StateError(f"more {error} is taken than there is", code="over_committed") from None
         return structs.replace(registered, resources=left, executors=tuple(self.executors))
 
-    def earliest_start(self, source: Store | Transaction, resources: Resources) -> str:
+    def earliest_start(self, source: Source, resources: Resources) -> str:
         """Return when resources are free at the latest, by what runs and is locked; empty when they never are."""
         now = units.utc_now()
-        ends = sorted({str(row["ends_at"]) for row in self.taken(source) if row.get("ends_at")})
+        ends = sorted({row.ends_at for row in self.taken(source) if row.ends_at})
         for at in [now, *(end for end in ends if end > now)]:
             if self.available(source, at).resources.fits(resources):
                 return at
         return ""
 
-    def load(self, source: Store | Transaction) -> float:
+    def load(self, source: Source) -> float:
         """Return the larger share of the registered processor or memory that is taken, 0 to 1."""
         registered = self.get_registered_capability(source).resources
         left = self.available(source).resources
@@ -153,15 +157,19 @@ class CapabilityAccounting:
 
     @staticmethod
     def _sweep(t: Transaction) -> None:
-        t.table(TABLE).remove((Query().kind == "lock") & (Query().expires_at < units.utc_now()))
+        # what has lapsed is looked through no more: a peer may have made many
+        now = units.utc_now()
+        for row in t[HOLDINGS].by("kind", "lock"):
+            if row.expires_at <= now:
+                t[HOLDINGS].remove(row.id)
 
     def get_available_capability(self) -> Capability:
         """Return what is left now."""
         return self.available(self._store)
 
-    def get_locked_capabilities(self) -> list[dict[str, Any]]:
+    def get_locked_capabilities(self) -> list[Holding]:
         """Return the locks that hold."""
-        return [row for row in self.taken(self._store) if row["kind"] == "lock"]
+        return [row for row in self.taken(self._store) if row.kind == "lock"]
 
     def lock(
         self, t: Transaction, bid_id: str, job_id: str, resources: Resources, until: str, duration: int = 0
@@ -179,14 +187,10 @@ class CapabilityAccounting:
         Raises:
             StateError: what is left does not suffice.
         """
-        t.table(TABLE).remove(Query().id == bid_id)
-        # what has lapsed is looked through no more: a peer may have made many
-        now = units.utc_now()
-        locks = t.table(TABLE).search(Query().kind == "lock")
-        t.table(TABLE).remove(doc_ids=[row.doc_id for row in locks if row["expires_at"] <= now])
+        t[HOLDINGS].remove(bid_id)
+        self._sweep(t)
         ends = units.format_time(units.parse_time(until) + timedelta(seconds=duration))
-        row = {"id": bid_id, "kind": "lock", "job_id": job_id, "expires_at": until, "ends_at": ends}
-        self._take(t, row, resources)
+        self._take(t, Holding(bid_id, "lock", resources, job_id, until, ends))
 
     async def lock_capability(self, job_id: str, resources: Resources, seconds: int) -> str:
         """Reserve resources for a job of the owner's choice (second seed: `lockCapability`); return the lock's id.
@@ -198,10 +202,10 @@ class CapabilityAccounting:
         await self._store.change(lambda t: self.lock(t, key, job_id, resources, until))
         return key
 
-    def is_locked(self, source: Store | Transaction, bid_id: str) -> bool:
+    def is_locked(self, source: Source, bid_id: str) -> bool:
         """Say whether a bid's lock is there and has not expired."""
-        row = source.find(TABLE, bid_id)
-        return row is not None and bool(row["expires_at"] > units.utc_now())
+        row = source[HOLDINGS].get(bid_id)
+        return row is not None and row.expires_at > units.utc_now()
 
     def allocate(
         self, t: Transaction, bid_id: str, allocation_id: str, resources: Resources, duration: int = 0
@@ -211,31 +215,30 @@ class CapabilityAccounting:
         Raises:
             StateError: there is none, or others use the machine so much that the job has no room.
         """
-        t.table(TABLE).remove(Query().id == bid_id)
+        t[HOLDINGS].remove(bid_id)
         ends = units.format_time(units.now() + timedelta(seconds=duration))
-        row = {"id": allocation_id, "kind": "allocation", "job_id": "", "expires_at": "", "ends_at": ends}
-        self._take(t, row, resources)
+        self._take(t, Holding(allocation_id, "allocation", resources, ends_at=ends))
         crowded = self.crowded(resources)
         if crowded:
             raise StateError(crowded, code="machine_busy")
 
-    def _take(self, t: Transaction, row: dict[str, Any], resources: Resources) -> None:
-        left, taken = self.available(t).resources, resources.as_run()
+    def _take(self, t: Transaction, holding: Holding) -> None:
+        left, taken = self.available(t).resources, holding.resources.as_run()
         try:
             left.minus(taken)
         except ValueError as error:
             raise StateError(f"not enough {error} is left", code="not_available") from None
-        t.put(TABLE, {**row, "resources": msgspec.to_builtins(taken)})
+        t[HOLDINGS].put(structs.replace(holding, resources=taken))
 
     def release(self, t: Transaction, key: str) -> None:
         """Give back what a bid locked, or what an allocation has; and sweep locks that have lapsed."""
-        t.table(TABLE).remove(Query().id == key)
+        t[HOLDINGS].remove(key)
         self._sweep(t)
 
     def get_preferences(self) -> CapabilityComparator:
         """Return this node's preferences, as a provider and as a requester (second seed: `getPreferences`)."""
-        row = self._store.find("preferences", "comparator")
-        return msgspec.convert(row["comparator"], CapabilityComparator) if row else CapabilityComparator()
+        row = self._store[PREFERENCES].get("comparator")
+        return row.comparator if row is not None else CapabilityComparator()
 
     async def set_preferences(self, comparator: CapabilityComparator, price: PriceBid | None = None) -> None:
         """Keep the preferences, and the provider's price where one is given (second seed: `setPreferences`).
@@ -246,14 +249,14 @@ class CapabilityAccounting:
         comparator = checked(comparator)
 
         def change(t: Transaction) -> None:
-            known = t.find("preferences", "comparator") or {"price": msgspec.to_builtins(PriceBid())}
-            row = {"id": "comparator", "comparator": msgspec.to_builtins(comparator), "price": known["price"]}
-            t.put("preferences", row | ({"price": msgspec.to_builtins(price)} if price is not None else {}))
+            known = t[PREFERENCES].get("comparator") or Preferences("comparator")
+            kept = known.price if price is None else price
+            t[PREFERENCES].put(structs.replace(known, comparator=comparator, price=kept))
             t.save_event("", "preferences_set", rules=len(comparator.rules), bid_rules=len(comparator.bid_rules))
 
         await self._store.change(change)
 
     def price(self) -> PriceBid:
         """Return the provider's price; nothing, for volunteer compute."""
-        row = self._store.find("preferences", "comparator")
-        return msgspec.convert(row["price"], PriceBid) if row else PriceBid()
+        row = self._store[PREFERENCES].get("comparator")
+        return row.price if row is not None else PriceBid()

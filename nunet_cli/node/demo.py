@@ -21,8 +21,8 @@ from nunet_cli.config import Config, ExecutorConfig, NetworkConfig, ProcessConfi
 from nunet_cli.jobs.reader import read_spec
 from nunet_cli.network.identity import load_or_create
 from nunet_cli.node.node import Node, open_node
-from nunet_cli.node.onboarding import OnboardOptions
 from nunet_cli.orchestrator.post import process_job
+from nunet_cli.records.offers import OnboardOptions
 from nunet_cli.records.states import JOB_ENDS
 
 COUNT = "n = {}; print(sum(all(k % d for d in range(2, int(k ** 0.5) + 1)) for k in range(2, n)))"

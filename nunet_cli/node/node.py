@@ -36,10 +36,10 @@ from nunet_cli.network.peers import Address, Peer, Peers, parse_peer
 from nunet_cli.network.relay import Relay
 from nunet_cli.network.topics import BIDS, Topics
 from nunet_cli.network.transport import TcpTransport
-from nunet_cli.node.benchmark import Benchmark, run_benchmark
+from nunet_cli.node.benchmark import run_benchmark
 from nunet_cli.node.capability import CapabilityAccounting
 from nunet_cli.node.monitor import Monitor
-from nunet_cli.node.onboarding import OnboardOptions, keep_offer, plan_onboarding
+from nunet_cli.node.onboarding import keep_offer, plan_onboarding
 from nunet_cli.orchestrator import (
     bid,
     cancel,
@@ -55,9 +55,11 @@ from nunet_cli.orchestrator import (
 )
 from nunet_cli.orchestrator.context import Context
 from nunet_cli.orchestrator.patience import while_full
+from nunet_cli.records.allocations import Holding
 from nunet_cli.records.bids import CapabilityComparator
 from nunet_cli.records.capability import Capability, Resources
 from nunet_cli.records.messages import AllocationStartSuccess, Invocation
+from nunet_cli.records.offers import Benchmark, OnboardOptions
 from nunet_cli.records.states import GROUP_TRANSITIONS, JOB_ENDS, JOB_TRANSITIONS
 from nunet_cli.supervise import Supervisor
 from nunet_cli.tokenomics.contract_database import ContractDatabase
@@ -245,7 +247,7 @@ class Node:
         left = capability.resources
         for row in self.accounting.taken(self.ctx.store):
             try:
-                left = left.minus(msgspec.convert(row["resources"], Resources))
+                left = left.minus(row.resources)
             except ValueError as error:
                 raise StateError(f"running jobs have more {error} than that", hint="wait for them to end") from None
         if benchmark is None and (measured := self.accounting.benchmark()) is not None:
@@ -313,7 +315,7 @@ class Node:
         """Reserve resources for a job; return the lock's id."""
         return await self.accounting.lock_capability(job_id, resources, seconds)
 
-    def get_locked_capabilities(self) -> list[dict[str, Any]]:
+    def get_locked_capabilities(self) -> list[Holding]:
         """Return the locks that hold."""
         return self.accounting.get_locked_capabilities()
 
@@ -451,7 +453,7 @@ async def open_node(
                 if not read_only:
                     with trio.move_on_after(1.0) as patience:
                         patience.shield = True
-                        await messenger.flush(1.0)
+                        await messenger.outbox.flush(1.0)
                 nursery.cancel_scope.cancel()
 
 

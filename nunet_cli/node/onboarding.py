@@ -27,6 +27,7 @@ from nunet_cli.records.capability import (
     Storage,
     TimeCapability,
 )
+from nunet_cli.records.offers import OnboardOptions
 
 T = TypeVar("T")
 HEADROOM = 0.9
@@ -41,29 +42,6 @@ _FLAGS = {
     "$.resources.gpus": "--gpu",
 }  # fmt: skip
 JOB_TYPES = ("task", "service")
-
-
-class OnboardOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """What a person asks for at onboarding.
-
-    None leaves a value as it was offered before; and where nothing was, at the most that the headroom rule allows, for
-    nothing. `reset` forgets what was offered before.
-    """
-
-    cpu: float | None = None
-    memory: str | None = None
-    disk: str | None = None
-    gpu: int | None = None
-    price: str | None = None
-    max_share: float | None = None
-    max_duration: str | None = None
-    localities: tuple[str, ...] | None = None
-    storage: tuple[str, ...] | None = None
-    ports: tuple[int, ...] | None = None
-    bandwidth: str | None = None
-    vpn: bool | None = None
-    kycs: tuple[str, ...] | None = None
-    reset: bool = False
 
 
 def keep_offer(options: OnboardOptions, kept: OnboardOptions | None) -> OnboardOptions:

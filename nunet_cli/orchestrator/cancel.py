@@ -148,14 +148,14 @@ async def _cancel_later(
 ) -> dict[str, Any]:
     """The provider does not answer: leave it the order, and say what happens with the deposit."""
     note = f"{error.message}; it is told when it is back, and an unused deposit returns after {contract['deadline']}"
-    message = ctx.messenger.outbox_row(contract["provider"], "job_cancel", body, lifetime=CANCEL_LIFETIME)
+    message = ctx.messenger.outbox.outgoing(contract["provider"], "job_cancel", body, lifetime=CANCEL_LIFETIME)
 
     def change(t: Transaction) -> dict[str, Any]:
-        ctx.messenger.enqueue(t, message)
+        ctx.messenger.outbox.enqueue(t, message)
         return advance(t, job["id"], "cancelled", {"note": note}, note=note)
 
     row = await ctx.store.change(change)
-    ctx.messenger.wake()
+    ctx.messenger.outbox.wake()
     return row
 
 

@@ -10,8 +10,9 @@ from nunet_cli.database.store import Transaction
 from nunet_cli.errors import ContractError, NunetError
 from nunet_cli.orchestrator.context import Context, advance, error_fields, plain, read
 from nunet_cli.orchestrator.contract import set_contract
+from nunet_cli.records.disputes import AskDispute, Dispute, DisputeContract, DisputeSummary, EvidenceDocument
 from nunet_cli.records.documents import Document
-from nunet_cli.tokenomics.dispute import AskDispute, Dispute, DisputeContract, DisputeSummary, EvidenceDocument, whole
+from nunet_cli.tokenomics.dispute import whole
 
 T = TypeVar("T", bound=Struct)
 

@@ -183,7 +183,6 @@ async def take_result(ctx: Context, contract: dict[str, Any], document: Document
         assert row is not None
         if row["result"] is None:
             t.put("contracts", {**row, "result": plain(document), "result_at": units.utc_now()})
-            t.put("results", {"id": document.cid, "job_id": contract["job_id"], "document": plain(document)})
         elif read(row, "result", Document).cid != document.cid:
             raise RejectedMessageError("the provider has signed another result already", code="second_result")
         mine = job is not None and job["contract_id"] == contract["id"]

@@ -20,6 +20,7 @@ from nunet_cli.orchestrator.retry import CANCEL_LIFETIME, give_up, note_called_o
 from nunet_cli.orchestrator.settle import settle
 from nunet_cli.records.contracts import LAPSED
 from nunet_cli.records.messages import JobCancel
+from nunet_cli.records.messaging import Outgoing
 
 log = logging.getLogger("nunet.orchestrate")
 
@@ -136,7 +137,7 @@ async def fail(ctx: Context, job_id: str, error: NunetError) -> None:
     def change(t: Transaction) -> None:
         advance(t, job_id, "failed", {"reason": error.code, "message": error.message}, error=fields)
         if message is not None:
-            ctx.messenger.enqueue(t, message)
+            ctx.messenger.outbox.enqueue(t, message)
             note_called_off(t, job["contract_id"], "silence")
 
     try:
@@ -145,10 +146,10 @@ async def fail(ctx: Context, job_id: str, error: NunetError) -> None:
         log.info("job %s has ended already; not failed: %s", job_id, error)
     else:
         ctx.heard.pop(job["contract_id"], None)
-        ctx.messenger.wake()
+        ctx.messenger.outbox.wake()
 
 
-def _release(ctx: Context, job: dict[str, Any]) -> dict[str, Any] | None:
+def _release(ctx: Context, job: dict[str, Any]) -> Outgoing | None:
     """Return the message that frees what a provider holds for a job, and so the deposit; None where nothing is held."""
     contract = ctx.store.find("contracts", job["contract_id"]) if job["contract_id"] else None
     if contract is not None and contract["state"] == "proved":
@@ -158,4 +159,4 @@ def _release(ctx: Context, job: dict[str, Any]) -> dict[str, Any] | None:
         if bid is None:
             return None
         body, to, lifetime = JobCancel(bid_id=bid["id"]), bid["did"], RELEASE_LIFETIME
-    return ctx.messenger.outbox_row(to, "job_cancel", body, lifetime=lifetime)
+    return ctx.messenger.outbox.outgoing(to, "job_cancel", body, lifetime=lifetime)

@@ -52,7 +52,7 @@ async def give_up(ctx: Context, job_id: str, error: NunetError) -> bool:
     if contract is None or not (may_retry(job) or (has_next_bid(job) and job["state"] == "contracted")):
         return False
     body = JobCancel(contract_id=contract["id"])
-    message = ctx.messenger.outbox_row(contract["provider"], "job_cancel", body, lifetime=CANCEL_LIFETIME)
+    message = ctx.messenger.outbox.outgoing(contract["provider"], "job_cancel", body, lifetime=CANCEL_LIFETIME)
     event = {"reason": error.code, "message": error.message, "contract_id": contract["id"]}
 
     def change(t: Transaction) -> None:
@@ -61,7 +61,7 @@ async def give_up(ctx: Context, job_id: str, error: NunetError) -> bool:
         if current["contract_id"] != contract["id"] or current["state"] != job["state"]:
             # the result, or another sign of life, came just now
             return
-        ctx.messenger.enqueue(t, message)
+        ctx.messenger.outbox.enqueue(t, message)
         note_called_off(t, contract["id"], "silence")
         if job["state"] == "contracted" and has_next_bid(current):
             peer = (t.find("bids", current["bid_id"]) or {"bidder": {"peer_id": ""}})["bidder"]["peer_id"]
@@ -74,5 +74,5 @@ async def give_up(ctx: Context, job_id: str, error: NunetError) -> bool:
 
     await ctx.store.change(change)
     ctx.heard.pop(contract["id"], None)
-    ctx.messenger.wake()
+    ctx.messenger.outbox.wake()
     return True

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
 
 from nunet_cli.records.capability import Capability, PriceBid
 from nunet_cli.records.fields import PLAIN, Did, Id, Many, MaybeId, Name, Text, Time, TimeOrNone
+from nunet_cli.records.machine import PROVIDER, REQUESTER, Machine, Move
+from nunet_cli.records.table import Table
 
 
 class NodeID(Struct, forbid_unknown_fields=True, frozen=True):
@@ -133,3 +135,83 @@ class Decline(Struct, forbid_unknown_fields=True, frozen=True):
     job_id: Id
     bidder: NodeID
     comparison: CapabilityComparison
+
+
+class BidRequestRecord(Struct, frozen=True):
+    """A bid request that this node sent, or one that it bid for."""
+
+    id: str
+    job_id: str
+    direction: Literal["sent", "received"]
+    at: str
+    request: BidRequest
+
+
+class BidRecord(Struct, frozen=True):
+    """A bid that this node made or got, or, of `kind` decline or silent, what it got in its place.
+
+    `did` is the other party; `evidence` the envelope that brought it, in base64. What a comparison with the preferences
+    came to is its `score`, `rank`, `why` and, where it was not taken, `reasons`. `offered_until` is how long a bid of
+    this node's stands, where its lock lapses earlier.
+    """
+
+    id: str
+    kind: Literal["bid", "decline", "silent"]
+    direction: Literal["sent", "received"]
+    did: str
+    bid_request_id: str
+    job_id: str
+    at: str
+    bidder: NodeID
+    bid: Bid | None = None
+    comparison: CapabilityComparison | None = None
+    verdict: str = "offered"
+    reasons: tuple[str, ...] = ()
+    score: float | None = None
+    rank: int | None = None
+    why: str = ""
+    evidence: str = ""
+    offered_until: str = ""
+
+    @property
+    def offer(self) -> Bid:
+        """The bid itself; only what is of the kind `bid` has one."""
+        assert self.bid is not None, f"{self.id} is a {self.kind}"
+        return self.bid
+
+
+def _nested_request(row: dict[str, Any]) -> dict[str, Any]:
+    fields = {name: row[name] for name in BidRequest.__struct_fields__ if name in row}
+    return {**{name: row[name] for name in ("id", "job_id", "direction", "at")}, "request": fields}
+
+
+def _nested_bid(row: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: row[name] for name in BidRecord.__struct_fields__ if row.get(name) is not None}
+    kept["bidder"] = {"uuid": "", "cid": "", **row["bidder"]}
+    if row["kind"] == "bid":
+        kept["bid"] = {name: row[name] for name in Bid.__struct_fields__ if name in row}
+    return kept
+
+
+BID_REQUESTS = Table("bid_requests", BidRequestRecord, indexes=("job_id", "direction"), upgrade=_nested_request)
+BIDS = Table("bids", BidRecord, indexes=("job_id", "bid_request_id", "at"), upgrade=_nested_bid)
+
+_TAKEN = ("offered", "best", "shortlisted", "later")
+# what becomes of an offer: its state is its verdict
+BID = Machine(
+    "bid",
+    start=("offered", "declined", "silent"),
+    ends=frozenset({"declined", "silent", "refused", "released", "unwanted", "excluded"}),
+    state="verdict",
+    moves=(
+        Move("prefer", _TAKEN, "best", (REQUESTER,)),
+        Move("shortlist", _TAKEN, "shortlisted", (REQUESTER,)),
+        Move("postpone", _TAKEN, "later", (REQUESTER,)),
+        Move("pass_over", _TAKEN, "offered", (REQUESTER,)),
+        Move("reject", _TAKEN, "unwanted", (REQUESTER,)),
+        Move("exclude", _TAKEN, "excluded", (REQUESTER,)),
+        Move("decline", _TAKEN, "refused", (PROVIDER,)),
+        Move("lock", _TAKEN, "", (PROVIDER,)),
+        Move("release", (*_TAKEN, "released"), "released", (REQUESTER,)),
+    ),
+)

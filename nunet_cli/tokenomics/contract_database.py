@@ -52,6 +52,7 @@ from nunet_cli.records.contracts import (
     deadline_of,
     sign_by_of,
 )
+from nunet_cli.records.disputes import AskDispute, Decision, Dispute, DisputeContract, EvidenceDocument
 from nunet_cli.records.documents import Document, make_document, require_signature
 from nunet_cli.records.results import Result
 from nunet_cli.records.states import CONTRACT_TRANSITIONS, check_transition
@@ -86,8 +87,8 @@ class ContractDatabase:
         messenger.register("check_contract", CheckContract, self._on_check_contract, ephemeral=True)
         messenger.register("register_contract", RegisterContract, self._on_register)
         messenger.register("settle_contract", SettleContract, self._on_settle)
-        messenger.register("dispute_contract", disputes.DisputeContract, self._on_dispute, ephemeral=True)
-        messenger.register("ask_dispute", disputes.AskDispute, self._on_ask_dispute, ephemeral=True)
+        messenger.register("dispute_contract", DisputeContract, self._on_dispute, ephemeral=True)
+        messenger.register("ask_dispute", AskDispute, self._on_ask_dispute, ephemeral=True)
         messenger.register("ask_statement", AskStatement, self._on_statement, ephemeral=True)
 
     # -- contracts ---------------------------------------------------------------------------------------------------
@@ -197,7 +198,7 @@ class ContractDatabase:
                 failed = ", ".join(f"{check.name}: {check.detail}" for check in verdict.checks if not check.passed)
                 reason = f"the oracle {'rejected' if verdict.verdict == 'rejected' else 'cannot verify'} the result"
                 evidence = (request.result, request.verdict) if request.verdict is not None else (request.result,)
-                body = disputes.DisputeContract(row["id"], f"{reason}: {failed}"[:4000], evidence)
+                body = DisputeContract(row["id"], f"{reason}: {failed}"[:4000], evidence)
                 receipt = await self.dispute(body, sender)
                 if receipt is not None:
                     return receipt
@@ -225,7 +226,7 @@ class ContractDatabase:
 
     # -- disputes ----------------------------------------------------------------------------------------------------
 
-    async def dispute(self, request: disputes.DisputeContract, sender: str) -> Document | None:
+    async def dispute(self, request: DisputeContract, sender: str) -> Document | None:
         """Open a dispute, or add evidence to one: escrow is held until it is resolved.
 
         Returns:
@@ -239,14 +240,14 @@ class ContractDatabase:
         contract = msgspec.convert(row["document"], Document).read(Contract)
         result = self._result_among(contract, row["id"], request.documents)
 
-        def change(t: Transaction) -> disputes.Dispute:
+        def change(t: Transaction) -> Dispute:
             current = t.find("registered_contracts", row["id"])
             assert current is not None
             if current["receipt"] is not None:
                 raise ContractError(f"the contract is {current['state']} already", code="already_settled")
             known = disputes.find(t, row["id"])
             if known is None:
-                known = disputes.Dispute(row["id"], sender, units.utc_now(), request.text or "no reason given")
+                known = Dispute(row["id"], sender, units.utc_now(), request.text or "no reason given")
                 current["state"] = "disputed"
                 chain.append(t, "disputed", contract_id=row["id"], by=sender)
                 t.save_event(contract.job_id, "contract_disputed", contract_id=row["id"], reason=known.reason)
@@ -280,7 +281,7 @@ class ContractDatabase:
                 return document
         return None
 
-    async def resolve(self, contract_id: str, decision: disputes.Decision, share: str = "0.5") -> Document:
+    async def resolve(self, contract_id: str, decision: Decision, share: str = "0.5") -> Document:
         """Decide a dispute (operator); return the receipt.
 
         Raises:
@@ -292,7 +293,7 @@ class ContractDatabase:
             raise ContractError(f"the contract is {row['state']}, not disputed", code="not_disputed")
         return await self._resolve(row["id"], decision, "operator", share)
 
-    async def _resolve(self, contract_id: str, decision: disputes.Decision, by: Any, share: str = "0.5") -> Document:
+    async def _resolve(self, contract_id: str, decision: Decision, by: Any, share: str = "0.5") -> Document:
         row = self._store.find("registered_contracts", contract_id)
         assert row is not None
         contract = msgspec.convert(row["document"], Document).read(Contract)
@@ -315,17 +316,17 @@ class ContractDatabase:
         return "dispute", disputes.summary(self._dispute_of(message.body.contract_id))
 
     async def _on_ask_dispute(self, message: Incoming) -> Answer:
-        body: disputes.AskDispute = message.body
+        body: AskDispute = message.body
         self._contract_of(body.contract_id, message.sender)
         known = self._dispute_of(body.contract_id)
         if not body.document:
             return "dispute", disputes.summary(known)
         for document in (document for item in known.evidence for document in item.documents):
             if document.cid == body.document:
-                return "dispute_document", disputes.EvidenceDocument(document)
+                return "dispute_document", EvidenceDocument(document)
         raise NotFoundError(f"there is no document {body.document} in this dispute", code="no_document")
 
-    def _dispute_of(self, contract_id: str) -> disputes.Dispute:
+    def _dispute_of(self, contract_id: str) -> Dispute:
         known = disputes.find(self._store, contract_id)
         if known is None:
             raise NotFoundError(f"there is no dispute about {contract_id}", code="no_dispute")
@@ -412,11 +413,13 @@ class ContractDatabase:
             for did in (contract.requester, contract.provider):
                 text = reason if reason == FULFILLED else f"Contract {outcome}: {reason}"
                 told = Message(contract_id, text, receipt, units.format_amount(ledger.balance(t, did)))
-                self._messenger.enqueue(t, self._messenger.outbox_row(did, "message", told, lifetime=MESSAGE_LIFETIME))
+                self._messenger.outbox.enqueue(
+                    t, self._messenger.outbox.outgoing(did, "message", told, lifetime=MESSAGE_LIFETIME)
+                )
             return receipt
 
         receipt = await self._store.change(change)
-        self._messenger.wake()
+        self._messenger.outbox.wake()
         return receipt
 
     def _contract_of(self, contract_id: str, did: str) -> dict[str, Any]:

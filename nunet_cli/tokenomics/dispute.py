@@ -3,89 +3,27 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import msgspec
-from msgspec import Meta, Struct
 
 from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import ContractError, NunetError
 from nunet_cli.records.contracts import ORACLE, Contract, JobVerificationResult
+from nunet_cli.records.disputes import (
+    Decision,
+    Dispute,
+    DisputeSummary,
+    Evidence,
+    EvidenceSummary,
+)
 from nunet_cli.records.documents import Document
-from nunet_cli.records.fields import Did, Id, MaybeId, Text, Time
 from nunet_cli.tokenomics.payment import amount_due
 
-MAX_EVIDENCE = 100
 # what each of the parties may bring; what the one says takes nothing from the other
 MAX_PIECES, MAX_DOCUMENTS = 32, 64
 MAX_TEXT, MAX_BYTES = 32 * 2**10, 640 * 2**10
-Decision = Literal["pay", "split", "refund"]
-
-
-class DisputeContract(Struct, forbid_unknown_fields=True, frozen=True):
-    """Open a dispute, or add evidence to one: in words, and with signed documents."""
-
-    contract_id: Id
-    text: Text = ""
-    documents: Annotated[tuple[Document, ...], Meta(max_length=16)] = ()
-
-
-class AskDispute(Struct, forbid_unknown_fields=True, frozen=True):
-    """Ask for the state of a dispute, or for one document among its evidence; only the parties are told."""
-
-    contract_id: Id
-    document: MaybeId = ""
-
-
-class EvidenceDocument(Struct, forbid_unknown_fields=True, frozen=True):
-    """One document among the evidence."""
-
-    document: Document
-
-
-class Evidence(Struct, forbid_unknown_fields=True, frozen=True):
-    """What a party said."""
-
-    did: Did
-    at: Time
-    text: Text = ""
-    documents: Annotated[tuple[Document, ...], Meta(max_length=16)] = ()
-
-
-class Dispute(Struct, forbid_unknown_fields=True, frozen=True):
-    """A dispute as the contract database has it; `decision` is empty until `by` (quorum or operator) resolved it."""
-
-    contract_id: Id
-    opened_by: Did
-    opened_at: Time
-    reason: Text
-    evidence: Annotated[tuple[Evidence, ...], Meta(max_length=MAX_EVIDENCE)] = ()
-    decision: Literal["", "pay", "split", "refund"] = ""
-    by: Literal["", "quorum", "operator"] = ""
-    paid: Annotated[str, Meta(max_length=40)] = ""
-
-
-class EvidenceSummary(Struct, forbid_unknown_fields=True, frozen=True):
-    """What a party said, its documents by content id."""
-
-    did: Did
-    at: Time
-    text: Text = ""
-    documents: Annotated[tuple[Id, ...], Meta(max_length=16)] = ()
-
-
-class DisputeSummary(Struct, forbid_unknown_fields=True, frozen=True):
-    """A dispute as the parties are told of it: the documents are asked for one by one."""
-
-    contract_id: Id
-    opened_by: Did
-    opened_at: Time
-    reason: Text
-    evidence: Annotated[tuple[EvidenceSummary, ...], Meta(max_length=MAX_EVIDENCE)] = ()
-    decision: Literal["", "pay", "split", "refund"] = ""
-    by: Literal["", "quorum", "operator"] = ""
-    paid: Annotated[str, Meta(max_length=40)] = ""
 
 
 def summary(dispute: Dispute) -> DisputeSummary:

@@ -7,19 +7,17 @@ from typing import Any
 import msgspec
 import pytest
 from msgspec import structs
-from tinydb import Query
 
 from nunet_cli import units
 from nunet_cli.config import load
 from nunet_cli.database.store import Store
 from nunet_cli.errors import UsageError
 from nunet_cli.node import onboarding
-from nunet_cli.node.benchmark import Benchmark
 from nunet_cli.node.capability import CapabilityAccounting
 from nunet_cli.node.monitor import Monitor
 from nunet_cli.node.node import open_node
-from nunet_cli.node.onboarding import OnboardOptions
 from nunet_cli.records.bids import CapabilityComparator
+from nunet_cli.records.offers import OFFERS, Benchmark, OnboardOptions
 from tests.cli.test_wizard import at_a_terminal, works
 from tests.conftest import config, nunet
 
@@ -90,7 +88,7 @@ def test_at_a_terminal_the_former_offer_is_the_answer_that_is_suggested(tmp_path
 async def test_a_home_that_kept_no_options_keeps_its_offer_all_the_same(tmp_path: Path) -> None:
     async with open_node(tmp_path, config()) as node:
         await node.onboard(OnboardOptions(cpu=0.2, memory="256MiB", disk="100MiB", price="0.3", vpn=True), None)
-        await node.ctx.store.change(lambda t: t.table("capabilities").remove(Query().id == "offer"))
+        await node.ctx.store.change(lambda t: t[OFFERS].remove("offer"))
         before = node.get_registered_capability()
         await node.onboard(OnboardOptions(), None)
         assert node.get_registered_capability() == before
@@ -186,4 +184,4 @@ async def test_what_was_measured_stays_where_nothing_is_measured_again(tmp_path:
     async with open_node(tmp_path, config()) as node:
         await node.onboard(OnboardOptions(), measured)
         await node.onboard(OnboardOptions(memory="256MiB"), None)
-        assert node.accounting.benchmark() == msgspec.to_builtins(measured)
+        assert node.accounting.benchmark() == measured

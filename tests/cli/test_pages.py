@@ -143,12 +143,15 @@ def test_zsh_takes_the_script(tmp_path: Path) -> None:
     assert completions("zsh", script, tmp_path).strip() == "_nunet"
 
 
+REST = {"requester": "did:key:z", "spec": "{}", "spec_cid": "b", "created_at": "", "changed_at": ""}
+
+
 @pytest.fixture
 def home_with_jobs(tmp_path: Path) -> Path:
     async def fill() -> None:
         with Store(tmp_path / "home") as store:
             for number, state in enumerate(("settled", "running")):
-                row = {"id": f"job-{number}abc", "name": f"count-{number}", "state": state}
+                row = {"id": f"job-{number}abc", "name": f"count-{number}", "state": state, **REST}
                 await store.change(lambda t, row=row: t.put("jobs", row))
 
     trio.run(fill)

@@ -1,48 +1,129 @@
+import sqlite3
 import subprocess
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from tinydb import Query
 
 from nunet_cli.database.store import Store, Transaction, lock_owner, owned
-from nunet_cli.errors import NodeError, NotFoundError, UsageError
+from nunet_cli.errors import NodeError
+from nunet_cli.records.books import ACCOUNTS, Account
+from nunet_cli.records.contract_records import BALANCES, Balance
+from tests.together import held
+
+
+def account(name: str, balance: int = 0) -> Account:
+    return Account(name, balance)
 
 
 async def test_a_change_is_whole_or_not_at_all(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
 
-        def half(t: object) -> None:
-            t.put("jobs", {"id": "a"})  # type: ignore[attr-defined]
+        def half(t: Transaction) -> None:
+            t[ACCOUNTS].put(account("a"))
             raise RuntimeError
 
         with pytest.raises(RuntimeError):
             await store.change(half)
-        assert store.table("jobs").all() == []
-        await store.change(lambda t: t.put("jobs", {"id": "a"}))
+        assert store[ACCOUNTS].count() == 0
+        await store.change(lambda t: t[ACCOUNTS].put(account("a", 5)))
     with Store(tmp_path) as store:
-        assert store.find("jobs", "a") == {"id": "a"}
+        assert store[ACCOUNTS].get("a") == account("a", 5)
 
 
 async def test_a_cancelled_change_is_done_or_not_begun(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         for number in range(20):
             with trio.move_on_after(0.0005 * number):
-                await store.change(lambda t, n=number: (t.put("a", {"id": str(n)}), t.put("b", {"id": str(n)})))
-        assert {row["id"] for row in store.table("a")} == {row["id"] for row in store.table("b")}
+                name = str(number)
+                await store.change(lambda t, n=name: (t[ACCOUNTS].put(account(n)), t[BALANCES].put(Balance(n, "", ""))))  # type: ignore[misc]
+        assert {row.id for row in store[ACCOUNTS].all()} == {row.id for row in store[BALANCES].all()}
 
 
-async def test_prefixes_must_be_unambiguous(tmp_path: Path) -> None:
+async def test_changes_that_are_ready_together_share_a_commit(tmp_path: Path) -> None:
+    """Each is whole or not at all for itself, sees what those before it wrote, and is on disk when it returns."""
     with Store(tmp_path) as store:
-        for name in ("job-aa1", "job-aa2", "job-b"):
-            await store.change(lambda t, name=name: t.put("jobs", {"id": name}))
-        assert store.resolve("jobs", "job-b", what="job")["id"] == "job-b"
-        with pytest.raises(UsageError, match="ambiguous: job-aa1, job-aa2"):
-            store.resolve("jobs", "job-a", what="job")
-        with pytest.raises(NotFoundError, match="no job 'job-x' here"):
-            store.resolve("jobs", "job-x", what="job")
+        done: list[str] = []
+
+        async def add(name: str, *, fails: bool = False) -> None:
+            def change(t: Transaction) -> int:
+                t[ACCOUNTS].put(account(name))
+                if fails:
+                    raise RuntimeError(name)
+                t.then(lambda: done.append(name))
+                return t[ACCOUNTS].count()
+
+            try:
+                counts[name] = await store.change(change)
+            except RuntimeError as error:
+                assert str(error) == name
+            assert store[ACCOUNTS].has(name) != fails
+
+        counts: dict[str, int] = {}
+        commits: list[str] = []
+        store._writer.set_trace_callback(lambda text: commits.append(text) if text == "COMMIT" else None)
+        async with held(store) as release, trio.open_nursery() as nursery:
+            for n in range(10):
+                nursery.start_soon(partial(add, str(n), fails=n % 3 == 1))
+                await trio.testing.wait_all_tasks_blocked()
+            release()
+        assert len(commits) <= 2
+        assert done == ["0", "2", "3", "5", "6", "8", "9"]
+        assert sorted(counts.values()) == [1, 2, 3, 4, 5, 6, 7]
+
+
+async def test_what_only_looks_waits_for_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store(tmp_path) as store:
+        await store.change(lambda t: t[ACCOUNTS].put(account("a")))
+        monkeypatch.setattr("nunet_cli.database.store.in_thread", None)
+        assert await store.change(lambda t: t[ACCOUNTS].count()) == 1
+
+
+async def test_many_changes_at_once_are_all_there(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        async with trio.open_nursery() as nursery:
+            for n in range(300):
+                nursery.start_soon(store.change, lambda t, n=n: t[ACCOUNTS].put(account(str(n))))
+        assert store[ACCOUNTS].count() == 300
+
+
+async def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    with Store(tmp_path):
+        pass
+    connection = sqlite3.connect(tmp_path / "store.db")
+    connection.execute("PRAGMA user_version=99")
+    connection.close()
+    for read_only in (False, True):
+        with pytest.raises(NodeError, match="written by a newer version"):
+            Store(tmp_path, read_only=read_only)
+
+
+async def test_damage_is_found_when_a_store_that_was_not_closed_is_opened(tmp_path: Path) -> None:
+    script = """if True:
+        import os, sys, trio
+        from pathlib import Path
+        from nunet_cli.database.store import Store
+        from nunet_cli.records.books import ACCOUNTS, Account
+        async def main():
+            store = Store(Path(sys.argv[1]))
+            for n in range(2000):
+                await store.change(lambda t: t[ACCOUNTS].put(Account(str(n) * 50, n)))
+            os._exit(0)
+        trio.run(main)"""
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
+    assert (tmp_path / "store.db-wal").stat().st_size
+    with (tmp_path / "store.db").open("r+b") as file:
+        file.seek(5 * 4096)
+        file.write(b"\xff" * 4096 * 3)
+    (tmp_path / "store.db-wal").write_bytes((tmp_path / "store.db-wal").read_bytes()[:100])
+    with pytest.raises(NodeError, match=r"is damaged|cannot be opened") as caught:
+        Store(tmp_path)
+    assert "restore" in caught.value.hint
 
 
 def test_one_process_owns_a_home_and_the_other_is_told_who(tmp_path: Path) -> None:
@@ -60,10 +141,11 @@ async def test_acknowledged_changes_survive_kill_9(tmp_path: Path) -> None:
         import sys, trio
         from pathlib import Path
         from nunet_cli.database.store import Store
+        from nunet_cli.records.books import ACCOUNTS, Account
         async def main():
             with Store(Path(sys.argv[1])) as store:
                 for n in range(10_000):
-                    await store.change(lambda t: (t.put("jobs", {"id": str(n)}), t.save_event(str(n), "saved")))
+                    await store.change(lambda t: (t[ACCOUNTS].put(Account(str(n), n)), t.save_event(str(n), "saved")))
                     print(n, flush=True)
         trio.run(main)
         """
@@ -75,9 +157,9 @@ async def test_acknowledged_changes_survive_kill_9(tmp_path: Path) -> None:
     acknowledged += [int(line) for line in process.stdout.read().split()]
     process.wait()
     with Store(tmp_path) as store:
-        assert all(store.find("jobs", str(n)) for n in acknowledged)
+        assert all(store[ACCOUNTS].has(str(n)) for n in acknowledged)
         # the event is in the same transaction: never one without the other
-        assert len(store.events()) == len(store.table("jobs"))
+        assert len(store.log()) == store[ACCOUNTS].count()
 
 
 async def test_a_follower_misses_nothing(tmp_path: Path) -> None:
@@ -88,8 +170,8 @@ async def test_a_follower_misses_nothing(tmp_path: Path) -> None:
             after = 0
             while after < 30:
                 changed = store.new_event
-                for event in store.events(after=after):
-                    after = event["seq"]
+                for number, _ in store.log(after=after):
+                    after = number
                     seen.append(after)
                 if after < 30:
                     await changed.wait()
@@ -103,10 +185,10 @@ async def test_a_follower_misses_nothing(tmp_path: Path) -> None:
 
 async def test_a_search_sees_what_another_connection_has_committed(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
-        kind = Query().kind.one_of(["lock"])
-        assert store.table("capabilities").search(kind) == []
-        await store.change(lambda t: t.put("capabilities", {"id": "a", "kind": "lock"}))
-        assert len(store.table("capabilities").search(kind)) == 1
+        query = Query().balance > 3
+        assert store.documents(ACCOUNTS).search(query) == []
+        await store.change(lambda t: t[ACCOUNTS].put(account("a", 5)))
+        assert store.documents(ACCOUNTS).search(query) == [{"id": "a", "balance": 5}]
 
 
 async def test_the_event_log_is_read_to_its_end(tmp_path: Path) -> None:
@@ -117,7 +199,7 @@ async def test_the_event_log_is_read_to_its_end(tmp_path: Path) -> None:
                 t.save_event(f"job-{number % 2}", "job_posted", number=number)
 
         await store.change(many)
-        events = store.events()
-        assert [event["data"]["number"] for event in events] == list(range(2500))
-        assert len(store.events(after=events[1999]["seq"])) == 500
-        assert len(store.events("job-1")) == 1250
+        events = store.log()
+        assert [event.data["number"] for _, event in events] == list(range(2500))
+        assert len(store.log(after=events[1999][0])) == 500
+        assert len(store.log("job-1")) == 1250

@@ -34,11 +34,11 @@ from nunet_cli.records.contracts import (
     deadline_of,
     sign_by_of,
 )
+from nunet_cli.records.disputes import DisputeContract
 from nunet_cli.records.documents import Document, make_document
 from nunet_cli.records.identifiers import content_id
 from nunet_cli.records.messages import ContractProposal, Invocation, JobCancel, JobLogs, JobRequest, JobSync
 from nunet_cli.records.results import Result
-from nunet_cli.tokenomics.dispute import DisputeContract
 from tests.conftest import Market, config, nunet
 
 FAR = "2999-01-01T00:00:00.000Z"

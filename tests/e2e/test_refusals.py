@@ -23,7 +23,6 @@ from nunet_cli.errors import ContractError
 from nunet_cli.executor.base import ExecutorError
 from nunet_cli.network.connection import BLOB_END, BLOB_GET
 from nunet_cli.node.node import Node, open_node
-from nunet_cli.node.onboarding import OnboardOptions
 from nunet_cli.records.bids import CapabilityComparator
 from nunet_cli.records.contracts import Contract, Proof, ProofOfContract, Receipt, Settled
 from nunet_cli.records.documents import make_document
@@ -35,6 +34,7 @@ from nunet_cli.records.messages import (
     JobCompleted,
     TimeoutJobRequest,
 )
+from nunet_cli.records.offers import OnboardOptions
 from nunet_cli.records.results import OutputFile, Result
 from tests.conftest import config, nunet
 
@@ -293,7 +293,7 @@ def lying_results(change: Callable[[Result], Result], role: str = "provider") ->
 
     async def prepare(there: Others) -> None:
         messenger = there.provider.ctx.messenger
-        honest_row, known = messenger.outbox_row, messenger._types["job_sync"]
+        honest_row, known = messenger.outbox.outgoing, messenger._types["job_sync"]
 
         def lie(document: Any) -> Any:
             return make_document(change(document.read(Result))).sign(there.provider.identity, role)
@@ -310,7 +310,7 @@ def lying_results(change: Callable[[Result], Result], role: str = "provider") ->
             state: Any = said[1]
             return said[0], state if state.result is None else msgspec.structs.replace(state, result=lie(state.result))
 
-        messenger.outbox_row = outbox_row  # type: ignore[method-assign]
+        messenger.outbox.outgoing = outbox_row  # type: ignore[method-assign]
         messenger.register("job_sync", known.kind, on_sync, ephemeral=True)
 
     return prepare

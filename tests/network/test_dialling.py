@@ -10,9 +10,9 @@ from nunet_cli.network.connection import RELAY
 from nunet_cli.network.envelope import seal
 from nunet_cli.network.identity import new_identity
 from nunet_cli.node.node import open_node
-from nunet_cli.node.onboarding import OnboardOptions
 from nunet_cli.records.bids import BidRequest
 from nunet_cli.records.capability import Capability
+from nunet_cli.records.offers import OnboardOptions
 from tests.conftest import config
 
 

@@ -1,13 +1,11 @@
 from pathlib import Path
 
-import msgspec
 import pytest
 import trio
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from msgspec import structs
-from tinydb import Query
 
 from nunet_cli.database.store import Store
 from nunet_cli.errors import StateError, UsageError
@@ -17,8 +15,10 @@ from nunet_cli.node import onboarding
 from nunet_cli.node.benchmark import probe_machine, run_benchmark
 from nunet_cli.node.capability import CapabilityAccounting
 from nunet_cli.node.monitor import Monitor
-from nunet_cli.node.onboarding import OnboardOptions, plan_onboarding
+from nunet_cli.node.onboarding import plan_onboarding
+from nunet_cli.records.allocations import HOLDINGS
 from nunet_cli.records.capability import LEAST_CORES, Capability, Cpu, Gpu, Resources
+from nunet_cli.records.offers import OnboardOptions
 
 TOTAL = Resources(Cpu(4), 100, 100, (Gpu(vram=8), Gpu(vram=16)))
 LATER, PAST = "2999-01-01T00:00:00.000Z", "2000-01-01T00:00:00.000Z"
@@ -69,7 +69,7 @@ class NeverOverCommitted(RuleBasedStateMachine):
     def adds_up(self) -> None:
         left = self.accounting.get_available_capability().resources
         assert min(left.cpu.cores, left.memory, left.disk) >= 0
-        taken = [msgspec.convert(row["resources"], Resources) for row in self.accounting.taken(self.store)]
+        taken = [row.resources for row in self.accounting.taken(self.store)]
         assert round(sum(item.cpu.cores for item in taken) + left.cpu.cores, 3) == 4
         assert sum(item.memory for item in taken) + left.memory == 100
         assert sum(len(item.gpus) for item in taken) + len(left.gpus) == 2
@@ -123,8 +123,7 @@ async def test_locks_that_have_lapsed_are_let_go(tmp_path: Path) -> None:
         await accounting.set_registered_capability(Capability(resources=TOTAL), None)
         for name in ("b1", "b2", "b3"):
             await store.change(lambda t, name=name: accounting.lock(t, name, "job-1", Resources(memory=60), PAST))
-        kept = store.table("capabilities").search(Query().kind == "lock")
-        assert [row["id"] for row in kept] == ["b3"]
+        assert [row.id for row in store[HOLDINGS].by("kind", "lock")] == ["b3"]
 
 
 def test_a_job_that_asks_for_no_processor_takes_a_share_of_it() -> None:

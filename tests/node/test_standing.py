@@ -15,7 +15,11 @@ from nunet_cli.errors import FatalError, NoSpaceError
 from nunet_cli.executor.base import Probe
 from nunet_cli.network.envelope import ErrorMessage
 from nunet_cli.node.node import Node, open_node
+from nunet_cli.records.allocations import ALLOCATIONS, Allocation
+from nunet_cli.records.contract_records import STATEMENTS, Statement
+from nunet_cli.records.jobs import JOBS, Job
 from nunet_cli.records.messages import JobSync
+from nunet_cli.records.messaging import OUTBOX, PEERS, PeerRecord
 from tests.conftest import config, open_market
 
 JOB = "name: x\nexecutor: {type: process, command: ['true']}\nprice: 1\nresources: {cpu: 0.1, memory: 16MiB, disk: 16MiB}\n"
@@ -24,7 +28,7 @@ JOB = "name: x\nexecutor: {type: process, command: ['true']}\nprice: 1\nresource
 @contextlib.asynccontextmanager
 async def full_disk(node: Node) -> AsyncIterator[None]:
     """Let SQLite find no room for another page, as on a disk that is full."""
-    connection: sqlite3.Connection = node.ctx.store._writer.storage.connection  # type: ignore[attr-defined]
+    connection = node.ctx.store._writer
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     connection.execute(f"PRAGMA max_page_count={pages}")
     try:
@@ -33,23 +37,25 @@ async def full_disk(node: Node) -> AsyncIterator[None]:
         connection.execute("PRAGMA max_page_count=1073741823")
 
 
+def filling(key: str, size: int = 2000) -> Statement:
+    return Statement(key, "", "", "", "", "0", "x" * size)
+
+
 async def fill(store: Store) -> None:
     """Use up the room that is left in the pages that there are."""
     with pytest.raises(NoSpaceError):
         for number in range(1000):
-            await store.change(lambda t, n=number: t.put("filling", {"id": str(n), "text": "x" * 2000}))  # type: ignore[misc]
+            await store.change(lambda t, n=number: t[STATEMENTS].put(filling(str(n))))  # type: ignore[misc]
 
 
 async def test_a_full_disk_is_one_error_and_nothing_is_half_written(tmp_path: Path) -> None:
     async with open_node(tmp_path, config()) as node, full_disk(node):
         await fill(node.ctx.store)
-        before = len(node.ctx.store.table("filling"))
+        before = node.ctx.store[STATEMENTS].count()
         with pytest.raises(NoSpaceError, match="cannot be written") as caught:
-            await node.ctx.store.change(
-                lambda t: [t.put("filling", {"id": f"more-{n}", "text": "x" * 2000}) for n in range(50)]
-            )
+            await node.ctx.store.change(lambda t: [t[STATEMENTS].put(filling(f"more-{n}")) for n in range(50)])
         assert "free some space" in caught.value.hint
-        assert len(node.ctx.store.table("filling")) == before
+        assert node.ctx.store[STATEMENTS].count() == before
 
 
 @pytest.mark.parametrize("several", ["", "type: batch\nbatch: {count: 2}\n"])
@@ -80,30 +86,28 @@ async def test_a_message_to_a_node_whose_disk_is_full_is_sent_again(tmp_path: Pa
     async with open_market(tmp_path) as m:
 
         async def note(message: Any) -> tuple[str, ErrorMessage]:
-            await m.authority.ctx.store.change(
-                lambda t: t.put("notes", {"id": message.body.contract_id, "x": "y" * 5000})
-            )
+            await m.authority.ctx.store.change(lambda t: t[STATEMENTS].put(filling(message.body.contract_id, 5000)))
             return "error_message", ErrorMessage("done", "")
 
         m.authority.ctx.messenger.register("note", JobSync, note)
         m.requester.ctx.messenger.register("note", JobSync)
-        outbox = m.requester.ctx.store.table("outbox")
+        outbox = m.requester.ctx.store[OUTBOX]
         with trio.fail_after(60):
             async with full_disk(m.authority):
                 await fill(m.authority.ctx.store)
                 await m.requester.send_message(m.authority.identity.did, "note", JobSync("n1"))
-                while not m.requester.ctx.messenger._pauses:
+                while not m.requester.ctx.messenger.outbox._pauses:
                     await trio.sleep(0.01)
-                assert len(outbox) == 1
-            while len(outbox):
+                assert outbox.count() == 1
+            while outbox.count():
                 await trio.sleep(0.05)
-        assert m.authority.ctx.store.find("notes", "n1") is not None
+        assert m.authority.ctx.store[STATEMENTS].has("n1")
 
 
 async def test_a_damaged_store_is_fatal(tmp_path: Path) -> None:
     with pytest.raises(BaseExceptionGroup) as caught:
         async with open_node(tmp_path, config()) as node:
-            await node.ctx.store.change(lambda t: t.put("jobs", {"id": "x"}))
+            await node.ctx.store.change(lambda t: t[STATEMENTS].put(filling("x")))
 
             async def damaged() -> None:
                 def change(_: Any) -> None:
@@ -123,10 +127,10 @@ async def test_a_start_survives_what_an_earlier_run_left(tmp_path: Path) -> None
     async with open_node(tmp_path, config()) as node:
 
         def spoil(t: Any) -> None:
-            t.put("allocations", {"id": "allocation-1", "state": "running", "contract_id": "gone", "job_id": "j"})
-            t.put("jobs", {"id": "job-1", "state": "running"})
-            t.put("peers", {"id": "nobody", "addresses": ["a..b:80"]})
-            t.put("peers", {"id": "somebody", "addresses": ["host:80"], "source": "mdns", "last_seen": ""})
+            t[ALLOCATIONS].put(Allocation("allocation-1", "j", "gone", "did", "null", state="running"))
+            t[JOBS].put(Job("job-1", "x", "did", "not a specification", "b", "", "", state="running"))
+            t[PEERS].put(PeerRecord("nobody", "did", ("a..b:80",)))
+            t[PEERS].put(PeerRecord("somebody", "did", ("host:80",), source="mdns"))
 
         await node.ctx.store.change(spoil)
     async with open_node(tmp_path, config()) as node:

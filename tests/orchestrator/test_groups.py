@@ -14,8 +14,8 @@ from nunet_cli.errors import JobFailedError, NunetError, PeerError, StateError
 from nunet_cli.groups.group import outputs_of
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.node import open_node
-from nunet_cli.node.onboarding import OnboardOptions
 from nunet_cli.orchestrator import cancel, match
+from nunet_cli.records.offers import OnboardOptions
 from tests.conftest import Market, config, open_market
 
 MarketOf = Callable[..., Any]

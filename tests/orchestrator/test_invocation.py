@@ -67,7 +67,7 @@ async def test_a_job_that_is_not_what_was_bid_for_does_not_run(
         events = m.requester.ctx.store.events(job_id)
         assert any(differs in json.dumps(event["data"]) for event in events), events[-1]
         # the deposit does not wait for the deadline
-        assert not [row for row in m.provider.accounting.taken(m.provider.ctx.store) if row["kind"] == "allocation"]
+        assert not [row for row in m.provider.accounting.taken(m.provider.ctx.store) if row.kind == "allocation"]
 
 
 async def test_what_strangers_may_use_is_asked_again_when_it_begins(market: MarketOf) -> None:

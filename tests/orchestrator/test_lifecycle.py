@@ -23,10 +23,10 @@ from nunet_cli.errors import (
 from nunet_cli.executor.base import ExecutorError
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.node import open_node
-from nunet_cli.node.onboarding import OnboardOptions
 from nunet_cli.orchestrator import closing, contract, execute, invoke, match, request, settle
 from nunet_cli.records.contracts import FULFILLED
 from nunet_cli.records.documents import Document, make_document
+from nunet_cli.records.offers import OnboardOptions
 from nunet_cli.records.results import Result
 from nunet_cli.tokenomics.oracle import verify_documents
 from tests.conftest import Market, config, needs_docker, open_market, wait_until

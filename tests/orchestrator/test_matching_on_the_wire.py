@@ -13,9 +13,9 @@ from nunet_cli.config import NetworkConfig
 from nunet_cli.errors import DeclinedError, NoBidError, UsageError
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.node import open_node
-from nunet_cli.node.onboarding import OnboardOptions
 from nunet_cli.orchestrator import match, request, select
 from nunet_cli.records.bids import CapabilityComparator, Weights
+from nunet_cli.records.offers import OnboardOptions
 from tests.conftest import Market, config, open_market
 
 MarketOf = Callable[..., Any]

@@ -17,8 +17,8 @@ from nunet_cli.config import ExecutorConfig, ProcessConfig
 from nunet_cli.executor.process import ProcessExecutor
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.node import open_node
-from nunet_cli.node.onboarding import OnboardOptions
 from nunet_cli.orchestrator import cancel
+from nunet_cli.records.offers import OnboardOptions
 from tests.conftest import Market, config
 from tests.orchestrator.test_lifecycle import STAGES, MarketOf, nothing_is_left, settled_with_both, spec
 

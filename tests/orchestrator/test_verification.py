@@ -18,12 +18,12 @@ from nunet_cli.errors import ContractError, DisputedError, JobFailedError, Nunet
 from nunet_cli.groups.group import outputs_of
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.node import Node, open_node
-from nunet_cli.node.onboarding import OnboardOptions
 from nunet_cli.orchestrator import disputes, orchestrate, settle
 from nunet_cli.orchestrator.orchestrate import next_stage
 from nunet_cli.orchestrator.settle import verify_job
 from nunet_cli.records.bids import CapabilityComparator
 from nunet_cli.records.documents import Document, make_document
+from nunet_cli.records.offers import OnboardOptions
 from nunet_cli.records.results import Result
 from tests.conftest import Market, config, open_market
 

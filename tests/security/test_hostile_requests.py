@@ -10,10 +10,10 @@ import trio
 
 from nunet_cli.network.connection import ENVELOPE
 from nunet_cli.node.node import Node, open_node
-from nunet_cli.node.onboarding import OnboardOptions
 from nunet_cli.orchestrator import judging
 from nunet_cli.records.bids import BidRequest
 from nunet_cli.records.capability import Capability, Library, PriceBid, TimeCapability
+from nunet_cli.records.offers import OnboardOptions
 from tests.conftest import config
 from tests.security.test_hostile_peer import Hostile
 

@@ -4,7 +4,6 @@ The nodes are real and talk over TCP; the liar's node is made to say what an hon
 """
 
 import json
-import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -26,7 +25,6 @@ from nunet_cli.jobs.spec import encode_spec
 from nunet_cli.network.identity import Identity, new_identity
 from nunet_cli.network.messenger import Answer, Incoming
 from nunet_cli.node.node import Node
-from nunet_cli.node.onboarding import OnboardOptions
 from nunet_cli.orchestrator import contract, execute, invoke, match, request, settle
 from nunet_cli.orchestrator.cancel import cancel
 from nunet_cli.records.capability import PriceBid
@@ -48,15 +46,18 @@ from nunet_cli.records.contracts import (
     deadline_of,
     sign_by_of,
 )
+from nunet_cli.records.disputes import DisputeContract
 from nunet_cli.records.documents import Document, make_document
 from nunet_cli.records.identifiers import content_id
 from nunet_cli.records.messages import JobCompleted
+from nunet_cli.records.offers import OnboardOptions
 from nunet_cli.records.results import OutputFile, Result, Usage
 from nunet_cli.tokenomics import contract_database
 from nunet_cli.tokenomics import dispute as disputes
 from nunet_cli.tokenomics.oracle import compare_replicas, verify_documents
 from tests.conftest import Market, config, needs_docker, open_market
 from tests.images import import_image
+from tests.together import held
 
 MarketOf = Callable[..., Any]
 OPENING = units.parse_amount("100")
@@ -428,26 +429,23 @@ async def test_a_dispute_and_a_settlement_that_arrive_together_are_decided_once(
                     ends[name] = error
 
             calls = {
-                "dispute": (database.dispute, disputes.DisputeContract(row["id"], "no"), m.requester.identity.did),
+                "dispute": (database.dispute, DisputeContract(row["id"], "no"), m.requester.identity.did),
                 "settle": (database.settle, SettleContract(row["id"], result, verdict), m.requester.identity.did),
             }
-            gate = threading.Event()
-            async with trio.open_nursery() as nursery:
+            async with held(m.authority.ctx.store) as release, trio.open_nursery() as nursery:
                 # both have read what there is before either may write
-                nursery.start_soon(m.authority.ctx.store.change, lambda _, gate=gate: gate.wait(20))
                 for name in sorted(calls, key=lambda name: name != first):
-                    await trio.testing.wait_all_tasks_blocked(0.01)
                     nursery.start_soon(call, name, ends, *calls[name])
-                await trio.testing.wait_all_tasks_blocked(0.01)
-                gate.set()
+                    await trio.testing.wait_all_tasks_blocked(0.01)
+                release()
             recorded = m.authority.ctx.store.find("registered_contracts", row["id"])
             assert recorded is not None
             is_open = disputes.find(m.authority.ctx.store, row["id"]) is not None
             assert (recorded["state"], recorded["receipt"] is None) == (
                 ("disputed", True) if is_open else ("settled", False)
             ), (first, ends)
-            held = m.balances()[f"escrow:{row['id']}"]
-            assert held == (250_000 if is_open else 0)
+            left = m.balances()[f"escrow:{row['id']}"]
+            assert left == (250_000 if is_open else 0)
 
 
 async def test_an_oracle_that_hangs_on_one_contract_keeps_no_other_from_its_money(
@@ -545,11 +543,9 @@ async def test_a_dispute_pays_no_more_time_than_the_contract_database_saw_pass(t
         row = await through(m, await m.post(spec()), 3)
         database = m.authority.contract_database
         result = made_up(m, row)
-        await database.dispute(disputes.DisputeContract(row["id"], "mine", (result,)), m.provider.identity.did)
+        await database.dispute(DisputeContract(row["id"], "mine", (result,)), m.provider.identity.did)
         # another result that comes later is not the result
-        await database.dispute(
-            disputes.DisputeContract(row["id"], "", (made_up(m, row, 90.0),)), m.provider.identity.did
-        )
+        await database.dispute(DisputeContract(row["id"], "", (made_up(m, row, 90.0),)), m.provider.identity.did)
         await database.resolve(row["id"], "pay")
         assert 0 < m.balance(m.provider) - OPENING < 10 * SECOND
 

@@ -10,8 +10,8 @@ from nunet_cli.api.schemas.base import Answer, Optional
 from nunet_cli.records.bids import CapabilityComparison, TimeBid
 from nunet_cli.records.capability import PriceBid
 from nunet_cli.records.contracts import StatementEntry
+from nunet_cli.records.disputes import Dispute, Evidence
 from nunet_cli.records.documents import Document
-from nunet_cli.tokenomics.dispute import Dispute, Evidence
 
 
 class Bid(Answer, kw_only=True):

@@ -8,10 +8,9 @@ from msgspec import UNSET, Struct
 
 from nunet_cli.api.schemas.base import Answer, Optional
 from nunet_cli.api.schemas.jobs import Waiting
-from nunet_cli.node.benchmark import Benchmark
-from nunet_cli.node.onboarding import OnboardOptions
 from nunet_cli.records.bids import Weights
 from nunet_cli.records.capability import Capability, PriceBid, Resources
+from nunet_cli.records.offers import Benchmark, OnboardOptions
 from nunet_cli.records.results import Usage
 
 

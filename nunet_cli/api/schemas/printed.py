@@ -9,9 +9,9 @@ from msgspec import Struct
 from nunet_cli.api.schemas.jobs import Job
 from nunet_cli.api.schemas.node import Allocation, CapabilityOverview, Peer, Status
 from nunet_cli.jobs.foreign.mapping import Note
-from nunet_cli.node.benchmark import Benchmark
 from nunet_cli.records.capability import Resources
 from nunet_cli.records.contracts import Check
+from nunet_cli.records.offers import Benchmark
 
 
 class Version(Struct, forbid_unknown_fields=True, kw_only=True):

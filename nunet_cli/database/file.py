@@ -1,0 +1,123 @@
+"""The store's SQLite file: opened, checked, and brought to the version of the schema that this program has.
+
+WAL, synced on each commit. A file of a newer version is refused; one of an older version is brought up to date in one
+transaction, or, where it is only read, in a copy in memory.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from nunet_cli.database.migrate import from_first_version, has_first_version
+from nunet_cli.database.records import statements
+from nunet_cli.errors import NodeError
+from nunet_cli.records.table import Table
+
+VERSION = 1
+# what SQLite keeps prepared: every statement of every table
+STATEMENTS_KEPT = 1024
+
+
+def open_file(path: Path, tables: Iterable[Table[Any]]) -> sqlite3.Connection:
+    """Return a connection that writes; the file is made where there is none.
+
+    Raises:
+        NodeError: the file is of a newer version, or damaged.
+    """
+    unclean = _is_unclean(path)
+    connection = _connect(str(path))
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+    if unclean:
+        # whoever had it last was killed, or the machine lost power
+        check(connection, path)
+    _bring_up_to_date(connection, path, tuple(tables))
+    return connection
+
+
+def open_reader(path: Path, tables: Iterable[Table[Any]]) -> sqlite3.Connection:
+    """Return a connection that only reads; a file that is not there reads as an empty store.
+
+    Raises:
+        NodeError: the file is of a newer version.
+    """
+    if not path.exists():
+        connection = _connect(":memory:")
+        _bring_up_to_date(connection, path, tuple(tables))
+        return connection
+    connection = _connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+    if _version(connection, path) < VERSION:
+        copy = _connect(":memory:")
+        connection.backup(copy)
+        connection.close()
+        _bring_up_to_date(copy, path, tuple(tables))
+        return copy
+    return connection
+
+
+def _connect(path: str, *, uri: bool = False) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        path, uri=uri, isolation_level=None, check_same_thread=False, cached_statements=STATEMENTS_KEPT
+    )
+    connection.execute("PRAGMA busy_timeout=5000")
+    return connection
+
+
+def check(connection: sqlite3.Connection, path: Path, *, thorough: bool = False) -> None:
+    """Look through the whole file for damage.
+
+    Args:
+        connection: of the file.
+        path: the file, for the message.
+        thorough: compare the indexes with the rows as well.
+
+    Raises:
+        NodeError: there is some; the message has the first that was found.
+    """
+    found = connection.execute(f"PRAGMA {'integrity_check' if thorough else 'quick_check'}(1)").fetchone()[0]
+    if found != "ok":
+        raise NodeError(
+            f"the store {path} is damaged: {found}", code="store_damaged",
+            hint="put a backup in its place with: nunet node restore FILE",
+        )  # fmt: skip
+
+
+def _is_unclean(path: Path) -> bool:
+    """Say whether the file was not closed: then its write-ahead log is still there."""
+    log = path.with_name(path.name + "-wal")
+    return path.exists() and log.exists() and log.stat().st_size > 0
+
+
+def _version(connection: sqlite3.Connection, path: Path) -> int:
+    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    if version > VERSION:
+        raise NodeError(
+            f"the store {path} was written by a newer version of nunet: its schema is {version}, this one's {VERSION}",
+            code="store_too_new", hint="install that version again, or another --home",
+        )  # fmt: skip
+    return version
+
+
+def _bring_up_to_date(connection: sqlite3.Connection, path: Path, tables: tuple[Table[Any], ...]) -> None:
+    if _version(connection, path) == VERSION and _has_all(connection, tables):
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for table in tables:
+            for text in statements(table).schema(table):
+                connection.execute(text)
+        if has_first_version(connection):
+            from_first_version(connection, tables)
+        connection.execute(f"PRAGMA user_version={VERSION}")
+        connection.execute("COMMIT")
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
+def _has_all(connection: sqlite3.Connection, tables: tuple[Table[Any], ...]) -> bool:
+    there = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type='table'")}
+    return {table.name for table in tables} <= there

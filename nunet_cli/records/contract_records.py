@@ -1,0 +1,166 @@
+"""A contract as its parties keep it, and as the contract database records it, each with its machine."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+from nunet_cli.records.contracts import DATABASE, PROVIDER, REQUESTER
+from nunet_cli.records.disputes import DisputeSummary
+from nunet_cli.records.documents import Document
+from nunet_cli.records.machine import CLOCK, OPERATOR, ORACLE, Machine, Move
+from nunet_cli.records.table import Table
+
+
+class ContractRecord(Struct, frozen=True):
+    """One of this node's contracts, with every signed document about it that this node has.
+
+    `spec` is the job itself, empty at a provider until it is invoked. `proved_at` and `result_at` are when the proof
+    and the result were here, by this node's clock; `called_off_at` when the provider was told to stop, the first time,
+    by a `cancel` or for its `silence`. `told` says that the closing message was here.
+    """
+
+    id: str
+    job_id: str
+    role: Literal["requester", "provider"]
+    bid_id: str
+    requester: str
+    provider: str
+    contract_database: str
+    oracle: str
+    deposit: str
+    payment: Literal["volunteer", "escrow"]
+    deadline: str
+    created_at: str
+    document: Document
+    state: str = "proposed"
+    spec: str = ""
+    proof: Document | None = None
+    result: Document | None = None
+    verdict: Document | None = None
+    receipt: Document | None = None
+    dispute: DisputeSummary | None = None
+    message: str = ""
+    reason: str = ""
+    proved_at: str = ""
+    result_at: str = ""
+    called_off_at: str = ""
+    called_off_by: Literal["", "cancel", "silence"] = ""
+    told: bool = False
+
+
+CONTRACTS = Table("contracts", ContractRecord, indexes=("job_id", "state", "bid_id", "created_at"))
+
+_BOTH = (REQUESTER, PROVIDER)
+_UNPROVED = ("proposed", "agreed")
+# a party that never saw the proof, or that withdrew or gave up after it had signed, learns by the receipt how it ended
+_CLOSABLE = ("agreed", "proved", "disputed", "refused", "expired")
+CONTRACT = Machine(
+    "contract",
+    start=("proposed", "agreed"),
+    ends=frozenset({"settled", "refunded"}),
+    moves=(
+        Move("agree", ("proposed",), "agreed", (PROVIDER,), about="id"),
+        Move("refuse", _UNPROVED, "refused", _BOTH, about="id"),
+        Move("expire", _UNPROVED, "expired", (CLOCK, DATABASE), about="id"),
+        Move("prove", ("agreed",), "proved", (DATABASE,), about="id"),
+        # what this node could not reach the contract database about was recorded all the same
+        Move("prove", ("refused", "expired"), "proved", (DATABASE,), about="id"),
+        Move("dispute", ("agreed", "proved", "refused", "expired"), "disputed", (*_BOTH, DATABASE), about="id"),
+        Move("settle", _CLOSABLE, "settled", (DATABASE,), about="id"),
+        Move("refund", _CLOSABLE, "refunded", (DATABASE,), about="id"),
+    ),
+)
+
+
+class RegisteredContract(Struct, frozen=True):
+    """A contract that the contract database has recorded; `result` is the first that its provider signed, once seen."""
+
+    id: str
+    job_id: str
+    requester: str
+    provider: str
+    deadline: str
+    document: Document
+    proof: Document
+    state: str = "proved"
+    receipt: Document | None = None
+    result: Document | None = None
+    result_at: str = ""
+
+
+REGISTERED_CONTRACTS = Table(
+    "registered_contracts", RegisteredContract, indexes=("state", "requester", "provider", "job_id", "deadline")
+)
+
+REGISTERED = Machine(
+    "registered contract",
+    start=("proved",),
+    ends=frozenset({"settled", "refunded"}),
+    moves=(
+        Move("settle", ("proved",), "settled", _BOTH, about="id"),
+        # what failed and earned nothing goes back when a party says so, what nobody settled when its time is over
+        Move("refund", ("proved",), "refunded", (*_BOTH, CLOCK), about="id"),
+        Move("dispute", ("proved",), "disputed", _BOTH, about="id"),
+        Move("settle", ("disputed",), "settled", (ORACLE, OPERATOR), about="id"),
+        Move("refund", ("disputed",), "refunded", (ORACLE, OPERATOR), about="id"),
+    ),
+)
+
+
+class VerdictRecord(Struct, frozen=True):
+    """A verdict that this oracle gave: `id` names contract, result and policy."""
+
+    id: str
+    job_id: str
+    document: Document
+
+
+VERDICTS = Table("verdicts", VerdictRecord, indexes=("job_id",))
+
+
+class LateResult(Struct, frozen=True):
+    """A contract whose provider delivered when the job did not wait for it any more; its outputs are to be fetched."""
+
+    id: str
+
+
+LATE_RESULTS = Table("late_results", LateResult)
+
+
+class Statement(Struct, frozen=True):
+    """One movement on this node's own account, by the receipt that says so; amounts in NTX, negative where it paid."""
+
+    id: str
+    contract_id: str
+    job_id: str
+    at: str
+    kind: str
+    amount: str
+    message: str = ""
+
+
+STATEMENTS = Table("statements", Statement, indexes=("contract_id",))
+
+
+class Balance(Struct, frozen=True):
+    """What a contract database (its DID is the `id`) last said of this node's balance, in NTX."""
+
+    id: str
+    balance: str
+    at: str
+
+
+BALANCES = Table("balances", Balance)
+
+
+class PinnedRole(Struct, frozen=True):
+    """Whom this node uses in a role (the `id`), since when."""
+
+    id: str
+    did: str
+    at: str
+
+
+PINNED_ROLES = Table("pinned_roles", PinnedRole)
