@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
 
-def _complete_words() -> list[str]:
-    """Return the words before the one that a shell asks to complete."""
-    if "COMP_WORDS" in os.environ:
-        return os.environ["COMP_WORDS"].split()[1 : int(os.environ.get("COMP_CWORD", "1"))]
-    return os.environ.get("_TYPER_COMPLETE_ARGS", "").split()[1:-1]
-
-
 def main() -> None:
     """Run `nunet`."""
-    from nunet_cli.cli.app import app, narrow
+    # what is imported stays: to look through it for garbage would take a tenth of the start
+    gc.disable()
+    from nunet_cli.cli.app import app
     from nunet_cli.cli.state import register_completion
     from nunet_cli.errors import EXIT_INTERRUPTED, NunetError
 
+    gc.freeze()
+    gc.enable()
     if "_NUNET_COMPLETE" in os.environ:
         register_completion()
-        narrow(app, _complete_words())
-    else:
-        narrow(app, sys.argv[1:])
     try:
         app(prog_name="nunet")
     except NunetError as error:

@@ -11,7 +11,7 @@ from nunet_cli.cli.listing import Listing, list_command
 from nunet_cli.cli.output import Format, OutputOption, emit, fields, note, short
 from nunet_cli.cli.state import connect
 
-app = typer.Typer(help="This node's account at the contract database.", no_args_is_help=True)
+app = typer.Typer()
 
 
 @app.command("balance")

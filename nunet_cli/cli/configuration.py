@@ -10,7 +10,7 @@ from nunet_cli.cli import complete
 from nunet_cli.cli.output import Format, OutputOption, dump, note
 from nunet_cli.cli.state import STATE
 
-app = typer.Typer(help="The configuration.", no_args_is_help=True)
+app = typer.Typer()
 KeyArgument = Annotated[
     str, typer.Argument(help="For example network.name.", metavar="KEY", autocompletion=complete.config_keys)
 ]

@@ -27,7 +27,7 @@ from nunet_cli.cli.output import (
 from nunet_cli.cli.state import connect
 from nunet_cli.errors import ContractError, UsageError
 
-app = typer.Typer(help="Contracts of this node, their evidence, and disputes.", no_args_is_help=True)
+app = typer.Typer()
 ContractArgument = Annotated[
     str,
     id_argument("contract", complete.contracts, help="The contract's id or its beginning, or a job's id."),

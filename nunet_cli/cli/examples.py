@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import typer
-
-# longer than this and a list of commands would cut it off
-SHORT = 60
-
 EXAMPLES: dict[str, tuple[str, str]] = {
     "": ("nunet job run examples/word-count/job.yaml --local", "nunet onboard --cpu 2 --memory 4GiB --price 0.5"),
     "run": ("nunet run --local -- python3 -c 'print(6 * 7)'",
@@ -92,28 +85,3 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "config list": ("nunet config list", "nunet config list --output json"),
     "config path": ("nunet config path", "nunet --home /srv/node config path"),
 }  # fmt: skip
-
-
-def attach(app: typer.Typer, prefix: str = "") -> None:
-    """Give every command of a tree its examples, and a line that a list of commands has room for."""
-    for info in app.registered_commands:
-        name = f"{prefix}{info.name}"
-        if name in EXAMPLES:
-            # \b keeps the lines as they are
-            info.epilog = "\b\nExamples:\n  " + "\n  ".join(EXAMPLES[name])
-        if info.callback is not None and info.callback.__doc__:
-            info.short_help = brief(info.callback.__doc__)
-    for group in app.registered_groups:
-        inner: Any = group.typer_instance
-        attach(inner, f"{prefix}{group.name} ")
-
-
-def brief(text: str) -> str:
-    """Return the first sentence of a text, or as much of it as stands by itself in a line."""
-    first = " ".join(text.split("\n\n")[0].split()).partition(". ")[0].rstrip(".")
-    while len(first) > SHORT:
-        cut = max(first.rfind(mark) for mark in (";", ":", ",", " ("))
-        if cut < 12:
-            break
-        first = first[:cut]
-    return first + "."

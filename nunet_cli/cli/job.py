@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from nunet_cli.jobs.spec import JobSpec
 
 SECOND_CHANCE = 3.0
-app = typer.Typer(help="Post jobs, run them, and look at them.", no_args_is_help=True)
+app = typer.Typer()
 
 JobArgument = Annotated[str, id_argument("job", complete.jobs)]
 SpecArgument = Annotated[

@@ -27,7 +27,7 @@ class LogFormat(StrEnum):
     journal = "journal"
 
 
-app = typer.Typer(help="The node on this machine.", no_args_is_help=True)
+app = typer.Typer()
 LOG_FILE = "node.log"
 START_SECONDS = 30.0
 STOP_SECONDS = 30.0

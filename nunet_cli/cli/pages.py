@@ -71,11 +71,9 @@ def install_completion(shell: str) -> tuple[Path, str]:
 
 def man_pages() -> dict[str, str]:
     """Return every man page by file name: one for the whole, one per group."""
-    import typer
+    from nunet_cli.cli.app import whole_tree
 
-    from nunet_cli.cli.app import app
-
-    root: Any = typer.main.get_command(app)
+    root = whole_tree()
     groups = {name: command for name, command in root.commands.items() if hasattr(command, "commands")}
     single = {name: command for name, command in root.commands.items() if name not in groups}
     pages = {"nunet.1": _page("", root, single, groups)}
@@ -167,10 +165,8 @@ def folder_of_documents() -> Path:
 
 def write_all(folder: Path) -> list[Path]:
     """Write every page and script below a folder; return what was written."""
-    import typer
-
     from nunet_cli.api.openapi import description, output_schema
-    from nunet_cli.cli.app import app
+    from nunet_cli.cli.app import whole_tree
     from nunet_cli.cli.command_list import command_list
     from nunet_cli.cli.manual import document_pages
     from nunet_cli.jobs.schema import job_schema
@@ -186,7 +182,7 @@ def write_all(folder: Path) -> list[Path]:
         written[-1].write_text(text, encoding="utf-8")
     written.append(folder / "docs" / "commands.md")
     written[-1].parent.mkdir(parents=True, exist_ok=True)
-    written[-1].write_text(command_list(typer.main.get_command(app)), encoding="utf-8")
+    written[-1].write_text(command_list(whole_tree()), encoding="utf-8")
     schemas = {
         "job-specification.schema.json": job_schema(), "output.schema.json": output_schema(),
         "openapi.json": description(),

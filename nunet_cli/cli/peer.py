@@ -12,7 +12,7 @@ from nunet_cli.cli.listing import Listing, list_command
 from nunet_cli.cli.output import Format, OutputOption, emit, fields
 from nunet_cli.cli.state import connect
 
-app = typer.Typer(help="Other nodes.", no_args_is_help=True)
+app = typer.Typer()
 PeerArgument = Annotated[str, id_argument("peer", complete.peers, help="Peer id or DID, or its beginning.")]
 
 

@@ -11,7 +11,7 @@ from nunet_cli.cli.output import Format, OutputOption, emit, fields, price_text
 from nunet_cli.cli.state import connect
 from nunet_cli.errors import UsageError
 
-app = typer.Typer(help="What this node accepts beyond what a job or a bid says.", no_args_is_help=True)
+app = typer.Typer()
 WEIGHTS = ("price", "start", "load", "distance")
 
 

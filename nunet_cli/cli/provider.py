@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nunet_cli.cli.wizard import Answers
     from nunet_cli.records.offers import OnboardOptions
 
-capability = typer.Typer(help="What this machine has, offers and has left.", no_args_is_help=True)
+capability = typer.Typer()
 BAR = 24
 NOTHING = "nothing; see --docker-image and --process"
 

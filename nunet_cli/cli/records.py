@@ -12,8 +12,8 @@ from nunet_cli.cli.listing import Listing, list_command
 from nunet_cli.cli.output import Format, OutputOption, emit, fields, price_text, short
 from nunet_cli.cli.state import connect
 
-bids = typer.Typer(help="Bids that were received or made.", no_args_is_help=True)
-allocations = typer.Typer(help="Jobs that ran on this machine.", no_args_is_help=True)
+bids = typer.Typer()
+allocations = typer.Typer()
 
 
 @list_command(bids)

@@ -11,7 +11,7 @@ from nunet_cli.cli.listing import Listing, list_command
 from nunet_cli.cli.output import Format, OutputOption, YesOption, confirm, emit
 from nunet_cli.cli.state import connect
 
-app = typer.Typer(help="Who is verified (for the operator of a contract database).", no_args_is_help=True)
+app = typer.Typer()
 DidArgument = Annotated[str, typer.Argument(help="DID or peer id.", metavar="DID", autocompletion=complete.peers)]
 NoteOption = Annotated[str, typer.Option("--note", help="Why.", metavar="TEXT")]
 

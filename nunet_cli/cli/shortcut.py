@@ -23,6 +23,7 @@ from nunet_cli.cli.output import Format, OutputOption, QuietOption, note, write_
 from nunet_cli.errors import UsageError
 
 COMMAND = "nunet.command"
+app = typer.Typer()
 
 
 class AfterDashes(typer.core.TyperCommand):
@@ -56,6 +57,7 @@ EnvOption = Annotated[
 NameOption = Annotated[str, typer.Option("--name", help="The job's name.", metavar="NAME")]
 
 
+@app.command("run", cls=AfterDashes)
 def run(
     ctx: typer.Context,
     image: Annotated[

@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +16,12 @@ if TYPE_CHECKING:
     from nunet_cli.config import Config
 
 
-@dataclass
 class State:
     """The global options of this run."""
 
-    home: Path | None = None
-    node: str = ""
+    def __init__(self) -> None:
+        self.home: Path | None = None
+        self.node = ""
 
     @property
     def folder(self) -> Path:

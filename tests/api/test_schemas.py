@@ -6,11 +6,10 @@ from typing import Any
 
 import jsonschema
 import pytest
-import typer
 
 from nunet_cli import SCHEMA_VERSION
 from nunet_cli.api.openapi import COMMANDS, description, output_schema
-from nunet_cli.cli.app import app
+from nunet_cli.cli.app import whole_tree
 from tests.conftest import EXAMPLES, Processes, nunet
 
 
@@ -40,7 +39,7 @@ def test_every_command_with_a_format_has_a_schema() -> None:
         if any("--output" in param.opts for param in command.params):
             found.add(" ".join(path))
 
-    walk(typer.main.get_command(app), ())
+    walk(whole_tree(), ())
     # `run` prints the job that it runs
     assert found - {"run"} == COMMANDS.keys()
 

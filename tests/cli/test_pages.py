@@ -13,8 +13,9 @@ import trio
 import typer
 
 from nunet_cli.cli import manual, pages
-from nunet_cli.cli.app import app
+from nunet_cli.cli.app import whole_tree
 from nunet_cli.cli.examples import EXAMPLES
+from nunet_cli.cli.table import COMMANDS
 from nunet_cli.config import keys
 from nunet_cli.database.store import Store
 from tests.conftest import ROOT, nunet
@@ -62,8 +63,7 @@ def test_every_configuration_key_is_documented() -> None:
 
 
 def test_every_command_and_flag_is_in_its_page() -> None:
-    root = typer.main.get_command(app)
-    for name, command in root.commands.items():  # type: ignore[attr-defined]
+    for name, command in whole_tree().commands.items():
         page = (ROOT / "man" / (f"nunet-{name}.1" if hasattr(command, "commands") else "nunet.1")).read_text()
         for inner in getattr(command, "commands", {name: command}).values():
             assert inner.name.replace("-", "\\-") in page
@@ -73,10 +73,9 @@ def test_every_command_and_flag_is_in_its_page() -> None:
 
 
 def commands() -> dict[str, typer.core.TyperCommand]:
-    root = typer.main.get_command(app)
     return {
         f"{name} {inner_name}".strip() if inner is not command else name: inner
-        for name, command in root.commands.items()  # type: ignore[attr-defined]
+        for name, command in whole_tree().commands.items()
         for inner_name, inner in getattr(command, "commands", {name: command}).items()
     }
 
@@ -100,6 +99,29 @@ def test_every_command_has_two_examples_that_it_understands() -> None:
                 assert " ".join(words).startswith(name), line
                 arguments = words[len(name.split()) :]
                 known[name].make_context(name, arguments, resilient_parsing=False).close()
+
+
+def test_the_line_of_a_command_in_lists_is_the_beginning_of_its_help() -> None:
+    known = commands()
+    assert known.keys() == COMMANDS.keys()
+    for name, (_, line) in COMMANDS.items():
+        told = " ".join((known[name].help or "").split())
+        assert line.endswith(".") and told.startswith(line.removesuffix(".")), name
+        assert told[len(line) - 1] in ".,;: ", name
+
+
+def test_every_command_of_a_module_is_in_the_table() -> None:
+    known = {command.callback.__wrapped__ for command in commands().values()}  # type: ignore[union-attr]
+    registered = {
+        info.callback
+        for name, module in list(sys.modules.items())
+        if name.startswith("nunet_cli.cli.")
+        for registrar in vars(module).values()
+        if isinstance(registrar, typer.Typer)
+        for info in registrar.registered_commands
+    }
+    assert len(registered) > 40
+    assert registered <= known
 
 
 def test_the_examples_are_in_the_help_and_short_lines_are_whole() -> None:
