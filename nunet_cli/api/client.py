@@ -1,19 +1,21 @@
-"""The client of the API: plain HTTP over the node's Unix socket, or over TCP with its token; standard library only."""
+"""The client of the API: plain HTTP over the node's Unix socket, or over TCP with its token.
+
+HTTP is spoken by h11, which the server uses as well; `http.client` imports TLS and mail, a fifth of a command's start.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import http.client
 import json
 import os
 import socket
 import string
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
+
+import h11
 
 from nunet_cli.errors import NodeError, NunetError
 
@@ -21,6 +23,9 @@ TIMEOUT = 30.0
 STAGE_TIMEOUT = 400 * 86400.0
 STREAM_TIMEOUT = 45.0
 MAX_SOCKET_PATH = 100
+AT_ONCE = 1 << 16
+# what goes wrong between this process and a node; a host or a port that cannot be one is a ValueError
+TROUBLE = (OSError, ValueError, h11.ProtocolError)
 
 
 def socket_path(home: Path) -> Path:
@@ -28,19 +33,11 @@ def socket_path(home: Path) -> Path:
     path = home / "node.sock"
     if len(os.fsencode(path)) <= MAX_SOCKET_PATH:
         return path
+    import hashlib
+    import tempfile
+
     digest = hashlib.sha256(os.fsencode(home.resolve())).hexdigest()[:24]
     return Path(tempfile.gettempdir()) / f"nunet-{os.getuid()}-{digest}" / "node.sock"
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
 
 
 class ApiClient:
@@ -57,9 +54,8 @@ class ApiClient:
     def answers(self) -> bool:
         """Say whether a node answers at the socket."""
         try:
-            with contextlib.closing(self._connection(5.0)) as connection:
-                connection.connect()
-        except (OSError, http.client.HTTPException):
+            self._connection(5.0).close()
+        except TROUBLE:
             return False
         return True
 
@@ -95,48 +91,83 @@ class ApiClient:
         Raises:
             NodeError: the node has gone, or was silent for too long.
         """
-        connection = self._connection(min(STREAM_TIMEOUT, silence or STREAM_TIMEOUT))
         try:
-            connection.request("GET", _in_ascii(_with_query(path, query)), headers=self._headers())
-            response = connection.getresponse()
-            if response.status >= 300:
-                _raise_problem(response.read())
-            for line in response:
-                if line.startswith(b"data: "):
-                    yield json.loads(line[6:])
-        except (OSError, http.client.HTTPException) as error:
+            with self._connection(min(STREAM_TIMEOUT, silence or STREAM_TIMEOUT)) as connection:
+                status, body = self._ask(connection, "GET", _with_query(path, query), None)
+                if status >= 300:
+                    _raise_problem(b"".join(body))
+                begun = b""
+                for data in body:
+                    *lines, begun = (begun + data).split(b"\n")
+                    for line in lines:
+                        if line.startswith(b"data: "):
+                            yield json.loads(line[6:])
+        except TROUBLE as error:
             raise _gone(self.where, error) from None
-        finally:
+
+    def _connection(self, timeout: float) -> socket.socket:
+        if isinstance(self.where, str):
+            place = urlsplit(self.where)
+            return socket.create_connection((place.hostname or "", place.port or 80), timeout)
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.settimeout(timeout)
+            connection.connect(str(self.where))
+        except BaseException:
             connection.close()
+            raise
+        return connection
 
-    def _connection(self, timeout: float) -> http.client.HTTPConnection:
-        if isinstance(self.where, Path):
-            return _UnixConnection(self.where, timeout)
-        return http.client.HTTPConnection(self.where.removeprefix("http://").rstrip("/"), timeout=timeout)
-
-    def _headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self._token}"} if self._token else {}
+    def _ask(
+        self, connection: socket.socket, method: str, path: str, body: bytes | None
+    ) -> tuple[int, Iterator[bytes]]:
+        """Send a request; return the status of the answer, and its body as it comes."""
+        host = "localhost" if isinstance(self.where, Path) else urlsplit(self.where).netloc
+        headers = {"Host": host, "Connection": "close"}
+        headers |= {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        if body is not None:
+            headers |= {"Content-Type": "application/json", "Content-Length": str(len(body))}
+        http = h11.Connection(h11.CLIENT)
+        request = h11.Request(method=method, target=_in_ascii(path), headers=list(headers.items()))
+        said = [request, *([h11.Data(body)] if body else []), h11.EndOfMessage()]
+        # a node that refuses may answer and close before it has read the whole body
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(b"".join(http.send(part) or b"" for part in said))
+        heard = _heard(http, connection)
+        answer = next(event for event in heard if isinstance(event, h11.Response))
+        return answer.status_code, (bytes(event.data) for event in heard if isinstance(event, h11.Data))
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None, timeout: float) -> Any:
         return json.loads(self._exchange(method, path, body, timeout))
 
     def _exchange(self, method: str, path: str, body: dict[str, Any] | None, timeout: float) -> bytes:
-        connection = self._connection(timeout)
-        headers = self._headers() | ({"Content-Type": "application/json"} if body is not None else {})
+        sent = json.dumps(body).encode() if body is not None else None
         try:
-            # a node that refuses may answer and close before it has read the whole body
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                connection.request(method, _in_ascii(path), json.dumps(body) if body is not None else None, headers)
-            response = connection.getresponse()
-            data = response.read()
-        except (OSError, http.client.HTTPException) as error:
+            with self._connection(timeout) as connection:
+                status, parts = self._ask(connection, method, path, sent)
+                data = b"".join(parts)
+        except TROUBLE as error:
             raise _gone(self.where, error) from None
-        finally:
-            connection.close()
         # there is nothing that a node would send somebody elsewhere for
-        if response.status >= 300:
+        if status >= 300:
             _raise_problem(data)
         return data
+
+
+def _heard(http: h11.Connection, connection: socket.socket) -> Iterator[h11.Event]:
+    """Yield what an answer is made of, up to its end.
+
+    Raises:
+        h11.RemoteProtocolError: it is no HTTP, or breaks off.
+    """
+    while True:
+        event = http.next_event()
+        if event is h11.NEED_DATA:
+            http.receive_data(connection.recv(AT_ONCE))
+        elif isinstance(event, h11.EndOfMessage):
+            return
+        elif isinstance(event, h11.Event):
+            yield event
 
 
 def _with_query(path: str, query: dict[str, Any]) -> str:

@@ -52,7 +52,7 @@ class State:
         Raises:
             NodeError: another node was named, and it does not answer.
         """
-        # imported here: http.client is a fifth of what a bare command takes to start
+        # imported here: not every command asks a node
         from nunet_cli.api.client import ApiClient, socket_path
 
         if self.node:

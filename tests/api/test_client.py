@@ -47,3 +47,28 @@ def test_a_node_that_breaks_off_has_gone(answer: bytes, tmp_path: Path) -> None:
     with answering(tmp_path / "node.sock", answer) as client, pytest.raises(NodeError) as caught:
         client.post("/stop")
     assert "does not answer" in caught.value.message
+
+
+def test_events_come_whole_however_they_are_cut(tmp_path: Path) -> None:
+    sent = b'data: {"n": 1}\n\n: still here\n\ndata: {"text": "\xc3\xa9"}\n\n'
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(sent[at : at + 7]), sent[at : at + 7]) for at in range(0, len(sent), 7))
+    answer = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + chunks
+    with answering(tmp_path / "node.sock", answer + b"0\r\n\r\n") as client:
+        assert list(client.events("/events")) == [{"n": 1}, {"text": "é"}]
+    (tmp_path / "node.sock").unlink()
+    # the end is missing: what came is given, and then it has gone
+    with answering(tmp_path / "node.sock", answer) as client:
+        events = client.events("/events")
+        assert [next(events), next(events)] == [{"n": 1}, {"text": "é"}]
+        with pytest.raises(NodeError, match="does not answer"):
+            next(events)
+
+
+@pytest.mark.parametrize(
+    "where", ["http://", "http://127.0.0.1:no", "http://[::1", "http://127.0.0.1:99999", "http://ü..x"]
+)
+def test_a_place_that_cannot_be_one_does_not_answer(where: str) -> None:
+    client = ApiClient(where, "token")
+    assert not client.answers()
+    with pytest.raises(NodeError, match="does not answer"):
+        client.get("/whoami")
