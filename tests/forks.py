@@ -46,6 +46,8 @@ def serve(path: str) -> list[str]:
     """Fork a process for each connection until standard input ends; in a command's process, return its program and arguments."""
     for name in IMPORTED:
         importlib.import_module(name)
+    for place, _ in importlib.import_module("nunet_cli.cli.table").COMMANDS.values():
+        importlib.import_module(f"nunet_cli.cli.{place.partition(':')[0]}")
     gc.freeze()
     assert threading.active_count() == 1, "a process with threads cannot be forked"
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

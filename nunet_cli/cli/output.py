@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
@@ -96,31 +97,37 @@ _GAP, _LEAST_LAST = 2, 16
 
 def table(rows: list[list[str]], headers: list[str]) -> None:
     """Print columns without boxes, one line a row; at a terminal ids are cut and the last column takes what is left."""
-    from rich.table import Table
-    from rich.text import Text
+    # of rich only the widths of letters: its tables take longer to import than a node to answer
+    from rich.cells import cell_len, set_cell_size
 
-    out = console()
-    cells = [[clean(cell).replace("\n", " ") for cell in row] for row in rows]
-    if out.is_terminal:
+    cells = [[clean(cell).replace("\n", " ").replace("\t", " ") for cell in row] for row in rows]
+    room = None
+    if sys.stdout.isatty():
+        room = shutil.get_terminal_size().columns
         cells = [
             [id_text(cell) if name in _IDS else cell for name, cell in zip(headers, row, strict=True)] for row in cells
         ]
-        kept = _that_fit(cells, headers, out.width)
+        kept = _that_fit(cells, headers, room)
         headers, cells = [headers[at] for at in kept], [[row[at] for at in kept] for row in cells]
-    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
-    *widths, last = _widths(cells, headers)
-    if out.is_terminal:
-        last = max(1, min(last, out.width - sum(width + _GAP for width in widths)))
-    for header, width in zip(headers, (*widths, last), strict=True):
-        grid.add_column(header.upper(), no_wrap=True, overflow="ellipsis", width=width)
-    for row in cells:
-        grid.add_row(*map(Text, row))
-    for line in out.render_lines(grid, pad=False):
-        text = "".join(segment.text for segment in line).rstrip()
-        if out.no_color:
-            typer.echo(text)
-        else:
-            out.print(Text.assemble(*((segment.text, segment.style or "") for segment in line)), soft_wrap=True)
+    widths = _widths(cells, headers)
+    if room is not None:
+        left = room - sum(width + _GAP for width in widths[:-1])
+        widths[-1] = min(widths[-1], max(left, _LEAST_LAST))
+        # where even that is too much, the widest give
+        while sum(widths) + _GAP * (len(widths) - 1) > room and max(widths) > 1:
+            widths[widths.index(max(widths))] -= 1
+
+    def line(row: list[str]) -> str:
+        fitted = [
+            set_cell_size(text if cell_len(text) <= width else set_cell_size(text, width - 1) + "…", width)
+            for text, width in zip(row, widths, strict=True)
+        ]
+        return (" " * _GAP).join(fitted).rstrip()
+
+    heading = line([header.upper() for header in headers])
+    # without a terminal, or in one that cannot show it, the heading is as plain as the rest
+    emphasis = room is not None and "NO_COLOR" not in os.environ and os.environ.get("TERM") not in ("dumb", "unknown")
+    typer.echo("\n".join([typer.style(heading, bold=True) if emphasis else heading, *map(line, cells)]))
 
 
 def _widths(cells: list[list[str]], headers: list[str]) -> list[int]:
@@ -166,7 +173,6 @@ def hanging(label: str, text: str) -> str:
     """Return a text behind its label; at a terminal broken at its width, between words, below where it begins."""
     if not sys.stdout.isatty():
         return label + text
-    import shutil
     import textwrap
 
     room = shutil.get_terminal_size().columns - len(label)
