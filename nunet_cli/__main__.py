@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 
 
 def main() -> None:
     """Run `nunet`."""
-    # what is imported stays: to look through it for garbage would take a tenth of the start
-    gc.disable()
-    from nunet_cli.cli.app import app
-    from nunet_cli.cli.state import register_completion
+    from nunet_cli.cli.state import importing, register_completion
     from nunet_cli.errors import EXIT_INTERRUPTED, NunetError
 
-    gc.freeze()
-    gc.enable()
+    with importing():
+        from nunet_cli.cli.app import app
     if "_NUNET_COMPLETE" in os.environ:
         register_completion()
     try:

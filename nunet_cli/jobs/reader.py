@@ -8,16 +8,18 @@ import re
 import tomllib
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import yaml
 
 from nunet_cli import units
 from nunet_cli.errors import UsageError
 from nunet_cli.jobs.check import check_spec
 from nunet_cli.jobs.spec import DEFAULT_RESOURCES, MAX_SPEC_BYTES, JobSpec
 from nunet_cli.jobs.tree import MAX_DEPTH
+
+if TYPE_CHECKING:
+    import yaml
 
 
 def _duration_or_zero(text: str | float) -> int:
@@ -100,6 +102,9 @@ def parse_document(text: str, source: str) -> tuple[Any, Marks]:
             return tomllib.loads(text), {}
         except tomllib.TOMLDecodeError as error:
             raise UsageError(f"{source}: not TOML: {error}") from None
+    # imported here: a node that only looks at its store reads no specification
+    import yaml
+
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         lines: Marks = {}
@@ -116,6 +121,8 @@ def parse_document(text: str, source: str) -> tuple[Any, Marks]:
 
 
 def _collect_lines(node: yaml.Node, path: str, lines: Marks, source: str) -> None:
+    import yaml
+
     lines.setdefault(path, (node.start_mark.line + 1, node.start_mark.column + 1))
     if len(lines) > 20_000:
         raise UsageError(f"{source}: too many fields (aliases are counted each time)")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -74,6 +73,9 @@ def probe_gpus() -> tuple[Gpu, ...]:
 
 def probe_libraries() -> tuple[Library, ...]:
     """Return Python's version and those of well-known packages that the node's interpreter has."""
+    # imported here: it brings much along, and few commands measure anything
+    import importlib.metadata
+
     found = [Library("python", ".".join(map(str, sys.version_info[:3])))]
     for name in PROBED_LIBRARIES:
         try:
