@@ -41,31 +41,50 @@ def best(run: Callable[[], object], times: int = 7) -> float:
     return min(found)
 
 
-def command(*arguments: str) -> Callable[[], object]:
-    return lambda: subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
+def command(*arguments: str, **more: str) -> Callable[[], object]:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | more
+    return lambda: subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, check=True)
 
 
 def start_up() -> None:
-    floor = best(command("-c", "pass"))
-    bare = best(command("-c", BARE))
+    with tempfile.TemporaryDirectory() as folder:
+        home, quiet = str(Path(folder) / "running"), str(Path(folder) / "quiet")
+        # as the installed script does it
+        nunet = ("-c", "from nunet_cli.__main__ import main; main()", "--home")
+        settings = {"NUNET_NETWORK_NAME": f"start-up-{os.getpid()}", "NUNET_NETWORK_LISTEN": "127.0.0.1:0"}
+        runs = {
+            "python -c pass": command("-c", "pass"),
+            "bare Typer": command("-c", BARE),
+            "nunet version": command(*nunet, home, "version"),
+            "nunet job --help": command(*nunet, home, "job", "--help"),
+            "bids list, node runs": command(*nunet, home, "bids", "list"),
+            "bids list, none runs": command(*nunet, quiet, "bids", "list"),
+            # what a shell does when Tab is pressed
+            "live completion of ids": command(
+                *nunet[:2],
+                NUNET_HOME=home,
+                _NUNET_COMPLETE="complete_bash",
+                COMP_WORDS="nunet job show ",
+                COMP_CWORD="3",
+            ),
+        }
+        spec = '{"name": "x", "executor": {"type": "null"}}'
+        subprocess.run(
+            [sys.executable, *nunet, home, "job", "post", "-"], input=spec, text=True, capture_output=True, check=True
+        )
+        command(*nunet, home, "node", "start", **settings)()
+        try:
+            # in turn, so that what disturbs the machine disturbs all of them
+            took: dict[str, list[float]] = {name: [] for name in runs}
+            for _ in range(15):
+                for name, run in runs.items():
+                    took[name].append(best(run, times=1))
+        finally:
+            command(*nunet, home, "node", "stop")()
     print("start-up                        ms   over bare Typer   over python -c pass")
-    with tempfile.TemporaryDirectory() as home:
-        for name, arguments in (("nunet version", ("version",)), ("nunet job --help", ("job", "--help"))):
-            took = best(command("-m", "nunet_cli", "--home", home, *arguments))
-            print(f"  {name:<24} {took * 1000:7.0f}   {took / bare:15.2f}   {took / floor:19.2f}")
-        took = best(completion(Path(home)))
-        print(f"  {'live completion of ids':<24} {took * 1000:7.0f}   {took / bare:15.2f}   {took / floor:19.2f}")
-    print(f"  {'bare Typer':<24} {bare * 1000:7.0f}   {1:15.2f}   {bare / floor:19.2f}")
-
-
-def completion(home: Path) -> Callable[[], object]:
-    """Return what a shell does when Tab is pressed behind `nunet job show`, in a home with a job."""
-    spec = '{"name": "x", "executor": {"type": "null"}}'
-    subprocess.run([sys.executable, "-m", "nunet_cli", "--home", str(home), "job", "post", "-"], input=spec, text=True,
-                   capture_output=True, check=True)  # fmt: skip
-    environment = {**os.environ, "NUNET_HOME": str(home), "_NUNET_COMPLETE": "complete_bash",
-                   "COMP_WORDS": "nunet job show ", "COMP_CWORD": "3"}  # fmt: skip
-    return lambda: subprocess.run([sys.executable, "-m", "nunet_cli"], env=environment, capture_output=True, check=True)
+    floor, bare = min(took["python -c pass"]), min(took["bare Typer"])
+    for name, found in took.items():
+        print(f"  {name:<24} {min(found) * 1000:7.0f}   {min(found) / bare:15.2f}   {min(found) / floor:19.2f}")
 
 
 def messages() -> None:
