@@ -80,6 +80,12 @@ class RegistryConfig(Struct, forbid_unknown_fields=True):
     opening_balance: Annotated[str, Meta(max_length=40)] = "100"
 
 
+class KycConfig(Struct, forbid_unknown_fields=True):
+    """Whose statements count for a job's `kycs`: the DID of each verifier that jobs may name."""
+
+    verifiers: dict[Annotated[str, Meta(min_length=1, max_length=200)], str] = {}
+
+
 class ApiConfig(Struct, forbid_unknown_fields=True):
     """The node's API over TCP, beside its Unix socket: where, and the token that opens it (made where it is empty)."""
 
@@ -113,6 +119,7 @@ class Config(Struct, forbid_unknown_fields=True):
     network: NetworkConfig = field(default_factory=NetworkConfig)
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     registry: RegistryConfig = field(default_factory=RegistryConfig)
+    kyc: KycConfig = field(default_factory=KycConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     api: ApiConfig = field(default_factory=ApiConfig)
 
@@ -132,6 +139,8 @@ _FORMS = {
     "executor.process.foreign": "off, sandboxed or unsandboxed",
     "registry.admission": "open or approval",
 }
+# whose value is a table: what is in it has a key of its own, such as `kyc.verifiers.acme-bank`
+_TABLES = ("kyc.verifiers",)
 # looks at what the form of a value does not say, such as the DID in it
 Check = Callable[["Config"], None]
 _RESERVED = {"NUNET_HOME", "NUNET_NODE", "NUNET_PASSPHRASE", "NUNET_TOKEN", "NUNET_DEBUG"}
@@ -210,8 +219,16 @@ def shown(config: Config) -> dict[str, Any]:
 
 
 def parse_value(key: str, text: str) -> Any:
-    """Return a text from a shell as the type that the key has; lists are comma-separated."""
+    """Return a text from a shell as the type that the key has; lists and tables are comma-separated."""
+    key, name = _split(key)
+    if name:
+        return text.strip()
     current = get(Config(), key)
+    if isinstance(current, dict):
+        pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+        if not all(name.strip() and value.strip() for name, _, value in pairs):
+            raise UsageError(f"{key}: expected NAME=VALUE, comma-separated, got {text!r}")
+        return {name.strip(): value.strip() for name, _, value in pairs}
     if isinstance(current, bool):
         lowered = text.strip().lower()
         if lowered not in ("true", "false", "yes", "no", "on", "off", "1", "0"):
@@ -234,10 +251,19 @@ def get(config: Config, key: str) -> Any:
         UsageError: unknown key, with the nearest right one.
     """
     check_key(key)
+    key, name = _split(key)
     value: Any = config
     for part in key.split("."):
         value = getattr(value, part)
-    return value
+    return value.get(name, "") if name else value
+
+
+def _split(key: str) -> tuple[str, str]:
+    """Return a key, and what it names in its value where that is a table; a name may have dots."""
+    for table in _TABLES:
+        if key.startswith(table + ".") and key != table + ".":
+            return table, key[len(table) + 1 :]
+    return key, ""
 
 
 def check_key(key: str) -> None:
@@ -247,17 +273,23 @@ def check_key(key: str) -> None:
         UsageError: with the nearest right key.
     """
     known = keys()
-    if key not in known:
+    if _split(key)[0] not in known:
         near = difflib.get_close_matches(key, known, 1)
         raise UsageError(f"unknown key {key!r}", hint=f"did you mean {near[0]}?" if near else "see: nunet config list")
 
 
 def put(document: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key in a nested document, in place."""
+    """Set a dotted key in a nested document, in place; an empty value takes a name out of a table."""
+    key, inside = _split(key)
     *sections, name = key.split(".")
+    if inside:
+        sections, name = [*sections, name], inside
     for section in sections:
         document = document.setdefault(section, {})
-    document[name] = list(value) if isinstance(value, tuple) else value
+    if inside and not value:
+        document.pop(name, None)
+    else:
+        document[name] = list(value) if isinstance(value, tuple) else value
 
 
 def check_value(key: str, value: Any, name: str = "", check: Check | None = None) -> None:
@@ -278,6 +310,7 @@ def check_value(key: str, value: Any, name: str = "", check: Check | None = None
     try:
         _validate(document, "", check)
     except UsageError as error:
+        value = [f"{name}={text}" for name, text in value.items()] if isinstance(value, dict) else value
         shown = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
         reason = error.message.removeprefix(f"{key}: ")
         said = "" if repr(shown) in reason or f"'{shown}'" in reason else f"{shown[:100]!r}: "

@@ -19,6 +19,8 @@ KeyArgument = Annotated[
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, dict):
+        value = tuple(f"{name}={text}" for name, text in value.items())
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 

@@ -27,6 +27,7 @@ def check_settings(config: Config) -> None:
     for key, names in (
         ("contract_database", (config.contract_database,)), ("oracle", (config.oracle,)),
         ("executor.docker.trusted", executors.docker.trusted), ("executor.process.trusted", executors.process.trusted),
+        *((f"kyc.verifiers.{name}", (did or "no DID",)) for name, did in config.kyc.verifiers.items()),
     ):  # fmt: skip
         for name in names:
             if name:
