@@ -17,9 +17,9 @@ from pathlib import Path
 
 import nacl.signing
 import trio
+from nunet_cli.database.storage import Database
 
 from nunet_cli.config import Config, NetworkConfig
-from nunet_cli.database.storage import Database
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.jobs.reader import read_spec
 from nunet_cli.network.envelope import ErrorMessage, seal, unseal

@@ -13,6 +13,7 @@ from nunet_cli import units
 from nunet_cli.api import schemas, views
 from nunet_cli.api.common import Endpoint, answer, body_of, did_of, node_of
 from nunet_cli.errors import ContractError, NunetError, PeerError, StateError
+from nunet_cli.node import kyc
 from nunet_cli.orchestrator import disputes
 from nunet_cli.orchestrator.contract import check_contract
 from nunet_cli.orchestrator.settle import verify_job
@@ -44,6 +45,14 @@ class RegistryChange(Struct, forbid_unknown_fields=True):
 
     did: Annotated[str, Meta(max_length=200)]
     note: Annotated[str, Meta(max_length=400)] = ""
+
+
+class Attestation(Struct, forbid_unknown_fields=True):
+    """Whom this node has verified, under which name of its own, and for how long that counts."""
+
+    did: Annotated[str, Meta(max_length=200)]
+    name: Annotated[str, Meta(max_length=200)]
+    valid: Annotated[str, Meta(max_length=40)] = "365d"
 
 
 class Deposit(Struct, forbid_unknown_fields=True):
@@ -189,6 +198,13 @@ async def revoke(request: Request) -> Response:
     return answer(await database.registry.revoke(did_of(body.did), body.note))
 
 
+async def attest(request: Request) -> Response:
+    """Sign that this node has verified another one; it need not be a contract database."""
+    body = await body_of(request, Attestation)
+    document = await kyc.attest(node_of(request).ctx, did_of(body.did), body.name, body.valid)
+    return answer(msgspec.to_builtins(document), status=201)
+
+
 async def books(request: Request) -> Response:
     """Return all accounts of this contract database and their sum, which is zero, and check its log.
 
@@ -228,5 +244,6 @@ ENDPOINTS = (
     Endpoint("/registry", registry, list[schemas.RegistryEntry]),
     Endpoint("/registry/approve", approve, schemas.RegistryEntry, "POST", RegistryChange, status=201),
     Endpoint("/registry/revoke", revoke, schemas.RegistryEntry, "POST", RegistryChange),
+    Endpoint("/registry/attest", attest, schemas.KycDocument, "POST", Attestation, status=201),
     Endpoint("/registry/books", books, schemas.Books),
 )  # fmt: skip

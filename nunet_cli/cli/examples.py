@@ -77,6 +77,8 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "registry list": ("nunet registry list", "nunet registry list --filter status=revoked"),
     "registry approve": ("nunet registry approve did:key:z6MkpTHR8VNs",
                          "nunet registry approve 12D3KooWMot5 --note 'lab 3'"),
+    "registry attest": ("nunet registry attest did:key:z6MkpTHR8VNs --as acme-bank > statement.json",
+                        "nunet registry attest 12D3KooWMot5 --as acme-bank --valid 90d > statement.json"),
     "registry audit": ("nunet registry audit", "nunet registry audit --output json"),
     "registry revoke": ("nunet registry revoke did:key:z6MkpTHR8VNs --note 'key was lost'",
                         "nunet registry revoke 12D3KooWMot5 --yes"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +15,7 @@ from nunet_cli.units import format_cores, format_size
 
 if TYPE_CHECKING:
     from nunet_cli.cli.wizard import Answers
+    from nunet_cli.records.kyc import Kyc
     from nunet_cli.records.offers import OnboardOptions
 
 capability = typer.Typer()
@@ -51,7 +53,7 @@ def onboard(
     vpn: Annotated[bool | None, typer.Option("--vpn/--no-vpn", help="The machine is in a VPN.")] = None,
     kyc: Annotated[
         list[str] | None,
-        typer.Option("--kyc", help="Who has verified this node, for jobs that ask for it.", metavar="NAME"),
+        typer.Option("--kyc", help="A verifier's statement about this node, for jobs that ask for it.", metavar="FILE"),
     ] = None,
     process: Annotated[
         str | None,
@@ -79,25 +81,29 @@ def onboard(
     from nunet_cli.cli.authorities import choose
     from nunet_cli.config import check_value, parse_value
     from nunet_cli.node.benchmark import run_benchmark
-    from nunet_cli.node.onboarding import is_free, keep_offer, plan_onboarding
+    from nunet_cli.node.onboarding import is_free, keep_offer, plan_onboarding, still_standing
     from nunet_cli.records.offers import OnboardOptions
 
     options = OnboardOptions(
         cpu=cpu, memory=memory, disk=disk, gpu=gpu, price=price, max_share=max_share, max_duration=max_duration,
         localities=_given(locality), storage=_given(storage), ports=_given(port), bandwidth=bandwidth, vpn=vpn,
-        kycs=_given(kyc), reset=reset,
+        kycs=_statements(kyc), reset=reset,
     )  # fmt: skip
-    kept = None
-    if not reset:
-        # what is forgotten need not be readable
+    kept, did = None, ""
+    if kyc or not reset:
         with connect(read_only=True) as client:
-            kept = msgspec.convert(client.get("/capability")["offer"], OnboardOptions | None)
+            did = client.get("/whoami")["did"]
+            # what is forgotten need not be readable
+            kept = None if reset else msgspec.convert(client.get("/capability")["offer"], OnboardOptions | None)
+    kept, faults = still_standing(kept, did)
+    for fault in faults if not kyc else ():
+        note(f"not offered any more: {fault}; attach a new statement: nunet onboard --kyc FILE")
     policy = bool(process or docker_image or no_benchmark)
     given = policy or options not in (OnboardOptions(), OnboardOptions(reset=True))
     answers = _answers(None if reset else kept, given=given, table=output is Format.table)
     if answers is not None:
         options, process, docker_image = answers.options, answers.process, answers.images
-    offered, _, machine = plan_onboarding(STATE.folder, options, kept)
+    offered, _, machine = plan_onboarding(STATE.folder, options, kept, did)
     if price is None and is_free(keep_offer(options, kept).price):
         note(f"offers {resources_text(msgspec.to_builtins(offered.resources))} for nothing (volunteer compute);"
              " set a price with --price")  # fmt: skip
@@ -134,6 +140,27 @@ def onboard(
 def _given(values: list[Any] | None) -> tuple[Any, ...] | None:
     """Return what a repeated option named, or None where it was not there."""
     return tuple(values) if values else None
+
+
+def _statements(files: list[str] | None) -> tuple[Kyc, ...] | None:
+    """Return the statements that `--kyc` names, or None where it was not there.
+
+    Raises:
+        UsageError: it is no file, or no statement.
+    """
+    from nunet_cli.errors import UsageError
+    from nunet_cli.node.kyc import read_statement
+
+    found = []
+    for name in files or ():
+        try:
+            found.append(read_statement(Path(name).read_bytes()))
+        except (OSError, ValueError):
+            hint = "a name alone proves nothing: have it print one with: nunet registry attest DID --as NAME"
+            raise UsageError(f"--kyc: {name!r} is no file with a verifier's statement", hint=hint) from None
+        except UsageError as error:
+            raise UsageError(f"--kyc: {name}: {error.message}", hint=error.hint) from None
+    return _given(found)
 
 
 def _set_policy(key: str, text: str | None, *, reset: bool, flag: str) -> bool:
@@ -228,9 +255,22 @@ def _facts(document: dict[str, Any], stale: list[str] | None = None) -> None:
             "executors": [f"{name} ({detail})" for name, detail in document["executors"].items()],
             # which executors work is known of a node that runs
             "strangers may run": document["executors"] and _strangers(document, stale or []),
+            "verified by": [_verified(kyc) for kyc in (document["registered"] or {}).get("kycs", ())],
             "measured": [f"{name} {text}" for name, text in speed.items()],
         }
     )
+
+
+def _verified(kyc: dict[str, str] | str) -> str:
+    if isinstance(kyc, str):
+        return f"{kyc}, a name alone, which counts for nothing"
+    import msgspec
+
+    from nunet_cli.records.kyc import Kyc, expires_at
+
+    statement = msgspec.convert(kyc, Kyc)
+    until = expires_at(statement)
+    return f"{statement.who}, {f'until {until[:10]}' if until else 'for ever'}"
 
 
 def _strangers(document: dict[str, Any], stale: list[str]) -> str:

@@ -1,14 +1,15 @@
-"""`nunet registry`: for the operator of a contract database."""
+"""`nunet registry`: who is verified, for the operator of a contract database and for those who verify others."""
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
 
 from nunet_cli.cli import complete
 from nunet_cli.cli.listing import Listing, list_command
-from nunet_cli.cli.output import Format, OutputOption, YesOption, confirm, emit
+from nunet_cli.cli.output import Format, OutputOption, YesOption, confirm, dump, emit, note
 from nunet_cli.cli.state import connect
 
 app = typer.Typer()
@@ -34,6 +35,28 @@ def approve(did: DidArgument, note: NoteOption = "", output: OutputOption = Form
     with connect() as client:
         row = client.post("/registry/approve", {"did": did, "note": note})
     emit(row, output, lambda: typer.echo(f"{row['id']}  {row['status']}"))
+
+
+@app.command("attest")
+def attest(
+    did: DidArgument,
+    name: Annotated[str, typer.Option("--as", help="What you go by as a verifier.", metavar="NAME")],
+    valid: Annotated[
+        str, typer.Option("--valid", help="How long it counts, for example 90d; or forever.", metavar="TIME")
+    ] = "365d",
+    output: OutputOption = Format.table,
+) -> None:
+    """Sign that you have verified a node, for jobs that ask for it (`kycs`); any node can do so.
+
+    The statement goes to the provider, who attaches it with: nunet onboard --kyc FILE. It cannot be taken back before
+    it expires.
+    """
+    with connect() as client:
+        document = client.post("/registry/attest", {"did": did, "name": name, "valid": valid})
+        verifier = document["signatures"][0]["did"]
+    dump(document, Format.json if output is Format.table else output)
+    key = shlex.quote(f"kyc.verifiers.{name}")
+    note(f"requesters who trust you type: nunet config set {key} {verifier}")
 
 
 @app.command("audit")

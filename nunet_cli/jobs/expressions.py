@@ -47,12 +47,16 @@ class ExpressionError(UsageError):
 
 
 def describe(capability: Capability) -> Variables:
-    """Return a capability as expressions see it: cores and frequencies are doubles, sizes integers in bytes."""
+    """Return a capability as expressions see it: cores and frequencies are doubles, sizes integers in bytes.
+
+    Of `kycs` they see the names.
+    """
     view: Variables = msgspec.to_builtins(capability)
     resources = view.pop("resources")
     cpu = resources["cpu"]
     cpu["cores"], cpu["mhz"] = float(cpu["cores"]), float(cpu["mhz"])
-    return {**view, **resources, "cpu": cpu}
+    kycs = [kyc if isinstance(kyc, str) else kyc.name for kyc in capability.kycs]
+    return {**view, **resources, "cpu": cpu, "kycs": kycs}
 
 
 def variables(

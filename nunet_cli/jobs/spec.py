@@ -11,6 +11,7 @@ from nunet_cli import units
 from nunet_cli.records.bids import Rule, SoftConstraint
 from nunet_cli.records.capability import Connectivity, Library, Locality, Resources, Storage
 from nunet_cli.records.fields import Name
+from nunet_cli.records.kyc import MOST_KYCS
 
 MAX_SPEC_BYTES = 256 * 1024
 MAX_FILES = 1000
@@ -169,7 +170,7 @@ class JobSpec(Struct, forbid_unknown_fields=True, frozen=True):
     localities: Annotated[tuple[Locality, ...], Meta(max_length=64)] = ()
     storage: Annotated[tuple[Storage, ...], Meta(max_length=64)] = ()
     connectivity: Connectivity = field(default_factory=Connectivity)
-    kycs: Annotated[tuple[Name, ...], Meta(max_length=64)] = ()
+    kycs: Annotated[tuple[Name, ...], Meta(max_length=MOST_KYCS)] = ()
     constraints: Constraints = field(default_factory=Constraints)
     price: PriceSpec = field(default_factory=PriceSpec)
     time: TimeSpec = field(default_factory=TimeSpec)

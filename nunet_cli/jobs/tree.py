@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from nunet_cli import units
 from nunet_cli.errors import UsageError
 from nunet_cli.jobs.spec import JobLink, JobSpec, output_name, total_price
 from nunet_cli.records.capability import Capability, Connectivity, Cpu, PriceBid, Resources, TimeCapability
+from nunet_cli.records.kyc import Kyc
 
 MAX_DEPTH = 8
 MAX_JOBS = 2000
@@ -205,12 +206,16 @@ def expand_batch(spec: JobSpec) -> JobSpec:
     )
 
 
-def required_capability(spec: JobSpec) -> Capability:
+def required_capability(spec: JobSpec, verifiers: Mapping[str, str] | None = None) -> Capability:
     """Return what a provider must have for a job or a pod (seed 2: `requiredCapability`).
 
     The price in it is the most that the requester pays for the whole job: a rate is multiplied by the duration.
+
+    Args:
+        spec: the job.
+        verifiers: the DID of each verifier that the job may name; who is not among them stays a name.
     """
-    parts = list(programs(spec))
+    parts, verifiers = list(programs(spec)), verifiers or {}
 
     def union(pick: Callable[[JobSpec], tuple[Any, ...]]) -> tuple[Any, ...]:
         return tuple(dict.fromkeys(item for part in parts for item in pick(part)))
@@ -229,7 +234,7 @@ def required_capability(spec: JobSpec) -> Capability:
         ),
         price=PriceBid(amount=units.format_amount(price_limit(spec))),
         time=TimeCapability(max=duration(spec)),
-        kycs=union(lambda part: part.kycs),
+        kycs=tuple(Kyc(name, verifiers[name]) if name in verifiers else name for name in union(lambda part: part.kycs)),
     )
 
 

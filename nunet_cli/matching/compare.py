@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+
+from msgspec import structs
 
 from nunet_cli import units
 from nunet_cli.jobs import expressions
 from nunet_cli.jobs.expressions import Variables
 from nunet_cli.records.bids import Comparison
 from nunet_cli.records.capability import Capability, Gpu, Library, take_gpu
+from nunet_cli.records.kyc import Kyc
 
 Comparator = Callable[[Capability, Capability], list[Comparison]]
 
 
 def compare(
-    required: Capability, available: Capability, hard: tuple[str, ...] = (), names: Variables | None = None
+    required: Capability,
+    available: Capability,
+    hard: tuple[str, ...] = (),
+    names: Variables | None = None,
+    *,
+    subject: str = "",
+    now: str = "",
 ) -> tuple[Comparison, ...]:
     """Compare every field that the job asks for, and its hard constraints.
 
@@ -24,6 +33,8 @@ def compare(
         available: what the machine has left; its price is what this job would cost.
         hard: CEL expressions that must hold.
         names: what the expressions may name, from `expressions.variables`; made from the two where it is missing.
+        subject: the DID of the node that `available` is of, which statements (`kycs`) must be about.
+        now: the time at which they must hold.
 
     Returns:
         One comparison per field: `better` and `equal` serve the job, `worse` and `error` do not.
@@ -31,6 +42,7 @@ def compare(
     found: list[Comparison] = []
     for comparator in COMPARATORS:
         found += comparator(required, available)
+    found += compare_kycs(required, available, subject, now)
     if hard:
         known = names or expressions.variables(node=available, job=required)
         found += [_constraint(f"constraints.hard[{index}]", text, known) for index, text in enumerate(hard)]
@@ -213,8 +225,37 @@ def _connectivity(required: Capability, available: Capability) -> list[Compariso
     return found
 
 
-def _kycs(required: Capability, available: Capability) -> list[Comparison]:
-    return _names("kycs", required.kycs, available.kycs)
+def compare_kycs(required: Capability, available: Capability, subject: str, now: str) -> list[Comparison]:
+    """Look for the statement of each verifier that a job names, about this node, signed by the key that it names.
+
+    Both sides do so: the provider before it bids, and the requester, who takes nobody's word for it.
+    """
+    return [_kyc(wanted, available, subject, now) for wanted in required.kycs]
+
+
+def _kyc(wanted: Kyc | str, available: Capability, subject: str, now: str) -> Comparison:
+    had = ", ".join(kyc if isinstance(kyc, str) else kyc.name for kyc in available.kycs) or "none"
+    if isinstance(wanted, str):
+        return Comparison("kycs", "worse", wanted, had, "", f"the requester names no key to know {wanted} by")
+    reason = f"no statement of {wanted.who} for this provider"
+    for kyc in available.kycs:
+        if isinstance(kyc, Kyc) and (kyc.name, kyc.verifier) == (wanted.name, wanted.verifier):
+            reason = kyc.fault(subject, now)
+            if not reason:
+                break
+    return Comparison("kycs", "worse" if reason else "equal", wanted.who, had, "", reason)
+
+
+def known_kycs(offer: Capability, verifiers: Mapping[str, str], subject: str, now: str) -> Capability:
+    """Return an offer with those statements alone that hold, of the verifiers that the requester knows.
+
+    So a requester's expressions see no name that anybody could have written.
+    """
+    kept = (
+        kyc for kyc in offer.kycs
+        if isinstance(kyc, Kyc) and verifiers.get(kyc.name) == kyc.verifier and not kyc.fault(subject, now)
+    )  # fmt: skip
+    return structs.replace(offer, kycs=tuple(kept))
 
 
 def _price(required: Capability, available: Capability) -> list[Comparison]:
@@ -238,5 +279,5 @@ def _time(required: Capability, available: Capability) -> list[Comparison]:
 
 COMPARATORS: tuple[Comparator, ...] = (
     _executors, _job_types, _cpu, _memory, _disk, _gpus, _libraries, _localities, _storage,
-    _connectivity, _price, _time, _kycs,
+    _connectivity, _price, _time,
 )  # fmt: skip

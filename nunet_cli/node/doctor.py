@@ -17,11 +17,15 @@ from msgspec import Struct
 
 from nunet_cli import units
 from nunet_cli.config import Config, from_environment, load
+from nunet_cli.database.store import Store
 from nunet_cli.errors import NunetError
 from nunet_cli.executor.docker import DockerExecutor
 from nunet_cli.executor.process import ProcessExecutor
 from nunet_cli.network.identity import KEY_FILE, load_or_create
 from nunet_cli.network.peers import parse_address
+from nunet_cli.node.capability import CapabilityAccounting
+from nunet_cli.node.monitor import Monitor
+from nunet_cli.node.onboarding import kyc_fault
 from nunet_cli.node.settings import check_settings, waiting_for_restart
 
 LOW_DISK = 2**30
@@ -55,7 +59,8 @@ def diagnose(home: Path, config_file: Path, status: dict[str, Any] | None, passp
         found.append(_configuration(config, config_file, status))
     except NunetError as error:
         found.append(Finding("configuration", "problem", error.message, error.hint or "see: man 5 nunet-config"))
-    found += [_key(home, passphrase), _store(home), *_machine(home), _clock(status)]
+    key, did = _key(home, passphrase)
+    found += [key, _store(home), *_kycs(home, did), *_machine(home), _clock(status)]
     if config is not None:
         found += trio.run(_executors, config)
         found += _network(config, status)
@@ -86,13 +91,15 @@ def _home(home: Path) -> Finding:
     return Finding("home", "ok", str(home))
 
 
-def _key(home: Path, passphrase: str | None) -> Finding:
+def _key(home: Path, passphrase: str | None) -> tuple[Finding, str]:
+    """Return how the key is, and its DID where it can be opened."""
     if not (home / KEY_FILE).exists():
-        return Finding("key", "ok", "is made at the first start")
+        return Finding("key", "ok", "is made at the first start"), ""
     try:
-        return Finding("key", "ok", load_or_create(home, passphrase).peer_id)
+        identity = load_or_create(home, passphrase)
+        return Finding("key", "ok", identity.peer_id), identity.did
     except NunetError as error:
-        return Finding("key", "problem", error.message, error.hint or "restore it from a copy")
+        return Finding("key", "problem", error.message, error.hint or "restore it from a copy"), ""
 
 
 def _store(home: Path) -> Finding:
@@ -110,6 +117,21 @@ def _store(home: Path) -> Finding:
     if said != "ok":
         return Finding("store", "problem", f"{path}: {said}", "move it away, or restore a copy")
     return Finding("store", "ok", f"{path}, {units.format_size(path.stat().st_size)}")
+
+
+def _kycs(home: Path, did: str) -> list[Finding]:
+    """Find statements of verifiers that count no more, and bare names, which never count."""
+    if not did or not (home / "store.db").exists():
+        return []
+    try:
+        with Store(home, read_only=True) as store:
+            offered = CapabilityAccounting(store, Monitor(home)).get_registered_capability().kycs
+    except NunetError:
+        # what is wrong with the store is said already, and what is wrong with the offer by whoever asks for it
+        return []
+    faults = [kyc_fault(kyc, did) for kyc in offered]
+    hint = "attach a new statement: nunet onboard --kyc FILE"
+    return [Finding("kyc", "warning", fault, hint) for fault in faults if fault]
 
 
 def _machine(home: Path) -> list[Finding]:

@@ -39,7 +39,7 @@ from nunet_cli.network.transport import TcpTransport
 from nunet_cli.node.benchmark import run_benchmark
 from nunet_cli.node.capability import CapabilityAccounting
 from nunet_cli.node.monitor import Monitor
-from nunet_cli.node.onboarding import keep_offer, plan_onboarding
+from nunet_cli.node.onboarding import keep_offer, plan_onboarding, still_standing
 from nunet_cli.orchestrator import (
     bid,
     cancel,
@@ -242,8 +242,8 @@ class Node:
             UsageError: more is asked for than the machine has.
             StateError: running allocations have more than what would be registered.
         """
-        kept = self.accounting.offer()
-        capability, price, _ = plan_onboarding(self.ctx.home, options, kept)
+        kept, _ = still_standing(self.accounting.offer(), self.identity.did)
+        capability, price, _ = plan_onboarding(self.ctx.home, options, kept, self.identity.did)
         left = capability.resources
         for row in self.accounting.taken(self.ctx.store):
             try:

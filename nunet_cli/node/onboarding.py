@@ -27,6 +27,7 @@ from nunet_cli.records.capability import (
     Storage,
     TimeCapability,
 )
+from nunet_cli.records.kyc import Kyc
 from nunet_cli.records.offers import OnboardOptions
 
 T = TypeVar("T")
@@ -51,6 +52,27 @@ def keep_offer(options: OnboardOptions, kept: OnboardOptions | None) -> OnboardO
     names = [name for name in OnboardOptions.__struct_fields__ if name != "reset"]
     kept = structs.replace(kept, max_share=_or_most(kept.max_share))
     return structs.replace(options, **{name: getattr(kept, name) for name in names if getattr(options, name) is None})
+
+
+def still_standing(kept: OnboardOptions | None, did: str) -> tuple[OnboardOptions | None, list[str]]:
+    """Return what was offered before without the statements (`kycs`) that count no more, and why each does not.
+
+    Args:
+        kept: what was offered before.
+        did: the node that offers.
+    """
+    if kept is None or not kept.kycs:
+        return kept, []
+    faults = {kyc: kyc_fault(kyc, did) for kyc in kept.kycs}
+    kycs = tuple(kyc for kyc, fault in faults.items() if not fault)
+    return structs.replace(kept, kycs=kycs), [fault for fault in faults.values() if fault]
+
+
+def kyc_fault(kyc: Kyc | str, did: str) -> str:
+    """Return why what a node offers as a statement about it does not count now; empty where it does."""
+    if isinstance(kyc, str):
+        return f"{kyc!r}: a name alone counts for nothing"
+    return kyc.fault(did, units.utc_now())
 
 
 def _or_most(share: float | None) -> float:
@@ -122,7 +144,7 @@ def _read(flag: str, parse: Callable[[str], T], text: str) -> T:
 
 
 def plan_onboarding(
-    home: Path, options: OnboardOptions, kept: OnboardOptions | None = None
+    home: Path, options: OnboardOptions, kept: OnboardOptions | None = None, did: str = ""
 ) -> tuple[Capability, PriceBid, Resources]:
     """Return the capability to register, the price, and what the machine has in all.
 
@@ -130,6 +152,7 @@ def plan_onboarding(
         home: the node's folder, on the disk that is offered.
         options: what is asked for now.
         kept: what was offered before. Where the machine has less than that by now, less is offered.
+        did: this node, which statements in `kycs` must be about.
 
     Raises:
         UsageError: more is asked for than the machine, or the share of it, has; the message names the flag.
@@ -156,7 +179,7 @@ def plan_onboarding(
         job_types=JOB_TYPES, resources=resources, libraries=probe_libraries(),
         localities=tuple(_locality(text) for text in options.localities or ()), price=price,
         time=TimeCapability(max=longest), storage=tuple(_storage(text) for text in options.storage or ()),
-        kycs=tuple(_kyc(name) for name in options.kycs or ()),
+        kycs=tuple(_kyc(kyc, did) for kyc in options.kycs or ()),
         connectivity=Connectivity(_ports(options.ports or ()), bandwidth, bool(options.vpn)),
     )  # fmt: skip
     return checked(capability), price, machine
@@ -217,10 +240,12 @@ def _storage(text: str) -> Storage:
     return found
 
 
-def _kyc(name: str) -> str:
-    if not name.strip():
-        raise UsageError("--kyc: an empty name", hint="write who has verified this node; --reset forgets what was said")
-    return name
+def _kyc(kyc: Kyc | str, did: str) -> Kyc | str:
+    fault = kyc_fault(kyc, did)
+    if fault:
+        whom = did or "of `nunet whoami`"
+        raise UsageError(f"--kyc: {fault}", hint=f"ask for one: nunet registry attest {whom} --as NAME")
+    return kyc
 
 
 def _ports(ports: tuple[int, ...]) -> tuple[int, ...]:

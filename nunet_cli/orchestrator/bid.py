@@ -143,11 +143,12 @@ async def assess(ctx: Context, request: BidRequest, more: tuple[Comparison, ...]
         machine=ctx.accounting.machine(),
     )  # fmt: skip
     did, comparator = request.requester.did, ctx.accounting.get_preferences()
+    judge_fields = partial(compare, subject=ctx.identity.did, now=at or units.utc_now())
     if ctx.judging.is_spent(did, request.hard, names):
         spent = "its expressions take too much of this provider's time; ask again in a minute"
-        fields = (*compare(required, available), Comparison("constraints.hard", "error", reason=spent), *more)
+        fields = (*judge_fields(required, available), Comparison("constraints.hard", "error", reason=spent), *more)
     else:
-        fields = await ctx.judging.run(compare, required, available, request.hard, names) + more
+        fields = await ctx.judging.run(judge_fields, required, available, request.hard, names) + more
     fits = all(field.result in ("equal", "better") for field in fields)
     crowded = ctx.accounting.crowded(required.resources) if fits and not at else ""
     if crowded:

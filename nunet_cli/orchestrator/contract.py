@@ -18,10 +18,12 @@ from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import ContractError, NoSpaceError, NunetError, RejectedMessageError, StateError
 from nunet_cli.jobs.check import decode_spec
+from nunet_cli.jobs.tree import required_capability
 from nunet_cli.network.messenger import Answer, Incoming
 from nunet_cli.orchestrator.bid import sent_bid
 from nunet_cli.orchestrator.context import Context, advance, plain, read
 from nunet_cli.orchestrator.request import offered_until
+from nunet_cli.orchestrator.select import missing_kycs, read_bid
 from nunet_cli.records.capability import PriceBid, Resources
 from nunet_cli.records.contracts import (
     DATABASE,
@@ -105,6 +107,10 @@ async def _ask_until(ctx: Context, job_id: str, until: str, ask: Callable[[], Aw
 async def _propose(ctx: Context, job: dict[str, Any]) -> dict[str, Any]:
     bid = ctx.store.find("bids", job["bid_id"])
     assert bid is not None
+    # a statement may have run out since the bid was chosen
+    missing = missing_kycs(required_capability(decode_spec(job["spec"]), ctx.config.kyc.verifiers), read_bid(bid))
+    if missing:
+        raise ContractError("; ".join(missing), code=PROVIDER_REFUSED)
     paid = check_payment_info(read(bid, "price", PriceBid), bid["time"]["duration"])
     database = await ctx.wait_role(DATABASE, ctx.config.contract_database, paid=paid)
     oracle = await ctx.wait_role(ORACLE, ctx.config.oracle, paid=paid)

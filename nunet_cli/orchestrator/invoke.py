@@ -24,6 +24,7 @@ from nunet_cli.records.bids import BidRequest
 from nunet_cli.records.contracts import PROVIDER, REQUESTER, Contract
 from nunet_cli.records.documents import Document, require_signature
 from nunet_cli.records.identifiers import content_id
+from nunet_cli.records.kyc import Kyc
 from nunet_cli.records.messages import AllocationStartSuccess, Invocation
 
 # -- requester ---------------------------------------------------------------------------------------------------------
@@ -177,7 +178,9 @@ def _check_bid_for(ctx: Context, spec: JobSpec, contract: dict[str, Any]) -> Non
     flat = all(not part.children for part in parts) and len(parts) == max(1, len(spec.children))
     if is_group(spec) or not parts or not flat:
         raise RejectedMessageError("the job is none that one machine runs", code="spec_differs")
-    now, then = required_capability(spec), asked.required_capability
+    then = asked.required_capability
+    # which key a name stands for is in the bid request alone
+    now = required_capability(spec, {kyc.name: kyc.verifier for kyc in then.kycs if isinstance(kyc, Kyc)})
     differing = [name for name in now.__struct_fields__ if getattr(now, name) != getattr(then, name)]
     differing += ["images"] if images_of(spec) != asked.images else []
     differing += ["constraints"] if spec.constraints.hard != asked.hard else []

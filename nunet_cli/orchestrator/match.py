@@ -123,7 +123,8 @@ async def _new_bid_request(ctx: Context, job: dict[str, Any], spec: JobSpec) -> 
     search = timedelta(seconds=ctx.config.default_search_timeout)
     request = BidRequest(
         id=new_id("request"), job_id=job["id"], requester=ctx.identity.node_id, name=spec.name,
-        required_capability=required_capability(spec), spec_cid=job["spec_cid"], start_by=spec.time.deadline,
+        required_capability=required_capability(spec, ctx.config.kyc.verifiers), spec_cid=job["spec_cid"],
+        start_by=spec.time.deadline,
         deadline=units.format_time(units.now() + search), topic="" if job["push"] else job.get("topic") or BIDS,
         images=images_of(spec), hard=spec.constraints.hard,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from nunet_cli.database.store import Transaction
 from nunet_cli.errors import UsageError
 from nunet_cli.jobs.check import moment
 from nunet_cli.jobs.spec import InputSpec, JobSpec, encode_spec
-from nunet_cli.jobs.tree import arrange, expand_batch, is_group, price_limit
+from nunet_cli.jobs.tree import arrange, expand_batch, is_group, price_limit, programs
 from nunet_cli.orchestrator.context import Context
 from nunet_cli.orchestrator.inputs import input_file
 from nunet_cli.records.identifiers import content_id, did_from_key, key_from_any
@@ -43,8 +44,9 @@ async def process_job(
         orchestrate: whether the node takes the job through all stages by itself, also after a restart.
 
     Raises:
-        UsageError: an input is not there, or too large; or the peer is not one.
+        UsageError: an input is not there, or too large; the peer is not one; or a verifier's key is not known.
     """
+    _check_verifiers(ctx, spec)
     target = did_from_key(_target_key(ctx, push)) if push else ""
     if not push and not pull and ctx.config.default_orchestration_type == "push":
         raise UsageError("default_orchestration_type is push", hint="name a provider with --push PEER, or use --pull")
@@ -61,6 +63,18 @@ async def process_job(
 
     await ctx.store.change(change)
     return rows[0]
+
+
+def _check_verifiers(ctx: Context, spec: JobSpec) -> None:
+    """Refuse a job that names a verifier whose key nobody configured: anybody could sign in its name."""
+    for name in (name for part in programs(spec) for name in part.kycs):
+        if name not in ctx.config.kyc.verifiers:
+            key = shlex.quote(f"kyc.verifiers.{name}")
+            raise UsageError(
+                f"this node does not know the key of {name}, which must have verified the provider",
+                code="no_verifier", details={"path": "kycs"},
+                hint=f"ask {name} for its DID, and say whom you trust: nunet config set {key} DID",
+            )  # fmt: skip
 
 
 def put_job(t: Transaction, row: dict[str, Any]) -> None:

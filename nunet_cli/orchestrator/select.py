@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import msgspec
+from msgspec import structs
 from tinydb import Query
 
 from nunet_cli import units
@@ -15,6 +16,7 @@ from nunet_cli.jobs import expressions
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.tree import required_capability
 from nunet_cli.matching.accept import refusals, unwanted
+from nunet_cli.matching.compare import compare_kycs, known_kycs
 from nunet_cli.matching.rank import RankedBid, Wishes, bid_names, rank, start_delay
 from nunet_cli.orchestrator.context import Context, advance, read
 from nunet_cli.records.bids import Bid
@@ -41,7 +43,8 @@ async def select_best_bid(ctx: Context, job_id: str, request_id: str) -> dict[st
     rows = _answers(ctx, request_id)
     spec = decode_spec(job["spec"])
     comparator = ctx.accounting.get_preferences()
-    wishes = Wishes(job["limit"], comparator.weights, spec.constraints.soft, required_capability(spec), spec.name)
+    needs = required_capability(spec, ctx.config.kyc.verifiers)
+    wishes = Wishes(job["limit"], comparator.weights, spec.constraints.soft, needs, spec.name)
     distance = {peer.did: peer.rtt for peer in ctx.peers if peer.rtt is not None}
     links = _linked(ctx, job)
     valid, refused = [], {}
@@ -52,6 +55,13 @@ async def select_best_bid(ctx: Context, job_id: str, request_id: str) -> dict[st
             refused[row["id"]] = ["excluded: it has run this job, or runs another replica of it"]
             continue
         bid = read_bid(row)
+        # signatures are checked off the event loop
+        unproved = await ctx.judging.run(missing_kycs, needs, bid) if needs.kycs else []
+        if unproved:
+            refused[bid.id] = unproved
+            continue
+        if bid.offer.kycs:
+            bid = structs.replace(bid, offer=await ctx.judging.run(_as_known, ctx, bid.offer, row["did"]))
         reasons = unwanted(comparator, row["did"])
         names = bid_names(bid, wishes, now=now, rtt=distance.get(row["did"]))
         against = await ctx.judging.run(refusals, comparator.bid_rules, names, "preferences.bid_rules")
@@ -73,7 +83,8 @@ async def select_best_bid(ctx: Context, job_id: str, request_id: str) -> dict[st
         for bid_id, reasons in refused.items():
             row = t.find("bids", bid_id)
             assert row is not None
-            verdict = "excluded" if reasons[0].startswith("excluded") else "unwanted"
+            kind = reasons[0].partition(":")[0]
+            verdict = {"excluded": "excluded", "kycs": "unverified"}.get(kind, "unwanted")
             t.put("bids", {**row, "verdict": verdict, "reasons": reasons})
         for item in ranked:
             row = t.find("bids", item.bid.id)
@@ -101,12 +112,22 @@ def read_bid(row: dict[str, Any]) -> Bid:
     return msgspec.convert({k: v for k, v in row.items() if k in Bid.__struct_fields__}, Bid)
 
 
+def missing_kycs(needs: Capability, bid: Bid) -> list[str]:
+    """Return why a bidder has not shown the statements (`kycs`) that a job names, which nobody's word stands for."""
+    fields = compare_kycs(needs, bid.offer, bid.bidder.did, units.utc_now())
+    return [f"{field.field}: {field.reason}" for field in fields if field.result != "equal"]
+
+
+def _as_known(ctx: Context, offer: Capability, did: str) -> Capability:
+    return known_kycs(offer, ctx.config.kyc.verifiers, did, units.utc_now())
+
+
 def _linked(ctx: Context, job: dict[str, Any]) -> list[tuple[dict[str, Any], expressions.Variables]]:
     """Return the constraints of links to this job, each with what the provider of the linked job has."""
     found = []
     for rule in job.get("link_rules", []):
         bid = ctx.store.find("bids", rule["bid_id"])
-        linked = read(bid, "offer", Capability) if bid is not None else Capability()
+        linked = _as_known(ctx, read(bid, "offer", Capability), bid["did"]) if bid is not None else Capability()
         found.append((rule, {**expressions.describe(linked), "did": bid["did"] if bid is not None else ""}))
     return found
 
@@ -131,10 +152,12 @@ def _no_bid(rows: list[dict[str, Any]]) -> NoBidError:
     declined = sum(row["kind"] == "decline" for row in rows)
     refused = sum(row["verdict"] == "unwanted" for row in rows)
     excluded = sum(row["verdict"] == "excluded" for row in rows)
+    unverified = sum(row["verdict"] == "unverified" for row in rows)
     silent = sum(row["kind"] == "silent" for row in rows)
     parts = [f"{declined} declined"] if declined else []
     parts += [f"{silent} did not answer"] if silent else []
     parts += [f"{refused} bid against the preferences"] if refused else []
+    parts += [f"{unverified} without the statements (kycs) that the job names"] if unverified else []
     parts += [f"{excluded} cannot be taken a second time"] if excluded else []
     return NoBidError(
         f"no acceptable bid: {', '.join(parts) or 'the bids are no longer valid'}",

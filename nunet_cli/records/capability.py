@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct, field, structs
 
 from nunet_cli.records.fields import PLAIN, Cores, Few, Name, Size
+from nunet_cli.records.kyc import MOST_KYCS, Kyc
 
 # what a program gets of the processor, and takes of it, however little it asks for
 LEAST_CORES = 0.05
@@ -148,7 +149,10 @@ class PriceBid(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Capability(Struct, forbid_unknown_fields=True, frozen=True):
-    """What a machine has, or what a job needs (seed 2: `availableCapability`, `requiredCapability`)."""
+    """What a machine has, or what a job needs (seed 2: `availableCapability`, `requiredCapability`).
+
+    A bare name in `kycs` is from version 0.1, or of a verifier whose key the requester did not name: it is never met.
+    """
 
     executors: Annotated[tuple[Name, ...], Few] = ()
     job_types: Annotated[tuple[Name, ...], Few] = ()
@@ -159,4 +163,4 @@ class Capability(Struct, forbid_unknown_fields=True, frozen=True):
     connectivity: Connectivity = field(default_factory=Connectivity)
     price: PriceBid = field(default_factory=PriceBid)
     time: TimeCapability = field(default_factory=TimeCapability)
-    kycs: Annotated[tuple[Name, ...], Few] = ()
+    kycs: Annotated[tuple[Kyc | Name, ...], Meta(max_length=MOST_KYCS)] = ()

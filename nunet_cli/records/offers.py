@@ -8,6 +8,7 @@ from msgspec import Raw, Struct, field
 
 from nunet_cli.records.bids import CapabilityComparator
 from nunet_cli.records.capability import PriceBid
+from nunet_cli.records.kyc import Kyc
 from nunet_cli.records.table import Table
 
 
@@ -24,7 +25,7 @@ class OnboardOptions(Struct, forbid_unknown_fields=True, frozen=True):
     """What a person asks for at onboarding.
 
     None leaves a value as it was offered before; and where nothing was, at the most that the headroom rule allows, for
-    nothing. `reset` forgets what was offered before.
+    nothing. `reset` forgets what was offered before. A bare name in `kycs` is from version 0.1, and is not taken.
     """
 
     cpu: float | None = None
@@ -39,7 +40,7 @@ class OnboardOptions(Struct, forbid_unknown_fields=True, frozen=True):
     ports: tuple[int, ...] | None = None
     bandwidth: str | None = None
     vpn: bool | None = None
-    kycs: tuple[str, ...] | None = None
+    kycs: tuple[Kyc | str, ...] | None = None
     reset: bool = False
 
 

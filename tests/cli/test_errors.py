@@ -10,6 +10,7 @@ import pytest
 import tomlkit
 
 from nunet_cli.config import parse_value, put
+from nunet_cli.network.identity import new_identity
 from tests.conftest import nunet
 
 PEER = "12D3KooWGRUGm1sLPx6bqBbuqGSuWZ5yEEvPHQhn3vZaCFTQ4Zf7"
@@ -154,6 +155,7 @@ def test_configuration_is_checked_and_keeps_its_comments(tmp_path: Path) -> None
         ("contract_database", "foo", "not a did:key"),
         ("oracle", PEER, "its DID is did:key:z6Mk"),
         ("executor.docker.trusted", "foo", "not a did:key"),
+        ("kyc.verifiers.acme-bank", "foo", "not a did:key"),
         ("executor.process.foreign", "maybe", "expected off, sandboxed or unsandboxed"),
         ("registry.opening_balance", "much", "not an amount of money: 'much'"),
     ],
@@ -175,6 +177,33 @@ def test_a_setting_with_which_no_node_starts_is_refused_and_where_it_is_found_it
     text = refused("whoami", home=tmp_path, code=2)
     assert f"{path}: {key}: " in text
     assert message in text
+
+
+def test_a_table_in_the_configuration_has_a_key_for_each_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank, shop = new_identity().did, new_identity().did
+    path = tmp_path / "config.toml"
+    path.write_text("# whom we trust\n[kyc.verifiers]\nacme-bank = '" + bank + "' # by letter\n")
+    nunet("config", "set", "kyc.verifiers.shop.example 1", shop, home=tmp_path)
+    assert "# by letter" in path.read_text()
+    assert nunet("config", "get", "kyc.verifiers.shop.example 1", home=tmp_path).stdout == f"{shop}\n"
+    both = json.loads(nunet("config", "list", "--output", "json", home=tmp_path).stdout)["kyc.verifiers"]
+    assert both == {"acme-bank": bank, "shop.example 1": shop}
+    nunet("config", "set", "kyc.verifiers.acme-bank", "", home=tmp_path)
+    assert nunet("config", "get", "kyc.verifiers", home=tmp_path).stdout == f"shop.example 1={shop}\n"
+    assert nunet("config", "get", "kyc.verifiers.acme-bank", home=tmp_path).stdout == "\n"
+    monkeypatch.setenv("NUNET_KYC_VERIFIERS", f"acme-bank={bank}, other={shop}")
+    assert nunet("config", "get", "kyc.verifiers", home=tmp_path).stdout == f"acme-bank={bank},other={shop}\n"
+    monkeypatch.setenv("NUNET_KYC_VERIFIERS", bank)
+    assert "kyc.verifiers: expected NAME=VALUE" in refused("config", "list", home=tmp_path, code=2)
+    assert "unknown key 'kyc.verifiers.'" in refused("config", "get", "kyc.verifiers.", home=tmp_path, code=2)
+
+
+def test_a_job_that_names_a_verifier_whose_key_is_not_known(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("name: a\nexecutor: {type: process, command: ['true']}\nkycs: [acme bank]\n")
+    text = refused("job", "post", str(path), home=tmp_path, code=2)
+    assert f"{path}:3:1: kycs: this node does not know the key of acme bank" in text
+    assert "nunet config set 'kyc.verifiers.acme bank' DID" in text
 
 
 def test_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """What a machine offers stays what its owner said, until its owner says something else."""
 
+import json
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from tests.conftest import config, nunet
 SAID = (
     "--cpu", "0.2", "--memory", "256MiB", "--disk", "128MiB", "--gpu", "0", "--price", "0.3/h", "--max-duration", "2h",
     "--max-share", "0.5", "--locality", "country=SE", "--storage", "ssd=10MiB", "--port", "8080", "--bandwidth", "10Mbit",
-    "--vpn", "--kyc", "acme", "--process", "sandboxed",
+    "--vpn", "--process", "sandboxed",
 )  # fmt: skip
 
 
@@ -121,8 +122,9 @@ def test_a_person_is_asked_how_much_where_only_the_price_is_known(tmp_path: Path
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--kyc=", "--kyc: an empty name"),
-        ("--kyc=" + "x" * 201, "--kyc: not accepted: expected `str` of length <= 200"),
+        ("--kyc=", "--kyc: '' is no file with a verifier's statement"),
+        ("--kyc=acme-bank", "--kyc: 'acme-bank' is no file with a verifier's statement"),
+        ("--kyc=/dev/null", "--kyc: /dev/null: no statement of a verifier"),
         ("--max-duration=999999999999h", "--max-duration: not accepted: expected `int` <= 1000000000"),
         ("--max-duration=", "--max-duration: not a duration: ''"),
         ("--cpu=nan", "--cpu: nan is not more than 0"),
@@ -155,13 +157,59 @@ async def test_what_could_not_be_read_again_is_not_kept_whoever_asks(tmp_path: P
     async with open_node(tmp_path, config()) as node:
         await node.onboard(OnboardOptions(memory="256MiB"), None)
         before = node.get_registered_capability()
-        for options in (OnboardOptions(kycs=("",)), OnboardOptions(max_duration="999999999999h")):
+        for options in (OnboardOptions(kycs=("acme",)), OnboardOptions(max_duration="999999999999h")):
             with pytest.raises(UsageError):
                 await node.onboard(options, None)
         with pytest.raises(UsageError):
             await node.accounting.set_preferences(CapabilityComparator(minimum_price=-1))
         assert node.get_registered_capability() == before
         assert node.accounting.get_preferences() == CapabilityComparator()
+
+
+def statement(verifier: Path, subject: str, *options: str) -> str:
+    """Have a node sign that it has verified another one; return the file's text."""
+    return nunet("registry", "attest", subject, "--as", "acme-bank", *options, home=verifier).stdout
+
+
+def test_a_statement_goes_from_the_verifier_to_the_offer_and_stays_in_it(tmp_path: Path) -> None:
+    bank, home, path = tmp_path / "bank", tmp_path / "home", tmp_path / "statement.json"
+    did = nunet("whoami", "--output", "json", home=home).stdout
+    path.write_text(statement(bank, json.loads(did)["did"]))
+    assert "until" in nunet("onboard", "--no-benchmark", "--kyc", str(path), home=home).stdout
+    before = offered(home)["registered"]["kycs"]
+    path.unlink()
+    # the file is needed once
+    assert "acme-bank" not in onboard(home, "--price", "0.3")
+    assert offered(home)["registered"]["kycs"] == before
+    onboard(home, "--reset")
+    assert offered(home)["registered"]["kycs"] == ()
+    path.write_text(statement(bank, json.loads(nunet("whoami", "--output", "json", home=bank).stdout)["did"]))
+    for text, message in (
+        (path.read_text(), "is about another node"),
+        (statement(bank, json.loads(did)["did"]).replace("acme-bank", "acme-shop"), "is not signed by that key"),
+    ):
+        path.write_text(text)
+        done = nunet("onboard", "--no-benchmark", "--kyc", str(path), home=home, check=False)
+        assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+    assert offered(home)["registered"]["kycs"] == ()
+
+
+def test_a_home_of_version_0_1_with_a_bare_name_opens_and_says_once_that_it_counts_for_nothing(tmp_path: Path) -> None:
+    onboard(tmp_path, "--memory", "256MiB")
+    connection = sqlite3.connect(tmp_path / "store.db")
+    for row, place in (("registered", "$.capability.kycs"), ("offer", "$.options.kycs")):
+        connection.execute("UPDATE doc_capabilities SET doc = json_set(doc, ?, json_array('acme'))"
+                           " WHERE json_extract(doc, '$.id') = ?", (place, row))  # fmt: skip
+    connection.commit()
+    connection.close()
+    assert offered(tmp_path)["registered"]["kycs"] == ("acme",)
+    assert "counts for nothing" in nunet("capability", "show", home=tmp_path).stdout
+    assert "'acme': a name alone counts for nothing" in nunet("doctor", home=tmp_path, check=False).stdout
+    assert "'acme': a name alone counts for nothing" in onboard(tmp_path)
+    assert offered(tmp_path)["registered"]["kycs"] == ()
+    assert offered(tmp_path)["registered"]["resources"]["memory"] == 256 * 2**20
+    assert "counts for nothing" not in onboard(tmp_path)
+    assert "counts for nothing" not in nunet("doctor", home=tmp_path, check=False).stdout
 
 
 def test_a_home_with_an_offer_that_cannot_be_read_says_so_and_takes_a_new_one(tmp_path: Path) -> None:

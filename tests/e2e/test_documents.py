@@ -100,6 +100,15 @@ def test_a_contract_database(tmp_path: Path) -> None:
     assert said.count("log intact") == 2
 
 
+def test_verified_providers(tmp_path: Path) -> None:
+    said = typed("docs/how-to/verified-providers.md", tmp_path, before=in_folder(tmp_path),
+                 NUNET_NETWORK_NAME=own_network("verified"))  # fmt: skip
+    assert "verified by" in said
+    assert said.count("settled: 0.1 NTX paid") == 1
+    assert "no statement of acme-bank" in said
+    assert "exit code 4" in said
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_watching_a_node(tmp_path: Path) -> None:
     port = free_port()

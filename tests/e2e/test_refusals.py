@@ -74,7 +74,7 @@ async def others(folder: Path, monkeypatch: pytest.MonkeyPatch, **provider: Any)
         known = ",".join(node.ctx.transport.describe() for node in (a, p))
         for name, value in {
             "NETWORK_PEERS": known, "NETWORK_DISCOVERY": "false", "DEFAULT_SEARCH_TIMEOUT": "3s",
-            "LIMITS_ANSWER_TIMEOUT": "2s", "LIMITS_HEARTBEAT": "1s",
+            "LIMITS_ANSWER_TIMEOUT": "2s", "LIMITS_HEARTBEAT": "1s", "KYC_VERIFIERS": f"acme-bank={a.identity.did}",
         }.items():  # fmt: skip
             monkeypatch.setenv(f"NUNET_{name}", value)
         yield Others(p, a, folder / "r")
@@ -359,7 +359,7 @@ MATCH = [
        job={"libraries": [{"name": "python", "constraint": ">=9"}]}),
     No("no such storage", nothing, 4, "1 declined", "storage.ssd", job={"storage": [{"type": "ssd", "size": "1GiB"}]}),
     No("no open port", nothing, 4, "1 declined", "connectivity.ports", job={"connectivity": {"ports": [443]}}),
-    No("no such verification", nothing, 4, "1 declined", "kycs", job={"kycs": ["did:key:zOther"]}),
+    No("no such verification", nothing, 4, "1 declined", "no statement of acme-bank", job={"kycs": ["acme-bank"]}),
     No("too long", nothing, 4, "1 declined", "time", job={"time": {"max_duration": "90d"}}),
     No("too dear", nothing, 4, "1 declined", "0.15 NTX above the limit", job={"price": "0.1"}),
     No("a hard constraint", nothing, 4, "1 declined", "constraints.hard[0]",

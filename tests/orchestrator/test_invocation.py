@@ -7,9 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from nunet_cli.config import ExecutorConfig, ProcessConfig
+from nunet_cli.config import ExecutorConfig, KycConfig, ProcessConfig
 from nunet_cli.errors import NunetError
 from nunet_cli.groups.orchestrate import orchestrate_job
+from nunet_cli.network.identity import new_identity
 from nunet_cli.orchestrator import match
 from nunet_cli.records.capability import Capability, TimeCapability
 from tests.conftest import config
@@ -58,7 +59,9 @@ async def test_a_job_that_is_not_what_was_bid_for_does_not_run(
     market: MarketOf, monkeypatch: pytest.MonkeyPatch, differs: str, change: Any, job: dict[str, Any]
 ) -> None:
     provider = CLOSED if differs == "executors" else None
-    async with market(provider=provider) as m:
+    # whose key is known, and never asked for
+    requester = config(kyc=KycConfig({"somebody": new_identity().did}))
+    async with market(provider=provider, requester=requester) as m:
         claiming(monkeypatch, change)
         job_id = await m.post(spec(**job))
         with pytest.raises(NunetError):

@@ -5,16 +5,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
 from nunet_cli import units
-from nunet_cli.config import NetworkConfig
+from nunet_cli.config import KycConfig, NetworkConfig
 from nunet_cli.errors import DeclinedError, NoBidError, UsageError
 from nunet_cli.groups.orchestrate import orchestrate_job
+from nunet_cli.network.identity import new_identity
+from nunet_cli.node.kyc import read_statement
 from nunet_cli.node.node import open_node
 from nunet_cli.orchestrator import match, request, select
 from nunet_cli.records.bids import CapabilityComparator, Weights
+from nunet_cli.records.documents import make_document
+from nunet_cli.records.kyc import VERIFIER, KycStatement
 from nunet_cli.records.offers import OnboardOptions
 from tests.conftest import Market, config, open_market
 
@@ -45,16 +50,24 @@ async def declined(m: Market, text: str) -> list[str]:
 async def test_each_capability_that_is_missing_is_a_reason_on_the_wire(market: MarketOf) -> None:
     have = OnboardOptions(
         price="0.25", localities=("country=SE",), storage=("ssd=10GiB",), ports=(8080,), bandwidth="100Mbit",
-        kycs=("did:key:zAuthority",), max_duration="1h",
+        max_duration="1h",
     )  # fmt: skip
-    async with market(onboard=have) as m:
+    bank, shop = new_identity(), new_identity()
+    knows = config(kyc=KycConfig({"acme-bank": bank.did, "acme-shop": shop.did}))
+    async with market(onboard=have, requester=knows) as m:
+        document = make_document(KycStatement(1, m.provider.identity.did, "acme-bank", units.utc_now()))
+        proof = read_statement(msgspec.json.encode(document.sign(bank, VERIFIER)))
+        await m.provider.onboard(OnboardOptions(kycs=(proof,)), None)
         cases: list[tuple[dict[str, Any], str]] = [
             ({"storage": [{"type": "ssd", "size": "20GiB"}]}, "storage.ssd: 10 GiB short"),
             ({"storage": [{"type": "nvme", "size": "1GiB"}]}, "storage.nvme: none"),
             ({"connectivity": {"ports": [22]}}, "connectivity.ports: no 22 here"),
             ({"connectivity": {"bandwidth": "1Gbit"}}, "connectivity.bandwidth: 900 Mbit/s short"),
             ({"connectivity": {"vpn": True}}, "connectivity.vpn: not in a VPN"),
-            ({"kycs": ["did:key:zOther"]}, "kycs: no did:key:zOther here"),
+            (
+                {"kycs": ["acme-bank", "acme-shop"]},
+                f"kycs: no statement of acme-shop ({shop.did}) for this provider",
+            ),
             ({"localities": [{"kind": "country", "name": "NO"}]}, "localities.country: another place"),
             ({"localities": [{"kind": "country", "name": "SE", "exclude": True}]}, "localities.country: excluded"),
             ({"libraries": [{"name": "python", "constraint": ">=9"}]}, "libraries.python: another version"),
@@ -67,7 +80,7 @@ async def test_each_capability_that_is_missing_is_a_reason_on_the_wire(market: M
             assert await declined(m, spec(**fields)) == [reason]
         met = spec(
             storage=[{"type": "ssd", "size": "1GiB"}], connectivity={"ports": [8080], "bandwidth": "1Mbit"},
-            kycs=["did:key:zAuthority"], localities=[{"kind": "country", "name": "SE"}],
+            kycs=["acme-bank"], localities=[{"kind": "country", "name": "SE"}],
             constraints={"hard": ["node.localities.exists(l, l.name == 'SE') && price < 0.5"]},
         )  # fmt: skip
         assert (await match.match(m.requester.ctx, await m.post(met)))["state"] == "matched"

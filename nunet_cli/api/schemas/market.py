@@ -11,7 +11,7 @@ from nunet_cli.records.bids import CapabilityComparison, TimeBid
 from nunet_cli.records.capability import PriceBid
 from nunet_cli.records.contracts import StatementEntry
 from nunet_cli.records.disputes import Dispute, Evidence
-from nunet_cli.records.documents import Document
+from nunet_cli.records.documents import Document, Signature
 
 
 class Bid(Answer, kw_only=True):
@@ -148,6 +148,13 @@ class RegistryEntry(Answer, kw_only=True):
     status: Literal["approved", "revoked"]
     at: str
     note: str
+
+
+class KycDocument(Answer, kw_only=True):
+    """What a verifier signed about a node: `content` is the exact JSON text of a `KycStatement`."""
+
+    content: str
+    signatures: list[Signature]
 
 
 class Books(Answer, kw_only=True):
