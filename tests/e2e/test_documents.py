@@ -127,6 +127,13 @@ def test_the_api_in_the_reference(tmp_path: Path) -> None:
     assert "nunet_balance_ntx" in said
 
 
+def test_performance(tmp_path: Path) -> None:
+    said = typed("docs/performance.md", tmp_path, before=f"cp -r {ROOT}/benchmarks {tmp_path}; cd {tmp_path}",
+                 change={"python -m": f"{sys.executable} -m"})  # fmt: skip
+    assert said.count("an Ed25519 verification") == 4
+    assert "CHANGE" in said
+
+
 def test_the_readme(tmp_path: Path) -> None:
     """The commands below the first screen; the first two are what installs and runs the tests."""
     before = f"cp -r {ROOT}/examples {tmp_path}; cd {tmp_path}; cp examples/word-count/* ."

@@ -180,8 +180,10 @@ def check_documents(node: Node) -> None:
                 )
 
 
-def run(main: Callable[[Simulation], Awaitable[Any]], folder: Path, seed: int = 0) -> Any:
-    """Run a simulation on a virtual clock; alike for one seed."""
+def run(
+    main: Callable[[Simulation], Awaitable[Any]], folder: Path, seed: int = 0, kind: type[Simulation] = Simulation
+) -> Any:
+    """Run a simulation, of a kind, on a virtual clock; alike for one seed."""
     tokens = Random(seed + 2)
     world = World(
         now=lambda: BEGIN + timedelta(seconds=trio.current_time()),
@@ -192,7 +194,7 @@ def run(main: Callable[[Simulation], Awaitable[Any]], folder: Path, seed: int = 
     async def whole() -> None:
         with use_world(world):
             async with trio.open_nursery() as nursery:
-                outcome.append(await main(Simulation(folder, seed, nursery)))
+                outcome.append(await main(kind(folder, seed, nursery)))
                 nursery.cancel_scope.cancel()
 
     # the scheduler shuffles, and is told how: as pytest-trio does for Hypothesis
