@@ -71,6 +71,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "account deposit": ("account", "Credit an account."),
     "registry list": ("registry", "List everybody who was ever admitted."),
     "registry approve": ("registry", "Admit a node as verified."),
+    "registry attest": ("registry", "Sign that you have verified a node, for jobs that ask for it."),
     "registry audit": ("registry", "Check the books: every account, their sum (which is zero)."),
     "registry revoke": ("registry", "Stop a node from closing new contracts."),
     "config get": ("configuration", "Print the value in force."),
@@ -89,6 +90,6 @@ GROUPS: dict[str, str] = {
     "preferences": "What this node accepts beyond what a job or a bid says.",
     "peer": "Other nodes.",
     "account": "This node's account at the contract database.",
-    "registry": "Who is verified (for the operator of a contract database).",
+    "registry": "Who is verified, by a contract database or by you.",
     "config": "The configuration.",
 }

@@ -12,6 +12,7 @@ from nunet_cli.database.store import Transaction
 from nunet_cli.errors import ContractError, NunetError
 from nunet_cli.records.contracts import ORACLE, Contract, JobVerificationResult
 from nunet_cli.records.disputes import (
+    DISPUTES,
     Decision,
     Dispute,
     DisputeSummary,
@@ -51,14 +52,14 @@ def whole(known: DisputeSummary, documents: dict[str, Document]) -> Dispute:
 
 def find(source: Any, contract_id: str) -> Dispute | None:
     """Return the dispute about a contract, or None."""
-    row = source.find("disputes", contract_id)
-    return msgspec.convert({k: v for k, v in row.items() if k in Dispute.__struct_fields__}, Dispute) if row else None
+    found: Dispute | None = source[DISPUTES].get(contract_id)
+    return found
 
 
 def put(t: Transaction, dispute: Dispute) -> None:
     """Keep a dispute, as part of a change; one that is kept already is not written again."""
     if find(t, dispute.contract_id) != dispute:
-        t.put("disputes", {"id": dispute.contract_id, **msgspec.to_builtins(dispute)})
+        t[DISPUTES].put(dispute)
 
 
 def add_evidence(dispute: Dispute, did: str, text: str, documents: tuple[Document, ...]) -> Dispute:

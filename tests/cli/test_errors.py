@@ -253,7 +253,7 @@ def test_indices_are_proved_against_the_event_log(tmp_path: Path) -> None:
     done = nunet("node", "indices", home=tmp_path)
     assert "the event log gives the same" in done.stderr
     connection = sqlite3.connect(tmp_path / "store.db")
-    connection.execute("UPDATE doc_jobs SET doc = json_set(doc, '$.state', 'failed')")
+    connection.execute("UPDATE jobs SET doc = json_set(CAST(doc AS TEXT), '$.state', 'failed'), f_state='failed'")
     connection.commit()
     connection.close()
     done = nunet("node", "indices", home=tmp_path, check=False)
