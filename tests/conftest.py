@@ -19,12 +19,16 @@ from typing import Any
 import hypothesis
 import pytest
 import trio
+from msgspec import structs
 
 from nunet_cli import units
 from nunet_cli.config import Config, DockerConfig, ExecutorConfig, LimitsConfig, NetworkConfig, ProcessConfig
 from nunet_cli.jobs.reader import read_spec
 from nunet_cli.node.node import Node, open_node
 from nunet_cli.orchestrator.post import process_job
+from nunet_cli.records.books import ACCOUNTS
+from nunet_cli.records.contract_records import CONTRACTS, REGISTERED_CONTRACTS
+from nunet_cli.records.jobs import Job
 from nunet_cli.records.offers import OnboardOptions
 from tests import forks, leftovers
 
@@ -107,25 +111,22 @@ class Market:
     async def post(self, text: str, **options: Any) -> str:
         """Post a job and return its id."""
         job = await process_job(self.requester.ctx, read_spec(text), folder=self.folder, **options)
-        return str(job["id"])
+        return job.id
 
-    def job(self, job_id: str) -> dict[str, Any]:
+    def job(self, job_id: str) -> Job:
         return self.requester.ctx.job(job_id)
 
     def event_types(self, job_id: str) -> list[str]:
-        return [event["type"] for event in self.requester.ctx.store.events(job_id)]
+        return [event.type for _, event in self.requester.ctx.store.log(job_id)]
 
     async def let_pass_the_deadline(self, contract_id: str) -> None:
         """Let a contract's deadline be now, in the provider's books and in the contract database's."""
-        for node, table in ((self.provider, "contracts"), (self.authority, "registered_contracts")):
-            row = node.ctx.store.find(table, contract_id)
-            assert row is not None
-            past = {**row, "deadline": units.utc_now()}
-            await node.ctx.store.change(lambda t, table=table, past=past: t.put(table, past))
+        for node, table in ((self.provider, CONTRACTS), (self.authority, REGISTERED_CONTRACTS)):
+            past = structs.replace(node.ctx.store[table].one(contract_id), deadline=units.utc_now())
+            await node.ctx.store.change(lambda t, table=table, past=past: t[table].put(past))  # type: ignore[misc]
 
     def balances(self) -> dict[str, int]:
-        rows = self.authority.ctx.store.table("accounts").all()
-        return {row["id"]: row["balance"] for row in rows}
+        return {row.id: row.balance for row in self.authority.ctx.store[ACCOUNTS].all()}
 
     def balance(self, node: Node) -> int:
         return self.balances().get(node.identity.did, 0)

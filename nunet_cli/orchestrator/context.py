@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import msgspec
 import trio
+from msgspec import structs
 
 from nunet_cli import units
 from nunet_cli.config import Config
 from nunet_cli.database.store import Store, Transaction
-from nunet_cli.errors import ContractError, NunetError, StateError
+from nunet_cli.database.transition import transition
+from nunet_cli.errors import ContractError, NunetError
 from nunet_cli.executor.base import Executor
 from nunet_cli.network.blobs import Blobs
 from nunet_cli.network.identity import Identity
@@ -27,8 +28,9 @@ from nunet_cli.network.transport import TcpTransport
 from nunet_cli.orchestrator.judging import Judging
 from nunet_cli.records.bids import CapabilityComparator
 from nunet_cli.records.capability import Capability, PriceBid, Resources
+from nunet_cli.records.contract_records import PINNED_ROLES, PinnedRole
+from nunet_cli.records.jobs import JOBS, ErrorRecord, Job
 from nunet_cli.records.results import Progress
-from nunet_cli.records.states import GROUP_TRANSITIONS, JOB_TRANSITIONS, check_transition
 from nunet_cli.supervise import Supervisor
 from nunet_cli.threads import in_thread
 
@@ -129,9 +131,9 @@ class Context:
         """Run a function that waits for the disk, in a worker thread."""
         return await in_thread(function, *arguments, limiter=self.limiter)
 
-    def job(self, job_id: str) -> dict[str, Any]:
-        """Return a job's row by its id or an unambiguous prefix."""
-        return self.store.resolve("jobs", job_id, what="job")
+    def job(self, job_id: str) -> Job:
+        """Return a job by its id or an unambiguous prefix."""
+        return self.store[JOBS].get(job_id) or self.store[JOBS].resolve(job_id, what="job")
 
     def trusts(self, executor: str, requester: str) -> bool:
         """Say whether an executor's owner trusts a requester: this node itself, and whom the configuration names."""
@@ -155,9 +157,9 @@ class Context:
         """
         if configured:
             return configured
-        pinned = self.store.find("pinned_roles", role)
+        pinned = self.store[PINNED_ROLES].get(role)
         if pinned is not None:
-            return str(pinned["did"])
+            return pinned.did
         if role in self.topics.roles:
             return self.identity.did
         known = self.peers.with_role(role)
@@ -206,7 +208,7 @@ class Context:
 
     async def choose_role(self, role: str, did: str) -> None:
         """Use a node in a role from now on, as this node's owner says."""
-        await self.store.change(lambda t: t.put("pinned_roles", {"id": role, "did": did, "at": units.utc_now()}))
+        await self.store.change(lambda t: t[PINNED_ROLES].put(PinnedRole(role, did, units.utc_now())))
 
     async def pin_role(self, role: str, did: str, *, job_id: str = "") -> None:
         """Remember who was used in a role, the first time, and say so; whom the configuration names is not remembered.
@@ -218,58 +220,53 @@ class Context:
         """
         if did == (self.config.oracle if role == "oracle" else self.config.contract_database):
             return
-        if self.store.find("pinned_roles", role) is None:
+        if not self.store[PINNED_ROLES].has(role):
             await self.choose_role(role, did)
             if did != self.identity.did:
                 await self.store.save_event(job_id, "role_taken", role=role, did=did)
 
 
 def advance(
-    t: Transaction, job_id: str, state: str, event: dict[str, Any] | None = None, **fields: Any
-) -> dict[str, Any]:
-    """Put a job into a state with its new fields, and the event with it, in one change; return the row.
+    t: Transaction, job_id: str, event: str, *, by: str, about: str | None = None, said: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Job:  # fmt: skip
+    """Let an event happen to a job, and save it in the event log, as part of a change; return the job.
+
+    Args:
+        t: the change.
+        job_id: the job.
+        event: what happens, as in `records.jobs.JOB` or `GROUP`.
+        by: which party causes it.
+        about: what it is about: the contract that the job has now, for example.
+        said: what else the log says of it; JSON.
+        changes: fields of the job.
 
     Raises:
-        StateError: the job's state does not allow it.
+        StateError: the job's machine does not allow it.
     """
-    row = t.find("jobs", job_id)
-    if row is None:
-        raise StateError(f"job {job_id} is gone")
-    table = JOB_TRANSITIONS if row["kind"] == "job" else GROUP_TRANSITIONS
-    check_transition(table, row["state"], state, f"job {job_id}")
-    row.update(fields, state=state, changed_at=units.utc_now())
-    t.put("jobs", row)
-    t.save_event(job_id, f"job_{state}", **(event or {}))
-    for member_id in row["members"]:
-        _follow_pod(t, member_id, row)
-    return row
+    job = transition(
+        t, t[JOBS].one(job_id), event, by=by, about=about, changed_at=units.utc_now(), **changes
+    )  # fmt: skip
+    t.save_event(job_id, f"job_{job.state}", **(said or {}))
+    for member_id in job.members:
+        # a job inside a pod has the pod's state, and no machine of its own
+        member = t[JOBS].one(member_id)
+        shared = {name: getattr(job, name) for name in _SHARED}
+        t[JOBS].put(structs.replace(member, **shared))
+        t.save_event(member_id, f"job_{job.state}", pod=job.id)
+    return job
 
 
-_MEMBER_FIELDS = ("contract_id", "allocation_id", "bid_id", "error", "usage")
+_SHARED = ("state", "changed_at", "contract_id", "allocation_id", "bid_id", "error", "usage")
 
 
-def _follow_pod(t: Transaction, member_id: str, pod: dict[str, Any]) -> None:
-    """Give a member of a pod the pod's state."""
-    member = t.find("jobs", member_id)
-    assert member is not None
-    shared = {name: pod[name] for name in _MEMBER_FIELDS if name in pod}
-    t.put("jobs", {**member, **shared, "state": pod["state"], "changed_at": pod["changed_at"]})
-    t.save_event(member_id, f"job_{pod['state']}", pod=pod["id"])
+def change_job(t: Transaction, job_id: str, **changes: Any) -> Job:
+    """Change what a job says beside its state, as part of a change; return it."""
+    job = structs.replace(t[JOBS].one(job_id), **changes)
+    t[JOBS].put(job)
+    return job
 
 
-def error_fields(error: NunetError) -> dict[str, Any]:
-    """Return an error as it is stored with a job."""
-    return {
-        "code": error.code, "message": error.message, "hint": error.hint,
-        "details": error.details, "exit_code": error.exit_code,
-    }  # fmt: skip
-
-
-def read(row: dict[str, Any], field_name: str, kind: type[T]) -> T:
-    """Return a stored field as the struct it was."""
-    return msgspec.convert(row[field_name], kind)
-
-
-def plain(value: Any) -> Any:
-    """Return a struct as the store keeps it."""
-    return msgspec.to_builtins(value)
+def error_record(error: NunetError) -> ErrorRecord:
+    """Return an error as it is kept with a job."""
+    return ErrorRecord(error.code, error.message, error.hint, error.details, error.exit_code)
