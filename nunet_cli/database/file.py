@@ -17,6 +17,7 @@ from nunet_cli.errors import NodeError
 from nunet_cli.records.table import Table
 
 VERSION = 1
+INCREMENTAL = 2
 # what SQLite keeps prepared: every statement of every table
 STATEMENTS_KEPT = 1024
 
@@ -29,6 +30,8 @@ def open_file(path: Path, tables: Iterable[Table[Any]]) -> sqlite3.Connection:
     """
     unclean = _is_unclean(path)
     connection = _connect(str(path))
+    # space that is given back goes back to the disk, where `nunet gc` says so; only a new file takes this
+    connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
     if unclean:
@@ -116,6 +119,9 @@ def _bring_up_to_date(connection: sqlite3.Connection, path: Path, tables: tuple[
     finally:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
+    if connection.execute("PRAGMA auto_vacuum").fetchone()[0] != INCREMENTAL:
+        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+        connection.execute("VACUUM")
 
 
 def _has_all(connection: sqlite3.Connection, tables: tuple[Table[Any], ...]) -> bool:

@@ -6,7 +6,7 @@ A row is its JSON beside the columns by which it is found: its number, its key, 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from operator import attrgetter
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -188,11 +188,29 @@ class Records(Generic[R]):
         found = self._connection.execute(query, (seq, *where.values(), limit)).fetchall()
         return [(number, self._read(doc)) for number, doc in found]
 
-    def below(self, field: str, value: str, limit: int = 1000) -> list[R]:
-        """Return up to `limit` rows whose indexed text field is less than a value, the least first."""
+    def below(self, field: str, value: str, limit: int = 1000, **where: Any) -> list[R]:
+        """Return up to `limit` rows whose indexed text field is less than a value, the least first.
+
+        Args:
+            field: the field.
+            value: what it is less than.
+            limit: at most how many rows.
+            where: what other indexed fields must be; a tuple for one of several.
+        """
         column = self._sql.columns[field]
-        query = f"SELECT doc FROM {self._sql.name} WHERE {column}<? ORDER BY {column} LIMIT ?"
-        return self._rows(query, (value, limit))
+        tests, values = self._tests(where)
+        query = f"SELECT doc FROM {self._sql.name}{_where([f'{column}<?', *tests])} ORDER BY {column} LIMIT ?"
+        return self._rows(query, (value, *values, limit))
+
+    def _tests(self, where: dict[str, Any]) -> tuple[list[str], list[Any]]:
+        """Return the conditions in SQL for what indexed fields must be, and their values."""
+        tests: list[str] = []
+        values: list[Any] = []
+        for field, value in where.items():
+            several = value if isinstance(value, tuple) else (value,)
+            tests.append(f"{self._sql.columns[field]} IN ({','.join('?' * len(several))})")
+            values += several
+        return tests, values
 
     def with_prefix(self, prefix: str, *, field: str = "", limit: int = 20) -> list[R]:
         """Return up to `limit` rows whose key, or another indexed text field, starts with a prefix."""
@@ -212,12 +230,7 @@ class Records(Generic[R]):
         Raises:
             NotFoundError: there is no row `after`.
         """
-        tests: list[str] = []
-        values: list[Any] = []
-        for field, value in where.items():
-            several = value if isinstance(value, tuple) else (value,)
-            tests.append(f"{self._sql.columns[field]} IN ({','.join('?' * len(several))})")
-            values += several
+        tests, values = self._tests(where)
         total = self._connection.execute(
             f"SELECT count(*) FROM {self._sql.name}{_where(tests)}", tuple(values)
         ).fetchone()[0]
@@ -258,6 +271,16 @@ class Records(Generic[R]):
         return self._connection.execute(
             f"DELETE FROM {self._sql.name} WHERE seq IN ({chosen})", (value, limit)
         ).rowcount
+
+    def remove_numbers(self, numbers: Iterable[int]) -> None:
+        """Remove rows by their numbers."""
+        self._connection.executemany(f"DELETE FROM {self._sql.name} WHERE seq=?", ((number,) for number in numbers))
+
+    def texts(self, **where: Any) -> Iterator[bytes]:
+        """Return the JSON of rows, undecoded: to look for something in many."""
+        tests, values = self._tests(where)
+        for (doc,) in self._connection.execute(f"SELECT doc FROM {self._sql.name}{_where(tests)}", tuple(values)):
+            yield doc if isinstance(doc, bytes) else doc.encode()
 
     def remove_by(self, field: str, *values: Any) -> int:
         """Remove the rows whose indexed field has one of the values; return how many."""

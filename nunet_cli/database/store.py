@@ -79,10 +79,10 @@ class Transaction(_Tables):
 
 
 class _Change(Generic[T]):
-    """A change that waits for its turn, and then for the disk."""
+    """A change that waits for its turn, and then for the disk; or work on the file itself, which is done `apart`."""
 
-    def __init__(self, function: Callable[[Transaction], T]) -> None:
-        self.function = function
+    def __init__(self, function: Callable[[Transaction], T], apart: Callable[[sqlite3.Connection], T] | None = None):
+        self.function, self.apart = function, apart
         self.turn = trio.Event()
         self.transaction: Transaction | None = None
         self.value: T | None = None
@@ -144,9 +144,15 @@ class Store(_Tables):
             NoSpaceError: the disk is full; nothing was changed.
             FatalError: the file is damaged.
         """
+        return await self._take_turn(_Change(function))
+
+    async def apart(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Run work on the file itself in a worker thread, outside of any transaction and while nobody changes it."""
+        return await self._take_turn(_Change(_nothing, function))
+
+    async def _take_turn(self, mine: _Change[T]) -> T:
         if self.read_only:
             raise NodeError("this command only reads the store")
-        mine = _Change(function)
         self._waiting.append(mine)
         with trio.CancelScope(shield=True):
             if self._is_led:
@@ -161,9 +167,13 @@ class Store(_Tables):
         return cast(T, mine.value)
 
     async def _lead(self) -> None:
-        together, self._waiting = self._waiting[:MOST_TOGETHER], self._waiting[MOST_TOGETHER:]
+        count = next((n for n, change in enumerate(self._waiting[:MOST_TOGETHER]) if change.apart), MOST_TOGETHER) or 1
+        together, self._waiting = self._waiting[:count], self._waiting[count:]
         try:
-            await self._commit(together)
+            if together[0].apart is not None:
+                await self._work(together[0])
+            else:
+                await self._commit(together)
         finally:
             for change in together:
                 change.is_done = True
@@ -172,6 +182,13 @@ class Store(_Tables):
             if self._waiting:
                 # the first of those that came in the meantime leads the next commit
                 self._waiting[0].turn.set()
+
+    async def _work(self, change: _Change[Any]) -> None:
+        assert change.apart is not None
+        try:
+            change.value = await in_thread(change.apart, self._writer, limiter=self._limiter)
+        except Exception as error:
+            change.error = explained(error, self.path)
 
     async def _commit(self, together: list[_Change[Any]]) -> None:
         connection = self._writer
@@ -266,6 +283,10 @@ class Store(_Tables):
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _nothing(_: Transaction) -> Any:
+    return None
 
 
 def explained(error: BaseException, path: Path) -> BaseException:

@@ -194,7 +194,7 @@ def _nested_bid(row: dict[str, Any]) -> dict[str, Any]:
 
 
 BID_REQUESTS = Table("bid_requests", BidRequestRecord, indexes=("job_id", "direction"), upgrade=_nested_request)
-BIDS = Table("bids", BidRecord, indexes=("job_id", "bid_request_id", "at"), upgrade=_nested_bid)
+BIDS = Table("bids", BidRecord, indexes=("job_id", "bid_request_id", "direction", "at"), upgrade=_nested_bid)
 
 _TAKEN = ("offered", "best", "shortlisted", "later")
 # what becomes of an offer: its state is its verdict
