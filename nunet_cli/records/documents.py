@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 from nunet_cli.errors import RejectedMessageError
 from nunet_cli.records.fields import Did
 from nunet_cli.records.identifiers import content_id, verify
+from nunet_cli.records.reading import decode
 
 T = TypeVar("T")
 MAX_DOCUMENT = 512 * 1024
@@ -74,14 +75,14 @@ class Document(Struct, forbid_unknown_fields=True, frozen=True):
         return False
 
     def read(self, kind: type[T]) -> T:
-        """Return the content as a struct.
+        """Return the content as a struct; what a newer version wrote into it beside that is ignored.
 
         Raises:
             RejectedMessageError: it is not one.
         """
         try:
-            return msgspec.json.decode(self.content, type=kind)
-        except msgspec.MsgspecError as error:
+            return decode(self.content, kind)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise RejectedMessageError(f"not a {kind.__name__}: {error}", code="bad_document") from None
 
 

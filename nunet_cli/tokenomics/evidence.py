@@ -31,6 +31,7 @@ from nunet_cli.records.contracts import (
 from nunet_cli.records.documents import Document
 from nunet_cli.records.fields import Text
 from nunet_cli.records.identifiers import content_id, verify
+from nunet_cli.records.reading import decode
 from nunet_cli.records.results import Result
 from nunet_cli.tokenomics.oracle import verify_documents
 from nunet_cli.tokenomics.receipt import receipt_checks
@@ -151,9 +152,9 @@ def _check_bid(evidence: str, contract: Contract, check: Any) -> None:
         raw = base64.b64decode(evidence, validate=True)
         if base64.b64encode(raw).decode() != evidence:
             raise ValueError("not the usual base64")
-        envelope = msgspec.json.decode(raw[SIGNATURE_SIZE:], type=Envelope)
-        bid = msgspec.json.decode(envelope.body, type=Bid)
-    except (ValueError, msgspec.MsgspecError) as error:
+        envelope = decode(raw[SIGNATURE_SIZE:], Envelope)
+        bid = decode(envelope.body, Bid)
+    except (ValueError, msgspec.MsgspecError, RecursionError) as error:
         check("bid", False, f"not a bid: {error}"[:400])
         return
     good = verify(envelope.from_, raw[:SIGNATURE_SIZE], PREFIX + raw[SIGNATURE_SIZE:])
