@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nunet_cli.errors import NodeError
-from nunet_cli.network.peers import parse_address
+from nunet_cli.network.addresses import parse_address
 
 TOKEN_FILE = "api.token"
 

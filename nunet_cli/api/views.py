@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from nunet_cli import units
-from nunet_cli.network.peers import Peer, format_address
+from nunet_cli.network.addresses import format_address
+from nunet_cli.network.peers import Peer
 from nunet_cli.node.node import Node
 from nunet_cli.orchestrator.bid import open_to_strangers
 from nunet_cli.records.identifiers import peer_id_from_key
@@ -65,11 +66,15 @@ def contract(row: dict[str, Any], *, whole: bool = False) -> dict[str, Any]:
 
 
 def peer(item: Peer) -> dict[str, Any]:
-    """Return a peer; `rtt` is milliseconds."""
+    """Return a peer; `rtt` is milliseconds, `clock` the seconds by which its clock is ahead of this machine's."""
+    problem = item.obstacle
     return {
-        "peer_id": item.peer_id, "did": item.did, "addresses": [format_address(*address) for address in item.addresses],
+        "peer_id": item.peer_id, "did": item.did, "addresses": [format_address(*address) for address in item.to_try],
         "roles": list(item.roles), "source": item.source, "connected": item.connected,
         "rtt": None if item.rtt is None else round(item.rtt * 1000, 2), "last_seen": item.last_seen or None,
+        "clock": None if item.clock is None else round(item.clock, 3), "agent": item.agent,
+        "protocol": "" if item.version is None else ".".join(map(str, item.version)), "features": list(item.features),
+        "problem": "" if problem is None else problem.message,
     }  # fmt: skip
 
 

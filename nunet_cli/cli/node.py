@@ -60,7 +60,7 @@ def run(
     from nunet_cli.api.embedded import only
     from nunet_cli.api.server import run_node
     from nunet_cli.cli.logs import set_up
-    from nunet_cli.network.peers import format_address
+    from nunet_cli.network.addresses import format_address
     from nunet_cli.node.node import Node, wait_for_stop
 
     roles, config = _roles(role), STATE.config()

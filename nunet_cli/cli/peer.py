@@ -28,6 +28,7 @@ def list_peers() -> Listing:
         "found by": lambda row: row["source"],
         "address": lambda row: row["addresses"][0] if row["addresses"] else "-",
         "roles": lambda row: row["roles"] or "-",
+        "problem": lambda row: row["problem"] or "-",
     }
     empty = "no peers yet; nodes on this network find each other while they run: nunet node start"
     return Listing(rows, columns, key="peer_id", empty=empty)

@@ -1,11 +1,13 @@
-"""One connection to a peer: the kinds of frames, what is queued to be sent, signs of life, and the peer's rate."""
+"""One connection to a peer: the kinds of frames, what is queued to be sent, signs of life, clocks, and its rate."""
 
 from __future__ import annotations
 
 import logging
+import struct
 
 import trio
 
+from nunet_cli import units
 from nunet_cli.errors import PeerError, RejectedMessageError
 from nunet_cli.network import secure_channel
 from nunet_cli.network.links import Links
@@ -21,6 +23,10 @@ SEND_TIMEOUT = 30.0
 QUEUE_FRAMES = 64
 MAX_PINGS = 8
 REMARKS = 1.0  # a second
+NONCE_SIZE = 8
+_MILLISECONDS = struct.Struct(">Q")
+# a frame that says no more than that somebody is there
+SIGNS_OF_LIFE = frozenset({PING, PONG})
 
 
 class TokenBucket:
@@ -58,6 +64,18 @@ class Connection:
         self._pings: dict[bytes, float] = {}
         self._queue, self._outgoing = trio.open_memory_channel[bytes](QUEUE_FRAMES)
         self.closed = trio.Event()
+        self.measured = trio.Event()
+        self.opened_at = self.used_at = trio.current_time()
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was opened."""
+        return trio.current_time() - self.opened_at
+
+    @property
+    def idle(self) -> float:
+        """Seconds since the peer last said more than that it is there."""
+        return trio.current_time() - self.used_at
 
     async def send(self, kind: int, payload: bytes) -> None:
         """Queue a frame; waits while the queue is full.
@@ -78,19 +96,36 @@ class Connection:
         Raises:
             PeerError: the connection is over.
         """
-        nonce = bytes.fromhex(world().token(8))
+        nonce = bytes.fromhex(world().token(NONCE_SIZE))
         while len(self._pings) >= MAX_PINGS:
             del self._pings[next(iter(self._pings))]
         self._pings[nonce] = trio.current_time()
         await self.send(PING, nonce)
 
-    def take_pong(self, nonce: bytes) -> None:
-        """Measure the round trip of the ping that a pong answers."""
-        sent = self._pings.pop(nonce, None)
+    async def take_ping(self, nonce: bytes) -> None:
+        """Answer a sign of life with its number and this machine's time.
+
+        Raises:
+            PeerError: the connection is over.
+        """
+        time = _MILLISECONDS.pack(round(units.now().timestamp() * 1000)) if len(nonce) >= NONCE_SIZE else b""
+        await self.send(PONG, nonce[:NONCE_SIZE] + time)
+
+    def take_pong(self, payload: bytes) -> None:
+        """Measure the round trip of the ping that a pong answers, and how far the peer's clock is from this machine's.
+
+        The peer looked at its clock half a round trip ago, give or take as much: all that one side can know.
+        """
+        nonce, said = payload[:NONCE_SIZE], payload[NONCE_SIZE:]
+        sent = self._pings.pop(nonce, None) if len(said) in (0, _MILLISECONDS.size) else None
         if sent is None:
             self.unasked()
-        else:
-            self.peer.rtt = trio.current_time() - sent
+            return
+        self.peer.rtt = trio.current_time() - sent
+        if said:
+            theirs = _MILLISECONDS.unpack(said)[0] / 1000
+            self.peer.clock = theirs + self.peer.rtt / 2 - units.now().timestamp()
+        self.measured.set()
 
     def unasked(self) -> None:
         """Count an answer that nobody waits for, late, repeated or made up, against the peer's rate.

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 import trio
 
 from nunet_cli.errors import IdentityError
+from nunet_cli.network.addresses import Address, is_wildcard
 from nunet_cli.network.identity import Identity
-from nunet_cli.network.peers import MAX_ADDRESSES, Address, is_wildcard
+from nunet_cli.network.peers import MAX_ADDRESSES
 from nunet_cli.records.identifiers import content_id, key_from_peer_id
 
 if TYPE_CHECKING:

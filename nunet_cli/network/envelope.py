@@ -16,6 +16,7 @@ from nunet_cli.errors import NunetError, RejectedMessageError
 from nunet_cli.network.identity import Identity
 from nunet_cli.records.fields import Did, Id, MaybeId, Text, Time
 from nunet_cli.records.identifiers import verify
+from nunet_cli.records.reading import decode
 from nunet_cli.world import world
 
 PREFIX = b"nunet-envelope-v1\n"
@@ -23,10 +24,17 @@ SIGNATURE_SIZE = 64
 MAX_SKEW = timedelta(seconds=60)
 MAX_LIFETIME = timedelta(days=31)
 MAX_DETAILS, MAX_DEPTH = 16 * 1024, 8
+MAX_AT = 8
+# An introduction is taken over its sender's own channel alone, so there is nothing to replay; and the clocks of two
+# nodes may be what they have to tell each other of.
+TIMELESS = frozenset({"hello"})
 
 
 class Envelope(Struct, forbid_unknown_fields=True, frozen=True, rename={"from_": "from"}):
-    """A message; `to` is a DID or a topic, `reply_to` the id of the message that this answers."""
+    """A message; `to` is a DID or a topic, `reply_to` the id of the message that this answers.
+
+    `at` says where the sender listens, `HOST:PORT`, best first: for those that get a publication from others.
+    """
 
     v: Literal[1]
     id: Id
@@ -37,6 +45,7 @@ class Envelope(Struct, forbid_unknown_fields=True, frozen=True, rename={"from_":
     expires_at: Time
     body: msgspec.Raw
     reply_to: MaybeId = ""
+    at: Annotated[tuple[Annotated[str, Meta(max_length=300)], ...], Meta(max_length=MAX_AT)] = ()
 
 
 class ErrorMessage(Struct, forbid_unknown_fields=True, frozen=True):
@@ -80,6 +89,7 @@ def seal(
     *,
     lifetime: float,
     reply_to: str = "",
+    at: tuple[str, ...] = (),
     now: datetime | None = None,
 ) -> tuple[Envelope, bytes]:
     """Return a new envelope and the bytes to send: the signature, then the exact text that it covers.
@@ -91,13 +101,14 @@ def seal(
         body: a struct.
         lifetime: seconds until the message expires.
         reply_to: id of the message that this answers.
+        at: where the sender listens, for a publication.
         now: the present time, for a test's clock.
     """
     sent = now or units.now()
     envelope = Envelope(
         v=1, id=world().token(16), type=type_, from_=identity.did, to=to, sent_at=units.format_time(sent),
         expires_at=units.format_time(sent + timedelta(seconds=lifetime)), reply_to=reply_to,
-        body=msgspec.Raw(msgspec.json.encode(body)),
+        body=msgspec.Raw(msgspec.json.encode(body)), at=at,
     )  # fmt: skip
     text = msgspec.json.encode(envelope)
     return envelope, identity.sign(PREFIX + text) + text
@@ -119,16 +130,20 @@ def unseal(
     """
     signature, text = raw[:SIGNATURE_SIZE], raw[SIGNATURE_SIZE:]
     try:
-        envelope = msgspec.json.decode(text, type=Envelope)
+        envelope = decode(text, Envelope)
         sent, expires = units.parse_time(envelope.sent_at), units.parse_time(envelope.expires_at)
     except (msgspec.MsgspecError, NunetError, UnicodeDecodeError, RecursionError) as error:
         raise RejectedMessageError(f"not an envelope: {error}", code="malformed") from None
     if topics is not None and envelope.to != me and envelope.to not in topics:
         raise RejectedMessageError("the message is for somebody else", code="wrong_recipient")
     now = now or units.now()
-    if sent > now + MAX_SKEW:
-        raise RejectedMessageError(f"the message is from the future ({envelope.sent_at})", code="from_future")
-    if expires <= now:
+    timed = envelope.type not in TIMELESS
+    if timed and sent > now + MAX_SKEW:
+        ahead = units.format_duration(round((sent - now).total_seconds()))
+        raise RejectedMessageError(
+            f"the message was sent {ahead} from now: the clocks differ by that at least", code="clock_differs"
+        )
+    if timed and expires <= now:
         raise RejectedMessageError(f"the message expired at {envelope.expires_at}", code="expired")
     if expires > sent + MAX_LIFETIME:
         raise RejectedMessageError("the message lives too long", code="lifetime")
@@ -138,12 +153,12 @@ def unseal(
 
 
 def body_of(envelope: Envelope, kind: type[Any]) -> Any:
-    """Return the body as a struct.
+    """Return the body as a struct; fields of a newer version are ignored.
 
     Raises:
         RejectedMessageError: it does not fit the schema; the message names the field.
     """
     try:
-        return msgspec.json.decode(envelope.body, type=kind)
+        return decode(envelope.body, kind)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise RejectedMessageError(f"{envelope.type}: {error}", code="bad_body") from None

@@ -16,32 +16,39 @@ import trio
 from msgspec import Meta, Struct
 
 from nunet_cli.errors import NunetError, PeerError, RejectedMessageError
+from nunet_cli.network.addresses import Address, parse_address
 from nunet_cli.network.connection import RELAY, RELAYED, Connection
 from nunet_cli.network.envelope import body_of, seal, unseal
 from nunet_cli.network.identity import Identity
 from nunet_cli.network.messenger import Incoming, Messenger
-from nunet_cli.network.peers import Peers, parse_address
+from nunet_cli.network.peers import Peers
 from nunet_cli.network.transport import TcpTransport
 from nunet_cli.records.fields import MaybeId
 from nunet_cli.records.identifiers import key_from_did
+from nunet_cli.records.reading import decode
 
 log = logging.getLogger("nunet.relay")
 
 MAX_HOPS = 3
 MAX_SEEN = 20_000
 MAX_SKIPPED = 256
-# publications of one origin that are passed on and handled, in a minute
+# Publications that are passed on and handled in a minute: of one origin, and from one peer who brings those of many.
+# Origins cost nothing, so the second is what bounds the work, and what is counted, for each connection.
 MAX_PER_ORIGIN = 120
+MAX_PER_PEER = 1200
 ACK_WAIT = 1.0
 Subscriber = Callable[[Incoming], Awaitable[None]]
 
 
 class _Route(Struct, forbid_unknown_fields=True, frozen=True):
-    """What goes with a publication: hops left, who has it (first 8 bytes of each key), where its origin listens."""
+    """What goes with a publication: hops left, and who has it (first 8 bytes of each key).
+
+    It is the word of whoever passes the publication on, and says nothing of others: where the origin listens stands in
+    the envelope, which the origin signed.
+    """
 
     hops: Annotated[int, Meta(ge=0, le=16)]
     skip: Annotated[tuple[Annotated[str, Meta(max_length=16)], ...], Meta(max_length=MAX_SKIPPED)] = ()
-    origin: Annotated[str, Meta(max_length=300)] = ""
 
 
 class _Forwarded(Struct, forbid_unknown_fields=True, frozen=True):
@@ -58,7 +65,7 @@ class Relay:
         self._identity, self._transport, self._messenger, self._peers = identity, transport, messenger, peers
         self._subscribers: dict[str, tuple[type[Struct], Subscriber]] = {}
         self._seen: OrderedDict[str, None] = OrderedDict()
-        self._minute, self._from_origin = 0, Counter[str]()
+        self._minute, self._from_origin, self._from_peer = 0, Counter[str](), Counter[bytes]()
         self._forwarded: dict[str, dict[bytes, int | None]] = {}
         self._nursery: trio.Nursery | None = None
         transport.on_frame[RELAY] = self._on_relay
@@ -84,7 +91,8 @@ class Relay:
             body: its body.
             lifetime: seconds until it is not passed on any more.
         """
-        envelope, raw = seal(self._identity, topic, type_, body, lifetime=lifetime)
+        at = self._transport.listens_at()
+        envelope, raw = seal(self._identity, topic, type_, body, lifetime=lifetime, at=at)
         self._note_seen(f"{envelope.from_}/{envelope.id}")
         counts = self._forwarded[envelope.id] = {}
         try:
@@ -130,34 +138,34 @@ class Relay:
             self._seen.popitem(last=False)
         return True
 
-    def _within_rate(self, origin: str) -> bool:
+    def _within_rate(self, origin: str, via: bytes) -> bool:
         minute = int(trio.current_time() // 60)
         if minute != self._minute:
-            self._minute, self._from_origin = minute, Counter()
+            self._minute, self._from_origin, self._from_peer = minute, Counter(), Counter()
+        self._from_peer[via] += 1
+        if self._from_peer[via] > MAX_PER_PEER:
+            return False
         self._from_origin[origin] += 1
         return self._from_origin[origin] <= MAX_PER_ORIGIN
 
     async def _on_relay(self, connection: Connection, _kind: int, payload: bytes) -> None:
         head, _, raw = payload.partition(b"\n")
         try:
-            route = msgspec.json.decode(head, type=_Route)
+            route = decode(head, _Route)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise RejectedMessageError("not a publication", code="malformed") from None
-        if route.origin:
-            try:
-                parse_address(route.origin)
-            except NunetError:
-                raise RejectedMessageError("a publication whose origin has no address", code="malformed") from None
         envelope = unseal(raw, me="", topics=None)
+        try:
+            at = [parse_address(text) for text in envelope.at]
+        except NunetError:
+            raise RejectedMessageError("a publication whose origin has no address", code="malformed") from None
         if not envelope.to.startswith("/"):
             raise RejectedMessageError("a publication goes to a topic", code="wrong_recipient")
         origin = key_from_did(envelope.from_)
         count = 0
         if origin != self._identity.public_key and self._note_seen(f"{envelope.from_}/{envelope.id}"):
-            if not self._within_rate(envelope.from_):
-                raise RejectedMessageError("too many publications of one origin", code="rate")
-            if not route.origin:
-                route = msgspec.structs.replace(route, origin=self._address_of(origin))
+            if not self._within_rate(envelope.from_, connection.peer.public_key):
+                raise RejectedMessageError("too many publications of one origin, or by one peer", code="rate")
             hops = min(route.hops, MAX_HOPS) - 1
             if hops > 0:
                 onward = msgspec.structs.replace(route, hops=hops)
@@ -167,7 +175,7 @@ class Relay:
             is_far = self._transport.connection(origin) is None
             if known is not None and envelope.to in self._messenger.topics and is_far and self._nursery is not None:
                 body = body_of(envelope, known[0])
-                self._note_origin(origin, route.origin)
+                self._note_origin(origin, at)
                 message = Incoming(envelope, body, raw)
                 name = f"handling a relayed {envelope.type}"
                 self._transport.supervisor.start_soon(self._nursery, name, self._handle, known[1], message)
@@ -176,15 +184,11 @@ class Relay:
         except PeerError:
             pass
 
-    def _address_of(self, origin: bytes) -> str:
-        peer = self._peers.get(origin)
-        return f"{peer.addresses[0][0]}:{peer.addresses[0][1]}" if peer is not None and peer.addresses else ""
-
-    def _note_origin(self, origin: bytes, text: str) -> None:
-        """Make the origin a known peer, so that it can be answered."""
-        address = parse_address(text) if text else None
-        if address is not None and self._peers.add(origin, address, "relay") is not None:
-            self._transport.dial_soon()
+    def _note_origin(self, origin: bytes, at: list[Address]) -> None:
+        """Make the origin a known peer, so that it can be answered at the addresses that it signed, the best first."""
+        for address in reversed(at):
+            if self._peers.add(origin, address, "relay") is not None:
+                self._transport.dial_soon()
 
     async def _handle(self, subscriber: Subscriber, message: Incoming) -> None:
         try:
@@ -194,7 +198,7 @@ class Relay:
 
     async def _on_relayed(self, connection: Connection, _kind: int, payload: bytes) -> None:
         try:
-            answer = msgspec.json.decode(payload, type=_Forwarded)
+            answer = decode(payload, _Forwarded)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise RejectedMessageError("not an answer to a publication", code="malformed") from None
         counts, key = self._forwarded.get(answer.id, {}), connection.peer.public_key

@@ -9,11 +9,11 @@ from typing import Annotated
 import trio
 from msgspec import Meta, Struct
 
-from nunet_cli.errors import PeerError
+from nunet_cli.errors import PeerError, RejectedMessageError
 from nunet_cli.network.connection import Connection
 from nunet_cli.network.identity import Identity
 from nunet_cli.network.messenger import Answer, Incoming, Messenger
-from nunet_cli.network.peers import Peer, Peers
+from nunet_cli.network.peers import PROTOCOL_VERSION, Peer, Peers, is_other_version
 from nunet_cli.network.transport import TcpTransport
 from nunet_cli.records.fields import PLAIN, Id
 from nunet_cli.records.identifiers import key_from_did
@@ -21,19 +21,33 @@ from nunet_cli.records.identifiers import key_from_did
 log = logging.getLogger("nunet.topics")
 
 BIDS = "/nunet/bids"
-PROTOCOL_VERSION = 1
+# What this node can beyond version 1.0 of the protocol as it was first written; a new form of a message is named here,
+# and sent to those only who name it, too. `clock`: a pong carries the time. `origin`: a publication says where its
+# origin is.
+FEATURES = ("clock", "origin")
 TELL_SECONDS = 5.0
+MEASURE_SECONDS = 2.0
+# for the refusal to get out
+PART_SECONDS = 1.0
 ROLES = ("provider", "contract-database", "oracle")
 
 
-class Hello(Struct, forbid_unknown_fields=True, frozen=True):
-    """The first message on a connection, and again when something in it changes; `port` is where the sender listens."""
+_Number = Annotated[int, Meta(ge=0, lt=2**16)]
 
-    protocol: Annotated[int, Meta(ge=0, lt=2**31)]
-    agent: Annotated[str, Meta(max_length=100, pattern=PLAIN)]
-    roles: Annotated[tuple[Id, ...], Meta(max_length=16)]
-    topics: Annotated[tuple[Annotated[str, Meta(max_length=200, pattern=PLAIN)], ...], Meta(max_length=64)]
-    port: Annotated[int, Meta(ge=0, le=65535)]
+
+class Hello(Struct, forbid_unknown_fields=True, frozen=True):
+    """The first message on a connection, and again when something in it changes; `port` is where the sender listens.
+
+    `version` is that of the protocol, major and minor: it has this form in every version, and nodes deal with each
+    other where the first number is the same. `features` is what the sender can beyond that.
+    """
+
+    version: tuple[_Number, _Number] = (0, 0)
+    agent: Annotated[str, Meta(max_length=100, pattern=PLAIN)] = ""
+    roles: Annotated[tuple[Id, ...], Meta(max_length=16)] = ()
+    topics: Annotated[tuple[Annotated[str, Meta(max_length=200, pattern=PLAIN)], ...], Meta(max_length=64)] = ()
+    port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    features: Annotated[tuple[Id, ...], Meta(max_length=64)] = ()
 
 
 class Topics:
@@ -46,7 +60,7 @@ class Topics:
         self._agent = agent
         self.roles: tuple[str, ...] = ()
         messenger.register("hello", Hello, self._on_hello, ephemeral=True)
-        transport.on_connect.append(self._introduce)
+        transport.on_connect.append(self._meet)
 
     @property
     def subscribed(self) -> frozenset[str]:
@@ -72,19 +86,43 @@ class Topics:
             await self._introduce(connection)
 
     async def _introduce(self, connection: Connection) -> None:
-        hello = Hello(PROTOCOL_VERSION, self._agent, self.roles, tuple(sorted(self.subscribed)), self._transport.port)
+        topics = tuple(sorted(self.subscribed))
+        hello = Hello(PROTOCOL_VERSION, self._agent, self.roles, topics, self._transport.port, FEATURES)
         await self._messenger.insist(connection, "hello", hello)
+
+    async def _meet(self, connection: Connection) -> None:
+        """Introduce this node, and part from a peer of another major version once each side has heard why."""
+        await self._introduce(connection)
+        while connection.peer.version is None:
+            await self._transport.wait_change(TELL_SECONDS)
+        if is_other_version(connection.peer):
+            await trio.sleep(PART_SECONDS)
+            connection.close()
 
     async def _on_hello(self, message: Incoming) -> Answer | None:
         peer = self._peers.get(key_from_did(message.sender))
         if peer is None:
             return None
         hello: Hello = message.body
-        peer.roles, peer.topics = tuple(r for r in hello.roles if r in ROLES), hello.topics
-        peer.introduced = True
         connection = self._transport.connection(peer.public_key)
+        peer.version, peer.agent = hello.version, hello.agent
+        obstacle = peer.obstacle
+        if obstacle is not None and is_other_version(peer):
+            log.warning("%s (%s): %s", peer.peer_id, peer.agent or "unnamed", obstacle.message)
+            self._transport.notify()
+            raise RejectedMessageError(obstacle.message, code=obstacle.code, hint=obstacle.hint)
+        peer.features = hello.features
+        peer.roles, peer.topics = tuple(r for r in hello.roles if r in ROLES), hello.topics
         if connection is not None and hello.port:
-            self._peers.add(peer.public_key, (connection.host, hello.port), peer.source)
+            self._peers.note_address(peer, (connection.host, hello.port))
+        if connection is not None and "clock" in hello.features and not peer.introduced:
+            with trio.move_on_after(MEASURE_SECONDS):
+                await connection.measured.wait()
+            if peer.obstacle is not None:
+                log.warning("%s: %s", peer.peer_id, peer.obstacle.message)
+        if not peer.connected:
+            return None
+        peer.introduced, peer.failures = True, 0
         await self._peers.save(peer)
         self._transport.notify()
         self._messenger.outbox.wake()

@@ -17,11 +17,13 @@ import trio
 from nunet_cli.config import NetworkConfig
 from nunet_cli.errors import NodeError, PeerError, RejectedMessageError
 from nunet_cli.network import secure_channel
-from nunet_cli.network.connection import ANSWERS, PING, PONG, Connection
+from nunet_cli.network.addresses import Address, format_address, parse_address
+from nunet_cli.network.connection import ANSWERS, PING, PONG, SIGNS_OF_LIFE, Connection
 from nunet_cli.network.discovery import local_addresses
 from nunet_cli.network.identity import Identity
 from nunet_cli.network.links import Links, TcpLinks
-from nunet_cli.network.peers import Address, Peer, Peers, format_address, parse_address
+from nunet_cli.network.peers import MAX_ADDRESSES, Peer, Peers
+from nunet_cli.network.places import STAY, HalfOpen, Places
 from nunet_cli.supervise import Supervisor
 
 log = logging.getLogger("nunet.network")
@@ -30,7 +32,12 @@ DIAL_INTERVAL = 0.25
 MAX_PARALLEL_DIALS = 16
 # of these, for peers that others told of and that were never reached: whoever names many takes no more than these
 MAX_STRANGE_DIALS = 4
-
+# seconds that a new connection is given to introduce itself before it is used all the same
+INTRODUCTION = 1.0
+# seconds until who asks for what cannot be hears of it: nobody asks again and again without a pause
+OBSTACLE_PAUSE = 0.5
+# seconds until a peer that cannot be dealt with is dialled again: somebody has to update it, or set its clock
+OBSTACLE_BACK_OFF = 60.0
 
 FrameHandler = Callable[[Connection, int, bytes], Awaitable[None]]
 
@@ -65,7 +72,8 @@ class TcpTransport:
         self.on_connect: list[Callable[[Connection], Awaitable[None]]] = []
         self.rejections: Counter[str] = Counter()
         self._connections: dict[bytes, list[Connection]] = {}
-        self._per_address: Counter[str] = Counter()
+        self.places = Places(config.max_connections, config.max_connections_per_address, self._is_known)
+        self._half_open = HalfOpen()
         self._changed = trio.Event()
         self._dial_now = trio.Event()
         self._dialling: set[bytes] = set()
@@ -108,17 +116,26 @@ class TcpTransport:
 
     def connected(self) -> list[Peer]:
         """Return the peers that are connected and have introduced themselves."""
-        return [peer for peer in self.peers if peer.connected and peer.introduced]
+        return [open_[-1].peer for open_ in self._connections.values() if open_[-1].peer.introduced]
 
     async def wait_connected(self, public_key: bytes) -> Connection:
-        """Return a connection to a peer, as soon as there is one; the caller sets the timeout."""
+        """Return a connection to a peer, as soon as there is one; the caller sets the timeout.
+
+        Raises:
+            PeerError: they are connected, and cannot deal with each other; code `protocol_version`, `clock_differs`.
+        """
         while True:
-            connection = self.connection(public_key)
-            if connection is not None:
-                return connection
             changed = self._changed
-            peer = self.peers.get(public_key)
-            if peer is not None:
+            connection, peer = self.connection(public_key), self.peers.get(public_key)
+            ready = connection is not None and (connection.peer.introduced or connection.age >= INTRODUCTION)
+            if peer is not None and peer.obstacle is not None and (ready or connection is None):
+                await trio.sleep(OBSTACLE_PAUSE)
+                if peer.obstacle is not None:
+                    raise peer.obstacle
+                continue
+            if connection is not None and ready:
+                return connection
+            if peer is not None and connection is None:
                 peer.next_dial = 0.0
                 self._dial_now.set()
             self._wanted[public_key] += 1
@@ -147,25 +164,32 @@ class TcpTransport:
 
     async def _dial_forever(self, nursery: trio.Nursery) -> None:
         while True:
-            # whom this node chose or met first, then whom somebody waits for, then whom others told of
+            # whom this node chose or had business with, then whom it met, then whom others told of
             for peer in sorted(self.peers.to_dial(), key=self._rank):
                 if peer.public_key not in self._dialling and self._has_place(peer):
                     self._dialling.add(peer.public_key)
                     if peer.is_strange:
-                        self._strange[peer.public_key] = peer.addresses[0]
+                        self._strange[peer.public_key] = peer.to_try[0]
                     self.supervisor.start_soon(nursery, "dial", self._dial_task, peer)
             self._dial_now = trio.Event()
             with trio.move_on_after(self.peers.next_dial(self._dialling)):
                 await self._dial_now.wait()
 
-    def _rank(self, peer: Peer) -> tuple[bool, bool, bool]:
-        return peer.is_strange, peer.source == "relay", peer.public_key not in self._wanted
+    def _rank(self, peer: Peer) -> tuple[bool, bool, bool, bool]:
+        return peer.is_strange, not peer.is_kept, peer.source == "relay", peer.public_key not in self._wanted
+
+    def _is_known(self, peer: Peer) -> bool:
+        return peer.is_kept or peer.public_key in self._wanted
 
     def _has_place(self, peer: Peer) -> bool:
+        if self.places.is_full and not self._is_known(peer):
+            # who comes by itself may get a place; whom this node need not have waits
+            peer.next_dial = trio.current_time() + STAY
+            return False
         if not peer.is_strange:
             return len(self._dialling) - len(self._strange) < MAX_PARALLEL_DIALS - MAX_STRANGE_DIALS
         taken = self._strange.values()
-        return len(taken) < MAX_STRANGE_DIALS and peer.addresses[0] not in taken
+        return len(taken) < MAX_STRANGE_DIALS and peer.to_try[0] not in taken
 
     def _dialled(self, peer: Peer) -> None:
         self._dialling.discard(peer.public_key)
@@ -182,8 +206,8 @@ class TcpTransport:
         patience = float(self._config.handshake_timeout)
         if peer.is_strange:
             # it holds one of few places
-            patience = max(1.0, patience / len(peer.addresses))
-        for host, port in list(peer.addresses):
+            patience = max(1.0, patience / len(peer.to_try))
+        for host, port in peer.to_try:
             stream: trio.abc.Stream | None = None
             try:
                 with trio.fail_after(patience):
@@ -202,40 +226,35 @@ class TcpTransport:
                     await trio.aclose_forcefully(stream)
                 continue
             self._dialled(peer)
+            # whoever answers there has the key: that is the peer's own word on its address
+            self.peers.note_address(peer, (host, port))
             with suppress(OSError):
                 await self._serve(stream, channel, peer, host)
             return
-        self.peers.failed(peer)
+        self.peers.failed(peer, is_wanted=peer.public_key in self._wanted)
 
     async def _accept(self, stream: trio.abc.Stream, address: str) -> None:
-        total = sum(self._per_address.values())
-        if (
-            total >= self._config.max_connections
-            or self._per_address[address] >= self._config.max_connections_per_address
-        ):
-            self.rejections["too_many_connections"] += 1
-            await trio.aclose_forcefully(stream)
-            return
-        self._per_address[address] += 1
         try:
-            with trio.fail_after(self._config.handshake_timeout):
+            with self._half_open.place(address, self._config.handshake_timeout) as waiting:
                 channel = await secure_channel.open_server(
                     stream, self.network_id, self._identity, self._config.max_frame
                 )
-            peer = self.peers.add(channel.peer_key, None, "inbound")
+            if waiting.cancelled_caught:
+                self.rejections["handshake"] += 1
+                return
+            peer = self.peers.add(channel.peer_key, None, "inbound", host=address)
             if peer is None:
                 self.rejections["unwanted_peer"] += 1
-                return
-            await self._serve(stream, channel, peer, address)
-        except (trio.TooSlowError, secure_channel.HandshakeError) as error:
+            elif not self.places.make_room(peer, address):
+                self.rejections["too_many_connections"] += 1
+            else:
+                await self._serve(stream, channel, peer, address)
+        except secure_channel.HandshakeError as error:
             self.rejections["handshake"] += 1
             log.debug("handshake with %s failed: %s", address, error)
         except OSError as error:
             log.debug("connection from %s failed: %s", address, error)
         finally:
-            self._per_address[address] -= 1
-            if not self._per_address[address]:
-                del self._per_address[address]
             await trio.aclose_forcefully(stream)
 
     async def _serve(
@@ -243,7 +262,11 @@ class TcpTransport:
     ) -> None:
         connection = Connection(channel, peer, host, self._config.rate, self._links)
         self._connections.setdefault(peer.public_key, []).append(connection)
-        peer.connected, peer.reached, peer.failures = True, True, 0
+        self.places.take(connection)
+        if not peer.connected:
+            # what it was before, it may have changed
+            peer.version = peer.clock = None
+        peer.connected, peer.reached = True, True
         self.peers.seen(peer)
         try:
             with connection.scope:
@@ -251,18 +274,28 @@ class TcpTransport:
         finally:
             connection.close()
             connection.closed.set()
+            self.places.leave(connection)
             remaining = self._connections[peer.public_key]
             remaining.remove(connection)
             if not remaining:
                 del self._connections[peer.public_key]
-                peer.connected = peer.introduced = False
-                peer.next_dial = trio.current_time() + DIAL_INTERVAL
-                self._dial_now.set()
+                self._parted(peer)
             self.notify()
             with trio.move_on_after(0.2) as patience:
                 patience.shield = True
                 await channel.goodbye()
             await trio.aclose_forcefully(stream)
+
+    def _parted(self, peer: Peer) -> None:
+        was_introduced, peer.connected, peer.introduced, peer.topics = peer.introduced, False, False, ()
+        if peer.obstacle is not None:
+            peer.next_dial = trio.current_time() + OBSTACLE_BACK_OFF
+        elif was_introduced:
+            peer.failures, peer.next_dial = 0, trio.current_time() + DIAL_INTERVAL
+        else:
+            # it had no place for this node, or none of its kind: asked again and again it would have no more
+            self.peers.failed(peer)
+        self._dial_now.set()
 
     async def _converse(self, connection: Connection) -> None:
         """Run a connection's tasks; whatever goes wrong in them ends this connection, and nothing else."""
@@ -303,6 +336,8 @@ class TcpTransport:
                 return
             self.peers.seen(peer)
             kind = frame[0] if frame else 0
+            if kind not in SIGNS_OF_LIFE:
+                connection.used_at = trio.current_time()
             if kind not in ANSWERS and not connection.bucket.take():
                 self.rejections["rate"] += 1
                 continue
@@ -316,7 +351,7 @@ class TcpTransport:
 
     async def _take(self, connection: Connection, kind: int, payload: bytes) -> None:
         if kind == PING:
-            await connection.send(PONG, payload[:8])
+            await connection.take_ping(payload)
         elif kind == PONG:
             connection.take_pong(payload)
         elif kind in self.on_frame:
@@ -335,7 +370,8 @@ class TcpTransport:
 
     async def ping(self, public_key: bytes) -> float:
         """Measure one round trip to a peer, in seconds; the caller sets the timeout."""
-        connection = await self.wait_connected(public_key)
+        # also of a peer that this node cannot deal with otherwise
+        connection = self.connection(public_key) or await self.wait_connected(public_key)
         connection.peer.rtt = None
         await connection.ping()
         while connection.peer.rtt is None:
@@ -349,6 +385,12 @@ class TcpTransport:
     def describe_all(self) -> list[str]:
         """Return the addresses at which others may reach this node, in the form that `peer add` takes, best first."""
         return own_addresses(self._identity, self.host, self.port)
+
+    def listens_at(self) -> tuple[str, ...]:
+        """Return the addresses at which others may reach this node, best first, for what it signs."""
+        if not self.port:
+            return ()
+        return tuple(format_address(host, self.port) for host in local_addresses(self.host)[:MAX_ADDRESSES])
 
     def advertised(self) -> Address:
         """Return the address that this node listens on."""

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import sqlite3
+import statistics
 import struct
 import subprocess
 from pathlib import Path
@@ -21,8 +22,10 @@ from nunet_cli.database.store import Store
 from nunet_cli.errors import NunetError
 from nunet_cli.executor.docker import DockerExecutor
 from nunet_cli.executor.process import ProcessExecutor
+from nunet_cli.network.addresses import parse_address
+from nunet_cli.network.envelope import MAX_SKEW
 from nunet_cli.network.identity import KEY_FILE, load_or_create
-from nunet_cli.network.peers import parse_address
+from nunet_cli.network.peers import clock_text
 from nunet_cli.node.capability import CapabilityAccounting
 from nunet_cli.node.monitor import Monitor
 from nunet_cli.node.onboarding import kyc_fault
@@ -31,6 +34,7 @@ from nunet_cli.node.settings import check_settings, waiting_for_restart
 LOW_DISK = 2**30
 LOW_MEMORY = 2**28
 PROBE_TIMEOUT = 10
+MOST_NAMED = 8
 MDNS_GROUP = "224.0.0.251"
 
 
@@ -60,7 +64,7 @@ def diagnose(home: Path, config_file: Path, status: dict[str, Any] | None, passp
     except NunetError as error:
         found.append(Finding("configuration", "problem", error.message, error.hint or "see: man 5 nunet-config"))
     key, did = _key(home, passphrase)
-    found += [key, _store(home), *_kycs(home, did), *_machine(home), _clock(status)]
+    found += [key, _store(home), *_kycs(home, did), *_machine(home), *_clock(status)]
     if config is not None:
         found += trio.run(_executors, config)
         found += _network(config, status)
@@ -146,13 +150,30 @@ def _machine(home: Path) -> list[Finding]:
     ]
 
 
-def _clock(status: dict[str, Any] | None) -> Finding:
-    early = (status or {}).get("rejections", {}).get("from_future", 0)
-    hint = "set the clock by NTP, for example: sudo timedatectl set-ntp true"
-    if early:
-        return Finding(
-            "clock", "problem", f"{early} messages came from the future: this clock is late, or theirs early", hint
-        )
+def _clock(status: dict[str, Any] | None) -> list[Finding]:
+    """Compare this machine's clock with those of its peers: who is with most of them has the right time."""
+    hint = "set it by NTP, for example: sudo timedatectl set-ntp true"
+    clocks = (status or {}).get("clocks", {})
+    most = MAX_SKEW.total_seconds()
+    off = {peer: ahead for peer, ahead in clocks.items() if abs(ahead) > most}
+    # the largest group of peers that agree with each other, beside those that agree with this machine
+    groups = [[peer for peer, other in off.items() if abs(other - ahead) <= most] for ahead in off.values()]
+    others, with_us = max(groups, key=len, default=[]), len(clocks) - len(off) + 1
+    if len(others) > with_us:
+        theirs = statistics.median(off[peer] for peer in others)
+        said = f"wrong: the clocks of {len(others)} of {len(clocks)} peers are {clock_text(theirs)}, and agree"
+        return [Finding("clock", "problem", said, f"it is this machine's; {hint}")]
+    own = [_own_clock(hint)]
+    if not off:
+        return own
+    whose = "which of them is wrong cannot be said from here; " if with_us <= len(others) else "on that machine: "
+    return own + [
+        Finding("clocks", "warning", f"the clock of {peer} is {clock_text(ahead)}", whose + hint)
+        for peer, ahead in sorted(off.items())[:MOST_NAMED]
+    ]
+
+
+def _own_clock(hint: str) -> Finding:
     if shutil.which("timedatectl") is not None:
         done = subprocess.run(
             ["timedatectl", "show", "--property=NTPSynchronized", "--value"], capture_output=True, text=True,

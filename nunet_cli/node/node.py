@@ -27,12 +27,13 @@ from nunet_cli.executor.docker import DockerExecutor
 from nunet_cli.executor.null import NullExecutor
 from nunet_cli.executor.process import ProcessExecutor
 from nunet_cli.groups import orchestrate
+from nunet_cli.network.addresses import Address, parse_peer
 from nunet_cli.network.blobs import Blobs
 from nunet_cli.network.discovery import Discovery
 from nunet_cli.network.identity import Identity, load_or_create
 from nunet_cli.network.links import Links
 from nunet_cli.network.messenger import Messenger
-from nunet_cli.network.peers import Address, Peer, Peers, parse_peer
+from nunet_cli.network.peers import Peer, Peers
 from nunet_cli.network.relay import Relay
 from nunet_cli.network.topics import BIDS, Topics
 from nunet_cli.network.transport import TcpTransport
@@ -69,6 +70,7 @@ log = logging.getLogger("nunet.node")
 
 PROBE_INTERVAL = 30.0
 HOUSEKEEPING_INTERVAL = 2.0
+FORGET_INTERVAL = 3600.0
 ROLES = ("contract-database", "oracle")
 OPEN_STATES = sorted({*JOB_TRANSITIONS, *GROUP_TRANSITIONS} - JOB_ENDS - {"disputed"})
 
@@ -135,6 +137,7 @@ class Node:
         await self.supervisor.watch("recovering allocations", recover.recover_allocations, ctx)
         for name, step in self._housekeeping():
             self._repeat(HOUSEKEEPING_INTERVAL, name, step)
+        self._repeat(FORGET_INTERVAL, "forgetting peers", ctx.peers.forget_old)
         self._repeat(PROBE_INTERVAL, "probing the executors", self.probe_executors)
         self._repeat(PROBE_INTERVAL, "removing what was left behind", partial(recover.remove_left, ctx))
         await self.supervisor.watch("taking up jobs", self._take_up_jobs)

@@ -11,7 +11,7 @@ from tinydb import Query
 from nunet_cli import __version__, units
 from nunet_cli.database.store import Store
 from nunet_cli.errors import ContractError
-from nunet_cli.network.peers import format_address
+from nunet_cli.network.addresses import format_address
 from nunet_cli.node.node import Node
 from nunet_cli.orchestrator.bid import open_to_strangers
 from nunet_cli.records.states import ALLOCATION_ENDS, JOB_ENDS
@@ -38,6 +38,8 @@ def status(node: Node) -> dict[str, Any]:
         "onboarded": onboarded, "executors": dict(ctx.available_executors),
         "strangers": open_to_strangers(ctx),
         "peers": {"known": sum(1 for _ in ctx.peers), "connected": len(ctx.transport.connected())},
+        # by how many seconds the clocks of the peers that are there are ahead of this machine's
+        "clocks": {p.peer_id: round(p.clock, 3) for p in ctx.peers if p.connected and p.clock is not None},
         "jobs": {
             "all": sum(jobs.values()), "open": len(open_jobs),
             "settled": jobs.get("settled", 0),

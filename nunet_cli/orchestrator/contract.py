@@ -50,7 +50,7 @@ from nunet_cli.tokenomics.payment import check_payment_info, deposit_for
 
 T = TypeVar("T")
 PROVIDER_REFUSED = "provider_refused"
-TRANSIENT = frozenset({"peer_silent", "peer_unreachable", "internal", NoSpaceError.default_code})
+TRANSIENT = frozenset({"peer_silent", "peer_unreachable", "clock_differs", "internal", NoSpaceError.default_code})
 RETRY_PAUSE = 2.0
 MAX_SKEW = timedelta(seconds=60)
 
@@ -228,6 +228,8 @@ async def _prove(ctx: Context, job_id: str, row: dict[str, Any]) -> dict[str, An
         # whom a volunteer's contract names costs nobody anything, and says nothing about whom to trust with money
         await ctx.pin_role(DATABASE, contract.contract_database, job_id=job_id)
         await ctx.pin_role(ORACLE, contract.oracle, job_id=job_id)
+
+    await ctx.peers.note_useful(contract.provider, contract.contract_database, contract.oracle)
 
     def change(t: Transaction) -> dict[str, Any]:
         set_contract(t, row["id"], "proved", proof=plain(body.proof), proved_at=units.utc_now())

@@ -141,6 +141,7 @@ async def start_allocation(ctx: Context, invocation: Invocation, sender: str) ->
         _check_bid_for(ctx, await ctx.judging.run(decode_spec, invocation.spec), row)
         known = await create_allocation(ctx, invocation, row)
         ctx.begin_allocation(known["id"])
+        await ctx.peers.note_useful(sender, row["contract_database"], row["oracle"])
     return AllocationStartSuccess(row["id"], known["id"], known["state"])
 
 

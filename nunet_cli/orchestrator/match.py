@@ -280,7 +280,10 @@ async def _register_decline(ctx: Context, request: BidRequest, message: Incoming
 
 
 async def _register_silence(ctx: Context, request: BidRequest, did: str, error: NunetError) -> None:
-    await _register(ctx, request, _answer_row(request, did, "silent", [error.message]))
+    row = _answer_row(request, did, "silent", [error.message])
+    if error.code == "clock_differs":
+        row["clock"] = error.details.get("seconds", 0)
+    await _register(ctx, request, row)
 
 
 def _answer_row(request: BidRequest, did: str, kind: str, reasons: list[str]) -> dict[str, Any]:

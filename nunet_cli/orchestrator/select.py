@@ -18,6 +18,7 @@ from nunet_cli.jobs.tree import required_capability
 from nunet_cli.matching.accept import refusals, unwanted
 from nunet_cli.matching.compare import compare_kycs, known_kycs
 from nunet_cli.matching.rank import RankedBid, Wishes, bid_names, rank, start_delay
+from nunet_cli.network.peers import clock_text, is_other_version
 from nunet_cli.orchestrator.context import Context, advance, read
 from nunet_cli.records.bids import Bid
 from nunet_cli.records.capability import Capability
@@ -103,7 +104,7 @@ async def select_best_bid(ctx: Context, job_id: str, request_id: str) -> dict[st
 
     changed = await ctx.store.change(change)
     if not ready:
-        raise _not_yet(ranked) if ranked else _no_bid(_answers(ctx, request_id))
+        raise _not_yet(ranked) if ranked else _no_bid(_answers(ctx, request_id), _of_other_versions(ctx))
     return changed
 
 
@@ -141,10 +142,23 @@ def _not_yet(ranked: list[RankedBid]) -> NoBidError:
     )  # fmt: skip
 
 
-def _no_bid(rows: list[dict[str, Any]]) -> NoBidError:
+def _of_other_versions(ctx: Context) -> list[str]:
+    """Return what is said of the peers that are there, and of which it cannot be known whether they are providers."""
+    return [peer.obstacle.message for peer in ctx.peers if is_other_version(peer) and peer.obstacle is not None]
+
+
+def _other_clocks(seconds: list[float]) -> str:
+    if len(seconds) == 1:
+        return f"1 provider's clock is {clock_text(seconds[0])}"
+    least = units.format_duration(min(map(abs, seconds)))
+    return f"{len(seconds)} providers' clocks differ from this machine's by {least} or more"
+
+
+def _no_bid(rows: list[dict[str, Any]], others: list[str]) -> NoBidError:
     if not rows:
+        also = f"; of {len(others)} that could not be asked, one: {others[0]}" if others else ""
         return NoBidError(
-            "nobody to ask: no provider was found",
+            f"nobody to ask: no provider was found{also}",
             code="no_peer",
             hint="see: nunet peer list; a machine becomes a provider with: nunet onboard && nunet node run",
         )
@@ -153,15 +167,17 @@ def _no_bid(rows: list[dict[str, Any]]) -> NoBidError:
     refused = sum(row["verdict"] == "unwanted" for row in rows)
     excluded = sum(row["verdict"] == "excluded" for row in rows)
     unverified = sum(row["verdict"] == "unverified" for row in rows)
-    silent = sum(row["kind"] == "silent" for row in rows)
+    clocks = [row["clock"] for row in rows if row.get("clock") is not None]
+    silent = sum(row["kind"] == "silent" and row.get("clock") is None for row in rows)
     parts = [f"{declined} declined"] if declined else []
     parts += [f"{silent} did not answer"] if silent else []
+    parts += [_other_clocks(clocks)] if clocks else []
     parts += [f"{refused} bid against the preferences"] if refused else []
     parts += [f"{unverified} without the statements (kycs) that the job names"] if unverified else []
     parts += [f"{excluded} cannot be taken a second time"] if excluded else []
     return NoBidError(
         f"no acceptable bid: {', '.join(parts) or 'the bids are no longer valid'}",
-        hint="see why with: nunet job explain JOB",
+        hint="see whose clock is wrong with: nunet doctor" if clocks else "see why with: nunet job explain JOB",
         details={"answers": said},
     )
 

@@ -152,7 +152,8 @@ class BidRecord(Struct, frozen=True):
 
     `did` is the other party; `evidence` the envelope that brought it, in base64. What a comparison with the preferences
     came to is its `score`, `rank`, `why` and, where it was not taken, `reasons`. `offered_until` is how long a bid of
-    this node's stands, where its lock lapses earlier.
+    this node's stands, where its lock lapses earlier. `clock` is by how many seconds the clock of one who could not
+    answer differs.
     """
 
     id: str
@@ -172,6 +173,7 @@ class BidRecord(Struct, frozen=True):
     why: str = ""
     evidence: str = ""
     offered_until: str = ""
+    clock: float | None = None
 
     @property
     def offer(self) -> Bid:

@@ -60,6 +60,7 @@ class PeerRecord(Struct, frozen=True):
     topics: tuple[str, ...] = ()
     source: str = "inbound"
     last_seen: str = ""
+    useful_at: str = ""
 
 
 PEERS = Table("peers", PeerRecord, indexes=("did", "last_seen"))

@@ -455,6 +455,9 @@ class ContractDatabase:
         if message.sender not in (contract.requester, contract.provider):
             raise ContractError("only a party can register a contract", code="not_a_party")
         proof = await self.register(message.body.contract)
+        if contract.payment != "volunteer":
+            # free contracts cost nothing: who makes many identities could make many of those between them
+            await self._messenger.transport.peers.note_useful(contract.requester, contract.provider)
         return "proof_of_contract", ProofOfContract(proof, self._balance(contract.requester))
 
     async def _on_settle(self, message: Incoming) -> Answer:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nunet_cli.errors import UsageError
-from nunet_cli.network import peers
+from nunet_cli.network import addresses
 from nunet_cli.network.discovery import local_addresses
 from nunet_cli.network.identity import new_identity
 from nunet_cli.node.node import open_node
@@ -16,7 +16,7 @@ from tests.conftest import config, free_port, nunet
 @pytest.mark.parametrize("address", ["0.0.0.0:9000", "[::]:9000", "[0:0::0]:9000", "0:9000", "127.0.0.1:0", "host:0"])
 def test_an_address_that_nobody_can_dial_is_refused_with_what_to_do(address: str) -> None:
     with pytest.raises(UsageError) as caught:
-        peers.parse_peer(f"{new_identity().peer_id}@{address}")
+        addresses.parse_peer(f"{new_identity().peer_id}@{address}")
     assert address in caught.value.message
     assert "nunet whoami" in caught.value.hint
 
@@ -24,9 +24,9 @@ def test_an_address_that_nobody_can_dial_is_refused_with_what_to_do(address: str
 @pytest.mark.parametrize("host", ["10.0.0.1", "::1", "node.example", "2001:db8::7"])
 def test_what_is_printed_can_be_pasted(host: str) -> None:
     peer = new_identity()
-    text = peers.format_address(host, 9000)
+    text = addresses.format_address(host, 9000)
     assert text.startswith("[") == (":" in host)
-    assert peers.parse_peer(f"{peer.peer_id}@{text}") == (peer.public_key, (host, 9000))
+    assert addresses.parse_peer(f"{peer.peer_id}@{text}") == (peer.public_key, (host, 9000))
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])

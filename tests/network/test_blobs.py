@@ -64,6 +64,8 @@ async def test_a_peer_that_was_away_is_waited_for(tmp_path: Path) -> None:
             with trio.fail_after(20):
                 while not a.ctx.transport.connected():
                     await a.ctx.transport.wait_change(0.1)
+            # whom it has a contract with, it dials again after a restart
+            await a.ctx.peers.note_useful(b.identity.did)
         async with trio.open_nursery() as nursery:
             began = trio.Event()
 

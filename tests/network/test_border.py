@@ -50,7 +50,7 @@ def test_a_key_has_one_name(text: str) -> None:
 def test_what_people_are_shown_commands_no_terminal(text: str) -> None:
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert({"kind": "country", "name": text}, Locality)
-    hello = {"protocol": 1, "agent": "x", "roles": [], "topics": [], "port": 0}
+    hello = {"version": [1, 0], "agent": "x", "roles": [], "topics": [], "port": 0}
     msgspec.convert(hello, Hello)
     for fields in ({"agent": text}, {"topics": [text]}, {"roles": [text]}):
         with pytest.raises(msgspec.ValidationError):

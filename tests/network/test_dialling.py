@@ -42,9 +42,9 @@ async def test_names_at_an_address_that_says_nothing_keep_nobody_from_being_dial
                 f"request-{index}", f"job-{index}", nobody.node_id, Capability(), "bafyx", units.utc_now(),
                 topic="/nunet/bids",
             )  # fmt: skip
-            _, raw = seal(nobody, "/nunet/bids", "bid_request", body, lifetime=60)
-            route = {"hops": 1, "origin": f"127.0.0.1:{port}"}
-            await connection.send(RELAY, json.dumps(route).encode() + b"\n" + raw)
+            at = (f"127.0.0.1:{port}",)
+            _, raw = seal(nobody, "/nunet/bids", "bid_request", body, lifetime=60, at=at)
+            await connection.send(RELAY, json.dumps({"hops": 1}).encode() + b"\n" + raw)
         with trio.fail_after(10):
             while sum(peer.source == "relay" for peer in p.ctx.peers) < 60:
                 await trio.sleep(0.02)

@@ -9,6 +9,7 @@ from nunet_cli.errors import RejectedMessageError
 from nunet_cli.network.envelope import SIGNATURE_SIZE, ErrorMessage, body_of, seal, unseal
 from nunet_cli.network.identity import new_identity
 from nunet_cli.network.topics import Hello
+from nunet_cli.records.messages import JobSync
 
 SENDER, RECEIVER, OTHER = new_identity(), new_identity(), new_identity()
 BODY = ErrorMessage("code", "text")
@@ -34,9 +35,16 @@ def test_refusals_have_their_reason() -> None:
     now = units.now()
     assert reason(sealed(), me=OTHER.did) == "wrong_recipient"
     assert reason(sealed(), now=now + timedelta(seconds=61)) == "expired"
-    assert reason(sealed(now=now + timedelta(seconds=90), lifetime=120)) == "from_future"
+    assert reason(sealed(now=now + timedelta(seconds=90), lifetime=120)) == "clock_differs"
     assert reason(sealed(lifetime=40 * 86400)) == "lifetime"
     assert reason(b"") == reason(b"x" * 64) == reason(sealed()[:-1]) == "malformed"
+
+
+def test_an_introduction_is_taken_whatever_the_clocks_say() -> None:
+    now = units.now()
+    for days in (-1, 1):
+        raw = seal(SENDER, RECEIVER.did, "hello", Hello(), lifetime=60, now=now + timedelta(days=days))[1]
+        assert unseal(raw, me=RECEIVER.did, now=now).type == "hello"
 
 
 def test_a_topic_is_a_recipient_for_its_subscribers_only() -> None:
@@ -68,5 +76,5 @@ def test_any_bytes_are_refused_and_nothing_else(raw: bytes) -> None:
 
 def test_a_body_of_another_type_is_refused() -> None:
     with pytest.raises(RejectedMessageError) as caught:
-        body_of(unseal(sealed(), me=RECEIVER.did), Hello)
+        body_of(unseal(sealed(), me=RECEIVER.did), JobSync)
     assert caught.value.code == "bad_body"

@@ -82,7 +82,7 @@ class Stranger:
         return self
 
     async def relay(self, raw: bytes, **route: object) -> None:
-        head = json.dumps({"hops": 3, "skip": [], "origin": "", **route}).encode()
+        head = json.dumps({"hops": 3, "skip": [], **route}).encode()
         await self.channel.send_frame(bytes([RELAY]) + head + b"\n" + raw)
 
     async def answered(self) -> dict[str, object]:
@@ -149,6 +149,37 @@ async def test_one_origin_cannot_flood(node: Node, monkeypatch: pytest.MonkeyPat
     with trio.fail_after(20):
         while "other" not in line.heard[0]:
             await trio.sleep(0.01)
+
+
+async def test_where_an_origin_is_only_the_origin_says(node: Node) -> None:
+    line = Line([node])
+    stranger, silent, author = await Stranger(node, new_identity()).connect(), new_identity(), new_identity()
+    # whoever passes a publication on cannot send this node anywhere
+    await stranger.relay(
+        seal(silent, TOPIC, "note", JobSync("n1"), lifetime=30)[1], origin="127.0.0.1:9", at="127.0.0.1:9"
+    )
+    await stranger.relay(seal(author, TOPIC, "note", JobSync("n2"), lifetime=30, at=("127.0.0.1:8", "127.0.0.1:7"))[1])
+    with trio.fail_after(20):
+        while line.heard[0] != ["n1", "n2"]:
+            await trio.sleep(0.01)
+    assert node.ctx.peers.find(silent.did) is None
+    known = node.ctx.peers.find(author.did)
+    # it may have been tried and forgotten already
+    assert known is None or known.addresses == [("127.0.0.1", 8), ("127.0.0.1", 7)]
+
+
+async def test_one_peer_cannot_flood_with_many_origins(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relaying, "MAX_PER_PEER", 5)
+    line = Line([node])
+    stranger, other = [await Stranger(node, new_identity()).connect() for _ in range(2)]
+    for number in range(10):
+        await stranger.relay(seal(new_identity(), TOPIC, "note", JobSync(f"n{number}"), lifetime=30)[1])
+    await rejected(node, "rate")
+    await other.relay(seal(new_identity(), TOPIC, "note", JobSync("other"), lifetime=30)[1])
+    with trio.fail_after(20):
+        while "other" not in line.heard[0]:
+            await trio.sleep(0.01)
+    assert len(line.heard[0]) == 6
 
 
 async def test_an_answer_to_nothing_is_let_go(node: Node) -> None:

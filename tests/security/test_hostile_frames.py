@@ -10,10 +10,10 @@ import trio
 
 from nunet_cli.config import NetworkConfig
 from nunet_cli.errors import UsageError
+from nunet_cli.network.addresses import parse_address
 from nunet_cli.network.connection import ACK, BLOB_DATA, BLOB_END, BLOB_GET, ENVELOPE, PONG, RELAY, RELAYED
 from nunet_cli.network.envelope import seal
 from nunet_cli.network.identity import new_identity
-from nunet_cli.network.peers import parse_address
 from nunet_cli.network.topics import BIDS
 from nunet_cli.node.node import Node, open_node
 from nunet_cli.records.messages import JobSync
@@ -61,8 +61,8 @@ def test_what_is_an_address_is_one(text: str, host: str, port: int) -> None:
 @pytest.mark.parametrize("origin", ["a..b:80", "host:²", "h" * 64 + ":80", "x:0"])
 async def test_a_relayed_address_that_is_none_is_refused_and_never_dialled(node: Node, origin: str) -> None:
     hostile, author = await Hostile.connect(node), new_identity()
-    _, raw = seal(author, BIDS, "bid_request", BODY, lifetime=30)
-    await hostile.send(RELAY, json.dumps({"hops": 2, "origin": origin}).encode() + b"\n" + raw)
+    _, raw = seal(author, BIDS, "bid_request", BODY, lifetime=30, at=(origin,))
+    await hostile.send(RELAY, json.dumps({"hops": 2}).encode() + b"\n" + raw)
     await hostile.rejected("malformed")
     assert node.ctx.peers.find(author.did) is None
     await answers_others(node)
@@ -147,7 +147,7 @@ async def test_one_peer_answers_a_publication_once(node: Node) -> None:
     """A peer that says again and again how far it passed a publication on does not speak for the others."""
     hostile, silent = await Hostile.connect(node), await Hostile.connect(node)
     for peer in (hostile, silent):
-        await peer.envelope("hello", {"protocol": 1, "agent": "x", "roles": [], "topics": [], "port": 0})
+        await peer.envelope("hello", {"version": [1, 0], "agent": "x", "roles": [], "topics": [], "port": 0})
     with trio.fail_after(20):
         while len(node.ctx.transport.connected()) < 2:
             await trio.sleep(0.01)

@@ -73,7 +73,11 @@ class Preferences(Answer, kw_only=True):
 
 
 class Peer(Answer, kw_only=True):
-    """A node that is known; `rtt` is milliseconds."""
+    """A node that is known; `rtt` is milliseconds, `clock` by how many seconds its clock is ahead of this machine's.
+
+    `protocol` is the version that it speaks, `features` what it can beyond it; `problem` says what keeps the two nodes
+    from dealing with each other.
+    """
 
     peer_id: str
     did: str
@@ -83,6 +87,11 @@ class Peer(Answer, kw_only=True):
     connected: bool
     rtt: float | None
     last_seen: str | None
+    clock: float | None
+    agent: str
+    protocol: str
+    features: list[str]
+    problem: str
 
 
 class Ping(Answer, kw_only=True):
@@ -182,7 +191,8 @@ class Machine(Struct, forbid_unknown_fields=True, kw_only=True):
 class Status(Answer, kw_only=True):
     """The node on one page; the command line adds `running` and `next`, what to do.
 
-    `undecided` names who is known in a role where several are, and none was chosen.
+    `undecided` names who is known in a role where several are, and none was chosen; `clocks` says by how many seconds
+    the clocks of the peers that are connected are ahead of this machine's.
     """
 
     version: str
@@ -198,6 +208,7 @@ class Status(Answer, kw_only=True):
     onboarded: bool
     executors: dict[str, str]
     strangers: dict[str, str]
+    clocks: dict[str, float]
     peers: PeerCount
     jobs: JobCount
     allocations: AllocationCount
