@@ -19,8 +19,8 @@ def _who_is_not_running() -> dict[str, Any]:
     import msgspec
 
     from nunet_cli.cli.state import passphrase
-    from nunet_cli.network.identity import load_or_create
     from nunet_cli.network.addresses import parse_address
+    from nunet_cli.network.identity import load_or_create
     from nunet_cli.network.transport import own_addresses
 
     identity = load_or_create(STATE.folder, passphrase())

@@ -7,11 +7,10 @@ and leaves nothing in the store; who was of use is kept, and no number of strang
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
-from typing import Any
 
 import trio
 

@@ -3,8 +3,10 @@
     python -m tests.security.fuzz_frames --seconds 60 --role provider --seed 1
 
 Bodies of every registered type are made to fit, with ids that the node itself has said, and then spoilt; so are
-envelopes, publications, blob frames and frames of no kind at all. Requests of the node are answered with spoilt answers.
-At the end each node must be alive, take an honest job to its settlement, and have logged nothing unexpected.
+envelopes, publications, blob frames and frames of no kind at all. Requests of the node are answered with spoilt
+answers. At the end each node must be alive, take an honest job to its settlement, have logged nothing unexpected, and
+hold little more memory and store than in the middle. In a long run every kind of frame and every message type must have
+been sent.
 """
 
 from __future__ import annotations
@@ -18,12 +20,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import trio
 
 from nunet_cli import units
@@ -43,11 +47,15 @@ from tests.conftest import ROOT, config, free_port, onboarded
 ROLES = ("provider", "requester", "authority")
 TOPICS = ("/nunet/bids", "/nunet/events", "/x")
 PARTS = ("requester", "provider", "contract_database", "oracle")
-_BOTH = ("bid_request", "bid", "decline", "job_request", "contract_proposal", "contract_agreement", "invocation", "hello",
-         "job_status_update", "job_completed", "job_error", "job_cancel", "job_sync", "job_logs", "message")  # fmt: skip
-_AUTHORITY = ("register_contract", "check_kyc", "check_contract", "settle_contract", "dispute_contract", "ask_dispute",
-              "ask_statement", "job_verification", "job_completed", "job_error", "hello")  # fmt: skip
-TAKEN = {"provider": _BOTH, "requester": _BOTH, "authority": _AUTHORITY}
+KINDS = (frames.ENVELOPE, frames.ACK, frames.PING, frames.PONG, frames.BLOB_GET, frames.BLOB_DATA, frames.BLOB_END,
+         frames.RELAY, frames.RELAYED)  # fmt: skip
+# What a node may hold more at the end of a run than in its middle. A first answer is kept for each message, up to
+# 20,000 and 32 MiB, which a minute does not fill: less than a kilobyte a frame. In the store are the requests that were
+# accepted, mostly the contract database's: measured are 310 bytes a frame there, 60 elsewhere.
+MEMORY_SLACK, MEMORY_PER_FRAME = 8 * 2**20, 1024
+STORE_SLACK, STORE_PER_FRAME = 2**20, 512
+# seconds of a run that is long enough to say so
+LONG = 30
 DOCUMENTS = {
     "contract": contracts.Contract, "proof": contracts.Proof, "receipt": contracts.Receipt, "result": Result,
     "verdict": contracts.JobVerificationResult,
@@ -66,11 +74,23 @@ ODD: tuple[Any, ...] = (
 
 def registered(folder: Path) -> dict[str, Any]:
     """Return every message type that a node with every role takes, with the struct of its body."""
+    return {name: known.kind for name, known in _look(folder, "contract-database", "oracle").items()}
 
+
+def taken(folder: Path) -> dict[str, tuple[str, ...]]:
+    """Return for each role the types that a node has a behaviour for, beside those that only come as an answer."""
+    both = tuple(name for name, known in _look(folder).items() if known.behaviour is not None)
+    authority = _look(folder, "contract-database", "oracle").items()
+    return {
+        "provider": both, "requester": both,
+        "authority": tuple(name for name, known in authority if known.behaviour is not None),
+    }  # fmt: skip
+
+
+def _look(folder: Path, *roles: str) -> dict[str, Any]:
     async def look() -> dict[str, Any]:
-        roles = ("contract-database", "oracle")
         async with open_node(folder, config(), roles=roles, read_only=True) as node:
-            return {name: known.kind for name, known in node.ctx.messenger._types.items()}
+            return dict(node.ctx.messenger._types)
 
     return trio.run(look)
 
@@ -215,12 +235,12 @@ class Maker:
         self.hear(type_, value)
         return self.spoil(value) if self.rng.random() < 0.5 else value
 
-    def envelope(self, to: str, type_: str, reply_to: str = "", *, body: Any = None) -> bytes:
+    def envelope(self, to: str, type_: str, reply_to: str = "", *, body: Any = None, at: Any = ()) -> bytes:
         """Return a signed envelope, at times spoilt, and signed all the same."""
         document = {
             "v": 1, "id": f"{self.rng.getrandbits(128):032x}", "type": type_, "from": self.identity.did, "to": to,
             "sent_at": units.utc_now(), "expires_at": units.format_time(units.now() + timedelta(seconds=60)),
-            "reply_to": reply_to, "body": self.body(type_) if body is None else body,
+            "reply_to": reply_to, "body": self.body(type_) if body is None else body, "at": list(at),
         }  # fmt: skip
         if self.rng.random() < 0.1:
             document = self.spoil(document)
@@ -241,11 +261,12 @@ def _fits(text: str, info: Any) -> bool:
 class Fuzzer:
     """One peer that talks to one node until its time is over."""
 
-    def __init__(self, rng: random.Random, node: Running, types: dict[str, Any]) -> None:
+    def __init__(self, rng: random.Random, node: Running, types: dict[str, Any], behaviours: tuple[str, ...]) -> None:
         self.rng, self.node, self.types = rng, node, types
         self.sent = 0
+        self.sent_of: Counter[int | str] = Counter()
         # what the node has a behaviour for, so that not everything is sent that only comes as an answer
-        self.taken = TAKEN[node.role]
+        self.taken = behaviours
         self.maker = Maker(rng, new_identity(), types, node.identity.did)
 
     async def run(self, seconds: float) -> None:
@@ -264,7 +285,7 @@ class Fuzzer:
         try:
             identifier = network_identifier(self.node.network)
             channel = await open_client(stream, identifier, self.maker.identity, self.node.identity.public_key, 2**20)
-            hello = {"protocol": 1, "agent": "fuzz", "roles": ["provider"], "topics": [TOPICS[0]], "port": 0}
+            hello = {"version": [1, 0], "agent": "fuzz", "roles": ["provider"], "topics": [TOPICS[0]], "port": 0}
             await self._send(channel, frames.ENVELOPE, self.maker.envelope(self.node.identity.did, "hello", body=hello))
             with trio.move_on_after(self.rng.uniform(0.5, 3)):
                 async with trio.open_nursery() as nursery:
@@ -282,6 +303,7 @@ class Fuzzer:
         async with self._sending:
             await channel.send_frame(bytes([kind]) + payload)
         self.sent += 1
+        self.sent_of[kind] += 1
 
     async def _listen(self, channel: SecureChannel) -> None:
         while True:
@@ -304,17 +326,20 @@ class Fuzzer:
         rng, maker, me = self.rng, self.maker, self.node.identity.did
         chance = rng.random()
         if chance < 0.7:
-            return frames.ENVELOPE, maker.envelope(
-                me, rng.choice(self.taken if rng.random() < 0.8 else tuple(self.types))
-            )
+            type_ = rng.choice(self.taken if rng.random() < 0.8 else tuple(self.types))
+            self.sent_of[type_] += 1
+            return frames.ENVELOPE, maker.envelope(me, type_)
         if chance < 0.8:
             author = maker if rng.random() < 0.5 else Maker(rng, new_identity(), self.types, me)
-            raw = author.envelope(rng.choice(TOPICS), rng.choice(("bid_request", *self.types)))
-            route: Any = {"hops": rng.randrange(17), "skip": ["00" * 8], "origin": f"127.0.0.1:{rng.randrange(65536)}"}
+            at = [f"127.0.0.1:{rng.randrange(65536)}"] * rng.randrange(3)
+            raw = author.envelope(rng.choice(TOPICS), rng.choice(("bid_request", *self.types)), at=at)
+            route: Any = {"hops": rng.randrange(17), "skip": ["00" * 8]}
             route = maker.spoil(route) if rng.random() < 0.6 else route
             return frames.RELAY, maker.text(route).encode() + b"\n" + raw
         if chance < 0.95:
-            kind = rng.choice((frames.BLOB_GET, frames.BLOB_END, frames.RELAYED, frames.ACK, frames.PING, frames.PONG))
+            kind = rng.choice([kind for kind in KINDS if kind not in (frames.ENVELOPE, frames.RELAY)])
+            if kind in (frames.PING, frames.PONG, frames.BLOB_DATA) and rng.random() < 0.7:
+                return kind, rng.randbytes(rng.choice([0, 4, 7, 8, 9, 15, 16, 17, 1000]))
             forms: dict[int, Any] = {
                 frames.BLOB_GET: {"stream": 1, "cid": rng.choice(maker.seen), "offset": 0},
                 frames.BLOB_END: {"stream": 1, "error": ""}, frames.RELAYED: {"id": "x", "count": 1},
@@ -361,6 +386,15 @@ class Running:
                 self.process.kill()
                 self.process.wait()
 
+    def memory(self) -> int:
+        """Return the bytes of memory that the node holds."""
+        assert self.process is not None
+        return int(psutil.Process(self.process.pid).memory_info().rss)
+
+    def stored(self) -> int:
+        """Return the bytes of its store."""
+        return sum(path.stat().st_size for path in self.home.glob("store.db*"))
+
     def counts(self) -> dict[str, int]:
         """Return what the node says that it refused, and why."""
         done = subprocess.run(
@@ -391,7 +425,7 @@ def fuzz(folder: Path, *, seconds: float, roles: tuple[str, ...], seed: int, rep
     }  # fmt: skip
     nodes = {role: Running(folder, role, environment, network) for role in ROLES}
     onboarded(nodes["provider"].home)
-    types = registered(folder / "look")
+    types, behaviours = registered(folder / "look"), taken(folder / "look")
     authority = nodes["authority"]
     try:
         for node in nodes.values():
@@ -399,7 +433,9 @@ def fuzz(folder: Path, *, seconds: float, roles: tuple[str, ...], seed: int, rep
             did = authority.identity.did
             node.start(NUNET_NETWORK_PEERS=others, NUNET_CONTRACT_DATABASE=did, NUNET_ORACLE=did)
         _wait(lambda: all(node.is_up() for node in nodes.values()))
-        fuzzers = {role: Fuzzer(random.Random(f"{seed}/{role}"), nodes[role], types) for role in roles}
+        fuzzers = {
+            role: Fuzzer(random.Random(f"{seed}/{role}"), nodes[role], types, behaviours[role]) for role in roles
+        }
         # a job while it goes on, for which the requester asks the fuzzer, too
         job = folder / "job.yaml"
         job.write_text("name: honest\nexecutor: {type: process, command: ['true']}\nprice: 1\n"
@@ -410,8 +446,18 @@ def fuzz(folder: Path, *, seconds: float, roles: tuple[str, ...], seed: int, rep
             env=requester.environment, cwd=ROOT,
         )  # fmt: skip
 
+        taken_up: dict[str, list[tuple[int, int, int]]] = {role: [] for role in roles}
+
+        async def measure() -> None:
+            # at the middle, where what is made once has been made, and at the end
+            for _ in range(2):
+                await trio.sleep(seconds / 2 - 0.1)
+                for role in roles:
+                    taken_up[role].append((nodes[role].memory(), nodes[role].stored(), fuzzers[role].sent))
+
         async def talk() -> None:
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(measure)
                 for fuzzer in fuzzers.values():
                     nursery.start_soon(fuzzer.run, seconds)
 
@@ -425,12 +471,28 @@ def fuzz(folder: Path, *, seconds: float, roles: tuple[str, ...], seed: int, rep
             problems = _honest_job(requester, job)
             problems += [problem for node in nodes.values() for problem in node.problems()]
         for role in roles if report else ():
-            print(role, nodes[role].counts())
+            print(role, nodes[role].counts(), taken_up[role])
+        # where there was time for all: each kind of frame, and each type that is registered
+        for role, measured in taken_up.items() if seconds >= LONG else ():
+            problems += _growth(role, measured)
+            missed = [name for name in (*KINDS, *types) if not fuzzers[role].sent_of[name]]
+            problems += [f"the {role} was sent no {name}" for name in missed]
         assert not problems, "\n".join(problems[:20])
         return {role: fuzzer.sent for role, fuzzer in fuzzers.items()}
     finally:
         for node in nodes.values():
             node.stop()
+
+
+def _growth(role: str, measured: list[tuple[int, int, int]]) -> list[str]:
+    (memory, stored, sent), (memory_end, stored_end, sent_end) = measured
+    frames_sent = sent_end - sent
+    found = []
+    if memory_end - memory > MEMORY_SLACK + frames_sent * MEMORY_PER_FRAME:
+        found.append(f"the {role} went from {memory} to {memory_end} bytes of memory")
+    if stored_end - stored > STORE_SLACK + frames_sent * STORE_PER_FRAME:
+        found.append(f"the store of the {role} went from {stored} to {stored_end} bytes")
+    return found
 
 
 def _honest_job(requester: Running, job: Path) -> list[str]:
