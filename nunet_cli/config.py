@@ -22,6 +22,7 @@ from nunet_cli.errors import UsageError
 # what the provider of `--local` asks for a job, in NTX
 LOCAL_PRICE = "0.1"
 Seconds = Annotated[int, Meta(ge=1, le=10**7)]
+Age = Annotated[int, Meta(ge=0, le=10**10)]
 _PORT = r":(6553[0-5]|655[0-2]\d|65[0-4]\d\d|6[0-4]\d{3}|[0-5]?\d{1,4})(?!\n)$"
 Address = Annotated[str, Meta(pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9_.-]+)" + _PORT)]
 
@@ -106,6 +107,19 @@ class LimitsConfig(Struct, forbid_unknown_fields=True):
     silence: Seconds = 30
 
 
+class RetentionConfig(Struct, forbid_unknown_fields=True):
+    """How long what is over is kept, in seconds; what is open is never removed.
+
+    `jobs` goes for a requester's jobs and a provider's allocations, with their logs and outputs; `bids` for a
+    provider's bids that came to nothing; `contracts` for closed contracts with their evidence, also a contract
+    database's.
+    """
+
+    jobs: Age = 90 * 86400
+    bids: Age = 7 * 86400
+    contracts: Age = 730 * 86400
+
+
 class Config(Struct, forbid_unknown_fields=True):
     """The whole configuration (seed 2 names the first two: `defaultOrchestrationType`, `defaultSearchTimeout`)."""
 
@@ -121,13 +135,14 @@ class Config(Struct, forbid_unknown_fields=True):
     registry: RegistryConfig = field(default_factory=RegistryConfig)
     kyc: KycConfig = field(default_factory=KycConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+    retention: RetentionConfig = field(default_factory=RetentionConfig)
     api: ApiConfig = field(default_factory=ApiConfig)
 
 
 _DURATIONS = {
     "default_search_timeout", "lock_lease", "bid_timeout", "network.handshake_timeout", "network.idle_timeout",
     "limits.answer_timeout", "limits.heartbeat", "limits.settlement_window",
-    "limits.input_patience", "limits.silence",
+    "limits.input_patience", "limits.silence", "retention.jobs", "retention.bids", "retention.contracts",
 }  # fmt: skip
 _SIZES = {"network.max_frame", "limits.input_size", "limits.output_size", "limits.log_size"}
 # what a value that has to be of a form looks like

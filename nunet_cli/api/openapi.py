@@ -10,14 +10,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from nunet_cli import SCHEMA_VERSION, __version__
-from nunet_cli.api import contracts, jobs, metrics, resources, schemas
+from nunet_cli.api import care, contracts, jobs, metrics, resources, schemas
 from nunet_cli.api.common import Endpoint
 from nunet_cli.jobs.spec import JobSpec
 from nunet_cli.node.doctor import Finding
 from nunet_cli.records.contracts import StatementEntry
 
 OUTPUT_ID = f"urn:nunet:schema:output:{SCHEMA_VERSION}"
-ENDPOINTS = (*jobs.ENDPOINTS, *contracts.ENDPOINTS, *resources.ENDPOINTS, *metrics.ENDPOINTS)
+ENDPOINTS = (*jobs.ENDPOINTS, *contracts.ENDPOINTS, *resources.ENDPOINTS, *care.ENDPOINTS, *metrics.ENDPOINTS)
 # what `--output json` of a command prints; a list is one document with all of them, with jsonl one a line
 COMMANDS: dict[str, Any] = {
     "job post": schemas.Job, "job run": (schemas.JobDetail, schemas.Job), "job match": schemas.Job,
@@ -36,6 +36,7 @@ COMMANDS: dict[str, Any] = {
     "registry approve": schemas.RegistryEntry, "registry revoke": schemas.RegistryEntry,
     "registry attest": schemas.KycDocument, "registry audit": schemas.Books,
     "account history": list[StatementEntry], "account deposit": schemas.Balance,
+    "gc": schemas.Collected, "node backup": schemas.BackedUp,
     "doctor": list[Finding], "version": schemas.Version, "contract verify": schemas.VerifiedBundle,
     "job validate": JobSpec, "job import": schemas.Imported, "demo": schemas.DemoReport, "top": schemas.Look,
     "config get": dict[str, Any], "config list": dict[str, Any], "capability benchmark": schemas.Measured,

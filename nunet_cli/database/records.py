@@ -282,6 +282,12 @@ class Records(Generic[R]):
         for (doc,) in self._connection.execute(f"SELECT doc FROM {self._sql.name}{_where(tests)}", tuple(values)):
             yield doc if isinstance(doc, bytes) else doc.encode()
 
+    def texts_from(self, field: str, value: str) -> Iterator[bytes]:
+        """Return the JSON of the rows whose indexed text field is at least a value, undecoded."""
+        query = f"SELECT doc FROM {self._sql.name} WHERE {self._sql.columns[field]}>=?"
+        for (doc,) in self._connection.execute(query, (value,)):
+            yield doc if isinstance(doc, bytes) else doc.encode()
+
     def remove_by(self, field: str, *values: Any) -> int:
         """Remove the rows whose indexed field has one of the values; return how many."""
         where = f"{self._sql.columns[field]} IN ({','.join('?' * len(values))})"

@@ -89,9 +89,18 @@ def _some_jobs(t: Transaction, cutoffs: Cutoffs, removed: Removed) -> bool:
 
 
 def _forget_job(t: Transaction, job_id: str, removed: Removed) -> None:
-    """Remove what belongs to a job beside its contracts, which have an age of their own."""
-    removed.bids += t[BIDS].remove_by("job_id", job_id)
-    t[BID_REQUESTS].remove_by("job_id", job_id)
+    """Remove what belongs to a job beside its contracts, which have an age of their own, and the bids they rest on."""
+    kept = {contract.bid_id for contract in t[CONTRACTS].by("job_id", job_id)}
+    requests = set()
+    for bid in t[BIDS].by("job_id", job_id):
+        if bid.id in kept:
+            requests.add(bid.bid_request_id)
+        else:
+            t[BIDS].remove(bid.id)
+            removed.bids += 1
+    for request in t[BID_REQUESTS].by("job_id", job_id):
+        if request.id not in requests:
+            t[BID_REQUESTS].remove(request.id)
     removed.events += t[EVENTS].remove_by("job_id", job_id)
 
 

@@ -12,9 +12,10 @@ import os
 import shutil
 import struct
 import tempfile
+import time
 import weakref
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, BinaryIO
@@ -30,6 +31,7 @@ from nunet_cli.network.transport import TcpTransport
 from nunet_cli.network.waiting import short
 from nunet_cli.records.identifiers import cid_from_digest, content_id, is_content_id, key_from_did
 from nunet_cli.records.messaging import GRANTS, Grant
+from nunet_cli.records.reading import decode
 from nunet_cli.threads import in_thread
 
 log = logging.getLogger("nunet.blobs")
@@ -40,6 +42,8 @@ STALL_TIMEOUT = 20.0
 # a peer that is merely away (its node was over with its command, its machine restarts) is given this long to return
 PATIENCE = 60.0
 MAX_PAUSE = 2.0
+# seconds for which a blob that nothing names is left alone
+YOUNG = 3600.0
 TOO_MANY = "too many transfers at once"
 Progress = Callable[[int], None]
 _Stream = Annotated[int, Meta(ge=1, lt=2**31)]
@@ -107,6 +111,30 @@ class Blobs:
     def has(self, cid: str) -> bool:
         """Say whether a blob is here."""
         return self.path(cid).exists()
+
+    def size(self) -> int:
+        """Return how many bytes all blobs have, with those that are only partly here; it reads a folder."""
+        return sum(entry.stat().st_size for folder in (self._folder, self._partial) for entry in _files(folder))
+
+    def unnamed(self, named: set[str]) -> list[tuple[str, int]]:
+        """Return the blobs that are not among those named, with their sizes; it reads a folder.
+
+        What came within the last hour is left out: the record that names it may be about to be written.
+        """
+        now = time.time()
+        found = []
+        for folder in (self._folder, self._partial):
+            for entry in _files(folder):
+                status = entry.stat()
+                if entry.name not in named and now - status.st_mtime > YOUNG:
+                    found.append((entry.name, status.st_size))
+        return found
+
+    def remove(self, cids: Iterable[str]) -> None:
+        """Remove blobs, whole or partly here; one that is not here is none the less gone."""
+        for cid in cids:
+            (self._folder / cid).unlink(missing_ok=True)
+            (self._partial / cid).unlink(missing_ok=True)
 
     async def add_file(self, source: Path) -> tuple[str, int]:
         """Copy a file into the blobs; return its content id and size in bytes."""
@@ -294,7 +322,7 @@ class Blobs:
 
     async def _on_end(self, connection: Connection, _kind: int, payload: bytes) -> None:
         try:
-            end = msgspec.json.decode(payload, type=_End)
+            end = decode(payload, _End)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise RejectedMessageError("not the end of a transfer", code="malformed") from None
         download = self._download(connection, end.stream)
@@ -304,7 +332,7 @@ class Blobs:
 
     async def _on_get(self, connection: Connection, _kind: int, payload: bytes) -> None:
         try:
-            wanted = msgspec.json.decode(payload, type=_Get)
+            wanted = decode(payload, _Get)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise RejectedMessageError("not a request for a blob", code="malformed") from None
         assert self._nursery is not None
@@ -349,3 +377,11 @@ async def _close_with(connection: Connection, channel: trio.MemorySendChannel[by
 def _digest(path: Path) -> bytes:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
+
+
+def _files(folder: Path) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from (entry for entry in entries if entry.is_file(follow_symlinks=False))
+    except FileNotFoundError:
+        return

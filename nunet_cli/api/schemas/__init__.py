@@ -4,6 +4,7 @@ A document only gains fields within a version; a field that goes or changes its 
 """
 
 from nunet_cli.api.schemas.base import Answer, Error, Problem
+from nunet_cli.api.schemas.care import BackedUp, Collected
 from nunet_cli.api.schemas.jobs import (
     ConstraintRow,
     Event,
@@ -61,10 +62,12 @@ __all__ = [
     "Allocation",
     "AllocationCount",
     "Answer",
+    "BackedUp",
     "Balance",
     "Bid",
     "Books",
     "CapabilityOverview",
+    "Collected",
     "Configuration",
     "ConstraintRow",
     "Contract",

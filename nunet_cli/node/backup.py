@@ -1,0 +1,180 @@
+"""Backup and restore of a home: one file with the key, the configuration, the store and the blobs.
+
+The store is copied as of one moment while the node goes on; blobs never change, so they are copied after it. A backup
+holds the node's private key: it is readable by its owner alone.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from msgspec import Struct
+
+from nunet_cli.database.file import check, open_file
+from nunet_cli.database.store import STORE_FILE, owned
+from nunet_cli.errors import NodeError, UsageError
+from nunet_cli.network.identity import KEY_FILE
+from nunet_cli.records.identifiers import content_id, is_content_id
+from nunet_cli.records.tables import TABLES
+
+CONFIG_FILE = "config.toml"
+BLOBS = "blobs"
+_KINDS = (KEY_FILE, CONFIG_FILE, STORE_FILE)
+Told = Callable[[int, int], None]
+
+
+class BackedUp(Struct, frozen=True):
+    """A backup: where it is, its size in bytes, and how many blobs are in it."""
+
+    path: str
+    size: int
+    blobs: int
+
+
+def make_backup(home: Path, config_file: Path, target: Path, *, blobs: bool = True) -> BackedUp:
+    """Write a backup of a home, whether or not its node runs; it takes a while, so call it from a thread.
+
+    Args:
+        home: the node's folder.
+        config_file: where its configuration is.
+        target: the file; one that is there is replaced once the new one is whole.
+        blobs: also what jobs read and wrote.
+
+    Raises:
+        UsageError: there is nothing to back up, or the file cannot be written.
+    """
+    if not (home / STORE_FILE).exists() or not (home / KEY_FILE).exists():
+        raise UsageError(f"there is no node in {home}", hint="it is made at the first start: nunet node run")
+    count = 0
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".backup-") as scratch:
+            part = Path(scratch) / "backup.tar"
+            copy = Path(scratch) / STORE_FILE
+            _copy_store(home / STORE_FILE, copy)
+            descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
+                    archive.add(home / KEY_FILE, KEY_FILE)
+                    if config_file.exists():
+                        archive.add(config_file, CONFIG_FILE)
+                    archive.add(copy, STORE_FILE)
+                    for blob in _blobs_of(home) if blobs else ():
+                        archive.add(blob, f"{BLOBS}/{blob.name}")
+                        count += 1
+                file.flush()
+                os.fsync(file.fileno())
+            part.rename(target)
+    except OSError as error:
+        raise UsageError(f"{target} cannot be written: {error.strerror or error}") from None
+    return BackedUp(str(target), target.stat().st_size, count)
+
+
+def _copy_store(source: Path, target: Path) -> None:
+    reading = sqlite3.connect(f"{source.resolve().as_uri()}?mode=ro", uri=True)
+    writing = sqlite3.connect(target)
+    try:
+        # in steps, so that the node's own changes are not held up
+        reading.backup(writing, pages=1000, sleep=0.001)
+    finally:
+        writing.close()
+        reading.close()
+
+
+def _blobs_of(home: Path) -> Iterator[Path]:
+    folder = home / BLOBS
+    if folder.exists():
+        yield from sorted(path for path in folder.iterdir() if path.is_file() and is_content_id(path.name))
+
+
+def restore_backup(source: Path, home: Path, config_file: Path, *, force: bool = False) -> Path | None:
+    """Put a backup in the place of a home whose node does not run; return where what was there has gone.
+
+    Everything is checked in a folder beside it first: nothing is changed by a backup that is damaged.
+
+    Args:
+        source: the backup.
+        home: the node's folder.
+        config_file: where its configuration is to be.
+        force: also where another node's key is in the home.
+
+    Raises:
+        UsageError: it is no backup, or damaged, or of another node.
+        NodeError: the node runs.
+    """
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with owned(home, "a restore"), tempfile.TemporaryDirectory(dir=home.parent, prefix=".restore-") as scratch:
+        fresh = Path(scratch)
+        _unpack(source, fresh)
+        try:
+            connection = open_file(fresh / STORE_FILE, TABLES)
+            check(connection, fresh / STORE_FILE, thorough=True)
+            connection.close()
+        except (NodeError, sqlite3.Error) as error:
+            raise UsageError(f"{source}: the store in it cannot be used: {error}", code="bad_backup") from None
+        key = home / KEY_FILE
+        if key.exists() and key.read_bytes() != (fresh / KEY_FILE).read_bytes() and not force:
+            raise UsageError(
+                f"{home} belongs to another node than the backup", code="another_node",
+                hint="restore it to another --home; or, to give this one up: --force",
+            )  # fmt: skip
+        return _swap(fresh, home, config_file)
+
+
+def _unpack(source: Path, folder: Path) -> None:
+    """Take out what a backup may hold, by name; whatever else is in the file is a reason to refuse it."""
+    (folder / BLOBS).mkdir(mode=0o700)
+    seen: set[str] = set()
+    try:
+        with tarfile.open(source, "r:") as archive:
+            for member in archive:
+                place, _, name = member.name.rpartition("/")
+                is_blob = place == BLOBS and is_content_id(name)
+                data = archive.extractfile(member) if member.isreg() else None
+                if data is None or not (is_blob or member.name in _KINDS):
+                    raise UsageError(f"{source}: {member.name!r} does not belong into a backup", code="bad_backup")
+                target = folder / member.name
+                with os.fdopen(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+                    shutil.copyfileobj(data, file, 2**20)
+                if is_blob and content_id(target.read_bytes()) != name:
+                    raise UsageError(f"{source}: the content {name} is damaged", code="bad_backup")
+                seen.add(member.name)
+    except (tarfile.TarError, OSError) as error:
+        raise UsageError(f"{source}: not a backup of a node: {error}", code="bad_backup") from None
+    if missing := {KEY_FILE, STORE_FILE} - seen:
+        raise UsageError(f"{source}: not a backup of a node: it has no {sorted(missing)[0]}", code="bad_backup")
+
+
+def _swap(fresh: Path, home: Path, config_file: Path) -> Path | None:
+    """Move what is there aside, and what was restored to its place; the store comes last, as it makes a home of it."""
+    stamp = time.strftime("%Y%m%dT%H%M%S")
+    aside = home / f"before-restore-{stamp}"
+    names = (STORE_FILE, f"{STORE_FILE}-wal", f"{STORE_FILE}-shm", KEY_FILE)
+    there = [home / name for name in names if (home / name).exists()]
+    if there:
+        aside.mkdir(mode=0o700)
+        for path in there:
+            path.rename(aside / path.name)
+    (home / BLOBS).mkdir(exist_ok=True, mode=0o700)
+    for blob in (fresh / BLOBS).iterdir():
+        blob.replace(home / BLOBS / blob.name)
+    if (fresh / CONFIG_FILE).exists():
+        config_file.parent.mkdir(parents=True, exist_ok=True)
+        if config_file.exists():
+            aside.mkdir(mode=0o700, exist_ok=True)
+            shutil.copy2(config_file, aside / CONFIG_FILE)
+        shutil.move(fresh / CONFIG_FILE, config_file)
+    (fresh / KEY_FILE).replace(home / KEY_FILE)
+    (fresh / STORE_FILE).replace(home / STORE_FILE)
+    descriptor = os.open(home, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return aside if aside.exists() else None

@@ -1,0 +1,125 @@
+"""Backup and restore of a home."""
+
+import secrets
+import tarfile
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+import trio
+
+from nunet_cli.database.store import Store, owned
+from nunet_cli.errors import NodeError, UsageError
+from nunet_cli.network.blobs import Blobs
+from nunet_cli.network.identity import load_or_create
+from nunet_cli.node.backup import make_backup, restore_backup
+from nunet_cli.records.books import ACCOUNTS, Account
+
+
+async def filled(home: Path, balance: int) -> str:
+    load_or_create(home)
+    with Store(home) as store:
+        await store.change(lambda t: t[ACCOUNTS].put(Account("a", balance)))
+        cid, _ = await Blobs(home, store).add_bytes(b"content")
+    (home / "config.toml").write_text('default_orchestration_type = "pull"\n')
+    return cid
+
+
+def balance_in(home: Path) -> int:
+    with Store(home) as store:
+        return store[ACCOUNTS].one("a").balance
+
+
+async def test_a_home_comes_back_as_it_was(tmp_path: Path) -> None:
+    home, file = tmp_path / "home", tmp_path / "b.tar"
+    cid = await filled(home, 5)
+    made = make_backup(home, home / "config.toml", file)
+    assert (made.blobs, file.stat().st_mode & 0o777) == (1, 0o600)
+    await filled(home, 9)
+    (home / "blobs" / cid).unlink()
+    aside = restore_backup(file, home, home / "config.toml")
+    assert balance_in(home) == 5
+    assert (home / "blobs" / cid).read_bytes() == b"content"
+    assert aside is not None
+    assert balance_in(aside) == 9
+    # on a machine that has nothing yet
+    other = tmp_path / "other"
+    assert restore_backup(file, other, other / "config.toml") is None
+    assert load_or_create(other).did == load_or_create(home).did
+    assert (other / "config.toml").exists()
+
+
+async def test_a_backup_is_of_one_moment_while_the_node_goes_on(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    await filled(home, 0)
+    with Store(home) as store:
+        stop = False
+
+        async def work() -> None:
+            n = 0
+            while not stop:
+                n += 1
+                # two rows that are always alike
+                await store.change(lambda t, n=n: (t[ACCOUNTS].put(Account("a", n)), t[ACCOUNTS].put(Account("b", n))))  # type: ignore[misc]
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(work)
+            for n in range(5):
+                await trio.sleep(0.02)
+                await trio.to_thread.run_sync(make_backup, home, home / "config.toml", tmp_path / f"{n}.tar")
+            stop = True
+    for n in range(5):
+        there = tmp_path / f"restored-{n}"
+        restore_backup(tmp_path / f"{n}.tar", there, there / "config.toml")
+        with Store(there) as store:
+            assert store[ACCOUNTS].one("a").balance == store[ACCOUNTS].one("b").balance > 0
+
+
+def altered(file: Path, name: str, data: bytes | None, **fields: object) -> Path:
+    """Return a backup with one member changed, added, or, for None, left out."""
+    target = file.with_name(f"{secrets.token_hex(4)}.tar")
+    with tarfile.open(file) as old, tarfile.open(target, "w") as new:
+        for member in old:
+            if member.name != name:
+                new.addfile(member, old.extractfile(member))
+        if data is not None:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            for key, value in fields.items():
+                setattr(info, key, value)
+            new.addfile(info, BytesIO(data))
+    return target
+
+
+async def test_a_damaged_or_foreign_backup_changes_nothing(tmp_path: Path) -> None:
+    home, file = tmp_path / "home", tmp_path / "b.tar"
+    cid = await filled(home, 5)
+    make_backup(home, home / "config.toml", file)
+    store = (home / "store.db").read_bytes()
+    for broken, said in (
+        (altered(file, "store.db", b"no database"), "the store in it cannot be used"),
+        (altered(file, "store.db", store[:4096] + b"\xff" * 8192 + store[12288:]), "the store in it cannot be used"),
+        (altered(file, "store.db", None), "it has no store.db"),
+        (altered(file, "identity.json", None), "it has no identity.json"),
+        (altered(file, f"blobs/{cid}", b"else"), "is damaged"),
+        (altered(file, "../evil", b"x"), "does not belong"),
+        (altered(file, "/etc/evil", b"x"), "does not belong"),
+        (altered(file, "blobs/../evil", b"x"), "does not belong"),
+        (altered(file, "blobs/link", b"", type=tarfile.SYMTYPE, linkname="/etc/passwd"), "does not belong"),
+        (tmp_path / "home" / "store.db", "not a backup"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            restore_backup(broken, home, home / "config.toml")
+        assert (home / "store.db").read_bytes() == store
+    other = tmp_path / "other"
+    await filled(other, 1)
+    with pytest.raises(UsageError, match="another node"):
+        restore_backup(file, other, other / "config.toml")
+    restore_backup(file, other, other / "config.toml", force=True)
+    assert balance_in(other) == 5
+    with owned(home, "a node"), pytest.raises(NodeError, match="in use by a node"):
+        restore_backup(file, home, home / "config.toml")
+    with pytest.raises(UsageError, match="there is no node"):
+        make_backup(tmp_path / "nobody", tmp_path / "x", file)
+    with pytest.raises(UsageError, match="cannot be written"):
+        make_backup(home, home / "config.toml", tmp_path / "no" / "where.tar")
