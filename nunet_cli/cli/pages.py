@@ -163,6 +163,21 @@ def folder_of_documents() -> Path:
     return Path(__file__).parents[2] / "docs"
 
 
+def states_page() -> str:
+    """Return the document of the machines, from the tables that the code follows."""
+    from nunet_cli.records.allocations import ALLOCATION
+    from nunet_cli.records.bids import BID
+    from nunet_cli.records.contract_records import CONTRACT, REGISTERED
+    from nunet_cli.records.jobs import GROUP, JOB
+    from nunet_cli.records.machine import described
+
+    text = (
+        "# States\n\nWhat may happen to each kind of record, who may cause it, and what it leads to. These are the tables"
+        " that the code follows (`nunet_cli/records`); this page is made from them.\n\n"
+    )
+    return text + "\n".join(described(machine) for machine in (JOB, GROUP, BID, CONTRACT, REGISTERED, ALLOCATION))
+
+
 def write_all(folder: Path) -> list[Path]:
     """Write every page and script below a folder; return what was written."""
     from nunet_cli.api.openapi import description, output_schema
@@ -183,6 +198,8 @@ def write_all(folder: Path) -> list[Path]:
     written.append(folder / "docs" / "commands.md")
     written[-1].parent.mkdir(parents=True, exist_ok=True)
     written[-1].write_text(command_list(whole_tree()), encoding="utf-8")
+    written.append(folder / "docs" / "states.md")
+    written[-1].write_text(states_page(), encoding="utf-8")
     schemas = {
         "job-specification.schema.json": job_schema(), "output.schema.json": output_schema(),
         "openapi.json": description(),

@@ -104,11 +104,19 @@ class Machine:
         return found
 
 
-def diagram(machine: Machine) -> str:
-    """Return a machine as a Mermaid state diagram, as the documents show it."""
-    lines = ["stateDiagram-v2", *(f"    [*] --> {state}" for state in machine.start)]
+def described(machine: Machine) -> str:
+    """Return a machine as the documents show it: a diagram in Mermaid, and its table in Markdown."""
+    lines = [f"## {machine.name.capitalize()}", "", "```mermaid", "stateDiagram-v2"]
+    lines += [f"    [*] --> {state}" for state in machine.start]
     lines += [f"    {a} --> {b}: {', '.join(events)}" for (a, b), events in _edges(machine.moves).items()]
-    return "\n".join([*lines, *(f"    {state} --> [*]" for state in machine.states if state in machine.ends)])
+    lines += [f"    {state} --> [*]" for state in machine.states if state in machine.ends]
+    lines += ["```", "", "| event | in | leads to | caused by | about | needs that |", "|---|---|---|---|---|---|"]
+    lines += [
+        f"| {move.event} | {', '.join(move.states)} | {move.to or 'the same'} | {', '.join(move.by)} |"
+        f" {f'the `{move.about}` that it has' if move.about else ''} | {move.why} |"
+        for move in machine.moves
+    ]
+    return "\n".join([*lines, ""])
 
 
 def _edges(moves: Iterable[Move]) -> dict[tuple[str, str], list[str]]:
