@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
-from typing import Any
 
 import msgspec
-from tinydb import Query
+from msgspec import structs
 
 from nunet_cli import units
-from nunet_cli.database.store import Transaction
-from nunet_cli.errors import PeerError, RejectedMessageError
+from nunet_cli.database.store import Store, Transaction
+from nunet_cli.errors import PeerError, RejectedMessageError, StateError
 from nunet_cli.executor.docker import is_allowed
 from nunet_cli.executor.process import SANDBOXED
 from nunet_cli.jobs import expressions
 from nunet_cli.jobs.spec import total_price
 from nunet_cli.matching.accept import accept
 from nunet_cli.matching.compare import compare
-from nunet_cli.network.messenger import Answer, Incoming
-from nunet_cli.orchestrator.context import Context, plain
+from nunet_cli.network.messenger import Answer, Change, Incoming
+from nunet_cli.orchestrator.context import Context
 from nunet_cli.orchestrator.post import new_id
-from nunet_cli.records.bids import Bid, BidRequest, CapabilityComparison, Comparison, Decline, NodeID, TimeBid
+from nunet_cli.records.bids import (
+    BID_REQUESTS,
+    BIDS,
+    Bid,
+    BidRecord,
+    BidRequest,
+    BidRequestRecord,
+    CapabilityComparison,
+    Comparison,
+    Decline,
+    NodeID,
+    TimeBid,
+)
 from nunet_cli.records.capability import Capability, PriceBid
 from nunet_cli.records.identifiers import key_from_did, peer_cid_from_key, peer_id_from_key
 
@@ -45,31 +57,31 @@ def check_names(node: NodeID) -> None:
 def register(ctx: Context) -> None:
     """Take bid requests, sent directly or relayed."""
 
-    async def on_bid_request(message: Incoming) -> Answer:
+    async def on_bid_request(message: Incoming) -> Answer | Change:
         return await _on_bid_request(ctx, message)
 
     async def on_relayed(message: Incoming) -> None:
-        type_, body = await _on_bid_request(ctx, message)
-        await ctx.messenger.post(message.sender, type_, body, lifetime=RELAYED_LIFETIME)
+        found = await _on_bid_request(ctx, message)
 
-    # a repetition finds the bid that was made: nothing else needs to be kept of what a stranger asks
-    ctx.messenger.register("bid_request", BidRequest, on_bid_request, ephemeral=True)
+        def change(t: Transaction) -> None:
+            type_, body = found(t) if callable(found) else found
+            answer = ctx.messenger.outbox.outgoing(message.sender, type_, body, lifetime=RELAYED_LIFETIME)
+            ctx.messenger.outbox.enqueue(t, answer)
+
+        await ctx.store.change(change)
+
+    ctx.messenger.register("bid_request", BidRequest, on_bid_request)
     ctx.relay.on_publication("bid_request", BidRequest, on_relayed)
 
 
-async def _on_bid_request(ctx: Context, message: Incoming) -> Answer:
+async def _on_bid_request(ctx: Context, message: Incoming) -> Answer | Callable[[Transaction], Answer]:
     request: BidRequest = message.body
     if request.requester.did != message.sender:
         raise RejectedMessageError("the bid request is not the sender's own", code="wrong_sender")
     check_names(request.requester)
-    known = ctx.store.find("bid_requests", request.id)
-    if known is not None:
-        same = msgspec.convert({name: known[name] for name in BidRequest.__struct_fields__}, BidRequest) == request
-        if known["direction"] != "received" or not same:
-            raise RejectedMessageError("there is another bid request with this id", code="wrong_bid_request")
-        made = ctx.store.table("bids").search((Query().bid_request_id == request.id) & (Query().direction == "sent"))
-        if made:
-            return "bid", msgspec.convert({name: made[0][name] for name in Bid.__struct_fields__}, Bid)
+    made = _made_bid(ctx.store, request)
+    if made is not None:
+        return "bid", made
     images = await _compare_images(ctx, request)
     offer = await assess(ctx, request, images)
     if offer.comparison.verdict != "accept":
@@ -80,21 +92,52 @@ async def _on_bid_request(ctx: Context, message: Incoming) -> Answer:
         return "decline", Decline(request.id, request.job_id, ctx.identity.node_id, offer.comparison)
     bid = create_bid(ctx, request, offer)
 
-    def change(t: Transaction) -> bool:
-        t.put("bid_requests", {**plain(request), "direction": "received", "at": units.utc_now()})
-        locked = False
+    def change(t: Transaction) -> Answer:
+        # the same request may have come by another way as well: it gets one bid
+        known = _made_bid(t, request)
+        if known is not None:
+            return "bid", known
+        offered = bid
         if ctx.config.lock_on_bid and not offer.start:
             resources = request.required_capability.resources
-            ctx.accounting.lock(t, bid.id, request.job_id, resources, bid.timeout, bid.time.duration)
-            locked = True
-        row = {**plain(bid), "kind": "bid", "direction": "sent", "did": message.sender, "at": units.utc_now()}
-        t.put("bids", {**row, "resources_locked_until_timeout": locked, "verdict": "offered"})
+            try:
+                ctx.accounting.lock(t, bid.id, request.job_id, resources, bid.timeout, bid.time.duration)
+            except StateError as error:
+                # another took what was free when this one was compared
+                return "decline", _taken(ctx, request, offer, error.message)
+            offered = structs.replace(bid, resources_locked_until_timeout=True)
+        now = units.utc_now()
+        t[BID_REQUESTS].put(BidRequestRecord(request.id, request.job_id, "received", now, request))
+        t[BIDS].put(
+            BidRecord(bid.id, "bid", "sent", message.sender, request.id, request.job_id, now, bid.bidder, offered)
+        )
         t.save_event(request.job_id, "bid_sent", bid_id=bid.id, bid_request_id=request.id,
                      requester=request.requester.peer_id)  # fmt: skip
-        return locked
+        return "bid", offered
 
-    locked = await ctx.store.change(change)
-    return "bid", msgspec.structs.replace(bid, resources_locked_until_timeout=locked)
+    return change
+
+
+def _made_bid(source: Store | Transaction, request: BidRequest) -> Bid | None:
+    """Return the bid that was made for a request already.
+
+    Raises:
+        RejectedMessageError: it is another request with the same id.
+    """
+    known = source[BID_REQUESTS].get(request.id)
+    if known is None:
+        return None
+    if known.direction != "received" or known.request != request:
+        raise RejectedMessageError("there is another bid request with this id", code="wrong_bid_request")
+    made = source[BIDS].page(1, bid_request_id=request.id, did=request.requester.did).rows
+    return made[0].offer if made and made[0].direction == "sent" else None
+
+
+def _taken(ctx: Context, request: BidRequest, offer: Offer, reason: str) -> Decline:
+    """Return the refusal of a request that would have been accepted a moment ago."""
+    fields = (*offer.comparison.fields, Comparison("resources", "worse", reason=reason))
+    comparison = CapabilityComparison(fields, "decline", (f"resources: {reason}",))
+    return Decline(request.id, request.job_id, ctx.identity.node_id, comparison)
 
 
 async def _compare_images(ctx: Context, request: BidRequest) -> tuple[Comparison, ...]:
@@ -173,7 +216,7 @@ def _offered(ctx: Context, requester: str, cost: int, at: str) -> Capability:
     """Return what this provider offers a requester: what is left, the executors it may use, and the cost."""
     available = ctx.accounting.available(ctx.store, at)
     usable = tuple(name for name in available.executors if may_use(ctx, name, requester))
-    return msgspec.structs.replace(available, executors=usable, price=PriceBid(amount=units.format_amount(cost)))
+    return structs.replace(available, executors=usable, price=PriceBid(amount=units.format_amount(cost)))
 
 
 def may_use(ctx: Context, executor: str, requester: str) -> bool:
@@ -213,13 +256,13 @@ def create_bid(ctx: Context, request: BidRequest, offer: Offer) -> Bid:
     )  # fmt: skip
 
 
-def sent_bid(ctx: Context, bid_id: str, requester: str) -> dict[str, Any]:
+def sent_bid(source: Store | Transaction, bid_id: str, requester: str) -> BidRecord:
     """Return a bid of this provider's that was made to a requester.
 
     Raises:
         PeerError: there is no such bid.
     """
-    row = ctx.store.find("bids", bid_id)
-    if row is None or row["direction"] != "sent" or row["did"] != requester:
+    record = source[BIDS].get(bid_id)
+    if record is None or record.direction != "sent" or record.did != requester:
         raise PeerError(f"no bid {bid_id} was made to you", code="no_bid_here")
-    return row
+    return record

@@ -210,20 +210,21 @@ class Context:
         """Use a node in a role from now on, as this node's owner says."""
         await self.store.change(lambda t: t[PINNED_ROLES].put(PinnedRole(role, did, units.utc_now())))
 
-    async def pin_role(self, role: str, did: str, *, job_id: str = "") -> None:
+    def pin_role(self, t: Transaction, role: str, did: str, *, job_id: str = "") -> None:
         """Remember who was used in a role, the first time, and say so; whom the configuration names is not remembered.
 
         Args:
+            t: the change that this is part of.
             role: the role.
             did: who was used.
             job_id: the job of this node's for which it was; its followers are told.
         """
         if did == (self.config.oracle if role == "oracle" else self.config.contract_database):
             return
-        if not self.store[PINNED_ROLES].has(role):
-            await self.choose_role(role, did)
+        if not t[PINNED_ROLES].has(role):
+            t[PINNED_ROLES].put(PinnedRole(role, did, units.utc_now()))
             if did != self.identity.did:
-                await self.store.save_event(job_id, "role_taken", role=role, did=did)
+                t.save_event(job_id, "role_taken", role=role, did=did)
 
 
 def advance(

@@ -9,22 +9,25 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import trio
+from msgspec import structs
 
 from nunet_cli import units
-from nunet_cli.database.store import Transaction
+from nunet_cli.database.store import Store, Transaction
+from nunet_cli.database.transition import transition
 from nunet_cli.errors import ContractError, NoSpaceError, NunetError, RejectedMessageError, StateError
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.tree import required_capability
-from nunet_cli.network.messenger import Answer, Incoming
+from nunet_cli.network.messenger import Answer, Change, Incoming
 from nunet_cli.orchestrator.bid import sent_bid
-from nunet_cli.orchestrator.context import Context, advance, plain, read
+from nunet_cli.orchestrator.context import Context, advance
 from nunet_cli.orchestrator.request import offered_until
-from nunet_cli.orchestrator.select import missing_kycs, read_bid
-from nunet_cli.records.capability import PriceBid, Resources
+from nunet_cli.orchestrator.select import missing_kycs
+from nunet_cli.records.bids import BID, BID_REQUESTS, BIDS, BidRecord
+from nunet_cli.records.contract_records import BALANCES, CONTRACT, CONTRACTS, Balance, ContractRecord
 from nunet_cli.records.contracts import (
     DATABASE,
     LAPSED,
@@ -44,8 +47,8 @@ from nunet_cli.records.contracts import (
     sign_by_of,
 )
 from nunet_cli.records.documents import Document, make_document, require_signature
+from nunet_cli.records.jobs import JOBS, Job
 from nunet_cli.records.messages import ContractAgreement, ContractProposal
-from nunet_cli.records.states import CONTRACT_TRANSITIONS, check_transition
 from nunet_cli.tokenomics.payment import check_payment_info, deposit_for
 
 T = TypeVar("T")
@@ -53,11 +56,12 @@ PROVIDER_REFUSED = "provider_refused"
 TRANSIENT = frozenset({"peer_silent", "peer_unreachable", "clock_differs", "internal", NoSpaceError.default_code})
 RETRY_PAUSE = 2.0
 MAX_SKEW = timedelta(seconds=60)
+_LEADS_TO = {move.event: move.to for move in CONTRACT.moves}
 
 # -- requester ---------------------------------------------------------------------------------------------------------
 
 
-async def close_contract(ctx: Context, job_id: str) -> dict[str, Any]:
+async def close_contract(ctx: Context, job_id: str) -> Job:
     """Agree on a contract with the provider, and have it proved; a job that has one already is left as it is.
 
     Raises:
@@ -65,18 +69,16 @@ async def close_contract(ctx: Context, job_id: str) -> dict[str, Any]:
         ContractError: refused; code `provider_refused` when another provider may do better.
     """
     job = ctx.job(job_id)
-    if job["state"] == "contracted":
+    if job.state == "contracted":
         return job
-    if job["state"] != "requested":
-        raise StateError(
-            f"job {job['id']} is {job['state']}, not requested", hint=f"run: nunet job request {job['id']}"
-        )
-    row = ctx.store.find("contracts", job["contract_id"]) if job["contract_id"] else None
-    if row is None or row["bid_id"] != job["bid_id"] or row["state"] in ("refused", "expired"):
-        row = await _propose(ctx, job)
-    if row["state"] == "proposed":
-        row = await _agree(ctx, row)
-    return await _prove(ctx, job["id"], row)
+    if job.state != "requested":
+        raise StateError(f"job {job.id} is {job.state}, not requested", hint=f"run: nunet job request {job.id}")
+    contract = ctx.store[CONTRACTS].get(job.contract_id) if job.contract_id else None
+    if contract is None or contract.bid_id != job.bid_id or contract.state in ("refused", "expired"):
+        contract = await _propose(ctx, job)
+    if contract.state == "proposed":
+        contract = await _agree(ctx, contract)
+    return await _prove(ctx, job.id, contract)
 
 
 def is_transient(error: NunetError) -> bool:
@@ -104,31 +106,28 @@ async def _ask_until(ctx: Context, job_id: str, until: str, ask: Callable[[], Aw
             await trio.sleep(RETRY_PAUSE)
 
 
-async def _propose(ctx: Context, job: dict[str, Any]) -> dict[str, Any]:
-    bid = ctx.store.find("bids", job["bid_id"])
-    assert bid is not None
+async def _propose(ctx: Context, job: Job) -> ContractRecord:
+    bid = ctx.store[BIDS].one(job.bid_id)
     # a statement may have run out since the bid was chosen
-    missing = missing_kycs(required_capability(decode_spec(job["spec"]), ctx.config.kyc.verifiers), read_bid(bid))
+    missing = missing_kycs(required_capability(decode_spec(job.spec), ctx.config.kyc.verifiers), bid.offer)
     if missing:
         raise ContractError("; ".join(missing), code=PROVIDER_REFUSED)
-    paid = check_payment_info(read(bid, "price", PriceBid), bid["time"]["duration"])
+    paid = check_payment_info(bid.offer.price, bid.offer.time.duration)
     database = await ctx.wait_role(DATABASE, ctx.config.contract_database, paid=paid)
     oracle = await ctx.wait_role(ORACLE, ctx.config.oracle, paid=paid)
     # a contract database that is away is asked again, for as long as the provider's lock holds
-    if not await _ask_until(ctx, job["id"], bid["timeout"], partial(validate_provider, ctx, bid["did"], database)):
-        raise ContractError(f"the provider {bid['did']} is not verified", code=PROVIDER_REFUSED)
+    if not await _ask_until(ctx, job.id, bid.offer.timeout, partial(validate_provider, ctx, bid.did, database)):
+        raise ContractError(f"the provider {bid.did} is not verified", code=PROVIDER_REFUSED)
     document = generate_job_contract(ctx, job, bid, database, oracle)
-    row = contract_row(document, REQUESTER, job["spec"])
+    contract = contract_record(document, "requester", job.spec)
 
     def change(t: Transaction) -> None:
-        t.put("contracts", row)
-        current = t.find("jobs", job["id"])
-        assert current is not None
-        t.put("jobs", {**current, "contract_id": row["id"]})
-        t.save_event(job["id"], "contract_proposed", contract_id=row["id"], deposit=row["deposit"])
+        transition(t, t[JOBS].one(job.id), "propose", by=REQUESTER, about=bid.id, contract_id=contract.id)
+        t[CONTRACTS].put(contract)
+        t.save_event(job.id, "contract_proposed", contract_id=contract.id, deposit=contract.deposit)
 
     await ctx.store.change(change)
-    return row
+    return contract
 
 
 async def validate_provider(ctx: Context, did: str, database: str) -> bool:
@@ -150,32 +149,29 @@ async def validate_provider(ctx: Context, did: str, database: str) -> bool:
     return isinstance(answer.body, KycAnswer) and answer.body.did == did and answer.body.verified
 
 
-def generate_job_contract(
-    ctx: Context, job: dict[str, Any], bid: dict[str, Any], database: str, oracle: str
-) -> Document:
+def generate_job_contract(ctx: Context, job: Job, bid: BidRecord, database: str, oracle: str) -> Document:
     """Return the unsigned contract for a bid (seed 4: `generateJobContract`)."""
-    spec = decode_spec(job["spec"])
+    verify = decode_spec(job.spec).verify
     return make_document(
         _contract(
-            bid, requester=ctx.identity.did, provider=bid["did"], database=database, oracle=oracle,
-            verification=spec.verify.policy, replicas=spec.verify.n if spec.verify.policy == "replicate" else 1,
+            bid, requester=ctx.identity.did, provider=bid.did, database=database, oracle=oracle,
+            verification=verify.policy, replicas=verify.n if verify.policy == "replicate" else 1,
             created_at=units.utc_now(),
         )
     )  # fmt: skip
 
 
 def _contract(
-    bid: dict[str, Any], *, requester: str, provider: str, database: str, oracle: str, verification: Any,
-    created_at: str, replicas: int,
+    bid: BidRecord, *, requester: str, provider: str, database: str, oracle: str,
+    verification: Literal["attested", "replicate", "reexecute"], created_at: str, replicas: int,
 ) -> Contract:  # fmt: skip
     """Return the contract that follows from a bid; both parties make it, and it must come out the same."""
-    price = msgspec.convert(bid["price"], PriceBid)
-    duration = bid["time"]["duration"]
+    price, duration = bid.offer.price, bid.offer.time.duration
     return Contract(
-        v=1, job_id=bid["job_id"], bid_id=bid["id"], requester=requester, provider=provider,
+        v=1, job_id=bid.job_id, bid_id=bid.id, requester=requester, provider=provider,
         contract_database=database, oracle=oracle,
         terms=Terms(
-            spec_cid=bid["spec_cid"], price=price, max_duration=duration,
+            spec_cid=bid.offer.spec_cid, price=price, max_duration=duration,
             deposit=units.format_amount(deposit_for(price, duration)), verification=verification,
             deadline=deadline_of(created_at, duration), replicas=replicas,
         ),
@@ -184,29 +180,29 @@ def _contract(
     )  # fmt: skip
 
 
-async def _agree(ctx: Context, row: dict[str, Any]) -> dict[str, Any]:
+async def _agree(ctx: Context, contract: ContractRecord) -> ContractRecord:
     """Get the provider's signature under the very same text, and put this node's own under it, which comes last."""
-    proposal = Document(read(row, "document", Document).content)
+    proposal = Document(contract.document.content)
     timeout = ctx.config.limits.answer_timeout * 2
     try:
         answer = await ctx.messenger.request(
-            row["provider"], "contract_proposal", ContractProposal(proposal), timeout=timeout
+            contract.provider, "contract_proposal", ContractProposal(proposal), timeout=timeout
         )
         agreed = answer.body.contract if isinstance(answer.body, ContractAgreement) else None
         if agreed is None or agreed.content != proposal.content:
             raise RejectedMessageError("the provider answered with another contract", code="wrong_contract")
-        require_signature(agreed, row["provider"], PROVIDER, "contract")
+        require_signature(agreed, contract.provider, PROVIDER, "contract")
     except NunetError as error:
         reason = error.message
-        await ctx.store.change(lambda t: set_contract(t, row["id"], "refused", reason=reason))
+        await ctx.store.change(lambda t: set_contract(t, contract.id, "refuse", by=PROVIDER, reason=reason))
         raise ContractError(f"the provider refused the contract: {reason}", code=PROVIDER_REFUSED) from None
     mine = Document(agreed.content, tuple(entry for entry in agreed.signatures if entry.role == PROVIDER)[:1])
     signed = mine.sign(ctx.identity, REQUESTER)
-    return await ctx.store.change(lambda t: set_contract(t, row["id"], "agreed", document=plain(signed)))
+    return await ctx.store.change(lambda t: set_contract(t, contract.id, "agree", by=PROVIDER, document=signed))
 
 
-async def _prove(ctx: Context, job_id: str, row: dict[str, Any]) -> dict[str, Any]:
-    document = read(row, "document", Document)
+async def _prove(ctx: Context, job_id: str, record: ContractRecord) -> Job:
+    document = record.document
     contract = document.read(Contract)
     try:
         # whether it is recorded only the contract database can say, also when the signatures bind no more
@@ -214,28 +210,28 @@ async def _prove(ctx: Context, job_id: str, row: dict[str, Any]) -> dict[str, An
         body = await _ask_until(ctx, job_id, deadline, partial(_register, ctx, document, contract))
         check_proof(body.proof, document)
     except NunetError as error:
-        event = {"reason": error.message, "code": error.code}
+        said = {"reason": error.message, "code": error.code}
 
         def refused(t: Transaction) -> None:
-            t.save_event(job_id, "contract_refused", **event)
-            if event["code"] == LAPSED:
-                set_contract(t, row["id"], "expired", message=f"not registered by {contract.sign_by}")
+            t.save_event(job_id, "contract_refused", **said)
+            if said["code"] == LAPSED:
+                late = f"not registered by {contract.sign_by}"
+                set_contract(t, record.id, "expire", by=DATABASE, message=late)
 
         await ctx.store.change(refused)
         message = f"the contract database refused the contract: {error.message}"
         raise ContractError(message, code=error.code, hint=error.hint, details=error.details) from None
-    if contract.payment != "volunteer":
-        # whom a volunteer's contract names costs nobody anything, and says nothing about whom to trust with money
-        await ctx.pin_role(DATABASE, contract.contract_database, job_id=job_id)
-        await ctx.pin_role(ORACLE, contract.oracle, job_id=job_id)
-
     await ctx.peers.note_useful(contract.provider, contract.contract_database, contract.oracle)
 
-    def change(t: Transaction) -> dict[str, Any]:
-        set_contract(t, row["id"], "proved", proof=plain(body.proof), proved_at=units.utc_now())
+    def change(t: Transaction) -> Job:
+        if contract.payment != "volunteer":
+            # whom a volunteer's contract names costs nobody anything, and says nothing about whom to trust with money
+            ctx.pin_role(t, DATABASE, contract.contract_database, job_id=job_id)
+            ctx.pin_role(t, ORACLE, contract.oracle, job_id=job_id)
+        set_contract(t, record.id, "prove", by=DATABASE, proof=body.proof, proved_at=units.utc_now())
         note_balance(t, contract.contract_database, body.balance)
-        event = {"contract_id": row["id"], "deposit": row["deposit"], "payment": contract.payment}
-        return advance(t, job_id, "contracted", event, contract_id=row["id"])
+        said = {"contract_id": record.id, "deposit": record.deposit, "payment": contract.payment}
+        return advance(t, job_id, "prove", by=DATABASE, about=record.id, said=said)
 
     return await ctx.store.change(change)
 
@@ -265,11 +261,11 @@ def check_proof(proof: Document, contract: Document) -> None:
 
 async def check_contract(ctx: Context, contract_id: str) -> ContractStatus:
     """Ask the contract database for the state of a contract of this node's (seed 4: `checkContract`)."""
-    row = ctx.store.resolve("contracts", contract_id, what="contract")
-    database = read(row, "document", Document).read(Contract).contract_database
+    contract = ctx.store[CONTRACTS].resolve(contract_id, what="contract")
     answer = await ctx.messenger.request(
-        database, "check_contract", CheckContract(row["id"]), timeout=ctx.config.limits.answer_timeout
-    )
+        contract.contract_database, "check_contract", CheckContract(contract.id),
+        timeout=ctx.config.limits.answer_timeout,
+    )  # fmt: skip
     body: ContractStatus = answer.body
     return body
 
@@ -277,34 +273,47 @@ async def check_contract(ctx: Context, contract_id: str) -> ContractStatus:
 # -- both --------------------------------------------------------------------------------------------------------------
 
 
-def contract_row(document: Document, role: str, spec: str) -> dict[str, Any]:
-    """Return a new row of the contracts table."""
+def contract_record(document: Document, role: Literal["requester", "provider"], spec: str) -> ContractRecord:
+    """Return the record of a new contract."""
     contract = document.read(Contract)
-    return {
-        "id": document.cid, "job_id": contract.job_id, "role": role, "state": "proposed", "bid_id": contract.bid_id,
-        "requester": contract.requester, "provider": contract.provider, "contract_database": contract.contract_database,
-        "oracle": contract.oracle, "deposit": contract.terms.deposit, "payment": contract.payment,
-        "deadline": contract.terms.deadline, "created_at": contract.created_at, "spec": spec,
-        "document": plain(document), "proof": None, "result": None, "verdict": None, "receipt": None, "message": "",
-    }  # fmt: skip
+    return ContractRecord(
+        id=document.cid, job_id=contract.job_id, role=role, bid_id=contract.bid_id, requester=contract.requester,
+        provider=contract.provider, contract_database=contract.contract_database, oracle=contract.oracle,
+        deposit=contract.terms.deposit, payment=contract.payment, deadline=contract.terms.deadline,
+        created_at=contract.created_at, document=document, spec=spec,
+    )  # fmt: skip
 
 
-def set_contract(t: Transaction, contract_id: str, state: str, **fields: Any) -> dict[str, Any]:
-    """Put a contract into a state, with its event; the state it has already is no change."""
-    row = t.find("contracts", contract_id)
-    if row is None:
-        raise StateError(f"contract {contract_id} is gone")
-    if row["state"] != state:
-        check_transition(CONTRACT_TRANSITIONS, row["state"], state, f"contract {contract_id}")
-        t.save_event(row["job_id"], f"contract_{state}", contract_id=contract_id)
-    row.update(fields, state=state)
-    t.put("contracts", row)
-    return row
+def set_contract(t: Transaction, contract_id: str, event: str, *, by: str, **changes: Any) -> ContractRecord:
+    """Let an event happen to a contract, and save it in the event log; return the contract.
+
+    Where it has led to its state already, that is no event: only the changes are made.
+
+    Args:
+        t: the change that this is part of.
+        contract_id: the contract.
+        event: what happens, as in `records.contract_records.CONTRACT`; it is about this contract.
+        by: which party causes it.
+        changes: fields of the contract.
+
+    Raises:
+        StateError: the contract's machine does not allow it, or there is no such contract.
+    """
+    contract = t[CONTRACTS].get(contract_id)
+    if contract is None:
+        raise StateError(f"contract {contract_id} is gone", code="gone")
+    if contract.state == _LEADS_TO[event]:
+        contract = structs.replace(contract, **changes)
+        t[CONTRACTS].put(contract)
+        return contract
+    contract = transition(t, contract, event, by=by, about=contract_id, **changes)
+    t.save_event(contract.job_id, f"contract_{contract.state}", contract_id=contract_id)
+    return contract
 
 
 def note_balance(t: Transaction, database: str, balance: str) -> None:
     """Remember what the contract database last said of this node's balance."""
-    t.put("balances", {"id": database, "balance": balance, "at": units.utc_now()})
+    t[BALANCES].put(Balance(database, balance, units.utc_now()))
 
 
 # -- provider ----------------------------------------------------------------------------------------------------------
@@ -313,7 +322,7 @@ def note_balance(t: Transaction, database: str, balance: str) -> None:
 def register(ctx: Context) -> None:
     """Take contract proposals, and know the answers of the contract database."""
 
-    async def on_proposal(message: Incoming) -> Answer:
+    async def on_proposal(message: Incoming) -> Answer | Change:
         return await _on_proposal(ctx, message)
 
     ctx.messenger.register("contract_proposal", ContractProposal, on_proposal)
@@ -323,21 +332,19 @@ def register(ctx: Context) -> None:
     ctx.messenger.register("contract_status", ContractStatus)
 
 
-async def _on_proposal(ctx: Context, message: Incoming) -> Answer:
+async def _on_proposal(ctx: Context, message: Incoming) -> Answer | Change:
     document: Document = message.body.contract
     contract = document.read(Contract)
-    known = ctx.store.find("contracts", document.cid)
-    if known is not None and known["requester"] == message.sender:
-        return "contract_agreement", ContractAgreement(read(known, "document", Document))
-    bid = sent_bid(ctx, contract.bid_id, message.sender)
+    known = _signed_before(ctx.store, document, message.sender)
+    if known is not None:
+        return known
+    bid = _open_bid(ctx, ctx.store, contract, message.sender)
     _check_roles(ctx, contract)
     agreement = generate_job_agreement(ctx, bid, contract)
     if agreement.content != document.content:
         raise ContractError(
             "the contract differs from the bid", code="terms_differ", details=_differences(agreement, document)
         )
-    if offered_until(bid) <= units.utc_now() and not ctx.accounting.is_locked(ctx.store, bid["id"]):
-        raise ContractError(f"the bid timed out at {offered_until(bid)}", code="bid_timeout")
     sign_by = units.parse_time(contract.sign_by)
     if sign_by + MAX_SKEW <= units.now() or units.parse_time(contract.created_at) > units.now() + MAX_SKEW:
         raise ContractError(
@@ -347,32 +354,58 @@ async def _on_proposal(ctx: Context, message: Incoming) -> Answer:
     if not await validate_provider(ctx, contract.requester, contract.contract_database):
         raise ContractError("the requester is not verified", code="not_verified_entity")
     agreed = agreement.sign(ctx.identity, PROVIDER)
-    request = ctx.store.find("bid_requests", bid["bid_request_id"])
-    assert request is not None
-    resources = msgspec.convert(request["required_capability"]["resources"], Resources)
-    lease = units.format_time(units.now() + timedelta(seconds=ctx.config.lock_lease))
+    record = structs.replace(contract_record(agreed, "provider", ""), state="agreed")
 
-    def change(t: Transaction) -> None:
-        signed = [row for row in t.table("contracts").search(_for_bid(bid)) if row["bid_id"] == bid["id"]]
-        if signed:
+    def change(t: Transaction) -> Answer:
+        before = _signed_before(t, document, message.sender)
+        if before is not None:
+            return before
+        current = _open_bid(ctx, t, contract, message.sender)
+        if t[CONTRACTS].first("bid_id", current.id) is not None:
             raise ContractError("there is a contract for this bid already", code="bid_used")
+        resources = t[BID_REQUESTS].one(current.bid_request_id).request.required_capability.resources
+        lease = units.format_time(units.now() + timedelta(seconds=ctx.config.lock_lease))
         # a lock that lapsed in the meantime is taken again, if there is still room
-        ctx.accounting.lock(t, bid["id"], bid["job_id"], resources, lease, bid["time"]["duration"])
-        t.put("contracts", {**contract_row(agreed, PROVIDER, ""), "state": "agreed"})
-        t.save_event(bid["job_id"], "contract_agreed", contract_id=agreed.cid, deposit=contract.terms.deposit)
+        ctx.accounting.lock(t, current.id, current.job_id, resources, lease, current.offer.time.duration)
+        t[CONTRACTS].put(record)
+        t.save_event(current.job_id, "contract_agreed", contract_id=agreed.cid, deposit=contract.terms.deposit)
+        return "contract_agreement", ContractAgreement(agreed)
 
-    await ctx.store.change(change)
-    return "contract_agreement", ContractAgreement(agreed)
+    return change
 
 
-def generate_job_agreement(ctx: Context, bid: dict[str, Any], proposed: Contract) -> Document:
+def _signed_before(source: Store | Transaction, document: Document, sender: str) -> Answer | None:
+    """Return the answer to a proposal that was agreed to already."""
+    known = source[CONTRACTS].get(document.cid)
+    if known is None or known.requester != sender:
+        return None
+    return "contract_agreement", ContractAgreement(known.document)
+
+
+def _open_bid(ctx: Context, source: Store | Transaction, contract: Contract, sender: str) -> BidRecord:
+    """Return the bid that a proposal is about, while it stands.
+
+    Raises:
+        PeerError: no such bid was made to the sender.
+        ContractError: it timed out.
+        StateError: it was released.
+    """
+    bid = sent_bid(source, contract.bid_id, sender)
+    if offered_until(bid) <= units.utc_now() and not ctx.accounting.is_locked(source, bid.id):
+        raise ContractError(f"the bid timed out at {offered_until(bid)}", code="bid_timeout")
+    # what was released is locked for nobody any more
+    BID.move(bid, "lock", PROVIDER, None)
+    return bid
+
+
+def generate_job_agreement(ctx: Context, bid: BidRecord, proposed: Contract) -> Document:
     """Return the contract as this provider's bid has it (seed 4: `generateJobAgreement`).
 
     Only what the requester chooses is taken over from the proposal, once it was checked.
     """
     return make_document(
         _contract(
-            bid, requester=bid["did"], provider=ctx.identity.did, database=proposed.contract_database,
+            bid, requester=bid.did, provider=ctx.identity.did, database=proposed.contract_database,
             oracle=proposed.oracle, verification=proposed.terms.verification, created_at=proposed.created_at,
             replicas=proposed.terms.replicas,
         )
@@ -399,12 +432,6 @@ def _check_roles(ctx: Context, contract: Contract) -> None:
 
 def _differences(mine: Document, theirs: Document) -> dict[str, Any]:
     """Return what differs, as `{field: {bid, contract}}`."""
-    ours, other = plain(mine.read(Contract)), plain(theirs.read(Contract))
+    ours, other = (msgspec.to_builtins(document.read(Contract)) for document in (mine, theirs))
     ours, other = {**ours, **ours.pop("terms")}, {**other, **other.pop("terms")}
     return {key: {"bid": ours[key], "contract": other[key]} for key in ours if ours[key] != other[key]}
-
-
-def _for_bid(bid: dict[str, Any]) -> Any:
-    from tinydb import Query
-
-    return Query().job_id == bid["job_id"]

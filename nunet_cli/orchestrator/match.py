@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any
 
 import msgspec
 import trio
-from tinydb import Query
 
 from nunet_cli import units
 from nunet_cli.database.store import Transaction
@@ -22,13 +20,15 @@ from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.spec import JobSpec
 from nunet_cli.jobs.tree import images_of, required_capability
 from nunet_cli.matching.rank import bid_price
-from nunet_cli.network.messenger import Incoming
-from nunet_cli.network.topics import BIDS
-from nunet_cli.orchestrator.context import Context, advance, error_fields, plain
+from nunet_cli.network.messenger import Change, Incoming
+from nunet_cli.network.topics import BIDS as BID_TOPIC
+from nunet_cli.orchestrator.context import Context, advance, change_job, error_record
 from nunet_cli.orchestrator.post import new_id
 from nunet_cli.orchestrator.select import select_best_bid
-from nunet_cli.records.bids import Bid, BidRequest, Decline
+from nunet_cli.records.bids import BID_REQUESTS, BIDS, Bid, BidRecord, BidRequest, BidRequestRecord, Decline, NodeID
 from nunet_cli.records.identifiers import key_from_did, peer_cid_from_key, peer_id_from_key
+from nunet_cli.records.jobs import JOBS, Job, Waiting
+from nunet_cli.records.machine import CLOCK, REQUESTER
 
 log = logging.getLogger("nunet.match")
 
@@ -38,11 +38,11 @@ RELAY_WAIT = 2.0
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 
 
-async def match(ctx: Context, job_id: str, *, timeout: float | None = None) -> dict[str, Any]:
+async def match(ctx: Context, job_id: str, *, timeout: float | None = None) -> Job:
     """Ask for bids and shortlist the best; a job that is matched already is left as it is.
 
     A job with a deadline is searched for again, with growing pauses and whenever the network changes, until somebody
-    can take it; its row says what it waits for.
+    can take it; it says what it waits for.
 
     Args:
         ctx: the node's parts.
@@ -54,40 +54,40 @@ async def match(ctx: Context, job_id: str, *, timeout: float | None = None) -> d
         NoBidError: nobody answered, or nobody can take it; the details say what each said.
     """
     job = ctx.job(job_id)
-    if job["state"] == "matched" and job["shortlist"]:
+    if job.state == "matched" and job.shortlist:
         return job
-    if job["kind"] != "job":
-        raise StateError(f"job {job['id']} is a {job['kind']}", hint=f"run it with: nunet job run --job {job['id']}")
-    if job["state"] not in ("posted", "matching", "expired", "matched"):
-        raise StateError(f"job {job['id']} is {job['state']}: it has been matched")
-    spec = decode_spec(job["spec"])
+    if job.kind != "job":
+        raise StateError(f"job {job.id} is a {job.kind}", hint=f"run it with: nunet job run --job {job.id}")
+    if job.state not in ("posted", "matching", "expired", "matched"):
+        raise StateError(f"job {job.id} is {job.state}: it has been matched")
+    spec = decode_spec(job.spec)
     search = ctx.config.default_search_timeout if timeout is None else timeout
     if timeout is None and spec.time.start:
-        await _wait(ctx, job["id"], spec.time.start, "its start time")
-    tries = job.get("tries", 0)
+        await _wait(ctx, job.id, spec.time.start, "its start time")
+    tries = job.tries
     if timeout is None and tries:
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (tries - 1))
         again = min(spec.time.deadline, units.format_time(units.now() + timedelta(seconds=pause)))
-        await _wait(ctx, job["id"], again, "every provider asked declined")
+        await _wait(ctx, job.id, again, "every provider asked declined")
     while True:
-        request = await _new_bid_request(ctx, ctx.job(job["id"]), spec)
-        topics = [job["topic"]] if job.get("topic") else []
-        await publish_bid_request(ctx, request, *topics, push=job["push"], timeout=search)
+        request = await _new_bid_request(ctx, ctx.job(job.id), spec)
+        named = [job.topic] if job.topic else []
+        await publish_bid_request(ctx, request, *named, push=job.push, timeout=search)
         try:
-            return await select_best_bid(ctx, job["id"], request.id)
+            return await select_best_bid(ctx, job.id, request.id)
         except NoBidError as error:
             again = _next_try(error, spec.time.deadline, tries) if timeout is None else ""
             if not again:
-                await _expire(ctx, job["id"], error)
+                await _expire(ctx, job.id, error)
                 raise
             tries += 1
             known = frozenset(peer.did for peer in ctx.topics.subscribers(request.topic))
-            await _wait(ctx, job["id"], again, error.message, known)
+            await _wait(ctx, job.id, again, error.message, known)
 
 
 async def _expire(ctx: Context, job_id: str, error: NoBidError) -> None:
-    event, fields = {"reason": error.code, "message": error.message}, error_fields(error)
-    await ctx.store.change(lambda t: advance(t, job_id, "expired", event, error=fields, waiting=None))
+    said, record = {"reason": error.code, "message": error.message}, error_record(error)
+    await ctx.store.change(lambda t: advance(t, job_id, "expire", by=CLOCK, said=said, error=record, waiting=None))
 
 
 def _next_try(error: NoBidError, deadline: str, tries: int) -> str:
@@ -105,35 +105,35 @@ async def _wait(ctx: Context, job_id: str, until: str, what: str, known: frozens
     """Wait for a time, saying so with the job; with `known` providers also until another comes."""
 
     def begin(t: Transaction) -> None:
-        row = t.find("jobs", job_id)
-        assert row is not None
-        t.put("jobs", {**row, "waiting": {"for": what, "next_try": until, "since": units.utc_now()}})
+        change_job(t, job_id, waiting=Waiting(what, until, units.utc_now()))
         t.save_event(job_id, "job_waiting", reason=what, next_try=until)
 
     if until > units.utc_now():
         await ctx.store.change(begin)
     while (left := (units.parse_time(until) - units.now()).total_seconds()) > 0:
         await ctx.transport.wait_change(min(left, 1.0))
-        there = {peer.did for peer in ctx.topics.subscribers(BIDS)}
+        there = {peer.did for peer in ctx.topics.subscribers(BID_TOPIC)}
         if known is not None and there - known:
             break
 
 
-async def _new_bid_request(ctx: Context, job: dict[str, Any], spec: JobSpec) -> BidRequest:
+async def _new_bid_request(ctx: Context, job: Job, spec: JobSpec) -> BidRequest:
     search = timedelta(seconds=ctx.config.default_search_timeout)
     request = BidRequest(
-        id=new_id("request"), job_id=job["id"], requester=ctx.identity.node_id, name=spec.name,
-        required_capability=required_capability(spec, ctx.config.kyc.verifiers), spec_cid=job["spec_cid"],
+        id=new_id("request"), job_id=job.id, requester=ctx.identity.node_id, name=spec.name,
+        required_capability=required_capability(spec, ctx.config.kyc.verifiers), spec_cid=job.spec_cid,
         start_by=spec.time.deadline,
-        deadline=units.format_time(units.now() + search), topic="" if job["push"] else job.get("topic") or BIDS,
+        deadline=units.format_time(units.now() + search), topic="" if job.push else job.topic or BID_TOPIC,
         images=images_of(spec), hard=spec.constraints.hard,
     )  # fmt: skip
 
     def change(t: Transaction) -> None:
-        t.put("bid_requests", {**plain(request), "direction": "sent", "at": units.utc_now()})
-        event = {"bid_request_id": request.id}
-        t.save_event(job["id"], "bid_request_sent", **event)
-        advance(t, job["id"], "matching", event, bid_request_id=request.id, error=None, waiting=None)
+        t[BID_REQUESTS].put(BidRequestRecord(request.id, job.id, "sent", units.utc_now(), request))
+        said = {"bid_request_id": request.id}
+        t.save_event(job.id, "bid_request_sent", **said)
+        advance(
+            t, job.id, "search", by=REQUESTER, said=said, bid_request_id=request.id, error=None, waiting=None
+        )  # fmt: skip
 
     await ctx.store.change(change)
     return request
@@ -220,7 +220,7 @@ async def _ask(ctx: Context, request: BidRequest, did: str, timeout: float, wait
         if isinstance(answer.body, Bid):
             await register_bid(ctx, request, answer)
         elif isinstance(answer.body, Decline):
-            await _register_decline(ctx, request, answer)
+            await ctx.store.change(_decline_change(request, answer))
     except NunetError as error:
         if error.code != "peer_unreachable" or request.topic == "":
             await _register_silence(ctx, request, did, error)
@@ -235,6 +235,11 @@ async def register_bid(ctx: Context, request: BidRequest, message: Incoming) -> 
     Raises:
         RejectedMessageError: it is not an answer to this request, not the sender's own, or over the price limit.
     """
+    await ctx.store.change(_bid_change(ctx, request, message))
+
+
+def _bid_change(ctx: Context, request: BidRequest, message: Incoming) -> Callable[[Transaction], None]:
+    """Check a bid, and return the change that keeps it."""
     bid: Bid = message.body
     _check_bidder(bid, message.sender)
     if bid.bid_request_id != request.id or bid.job_id != request.job_id or bid.spec_cid != request.spec_cid:
@@ -247,22 +252,32 @@ async def register_bid(ctx: Context, request: BidRequest, message: Incoming) -> 
         raise RejectedMessageError("the bid is for another duration", code="wrong_bid")
     if bid_price(bid) > units.parse_amount(request.required_capability.price.amount):
         raise RejectedMessageError("the bid is over the price limit", code="wrong_bid")
-    row = {**plain(bid), "kind": "bid", "direction": "received", "did": message.sender, "at": units.utc_now()}
-    row |= {"evidence": message.evidence, "score": None, "rank": None, "why": "", "verdict": "offered"}
+    record = BidRecord(
+        bid.id, "bid", "received", message.sender, request.id, request.job_id, units.utc_now(), bid.bidder, bid,
+        evidence=message.evidence,
+    )  # fmt: skip
 
-    def change(t: Transaction) -> bool:
-        known = t.table("bids").search(Query().bid_request_id == request.id)
-        if t.find("bids", bid.id) is not None or any(old["did"] == message.sender for old in known):
-            return False
-        t.put("bids", row)
+    def change(t: Transaction) -> None:
+        # the first answer counts, however many somebody sends
+        if t[BIDS].has(bid.id) or _has_answered(t, request, message.sender):
+            return
+        t[BIDS].put(record)
         t.save_event(
             request.job_id, "bid_received", bid_id=bid.id, bidder=bid.bidder.peer_id,
             price=units.format_amount(bid_price(bid)), start=bid.time.start, load=bid.load,
         )  # fmt: skip
-        return True
+        t.then(lambda: _count(ctx, request.id))
 
-    if await ctx.store.change(change) and request.id in ctx.answers:
-        ctx.answers[request.id] += 1
+    return change
+
+
+def _count(ctx: Context, request_id: str) -> None:
+    if request_id in ctx.answers:
+        ctx.answers[request_id] += 1
+
+
+def _has_answered(t: Transaction, request: BidRequest, did: str) -> bool:
+    return t[BIDS].page(1, bid_request_id=request.id, did=did).total > 0
 
 
 def _check_bidder(bid: Bid | Decline, sender: str) -> None:
@@ -271,34 +286,40 @@ def _check_bidder(bid: Bid | Decline, sender: str) -> None:
         raise RejectedMessageError("the bidder is not who signed", code="wrong_bid")
 
 
-async def _register_decline(ctx: Context, request: BidRequest, message: Incoming) -> None:
+def _decline_change(request: BidRequest, message: Incoming) -> Callable[[Transaction], None]:
+    """Check a refusal, and return the change that keeps it."""
     decline: Decline = message.body
     _check_bidder(decline, message.sender)
-    row = _answer_row(request, message.sender, "decline", list(decline.comparison.reasons))
-    row |= {"bidder": plain(decline.bidder), "comparison": plain(decline.comparison), "evidence": message.evidence}
-    await _register(ctx, request, row)
+    record = BidRecord(
+        new_id("decline"), "decline", "received", message.sender, request.id, request.job_id, units.utc_now(),
+        decline.bidder, comparison=decline.comparison, verdict="declined", reasons=decline.comparison.reasons,
+        evidence=message.evidence,
+    )  # fmt: skip
+
+    def change(t: Transaction) -> None:
+        if not _has_answered(t, request, message.sender):
+            t[BIDS].put(record)
+            t.save_event(
+                request.job_id, "bid_declined", bidder=decline.bidder.peer_id, reasons=list(record.reasons)
+            )  # fmt: skip
+
+    return change
 
 
 async def _register_silence(ctx: Context, request: BidRequest, did: str, error: NunetError) -> None:
-    row = _answer_row(request, did, "silent", [error.message])
-    if error.code == "clock_differs":
-        row["clock"] = error.details.get("seconds", 0)
-    await _register(ctx, request, row)
+    key = key_from_did(did)
+    bidder = NodeID("", peer_cid_from_key(key), peer_id_from_key(key), did)
+    record = BidRecord(
+        new_id("silent"), "silent", "received", did, request.id, request.job_id, units.utc_now(), bidder,
+        verdict="silent", reasons=(error.message,),
+        clock=error.details.get("seconds", 0) if error.code == "clock_differs" else None,
+    )  # fmt: skip
 
-
-def _answer_row(request: BidRequest, did: str, kind: str, reasons: list[str]) -> dict[str, Any]:
-    return {
-        "id": new_id(kind), "kind": kind, "direction": "received", "did": did, "bid_request_id": request.id,
-        "job_id": request.job_id, "bidder": {"did": did, "peer_id": peer_id_from_key(key_from_did(did))},
-        "reasons": reasons, "verdict": "declined" if kind == "decline" else "silent", "at": units.utc_now(),
-    }  # fmt: skip
-
-
-async def _register(ctx: Context, request: BidRequest, row: dict[str, Any]) -> None:
     def change(t: Transaction) -> None:
-        t.put("bids", row)
-        kind = "bid_declined" if row["kind"] == "decline" else "bid_silent"
-        t.save_event(request.job_id, kind, bidder=row["bidder"]["peer_id"], reasons=row["reasons"])
+        # it may have answered by relay in the meantime
+        if not _has_answered(t, request, did):
+            t[BIDS].put(record)
+            t.save_event(request.job_id, "bid_silent", bidder=bidder.peer_id, reasons=list(record.reasons))
 
     await ctx.store.change(change)
 
@@ -306,27 +327,30 @@ async def _register(ctx: Context, request: BidRequest, row: dict[str, Any]) -> N
 def register(ctx: Context) -> None:
     """Know bids and refusals as answers, and take those that come by relay."""
 
-    async def on_answer(message: Incoming) -> None:
-        await _on_relayed_answer(ctx, message)
+    async def on_answer(message: Incoming) -> Change:
+        return _on_relayed_answer(ctx, message)
 
     ctx.messenger.register("bid", Bid, on_answer)
     ctx.messenger.register("decline", Decline, on_answer)
 
 
-async def _on_relayed_answer(ctx: Context, message: Incoming) -> None:
+def _on_relayed_answer(ctx: Context, message: Incoming) -> Change:
     """Register a bid or refusal of a provider that got the request by relay."""
     body: Bid | Decline = message.body
-    row = ctx.store.find("bid_requests", body.bid_request_id)
-    if row is None or row["direction"] != "sent":
+    sent = ctx.store[BID_REQUESTS].get(body.bid_request_id)
+    if sent is None or sent.direction != "sent":
         raise RejectedMessageError("there is no such bid request", code="wrong_bid")
-    job = ctx.store.find("jobs", row["job_id"])
-    if job is None or job.get("bid_request_id") != row["id"] or row["id"] not in ctx.answers:
+    if sent.id not in ctx.answers:
         raise StateError("the search is over", code="search_over")
-    if ctx.answers[row["id"]] >= ENOUGH_BIDS:
+    if ctx.answers[sent.id] >= ENOUGH_BIDS:
         raise StateError("there are enough bids", code="enough_bids")
-    request = msgspec.convert({k: row[k] for k in BidRequest.__struct_fields__}, BidRequest)
-    if isinstance(body, Bid):
-        await register_bid(ctx, request, message)
-    else:
-        await _register_decline(ctx, request, message)
-    ctx.transport.notify()
+    keep = _bid_change(ctx, sent.request, message) if isinstance(body, Bid) else _decline_change(sent.request, message)
+
+    def change(t: Transaction) -> None:
+        job = t[JOBS].get(sent.job_id)
+        if job is None or job.bid_request_id != sent.id or job.state != "matching":
+            raise StateError("the search is over", code="search_over")
+        keep(t)
+        t.then(ctx.transport.notify)
+
+    return change

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import trio
 
 from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import ContractError, NoSpaceError, NunetError, PeerError, StateError
-from nunet_cli.orchestrator.context import Context, advance, error_fields
+from nunet_cli.orchestrator.context import Context, advance, error_record
 from nunet_cli.orchestrator.contract import PROVIDER_REFUSED, close_contract
 from nunet_cli.orchestrator.execute import follow
 from nunet_cli.orchestrator.invoke import invoke
 from nunet_cli.orchestrator.match import match
 from nunet_cli.orchestrator.request import next_bid, request
-from nunet_cli.orchestrator.retry import CANCEL_LIFETIME, give_up, note_called_off
+from nunet_cli.orchestrator.retry import CANCEL_LIFETIME, forget, give_up, note_called_off
 from nunet_cli.orchestrator.settle import settle
+from nunet_cli.records.bids import BIDS
+from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.contracts import LAPSED
+from nunet_cli.records.jobs import JOBS, Job
+from nunet_cli.records.machine import REQUESTER
 from nunet_cli.records.messages import JobCancel
 from nunet_cli.records.messaging import Outgoing
 
@@ -35,9 +38,9 @@ MOMENTARY = frozenset(
 RELEASE_LIFETIME = 120
 
 
-async def next_stage(ctx: Context, job: dict[str, Any]) -> None:
+async def next_stage(ctx: Context, job: Job) -> None:
     """Take a job with a contract of its own through the stage that its state asks for."""
-    state, job_id = job["state"], job["id"]
+    state, job_id = job.state, job.id
     if state in ("posted", "matching", "expired"):
         await match(ctx, job_id)
     elif state == "matched":
@@ -67,14 +70,19 @@ async def _contract(ctx: Context, job_id: str) -> None:
 
 async def _search_anew(ctx: Context, job_id: str, error: NunetError) -> bool:
     """Look for bids again after a contract lapsed that nobody had recorded; False after a few times."""
-    job = ctx.job(job_id)
-    lapses = job.get("lapses", 0) + 1
-    if lapses > MAX_LAPSES:
-        return False
-    fields = {"lapses": lapses, "contract_id": "", "bid_id": "", "shortlist": [], "place": 0}
-    event = {"reason": error.code, "message": error.message}
-    await ctx.store.change(lambda t: advance(t, job_id, "matching", event, **fields))
-    return True
+    said = {"reason": error.code, "message": error.message}
+
+    def change(t: Transaction) -> bool:
+        lapses = t[JOBS].one(job_id).lapses + 1
+        if lapses > MAX_LAPSES:
+            return False
+        advance(
+            t, job_id, "search_again", by=REQUESTER, said=said, lapses=lapses, contract_id="", bid_id="", shortlist=(),
+            place=0,
+        )  # fmt: skip
+        return True
+
+    return await ctx.store.change(change)
 
 
 async def _settle(ctx: Context, job_id: str) -> None:
@@ -82,26 +90,25 @@ async def _settle(ctx: Context, job_id: str) -> None:
     try:
         await settle(ctx, job_id)
     except ContractError as error:
-        contract = ctx.store.find("contracts", ctx.job(job_id)["contract_id"])
-        if error.code not in MOMENTARY or contract is None or contract["deadline"] <= units.utc_now():
+        contract = ctx.store[CONTRACTS].get(ctx.job(job_id).contract_id)
+        if error.code not in MOMENTARY or contract is None or contract.deadline <= units.utc_now():
             raise
-        event = {"message": error.message, "until": contract["deadline"]}
+        event = {"message": error.message, "until": contract.deadline}
         await ctx.store.save_event(job_id, "settlement_waits", **event)
         await trio.sleep(SETTLE_PAUSE)
 
 
 async def _invoke(ctx: Context, job_id: str) -> None:
-    contract = ctx.store.find("contracts", ctx.job(job_id)["contract_id"])
-    assert contract is not None
-    asked = ctx.heard.setdefault(contract["id"], trio.current_time())
+    contract = ctx.store[CONTRACTS].one(ctx.job(job_id).contract_id)
+    asked = ctx.heard.setdefault(contract.id, trio.current_time())
     try:
         await invoke(ctx, job_id)
     except PeerError as error:
         silent = trio.current_time() - asked
         if silent > ctx.config.limits.silence and await give_up(ctx, job_id, error):
             return
-        if contract["deadline"] > units.utc_now():
-            event = {"message": error.message, "until": contract["deadline"]}
+        if contract.deadline > units.utc_now():
+            event = {"message": error.message, "until": contract.deadline}
             await ctx.store.save_event(job_id, "invocation_unanswered", **event)
             await trio.sleep(RETRY_PAUSE)
             return
@@ -114,7 +121,7 @@ async def _invoke(ctx: Context, job_id: str) -> None:
         if await give_up(ctx, job_id, error):
             return
         if not error.hint:
-            error.hint = f"the deposit of {contract['deposit']} NTX comes back after {contract['deadline']}"
+            error.hint = f"the deposit of {contract.deposit} NTX comes back after {contract.deadline}"
         await fail(ctx, job_id, error)
         raise
 
@@ -131,32 +138,32 @@ async def _follow(ctx: Context, job_id: str) -> None:
 
 async def fail(ctx: Context, job_id: str, error: NunetError) -> None:
     """Record that a job failed, and why; the first reason stays."""
-    job, fields = ctx.job(job_id), error_fields(error)
-    message = _release(ctx, job)
+    record = error_record(error)
 
     def change(t: Transaction) -> None:
-        advance(t, job_id, "failed", {"reason": error.code, "message": error.message}, error=fields)
+        job = t[JOBS].one(job_id)
+        said = {"reason": error.code, "message": error.message}
+        advance(t, job_id, "fail", by=REQUESTER, said=said, error=record)
+        message = _release(ctx, t, job)
         if message is not None:
             ctx.messenger.outbox.enqueue(t, message)
-            note_called_off(t, job["contract_id"], "silence")
+            note_called_off(t, job.contract_id, "silence")
+        t.then(lambda: forget(ctx, job.contract_id))
 
     try:
         await ctx.store.change(change)
     except StateError:
         log.info("job %s has ended already; not failed: %s", job_id, error)
-    else:
-        ctx.heard.pop(job["contract_id"], None)
-        ctx.messenger.outbox.wake()
 
 
-def _release(ctx: Context, job: dict[str, Any]) -> Outgoing | None:
+def _release(ctx: Context, t: Transaction, job: Job) -> Outgoing | None:
     """Return the message that frees what a provider holds for a job, and so the deposit; None where nothing is held."""
-    contract = ctx.store.find("contracts", job["contract_id"]) if job["contract_id"] else None
-    if contract is not None and contract["state"] == "proved":
-        body, to, lifetime = JobCancel(contract_id=contract["id"]), contract["provider"], CANCEL_LIFETIME
+    contract = t[CONTRACTS].get(job.contract_id) if job.contract_id else None
+    if contract is not None and contract.state == "proved":
+        body, to, lifetime = JobCancel(contract_id=contract.id), contract.provider, CANCEL_LIFETIME
     else:
-        bid = ctx.store.find("bids", job["bid_id"]) if job["state"] == "requested" else None
+        bid = t[BIDS].get(job.bid_id) if job.state == "requested" else None
         if bid is None:
             return None
-        body, to, lifetime = JobCancel(bid_id=bid["id"]), bid["did"], RELEASE_LIFETIME
+        body, to, lifetime = JobCancel(bid_id=bid.id), bid.did, RELEASE_LIFETIME
     return ctx.messenger.outbox.outgoing(to, "job_cancel", body, lifetime=lifetime)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from msgspec import structs
@@ -18,6 +17,7 @@ from nunet_cli.jobs.tree import arrange, expand_batch, is_group, price_limit, pr
 from nunet_cli.orchestrator.context import Context
 from nunet_cli.orchestrator.inputs import input_file
 from nunet_cli.records.identifiers import content_id, did_from_key, key_from_any
+from nunet_cli.records.jobs import JOBS, Job
 from nunet_cli.world import world
 
 ID_BYTES = 10
@@ -31,8 +31,8 @@ def new_id(prefix: str) -> str:
 async def process_job(
     ctx: Context, spec: JobSpec, *, folder: Path, push: str = "", pull: bool = False, topic: str = "",
     orchestrate: bool = False,
-) -> dict[str, Any]:  # fmt: skip
-    """Keep a new job with its children, and its inputs by content id, and return its row.
+) -> Job:  # fmt: skip
+    """Keep a new job with its children, and its inputs by content id, and return it.
 
     Args:
         ctx: the node's parts.
@@ -54,15 +54,15 @@ async def process_job(
         raise UsageError(f"--topic: {topic!r}", hint="a topic begins with a slash, for example /lab/gpu")
     spec = await _complete(ctx, spec, folder, "")
     shared = {"push": target, "topic": topic}
-    rows = job_rows(spec, ctx.identity.did, shared)
-    rows[0]["orchestrate"] = orchestrate
+    first, *below = job_rows(spec, ctx.identity.did, shared)
+    job = structs.replace(first, orchestrate=orchestrate)
 
     def change(t: Transaction) -> None:
-        for row in rows:
+        for row in (job, *below):
             put_job(t, row)
 
     await ctx.store.change(change)
-    return rows[0]
+    return job
 
 
 def _check_verifiers(ctx: Context, spec: JobSpec) -> None:
@@ -77,11 +77,11 @@ def _check_verifiers(ctx: Context, spec: JobSpec) -> None:
             )  # fmt: skip
 
 
-def put_job(t: Transaction, row: dict[str, Any]) -> None:
+def put_job(t: Transaction, job: Job) -> None:
     """Keep a new job, with its event."""
-    t.put("jobs", row)
-    event = {"name": row["name"], "kind": row["kind"]} | ({"parent": row["parent"]} if row["parent"] else {})
-    t.save_event(row["id"], "job_posted", **event)
+    t[JOBS].put(job)
+    event = {"name": job.name, "kind": job.kind} | ({"parent": job.parent} if job.parent else {})
+    t.save_event(job.id, "job_posted", **event)
 
 
 async def _complete(ctx: Context, spec: JobSpec, folder: Path, where: str) -> JobSpec:
@@ -95,10 +95,8 @@ async def _complete(ctx: Context, spec: JobSpec, folder: Path, where: str) -> Jo
     return structs.replace(spec, children=tuple(children), inputs=tuple(inputs), time=time)
 
 
-def job_rows(
-    spec: JobSpec, requester: str, shared: dict[str, Any], *, parent: str = "", kind: str = ""
-) -> list[dict[str, Any]]:
-    """Return the rows of a job and of everything below it, the job's own first.
+def job_rows(spec: JobSpec, requester: str, shared: dict[str, str], *, parent: str = "", kind: str = "") -> list[Job]:
+    """Return the records of a job and of everything below it, the job's own first.
 
     Args:
         spec: the job, complete.
@@ -108,31 +106,32 @@ def job_rows(
         kind: `member` for a job inside a pod, whose state is the pod's; empty for what the specification says.
     """
     text = encode_spec(spec)
-    job_id, now = new_id("job"), units.utc_now()
-    row: dict[str, Any] = {
-        "id": job_id, "name": spec.name, "state": "posted", "requester": requester, "spec": text.decode(),
-        "spec_cid": content_id(text), **shared, "orchestrate": False, "created_at": now, "changed_at": now,
-        "limit": price_limit(spec), "shortlist": [], "place": 0, "attempts": 0, "bid_id": "", "contract_id": "",
-        "allocation_id": "", "error": None, "parent": parent, "kind": kind or kind_of(spec), "units": {}, "members": [],
-    }  # fmt: skip
-    rows = [row]
-    if row["kind"] == "group":
+    job_id, now, kind = new_id("job"), units.utc_now(), kind or kind_of(spec)
+    below: list[Job] = []
+    names: dict[str, str] = {}
+    members: list[str] = []
+    if kind == "group":
         for name, unit in group_units(spec).items():
-            below = job_rows(unit, requester, shared, parent=job_id)
-            row["units"][name] = below[0]["id"]
-            rows += below
-    elif row["kind"] == "replicas":
+            rows = job_rows(unit, requester, shared, parent=job_id)
+            names[name] = rows[0].id
+            below += rows
+    elif kind == "replicas":
         for index in range(spec.verify.n):
-            replica = job_rows(spec, requester, shared, parent=job_id, kind="job")
-            replica[0]["name"] = f"{spec.name}-r{index}"
-            row["units"][replica[0]["name"]] = replica[0]["id"]
-            rows += replica
+            first, *rest = job_rows(spec, requester, shared, parent=job_id, kind="job")
+            replica = structs.replace(first, name=f"{spec.name}-r{index}")
+            names[replica.name] = replica.id
+            below += [replica, *rest]
     elif spec.pod and kind != "member":
         for member in spec.children:
-            (below_row,) = job_rows(member, requester, shared, parent=job_id, kind="member")
-            row["members"].append(below_row["id"])
-            rows.append(below_row)
-    return rows
+            (row,) = job_rows(member, requester, shared, parent=job_id, kind="member")
+            members.append(row.id)
+            below.append(row)
+    job = Job(
+        id=job_id, name=spec.name, requester=requester, spec=text.decode(), spec_cid=content_id(text), created_at=now,
+        changed_at=now, kind=kind, parent=parent, units=names, members=tuple(members), push=shared["push"],
+        topic=shared["topic"], limit=price_limit(spec),
+    )  # fmt: skip
+    return [job, *below]
 
 
 def kind_of(spec: JobSpec) -> str:

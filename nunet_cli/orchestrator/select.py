@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
-import msgspec
 from msgspec import structs
-from tinydb import Query
 
 from nunet_cli import units
 from nunet_cli.database.store import Transaction
+from nunet_cli.database.transition import transition
 from nunet_cli.errors import NoBidError
 from nunet_cli.jobs import expressions
 from nunet_cli.jobs.check import decode_spec
@@ -19,20 +17,17 @@ from nunet_cli.matching.accept import refusals, unwanted
 from nunet_cli.matching.compare import compare_kycs, known_kycs
 from nunet_cli.matching.rank import RankedBid, Wishes, bid_names, rank, start_delay
 from nunet_cli.network.peers import clock_text, is_other_version
-from nunet_cli.orchestrator.context import Context, advance, read
-from nunet_cli.records.bids import Bid
+from nunet_cli.orchestrator.context import Context, advance
+from nunet_cli.records.bids import BIDS, Bid, BidRecord
 from nunet_cli.records.capability import Capability
+from nunet_cli.records.jobs import JOBS, Job, LinkRule
+from nunet_cli.records.machine import REQUESTER
 
 SHORTLIST = 5
 SOON = 2.0
 
 
-def _answers(ctx: Context, request_id: str) -> list[dict[str, Any]]:
-    """Return what was answered to a bid request: bids, declines and silences."""
-    return list(ctx.store.table("bids").search(Query().bid_request_id == request_id))
-
-
-async def select_best_bid(ctx: Context, job_id: str, request_id: str) -> dict[str, Any]:
+async def select_best_bid(ctx: Context, job_id: str, request_id: str) -> Job:
     """Rank the bids of a request and keep the shortlist with the job (seed 2: `selectBestBid`).
 
     Bids that the preferences refuse are left out, each with its reasons. Who can start now is preferred to who cannot.
@@ -41,76 +36,71 @@ async def select_best_bid(ctx: Context, job_id: str, request_id: str) -> dict[st
         NoBidError: there is none for now; code `not_yet` with `details["start"]` where a provider can start later.
     """
     job, now = ctx.job(job_id), units.utc_now()
-    rows = _answers(ctx, request_id)
-    spec = decode_spec(job["spec"])
+    spec = decode_spec(job.spec)
     comparator = ctx.accounting.get_preferences()
     needs = required_capability(spec, ctx.config.kyc.verifiers)
-    wishes = Wishes(job["limit"], comparator.weights, spec.constraints.soft, needs, spec.name)
+    wishes = Wishes(job.limit, comparator.weights, spec.constraints.soft, needs, spec.name)
     distance = {peer.did: peer.rtt for peer in ctx.peers if peer.rtt is not None}
     links = _linked(ctx, job)
-    valid, refused = [], {}
-    for row in rows:
-        if row["kind"] != "bid":
+    valid: list[Bid] = []
+    # by bid: what becomes of it, and why
+    refused: dict[str, tuple[str, list[str]]] = {}
+    for row in ctx.store[BIDS].by("bid_request_id", request_id):
+        if row.kind != "bid":
             continue
-        if row["did"] in job.get("excluded", []):
-            refused[row["id"]] = ["excluded: it has run this job, or runs another replica of it"]
+        if row.did in job.excluded:
+            refused[row.id] = "exclude", ["excluded: it has run this job, or runs another replica of it"]
             continue
-        bid = read_bid(row)
+        bid = row.offer
         # signatures are checked off the event loop
         unproved = await ctx.judging.run(missing_kycs, needs, bid) if needs.kycs else []
         if unproved:
-            refused[bid.id] = unproved
+            refused[bid.id] = "distrust", unproved
             continue
         if bid.offer.kycs:
-            bid = structs.replace(bid, offer=await ctx.judging.run(_as_known, ctx, bid.offer, row["did"]))
-        reasons = unwanted(comparator, row["did"])
-        names = bid_names(bid, wishes, now=now, rtt=distance.get(row["did"]))
+            bid = structs.replace(bid, offer=await ctx.judging.run(_as_known, ctx, bid.offer, row.did))
+        reasons = unwanted(comparator, row.did)
+        names = bid_names(bid, wishes, now=now, rtt=distance.get(row.did))
         against = await ctx.judging.run(refusals, comparator.bid_rules, names, "preferences.bid_rules")
         for rule, linked in links:
             found = await ctx.judging.run(
-                refusals, (rule["constraint"],), {**names, "linked": linked}, f"links.{rule['from']}"
+                refusals, (rule.constraint,), {**names, "linked": linked}, f"links.{rule.from_}"
             )
             against += found
         reasons += [f"{item.field}: {item.required}: {item.reason}" for item in against]
         if reasons:
-            refused[bid.id] = reasons
+            refused[bid.id] = "reject", reasons
         elif bid.valid_offer and bid.timeout > now:
             valid.append(bid)
     ranked = await ctx.judging.run(partial(rank, now=now, distance=distance), valid, wishes)
     ready = [item for item in ranked if start_delay(item.bid, now) <= SOON]
-    shortlist = [item.bid.id for item in ready[:SHORTLIST]]
+    shortlist = tuple(item.bid.id for item in ready[:SHORTLIST])
 
-    def change(t: Transaction) -> dict[str, Any]:
-        for bid_id, reasons in refused.items():
-            row = t.find("bids", bid_id)
-            assert row is not None
-            kind = reasons[0].partition(":")[0]
-            verdict = {"excluded": "excluded", "kycs": "unverified"}.get(kind, "unwanted")
-            t.put("bids", {**row, "verdict": verdict, "reasons": reasons})
+    def change(t: Transaction) -> Job:
+        for bid_id, (event, why) in refused.items():
+            transition(t, t[BIDS].one(bid_id), event, by=REQUESTER, reasons=tuple(why))
         for item in ranked:
-            row = t.find("bids", item.bid.id)
-            assert row is not None
-            place = shortlist.index(item.bid.id) if item.bid.id in shortlist else -1
-            verdict = "best" if place == 0 else "shortlisted" if place > 0 else "offered" if item in ready else "later"
-            row.update(score=item.score, rank=item.rank, why=item.why, verdict=verdict)
-            t.put("bids", row)
+            if item.bid.id in shortlist:
+                event = "prefer" if item.bid.id == shortlist[0] else "shortlist"
+            else:
+                event = "pass_over" if item in ready else "postpone"
+            transition(
+                t, t[BIDS].one(item.bid.id), event, by=REQUESTER, score=item.score, rank=item.rank, why=item.why
+            )  # fmt: skip
         if not ready:
-            return ctx.job(job_id)
+            return t[JOBS].one(job_id)
         best = ready[0]
-        event = {"bids": len(ranked), "best": best.bid.id, "bidder": best.bid.bidder.peer_id, "why": best.why}
+        said = {"bids": len(ranked), "best": best.bid.id, "bidder": best.bid.bidder.peer_id, "why": best.why}
         return advance(
-            t, job_id, "matched", event, shortlist=shortlist, place=0, bid_id=shortlist[0], waiting=None, refusals=[]
-        )
+            t, job_id, "match", by=REQUESTER, about=request_id, said=said, shortlist=shortlist, place=0,
+            bid_id=shortlist[0], waiting=None, refusals=(),
+        )  # fmt: skip
 
     changed = await ctx.store.change(change)
     if not ready:
-        raise _not_yet(ranked) if ranked else _no_bid(_answers(ctx, request_id), _of_other_versions(ctx))
+        rows = ctx.store[BIDS].by("bid_request_id", request_id)
+        raise _not_yet(ranked) if ranked else _no_bid(rows, _of_other_versions(ctx))
     return changed
-
-
-def read_bid(row: dict[str, Any]) -> Bid:
-    """Return a stored bid as the struct it was."""
-    return msgspec.convert({k: v for k, v in row.items() if k in Bid.__struct_fields__}, Bid)
 
 
 def missing_kycs(needs: Capability, bid: Bid) -> list[str]:
@@ -123,13 +113,13 @@ def _as_known(ctx: Context, offer: Capability, did: str) -> Capability:
     return known_kycs(offer, ctx.config.kyc.verifiers, did, units.utc_now())
 
 
-def _linked(ctx: Context, job: dict[str, Any]) -> list[tuple[dict[str, Any], expressions.Variables]]:
+def _linked(ctx: Context, job: Job) -> list[tuple[LinkRule, expressions.Variables]]:
     """Return the constraints of links to this job, each with what the provider of the linked job has."""
     found = []
-    for rule in job.get("link_rules", []):
-        bid = ctx.store.find("bids", rule["bid_id"])
-        linked = _as_known(ctx, read(bid, "offer", Capability), bid["did"]) if bid is not None else Capability()
-        found.append((rule, {**expressions.describe(linked), "did": bid["did"] if bid is not None else ""}))
+    for rule in job.link_rules:
+        bid = ctx.store[BIDS].get(rule.bid_id)
+        linked = _as_known(ctx, bid.offer.offer, bid.did) if bid is not None else Capability()
+        found.append((rule, {**expressions.describe(linked), "did": bid.did if bid is not None else ""}))
     return found
 
 
@@ -154,7 +144,7 @@ def _other_clocks(seconds: list[float]) -> str:
     return f"{len(seconds)} providers' clocks differ from this machine's by {least} or more"
 
 
-def _no_bid(rows: list[dict[str, Any]], others: list[str]) -> NoBidError:
+def _no_bid(rows: list[BidRecord], others: list[str]) -> NoBidError:
     if not rows:
         also = f"; of {len(others)} that could not be asked, one: {others[0]}" if others else ""
         return NoBidError(
@@ -162,13 +152,13 @@ def _no_bid(rows: list[dict[str, Any]], others: list[str]) -> NoBidError:
             code="no_peer",
             hint="see: nunet peer list; a machine becomes a provider with: nunet onboard && nunet node run",
         )
-    said = [{"peer": row["bidder"]["peer_id"], "kind": row["kind"], "reasons": row.get("reasons", [])} for row in rows]
-    declined = sum(row["kind"] == "decline" for row in rows)
-    refused = sum(row["verdict"] == "unwanted" for row in rows)
-    excluded = sum(row["verdict"] == "excluded" for row in rows)
-    unverified = sum(row["verdict"] == "unverified" for row in rows)
-    clocks = [row["clock"] for row in rows if row.get("clock") is not None]
-    silent = sum(row["kind"] == "silent" and row.get("clock") is None for row in rows)
+    said = [{"peer": row.bidder.peer_id, "kind": row.kind, "reasons": list(row.reasons)} for row in rows]
+    declined = sum(row.kind == "decline" for row in rows)
+    refused = sum(row.verdict == "unwanted" for row in rows)
+    excluded = sum(row.verdict == "excluded" for row in rows)
+    unverified = sum(row.verdict == "unverified" for row in rows)
+    clocks = [row.clock for row in rows if row.clock is not None]
+    silent = sum(row.kind == "silent" and row.clock is None for row in rows)
     parts = [f"{declined} declined"] if declined else []
     parts += [f"{silent} did not answer"] if silent else []
     parts += [_other_clocks(clocks)] if clocks else []
@@ -182,15 +172,19 @@ def _no_bid(rows: list[dict[str, Any]], others: list[str]) -> NoBidError:
     )
 
 
-def get_registered_bids(ctx: Context, bid_request_id: str) -> list[dict[str, Any]]:
+def get_registered_bids(ctx: Context, bid_request_id: str) -> list[BidRecord]:
     """Return the bids received for a request, best first (second seed: `getRegisteredBids`)."""
-    rows = ctx.store.table("bids").search(Query().bid_request_id == bid_request_id)
-    bids = [row for row in rows if row["kind"] == "bid" and row["direction"] == "received"]
-    return sorted(bids, key=lambda row: (row["rank"] or 10**6, row["at"]))
+    return sorted(_received(ctx.store[BIDS].by("bid_request_id", bid_request_id)), key=_place)
 
 
-def compute_providers_index(ctx: Context, job_id: str) -> list[dict[str, Any]]:
+def compute_providers_index(ctx: Context, job_id: str) -> list[BidRecord]:
     """Return the bids for a job with rank, score and why (seed 2: `computeProvidersIndex`); it survives restarts."""
-    rows = ctx.store.table("bids").search(Query().job_id == job_id)
-    bids = [row for row in rows if row["kind"] == "bid" and row["direction"] == "received"]
-    return sorted(bids, key=lambda row: (row["bid_request_id"], row["rank"] or 10**6, row["at"]))
+    return sorted(_received(ctx.store[BIDS].by("job_id", job_id)), key=lambda row: (row.bid_request_id, *_place(row)))
+
+
+def _received(rows: list[BidRecord]) -> list[BidRecord]:
+    return [row for row in rows if row.kind == "bid" and row.direction == "received"]
+
+
+def _place(row: BidRecord) -> tuple[int, str]:
+    return row.rank or 10**6, row.at

@@ -196,14 +196,14 @@ def _nested_bid(row: dict[str, Any]) -> dict[str, Any]:
 
 
 BID_REQUESTS = Table("bid_requests", BidRequestRecord, indexes=("job_id", "direction"), upgrade=_nested_request)
-BIDS = Table("bids", BidRecord, indexes=("job_id", "bid_request_id", "direction", "at"), upgrade=_nested_bid)
+BIDS = Table("bids", BidRecord, indexes=("job_id", "bid_request_id", "did", "direction", "at"), upgrade=_nested_bid)
 
 _TAKEN = ("offered", "best", "shortlisted", "later")
 # what becomes of an offer: its state is its verdict
 BID = Machine(
     "bid",
     start=("offered", "declined", "silent"),
-    ends=frozenset({"declined", "silent", "refused", "released", "unwanted", "excluded"}),
+    ends=frozenset({"declined", "silent", "refused", "released", "unwanted", "excluded", "unverified"}),
     state="verdict",
     moves=(
         Move("prefer", _TAKEN, "best", (REQUESTER,)),
@@ -212,6 +212,8 @@ BID = Machine(
         Move("pass_over", _TAKEN, "offered", (REQUESTER,)),
         Move("reject", _TAKEN, "unwanted", (REQUESTER,)),
         Move("exclude", _TAKEN, "excluded", (REQUESTER,)),
+        # it did not show the statements that the job names
+        Move("distrust", _TAKEN, "unverified", (REQUESTER,)),
         Move("decline", _TAKEN, "refused", (PROVIDER,)),
         Move("lock", _TAKEN, "", (PROVIDER,)),
         Move("release", (*_TAKEN, "released"), "released", (REQUESTER,)),

@@ -14,6 +14,7 @@ from nunet_cli.errors import ContractError, NunetError
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.node import Node, open_node
 from nunet_cli.orchestrator.contract import DATABASE, ORACLE
+from nunet_cli.records.contract_records import REGISTERED_CONTRACTS
 from tests.cli.test_wizard import at_a_terminal
 from tests.conftest import Market, config, nunet
 
@@ -41,6 +42,11 @@ async def chosen(m: Market, node: Node) -> None:
         await node.ctx.choose_role(role, m.authority.identity.did)
 
 
+def logged(m: Market, job_id: str) -> str:
+    """Return all that the requester's log says of a job."""
+    return json.dumps([event.data for _, event in m.requester.ctx.store.log(job_id)])
+
+
 async def test_money_goes_to_none_of_two_authorities_that_nobody_chose(market: MarketOf) -> None:
     async with market() as m, stranger(m, m.requester) as other:
         await chosen(m, m.provider)
@@ -54,12 +60,12 @@ async def test_money_goes_to_none_of_two_authorities_that_nobody_chose(market: M
         assert m.requester.ctx.undecided().keys() == {DATABASE, ORACLE}
         await chosen(m, m.requester)
         assert m.requester.ctx.undecided() == {}
-        assert (await orchestrate_job(m.requester.ctx, await m.post(JOB)))["state"] == "settled"
+        assert (await orchestrate_job(m.requester.ctx, await m.post(JOB))).state == "settled"
 
 
 async def test_work_for_nothing_needs_no_choice(market: MarketOf) -> None:
     async with market(price="0") as m, stranger(m, m.requester, m.provider):
-        assert (await orchestrate_job(m.requester.ctx, await m.post(JOB)))["state"] == "settled"
+        assert (await orchestrate_job(m.requester.ctx, await m.post(JOB))).state == "settled"
 
 
 async def test_a_refusal_over_the_authority_names_the_setting_that_decides(market: MarketOf) -> None:
@@ -69,7 +75,7 @@ async def test_a_refusal_over_the_authority_names_the_setting_that_decides(marke
         job_id = await m.post(JOB)
         with pytest.raises(NunetError):
             await orchestrate_job(m.requester.ctx, job_id)
-        said = json.dumps(m.requester.ctx.store.events(job_id))
+        said = logged(m, job_id)
         assert f"accepts only {m.authority.identity.did}" in said
         assert "the setting contract_database decides" in said
 
@@ -79,8 +85,8 @@ async def test_a_provider_that_has_not_chosen_closes_no_paid_contract(market: Ma
         job_id = await m.post(JOB)
         with pytest.raises(NunetError):
             await orchestrate_job(m.requester.ctx, job_id)
-        assert "several nodes act as contract-database" in json.dumps(m.requester.ctx.store.events(job_id))
-        assert m.authority.ctx.store.table("registered_contracts").all() == []
+        assert "several nodes act as contract-database" in logged(m, job_id)
+        assert m.authority.ctx.store[REGISTERED_CONTRACTS].count() == 0
 
 
 def spec_file(folder: Path) -> str:

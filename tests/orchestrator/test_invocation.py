@@ -12,6 +12,7 @@ from nunet_cli.errors import NunetError
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.network.identity import new_identity
 from nunet_cli.orchestrator import match
+from nunet_cli.records.allocations import ALLOCATIONS
 from nunet_cli.records.capability import Capability, TimeCapability
 from tests.conftest import config
 
@@ -66,9 +67,9 @@ async def test_a_job_that_is_not_what_was_bid_for_does_not_run(
         job_id = await m.post(spec(**job))
         with pytest.raises(NunetError):
             await orchestrate_job(m.requester.ctx, job_id)
-        assert m.provider.ctx.store.table("allocations").all() == []
-        events = m.requester.ctx.store.events(job_id)
-        assert any(differs in json.dumps(event["data"]) for event in events), events[-1]
+        assert m.provider.ctx.store[ALLOCATIONS].count() == 0
+        events = m.requester.ctx.store.log(job_id)
+        assert any(differs in json.dumps(event.data) for _, event in events), events[-1]
         # the deposit does not wait for the deadline
         assert not [row for row in m.provider.accounting.taken(m.provider.ctx.store) if row.kind == "allocation"]
 
@@ -83,4 +84,4 @@ async def test_what_strangers_may_use_is_asked_again_when_it_begins(market: Mark
         m.provider.ctx.config.executor.process.foreign = "off"
         with pytest.raises(NunetError, match="may not use the process executor"):
             await orchestrate_job(m.requester.ctx, job_id)
-        assert m.provider.ctx.store.table("allocations").all() == []
+        assert m.provider.ctx.store[ALLOCATIONS].count() == 0

@@ -19,9 +19,11 @@ from nunet_cli.node import kyc
 from nunet_cli.node.node import open_node
 from nunet_cli.node.onboarding import OnboardOptions
 from nunet_cli.orchestrator import bid, contract, match, request
-from nunet_cli.records.bids import CapabilityComparator
+from nunet_cli.records.bids import BIDS, CapabilityComparator
 from nunet_cli.records.capability import Capability
+from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.documents import make_document
+from nunet_cli.records.jobs import JOBS
 from nunet_cli.records.kyc import VERIFIER, Kyc, KycStatement
 from tests.conftest import Market, config, open_market
 
@@ -103,13 +105,13 @@ async def test_what_does_not_prove_it_never_gets_the_job(
         said = "1 without the statements" if lies else "1 declined"
         with pytest.raises(NoBidError, match=said):
             await orchestrate_job(m.requester.ctx, job_id)
-        row = m.requester.ctx.store.find("bids", job_id, "job_id")
+        row = m.requester.ctx.store[BIDS].first("job_id", job_id)
         assert row is not None
-        (why,) = row["reasons"]
+        (why,) = row.reasons
         assert why.startswith("kycs: ")
         assert reason in why
-        assert row["verdict"] == ("unverified" if lies else "declined")
-        assert m.requester.ctx.store.table("contracts").all() == []
+        assert row.verdict == ("unverified" if lies else "declined")
+        assert m.requester.ctx.store[CONTRACTS].count() == 0
 
 
 async def test_a_good_statement_among_others_gets_the_job(market: MarketOf) -> None:
@@ -117,7 +119,7 @@ async def test_a_good_statement_among_others_gets_the_job(market: MarketOf) -> N
         did = m.provider.identity.did
         await offer(m, "acme-bank", statement(did, expires_at=at(seconds=-1)), statement(did), statement(did, FORGER))
         job = await orchestrate_job(m.requester.ctx, await m.post(spec()))
-        assert job["state"] == "settled"
+        assert job.state == "settled"
 
 
 async def test_a_statement_that_runs_out_before_the_contract_counts_no_more(market: MarketOf) -> None:
@@ -126,15 +128,15 @@ async def test_a_statement_that_runs_out_before_the_contract_counts_no_more(mark
         job_id = await m.post(spec())
         for stage in (match.match, request.request):
             await stage(m.requester.ctx, job_id)
-        row = m.requester.ctx.store.find("bids", m.job(job_id)["bid_id"])
-        assert row is not None
-        late = {**row["offer"], "kycs": [msgspec.to_builtins(statement(m.provider.identity.did, expires_at=at()))]}
-        await m.requester.ctx.store.change(lambda t: t.put("bids", {**row, "offer": late}))
+        row = m.requester.ctx.store[BIDS].one(m.job(job_id).bid_id)
+        late = structs.replace(row.offer.offer, kycs=(statement(m.provider.identity.did, expires_at=at()),))
+        changed = structs.replace(row, bid=structs.replace(row.offer, offer=late))
+        await m.requester.ctx.store.change(lambda t: t[BIDS].put(changed))
         with pytest.raises(ContractError, match="expired on") as caught:
             await contract.close_contract(m.requester.ctx, job_id)
         # so that the next one on the shortlist is asked
         assert caught.value.code == contract.PROVIDER_REFUSED
-        assert m.requester.ctx.store.table("contracts").all() == []
+        assert m.requester.ctx.store[CONTRACTS].count() == 0
 
 
 async def test_of_two_providers_the_one_that_can_show_it_is_taken(
@@ -147,9 +149,8 @@ async def test_of_two_providers_the_one_that_can_show_it_is_taken(
             await second.add_peer(node.ctx.transport.describe())
         await offer(m, statement(m.provider.identity.did, FORGER))
         job = await orchestrate_job(m.requester.ctx, await m.post(spec(time={"max_duration": 60, "deadline": "1m"})))
-        row = m.requester.ctx.store.find("bids", job["bid_id"])
-        assert row is not None
-        assert (job["state"], row["did"]) == ("settled", second.identity.did)
+        row = m.requester.ctx.store[BIDS].one(job.bid_id)
+        assert (job.state, row.did) == ("settled", second.identity.did)
 
 
 async def test_a_verifier_without_a_key_is_refused_when_the_job_is_posted(market: MarketOf) -> None:
@@ -161,7 +162,7 @@ async def test_a_verifier_without_a_key_is_refused_when_the_job_is_posted(market
                 await m.post(text)
             assert caught.value.code == "no_verifier"
             assert f"nunet config set {key} DID" in caught.value.hint
-        assert m.requester.ctx.store.table("jobs").all() == []
+        assert m.requester.ctx.store[JOBS].count() == 0
 
 
 async def test_a_key_that_is_gone_when_bids_are_asked_for_is_no_key(
@@ -184,7 +185,7 @@ async def test_a_requesters_expressions_see_no_name_that_was_only_claimed(proves
         await m.requester.accounting.set_preferences(rules)
         job_id = await m.post(spec(kycs=[]))
         if proves:
-            assert (await match.match(m.requester.ctx, job_id))["state"] == "matched"
+            assert (await match.match(m.requester.ctx, job_id)).state == "matched"
         else:
             with pytest.raises(NoBidError, match="against the preferences"):
                 await match.match(m.requester.ctx, job_id)

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+from msgspec import structs
 
 from nunet_cli import units
 from nunet_cli.config import KycConfig, NetworkConfig
@@ -17,8 +18,9 @@ from nunet_cli.network.identity import new_identity
 from nunet_cli.node.kyc import read_statement
 from nunet_cli.node.node import open_node
 from nunet_cli.orchestrator import match, request, select
-from nunet_cli.records.bids import CapabilityComparator, Weights
+from nunet_cli.records.bids import BIDS, CapabilityComparator, Weights
 from nunet_cli.records.documents import make_document
+from nunet_cli.records.jobs import Job
 from nunet_cli.records.kyc import VERIFIER, KycStatement
 from nunet_cli.records.offers import OnboardOptions
 from tests.conftest import Market, config, open_market
@@ -35,9 +37,9 @@ def spec(command: str = "true", **fields: Any) -> str:
 
 
 def reasons(m: Market, job_id: str) -> list[str]:
-    row = m.requester.ctx.store.find("bids", job_id, "job_id")
+    row = m.requester.ctx.store[BIDS].first("job_id", job_id)
     assert row is not None
-    return list(row.get("reasons", []))
+    return list(row.reasons)
 
 
 async def declined(m: Market, text: str) -> list[str]:
@@ -83,7 +85,7 @@ async def test_each_capability_that_is_missing_is_a_reason_on_the_wire(market: M
             kycs=["acme-bank"], localities=[{"kind": "country", "name": "SE"}],
             constraints={"hard": ["node.localities.exists(l, l.name == 'SE') && price < 0.5"]},
         )  # fmt: skip
-        assert (await match.match(m.requester.ctx, await m.post(met)))["state"] == "matched"
+        assert (await match.match(m.requester.ctx, await m.post(met))).state == "matched"
 
 
 async def test_a_providers_rules_decide_and_say_so(market: MarketOf) -> None:
@@ -92,7 +94,7 @@ async def test_a_providers_rules_decide_and_say_so(market: MarketOf) -> None:
         await m.provider.accounting.set_preferences(CapabilityComparator(rules=rules))
         assert await declined(m, spec()) == ["preferences.rules[0]: does not hold"]
         small = spec(resources={"cpu": 0.2, "memory": "16MiB", "disk": "16MiB"})
-        assert (await match.match(m.requester.ctx, await m.post(small)))["state"] == "matched"
+        assert (await match.match(m.requester.ctx, await m.post(small))).state == "matched"
         await m.provider.accounting.set_preferences(CapabilityComparator(deny=(m.requester.identity.did,)))
         assert await declined(m, spec()) == ["peer: the preferences exclude it"]
 
@@ -108,14 +110,13 @@ async def test_a_requesters_rules_refuse_bids_and_its_wishes_rank_them(tmp_path:
         wish = {"rank": "node.localities.exists(l, l.name == 'SE')", "weight": 50}
         job = await match.match(m.requester.ctx, await m.post(spec(constraints={"soft": [wish]})))
         assert _chosen(m, job) == second.identity.did
-        best = m.requester.ctx.store.find("bids", job["bid_id"])
-        assert best is not None
-        assert "soft[0] (+50.0)" in best["why"]
-        assert "0.3 NTX of 1 (+42.0)" in best["why"]
+        best = m.requester.ctx.store[BIDS].one(job.bid_id)
+        assert "soft[0] (+50.0)" in best.why
+        assert "0.3 NTX of 1 (+42.0)" in best.why
         await m.requester.accounting.set_preferences(CapabilityComparator(bid_rules=("price < 0.25",)))
         job = await match.match(m.requester.ctx, await m.post(spec(constraints={"soft": [wish]})))
         assert _chosen(m, job) == m.provider.identity.did
-        verdicts = {row["did"]: row["verdict"] for row in select.compute_providers_index(m.requester.ctx, job["id"])}
+        verdicts = {row.did: row.verdict for row in select.compute_providers_index(m.requester.ctx, job.id)}
         assert verdicts == {m.provider.identity.did: "best", second.identity.did: "unwanted"}
 
 
@@ -125,10 +126,8 @@ async def _providers(m: Market, count: int) -> None:
             await trio.sleep(0.02)
 
 
-def _chosen(m: Market, job: dict[str, Any]) -> str:
-    row = m.requester.ctx.store.find("bids", job["bid_id"])
-    assert row is not None
-    return str(row["did"])
+def _chosen(m: Market, job: Job) -> str:
+    return m.requester.ctx.store[BIDS].one(job.bid_id).did
 
 
 async def test_an_idle_machine_is_preferred_at_equal_price_and_a_busy_one_says_when(tmp_path: Path) -> None:
@@ -139,16 +138,12 @@ async def test_an_idle_machine_is_preferred_at_equal_price_and_a_busy_one_says_w
         await _providers(m, 2)
         half = m.provider.accounting.get_available_capability().resources.memory // 2
         resources = m.provider.accounting.get_available_capability().resources
-        import msgspec
-
-        taken = msgspec.structs.replace(
-            resources, memory=half, disk=0, cpu=msgspec.structs.replace(resources.cpu, cores=0), gpus=()
-        )
+        taken = structs.replace(resources, memory=half, disk=0, cpu=structs.replace(resources.cpu, cores=0), gpus=())
         await m.provider.accounting.lock_capability("other", taken, 60)
         await m.requester.accounting.set_preferences(CapabilityComparator(weights=Weights(distance=0)))
         job = await match.match(m.requester.ctx, await m.post(spec()))
         assert _chosen(m, job) == second.identity.did
-        loads = {row["did"]: row["load"] for row in select.compute_providers_index(m.requester.ctx, job["id"])}
+        loads = {row.did: row.offer.load for row in select.compute_providers_index(m.requester.ctx, job.id)}
         assert loads == {m.provider.identity.did: 0.5, second.identity.did: 0.0}
 
 
@@ -162,17 +157,18 @@ async def test_a_job_with_a_deadline_waits_for_a_busy_machine_and_says_so(market
         async with trio.open_nursery() as nursery:
             nursery.start_soon(orchestrate_job, m.requester.ctx, job_id)
             with trio.fail_after(30):
-                while not m.job(job_id).get("waiting"):
+                while not m.job(job_id).waiting:
                     await trio.sleep(0.02)
-            waiting = m.job(job_id)["waiting"]
-            assert "is busy, and can start at" in waiting["for"]
+            waiting = m.job(job_id).waiting
+            assert waiting is not None
+            assert "is busy, and can start at" in waiting.for_
             (bid,) = select.compute_providers_index(m.requester.ctx, job_id)[:1]
-            assert bid["verdict"] == "later"
-            assert bid["time"]["start"] > units.utc_now()
+            assert bid.verdict == "later"
+            assert bid.offer.time.start > units.utc_now()
             with trio.fail_after(20):
-                while m.job(job_id)["state"] != "settled":
+                while m.job(job_id).state != "settled":
                     await trio.sleep(0.05)
-        assert not m.job(job_id).get("waiting")
+        assert not m.job(job_id).waiting
 
 
 async def test_a_job_with_a_deadline_waits_for_a_provider_to_appear(tmp_path: Path) -> None:
@@ -182,12 +178,12 @@ async def test_a_job_with_a_deadline_waits_for_a_provider_to_appear(tmp_path: Pa
         async with trio.open_nursery() as nursery:
             nursery.start_soon(orchestrate_job, m.requester.ctx, job_id)
             with trio.fail_after(30):
-                while not m.job(job_id).get("waiting"):
+                while not m.job(job_id).waiting:
                     await trio.sleep(0.02)
             began = trio.current_time()
             await m.provider.onboard(OnboardOptions(price="0.2"), None)
             with trio.fail_after(60):
-                while m.job(job_id)["state"] != "settled":
+                while m.job(job_id).state != "settled":
                     await trio.sleep(0.05)
             # at once, not at the end of a pause
             assert trio.current_time() - began < 8
@@ -198,9 +194,8 @@ async def test_the_deadline_ends_the_search_with_what_was_last_said(market: Mark
         job_id = await m.post(spec(resources={"memory": "900GiB"}, time={"max_duration": 9, "deadline": "2s"}))
         with pytest.raises(NoBidError, match="1 declined"), trio.fail_after(20):
             await orchestrate_job(m.requester.ctx, job_id)
-        assert m.job(job_id)["state"] == "expired"
-        tried = [e for e in m.requester.ctx.store.events(job_id) if e["type"] == "job_matching"]
-        assert len(tried) >= 2
+        assert m.job(job_id).state == "expired"
+        assert m.event_types(job_id).count("job_matching") >= 2
 
 
 async def test_a_bid_request_reaches_a_provider_that_is_not_connected(tmp_path: Path) -> None:
@@ -220,7 +215,7 @@ async def test_a_bid_request_reaches_a_provider_that_is_not_connected(tmp_path: 
         m = Market(near, far, middle, tmp_path)
         with trio.fail_after(30):
             job = await orchestrate_job(near.ctx, await m.post(spec()))
-        assert job["state"] == "settled"
+        assert job.state == "settled"
         assert _chosen(m, job) == far.identity.did
 
 
@@ -232,9 +227,7 @@ async def test_user_topics_reach_their_subscribers_only(tmp_path: Path) -> None:
             await second.add_peer(node.ctx.transport.describe())
         await _providers(m, 2)
         job = await match.match(m.requester.ctx, await m.post(spec(), topic="/lab/gpu"))
-        assert [row["did"] for row in select.compute_providers_index(m.requester.ctx, job["id"])] == [
-            second.identity.did
-        ]
+        assert [row.did for row in select.compute_providers_index(m.requester.ctx, job.id)] == [second.identity.did]
         with pytest.raises(UsageError, match="--topic"):
             await m.post(spec(), topic="lab")
 
@@ -244,20 +237,12 @@ async def test_one_bid_of_a_bidder_counts_however_many_it_sends(market: MarketOf
         job_id = await m.post(spec())
         job = await match.match(m.requester.ctx, job_id)
         (row,) = select.compute_providers_index(m.requester.ctx, job_id)
-        assert select.get_registered_bids(m.requester.ctx, row["bid_request_id"]) == [row]
-        await m.provider.ctx.messenger.post(m.requester.identity.did, "bid", _again(row), lifetime=30)
+        assert select.get_registered_bids(m.requester.ctx, row.bid_request_id) == [row]
+        another = structs.replace(row.offer, id="bid-another")
+        await m.provider.ctx.messenger.post(m.requester.identity.did, "bid", another, lifetime=30)
         await trio.sleep(0.3)
         assert len(select.compute_providers_index(m.requester.ctx, job_id)) == 1
-        assert m.job(job_id)["shortlist"] == job["shortlist"]
-
-
-def _again(row: dict[str, Any]) -> Any:
-    import msgspec
-
-    from nunet_cli.records.bids import Bid
-
-    bid = msgspec.convert({k: row[k] for k in Bid.__struct_fields__}, Bid)
-    return msgspec.structs.replace(bid, id="bid-another")
+        assert m.job(job_id).shortlist == job.shortlist
 
 
 async def test_the_shortlist_is_walked_to_its_end(tmp_path: Path) -> None:
@@ -270,7 +255,7 @@ async def test_the_shortlist_is_walked_to_its_end(tmp_path: Path) -> None:
         for node in (m.provider, second):
             await node.accounting.lock_capability("other", node.accounting.get_available_capability().resources, 60)
         with pytest.raises(DeclinedError) as caught:
-            await request.request(m.requester.ctx, job["id"])
+            await request.request(m.requester.ctx, job.id)
         assert [item["peer"] for item in caught.value.details["refusals"]] == [
             m.provider.identity.peer_id, second.identity.peer_id,
         ]  # fmt: skip

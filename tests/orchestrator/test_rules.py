@@ -13,6 +13,8 @@ from nunet_cli.errors import ContractError, NoBidError, NunetError, UsageError
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.node import open_node
 from nunet_cli.orchestrator import contract, execute, invoke, match, orchestrate, request
+from nunet_cli.records.allocations import ALLOCATIONS
+from nunet_cli.records.bids import BID_REQUESTS
 from nunet_cli.records.capability import PriceBid
 from nunet_cli.records.contracts import DATABASE
 from nunet_cli.tokenomics.payment import check_payment_info
@@ -36,11 +38,11 @@ async def test_the_orchestration_type_is_configured_and_overridden_per_job(marke
         assert "name a provider with --push" in caught.value.hint
         pushed = await m.post(spec(), push=m.provider.identity.peer_id)
         pulled = await m.post(spec(), pull=True)
-        assert (m.job(pushed)["push"], m.job(pulled)["push"]) == (m.provider.identity.did, "")
+        assert (m.job(pushed).push, m.job(pulled).push) == (m.provider.identity.did, "")
         for job_id in (pushed, pulled):
             await match.match(m.requester.ctx, job_id)
-        topics = [m.requester.ctx.store.find("bid_requests", job_id, "job_id")["topic"] for job_id in (pushed, pulled)]
-        assert topics == ["", "/nunet/bids"]
+        sent = [m.requester.ctx.store[BID_REQUESTS].first("job_id", job_id) for job_id in (pushed, pulled)]
+        assert [row and row.request.topic for row in sent] == ["", "/nunet/bids"]
 
 
 async def test_the_search_timeout_is_configured_and_overridden_per_search(tmp_path: Path) -> None:
@@ -78,7 +80,7 @@ async def test_what_others_use_of_the_machine_is_seen_before_an_allocation_begin
                 await orchestrate_job(m.requester.ctx, job_id)
             assert "others use the machine" in caught.value.message + str(caught.value.details)
             assert m.provider.ctx.running == {}
-            assert m.provider.ctx.store.table("allocations").all() == []
+            assert m.provider.ctx.store[ALLOCATIONS].count() == 0
 
 
 async def test_a_heartbeat_tells_what_the_job_really_uses(market: MarketOf) -> None:
@@ -87,12 +89,12 @@ async def test_a_heartbeat_tells_what_the_job_really_uses(market: MarketOf) -> N
         for stage in (match.match, request.request, contract.close_contract, invoke.invoke):
             await stage(m.requester.ctx, job_id)
         with trio.fail_after(60):
-            while m.job(job_id).get("usage", {}).get("max_memory", 0) < 2**20:
+            while (usage := m.job(job_id).usage) is None or usage.max_memory < 2**20:
                 await trio.sleep(0.05)
-        row = m.job(job_id)
-        assert row["state"] == "running"
-        assert row["heard_at"] > row["created_at"]
-        assert row["usage"]["wall_seconds"] > 0
+        job = m.job(job_id)
+        assert job.state == "running"
+        assert job.heard_at > job.created_at
+        assert usage.wall_seconds > 0
         await m.requester.cancel_job(job_id)
 
 
@@ -115,7 +117,7 @@ async def test_a_role_that_is_not_there_yet_is_waited_for_and_then_kept(tmp_path
             assert found == []
             await r.add_peer(first.ctx.transport.describe())
         assert found == [first.identity.did]
-        await r.ctx.pin_role(DATABASE, first.identity.did)
+        await r.ctx.store.change(lambda t: r.ctx.pin_role(t, DATABASE, first.identity.did))
         # somebody who announces the role later is not taken instead
         async with open_node(tmp_path / "late", config(), roles=("contract-database",)) as late:
             await r.add_peer(late.ctx.transport.describe())
@@ -136,9 +138,9 @@ async def test_every_transition_is_an_event_in_order(market: MarketOf) -> None:
     async with market() as m:
         job_id = await m.post(spec("echo hello"))
         await orchestrate_job(m.requester.ctx, job_id)
-        events = m.requester.ctx.store.events(job_id)
-        assert [event["seq"] for event in events] == sorted(event["seq"] for event in events)
-        assert [event["type"] for event in events if event["type"].startswith("contract_")] == [
+        numbers = [seq for seq, _ in m.requester.ctx.store.log(job_id)]
+        assert numbers == sorted(numbers)
+        assert [kind for kind in m.event_types(job_id) if kind.startswith("contract_")] == [
             "contract_proposed", "contract_agreed", "contract_proved", "contract_settled",
         ]  # fmt: skip
         data, ended = await execute.read_logs(m.requester.ctx, m.job(job_id), "stdout", 0, 0)
@@ -157,15 +159,15 @@ async def test_a_provider_that_does_not_answer_the_invocation_is_asked_again_and
         async def silence(_: Any) -> None:
             await trio.sleep_forever()
 
-        messenger.register("invocation", known.kind, silence, ephemeral=True)
+        messenger.register("invocation", known.kind, silence)
         job_id = await m.post(spec("true"))
         m.requester.orchestrate(job_id)
         with trio.fail_after(30):
             while "invocation_unanswered" not in m.event_types(job_id):
                 await trio.sleep(0.02)
-        assert m.job(job_id)["state"] == "contracted"
+        assert m.job(job_id).state == "contracted"
         messenger.register("invocation", known.kind, known.behaviour)
         with trio.fail_after(30):
-            while m.job(job_id)["state"] != "settled":
+            while m.job(job_id).state != "settled":
                 await trio.sleep(0.02)
-        assert len(m.provider.ctx.store.table("allocations").all()) == 1
+        assert m.provider.ctx.store[ALLOCATIONS].count() == 1

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from nunet_cli.allocation.part import make_part
 from nunet_cli.config import DockerConfig, ExecutorConfig
@@ -13,6 +14,7 @@ from nunet_cli.errors import NoBidError
 from nunet_cli.executor.base import Probe
 from nunet_cli.jobs.reader import read_spec
 from nunet_cli.orchestrator import bid, match
+from nunet_cli.records.allocations import Allocation
 from tests.conftest import Market, config, nunet
 
 MarketOf = Callable[..., Any]
@@ -62,7 +64,7 @@ async def test_strangers_run_the_images_that_are_allowed_and_no_other(
         await with_an_engine(m)
         m.provider.ctx.executors["docker"]._config.pull = True  # the engine is not asked whether the image is there
         if runs:
-            assert (await match.match(m.requester.ctx, await m.post(IMAGE_JOB)))["state"] == "matched"
+            assert (await match.match(m.requester.ctx, await m.post(IMAGE_JOB))).state == "matched"
         else:
             assert any("does not run the image" in reason for reason in await declined(m))
 
@@ -71,11 +73,11 @@ async def test_a_trusted_requester_runs_any_image(market: MarketOf) -> None:
     async with market(provider=provider()) as m:
         m.provider.ctx.config.executor.docker.trusted = (m.requester.identity.did,)
         await with_an_engine(m)
-        assert (await match.match(m.requester.ctx, await m.post(IMAGE_JOB)))["state"] == "matched"
-        row = {"id": "a", "job_id": "j", "requester": m.requester.identity.did}
-        assert not make_part(m.provider.ctx, row, read_spec(IMAGE_JOB)).task.foreign
-        row["requester"] = m.authority.identity.did
-        assert make_part(m.provider.ctx, row, read_spec(IMAGE_JOB)).task.foreign
+        assert (await match.match(m.requester.ctx, await m.post(IMAGE_JOB))).state == "matched"
+        mine = Allocation("a", "j", "c", m.requester.identity.did, "docker")
+        assert not make_part(m.provider.ctx, mine, read_spec(IMAGE_JOB)).task.foreign
+        others = structs.replace(mine, requester=m.authority.identity.did)
+        assert make_part(m.provider.ctx, others, read_spec(IMAGE_JOB)).task.foreign
 
 
 def test_onboarding_says_what_strangers_may_run_and_takes_the_images(tmp_path: Path) -> None:
