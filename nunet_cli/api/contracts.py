@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
+import trio
 from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
 from nunet_cli import units
 from nunet_cli.api import schemas, views
-from nunet_cli.api.common import Endpoint, answer, body_of, did_of, node_of
+from nunet_cli.api.common import Endpoint, answer, body_of, did_of, node_of, number_of
+from nunet_cli.database.records import Records
 from nunet_cli.errors import ContractError, NunetError, PeerError, StateError
 from nunet_cli.node import kyc
+from nunet_cli.node.node import Node
 from nunet_cli.orchestrator import disputes
 from nunet_cli.orchestrator.contract import check_contract
 from nunet_cli.orchestrator.settle import verify_job
+from nunet_cli.records.bids import BIDS
+from nunet_cli.records.books import ACCOUNTS, LOG, REGISTRY
+from nunet_cli.records.contract_records import (
+    BALANCES,
+    CONTRACTS,
+    REGISTERED_CONTRACTS,
+    STATEMENTS,
+    ContractRecord,
+    RegisteredContract,
+)
 from nunet_cli.records.contracts import DATABASE, AccountStatement, AskStatement, Receipt
+from nunet_cli.records.disputes import DISPUTES
 from nunet_cli.records.documents import Document
-from nunet_cli.tokenomics import chain, ledger
+from nunet_cli.tokenomics import chain
 from nunet_cli.tokenomics.contract_database import ContractDatabase
 from nunet_cli.tokenomics.evidence import export_bundle
 
@@ -62,20 +76,38 @@ class Deposit(Struct, forbid_unknown_fields=True):
     amount: Annotated[str, Meta(max_length=40)]
 
 
-def _contract(request: Request, table: str = "contracts") -> dict[str, Any]:
-    """Return the contract that a path names: by its id or the beginning of it, or the newest one of a job's id."""
-    store, text = node_of(request).ctx.store, request.path_params["contract"]
-    of_job = store.table(table).with_prefix("job_id", text) if text.startswith("job-") else []
-    if len({row["job_id"] for row in of_job}) == 1:
-        return max(of_job, key=lambda row: row.doc_id)
-    return store.resolve(table, text, what="contract")
+R = TypeVar("R", ContractRecord, RegisteredContract)
+S = TypeVar("S", bound=Struct)
+MOST_ROWS = 1000
+PAGE = {"limit": "at most so many, the last ones; 1000 where it is not given", "after": "id of a row: those before it"}
+
+
+def _named(records: Records[R], text: str) -> R:
+    """Return the contract that a text names: by its id or the beginning of it, or the newest one of a job's id.
+
+    Raises:
+        NotFoundError: there is none.
+        UsageError: several begin so.
+    """
+    of_job = records.with_prefix(text, field="job_id") if text.startswith("job-") else []
+    if len({row.job_id for row in of_job}) == 1:
+        return records.latest("job_id", of_job[0].job_id)[0]
+    return records.resolve(text, what="contract")
+
+
+def _contract(request: Request) -> ContractRecord:
+    return _named(node_of(request).ctx.store[CONTRACTS], request.path_params["contract"])
+
+
+def _last(request: Request, records: Records[S], **where: Any) -> list[S]:
+    """Return the last rows of a list, the oldest first; after a row, those that were made before it."""
+    limit = min(number_of(request, "limit") or MOST_ROWS, MOST_ROWS)
+    return records.page(limit, request.query_params.get("after", ""), newest=True, **where).rows[::-1]
 
 
 async def list_contracts(request: Request) -> Response:
-    """Return this node's contracts, oldest first."""
-    rows = node_of(request).ctx.store.table("contracts").all()
-    rows.sort(key=lambda row: row["created_at"])
-    return answer([views.contract(row) for row in rows])
+    """Return this node's contracts, the last ones, oldest first."""
+    return answer([views.contract(row) for row in _last(request, node_of(request).ctx.store[CONTRACTS])])
 
 
 async def show_contract(request: Request) -> Response:
@@ -84,9 +116,9 @@ async def show_contract(request: Request) -> Response:
     row = _contract(request)
     view = views.contract(row, whole=True)
     if request.query_params.get("check") == "1":
-        view["recorded_state"] = (await check_contract(node.ctx, row["id"])).state
-        if row["state"] in ("disputed", "settled", "refunded") and row.get("dispute"):
-            view["dispute"] = msgspec.to_builtins(await disputes.ask(node.ctx, row["id"]))
+        view["recorded_state"] = (await check_contract(node.ctx, row.id)).state
+        if row.state in ("disputed", "settled", "refunded") and row.dispute is not None:
+            view["dispute"] = msgspec.to_builtins(await disputes.ask(node.ctx, row.id))
     return answer(view)
 
 
@@ -96,35 +128,37 @@ async def dispute_contract(request: Request) -> Response:
     row = _contract(request)
     documents: tuple[Document, ...] = ()
     if body.reexecute:
-        if not row["result"]:
+        if row.result is None:
             raise StateError("there is no result yet that could be compared")
         verdict = await verify_job(node.ctx, row, reexecute=True)
         documents = (verdict,) if verdict is not None else ()
-    dispute = await disputes.add(node.ctx, row["id"], body.text, documents=documents, with_result=True)
+    dispute = await disputes.add(node.ctx, row.id, body.text, documents=documents, with_result=True)
     return answer(msgspec.to_builtins(dispute), status=201)
 
 
 async def export_contract(request: Request) -> Response:
     """Return the evidence bundle of a contract, as its file holds it."""
     node, row = node_of(request), _contract(request)
-    if not row["spec"]:
-        raise StateError(f"contract {row['id']} is {row['state']}: the job itself is not here yet")
-    return Response(export_bundle(row, node.ctx.store.find("bids", row["bid_id"])), media_type="application/json")
+    if not row.spec:
+        raise StateError(f"contract {row.id} is {row.state}: the job itself is not here yet")
+    return Response(export_bundle(row, node.ctx.store[BIDS].get(row.bid_id)), media_type="application/json")
 
 
 async def list_disputes(request: Request) -> Response:
-    """Return the disputes that this contract database has, open ones first (operator)."""
+    """Return the disputes that this contract database has, open ones first, each oldest first (operator)."""
     _database(request)
-    rows = node_of(request).ctx.store.table("disputes").all()
-    rows.sort(key=lambda row: (bool(row["decision"]), row["opened_at"]))
-    return answer([dict(row) for row in rows])
+    known, limit = node_of(request).ctx.store[DISPUTES], number_of(request, "limit") or MOST_ROWS
+    rows = known.by("decision", "", limit=limit)
+    if len(rows) < limit:
+        rows += known.page(limit - len(rows), newest=True, decision=("pay", "split", "refund")).rows[::-1]
+    return answer([msgspec.to_builtins(row) for row in rows])
 
 
 async def resolve_contract(request: Request) -> Response:
     """End a dispute (operator of a contract database); return the receipt."""
     body, database = await body_of(request, Resolution), _database(request)
-    row = _contract(request, "registered_contracts")
-    receipt = await database.resolve(row["id"], body.decision, body.share)
+    recorded = _named(node_of(request).ctx.store[REGISTERED_CONTRACTS], request.path_params["contract"])
+    receipt = await database.resolve(recorded.id, body.decision, body.share)
     return answer(msgspec.to_builtins(receipt.read(Receipt)))
 
 
@@ -143,25 +177,26 @@ async def balance(request: Request) -> Response:
     return answer({**msgspec.to_builtins(statement), "contract_database": database, "live": True})
 
 
-def _last_known(node: Any, error: NunetError) -> dict[str, Any]:
-    rows = sorted(node.ctx.store.table("balances").all(), key=lambda row: str(row["at"]))
-    entries = [
-        {"at": row["at"], "kind": row["kind"], "amount": row["amount"], "contract_id": row["contract_id"]}
-        for row in node.ctx.store.table("statements").all()
-    ]
-    if not rows:
+def _last_known(node: Node, error: NunetError) -> dict[str, Any]:
+    store = node.ctx.store
+    # one for each contract database that this node ever had to do with
+    last = max(store[BALANCES].all(), key=lambda row: row.at, default=None)
+    if last is None:
         raise error
-    last = rows[-1]
+    entries = [
+        {"at": row.at, "kind": row.kind, "amount": row.amount, "contract_id": row.contract_id}
+        for row in store[STATEMENTS].page(AskStatement().limit, newest=True).rows[::-1]
+    ]
     return {
-        "did": node.identity.did, "balance": last["balance"], "in_escrow": None, "entries": entries,
-        "contract_database": last["id"], "live": False, "as_of": last["at"], "reason": error.message,
+        "did": node.identity.did, "balance": last.balance, "in_escrow": None, "entries": entries,
+        "contract_database": last.id, "live": False, "as_of": last.at, "reason": error.message,
     }  # fmt: skip
 
 
 async def statements(request: Request) -> Response:
-    """Return the movements on this node's account as its own receipts have them, oldest first."""
-    rows = [dict(row) for row in node_of(request).ctx.store.table("statements").all()]
-    return answer(sorted(rows, key=lambda row: str(row["at"])))
+    """Return the movements on this node's account as its own receipts have them, the last ones, oldest first."""
+    rows = _last(request, node_of(request).ctx.store[STATEMENTS])
+    return answer([msgspec.to_builtins(row) for row in sorted(rows, key=lambda row: row.at)])
 
 
 async def deposit(request: Request) -> Response:
@@ -182,20 +217,21 @@ def _database(request: Request) -> ContractDatabase:
 
 
 async def registry(request: Request) -> Response:
-    """Return everybody whom this contract database has admitted or revoked."""
-    return answer(_database(request).registry.everybody())
+    """Return those whom this contract database has admitted or revoked, the last ones, oldest first."""
+    _database(request)
+    return answer([msgspec.to_builtins(entry) for entry in _last(request, node_of(request).ctx.store[REGISTRY])])
 
 
 async def approve(request: Request) -> Response:
     """Admit a node."""
     body, database = await body_of(request, RegistryChange), _database(request)
-    return answer(await database.registry.approve(did_of(body.did), body.note), status=201)
+    return answer(msgspec.to_builtins(await database.registry.approve(did_of(body.did), body.note)), status=201)
 
 
 async def revoke(request: Request) -> Response:
     """Stop a node from closing new contracts."""
     body, database = await body_of(request, RegistryChange), _database(request)
-    return answer(await database.registry.revoke(did_of(body.did), body.note))
+    return answer(msgspec.to_builtins(await database.registry.revoke(did_of(body.did), body.note)))
 
 
 async def attest(request: Request) -> Response:
@@ -211,37 +247,40 @@ async def books(request: Request) -> Response:
     The books are in the store, whether or not the node acts as contract database now.
     """
     store = node_of(request).ctx.store
-    rows, log = store.table("accounts").all(), store.table("log").all()
-    entries, problem = len(log), ""
-    if not rows and not log:
+    if not store[ACCOUNTS].count() and not store[LOG].count():
         _database(request)
+    problem = ""
     try:
-        chain.check(log)
+        await chain.check_whole(store)
     except ContractError as error:
         problem = error.message
-    accounts = {row["id"]: units.format_amount(row["balance"]) for row in rows}
-    total = units.format_amount(ledger.total(store))
+    accounts: dict[str, str] = {}
+    total = seq = 0
+    while page := store[ACCOUNTS].after(seq):
+        accounts |= {row.id: units.format_amount(row.balance) for _, row in page}
+        total, seq = total + sum(row.balance for _, row in page), page[-1][0]
+        await trio.lowlevel.checkpoint()
     return answer(
         {
-            "accounts": accounts, "total": total, "log_entries": entries, "log_intact": not problem,
-            "log_problem": problem,
+            "accounts": accounts, "total": units.format_amount(total), "log_entries": store[LOG].count(),
+            "log_intact": not problem, "log_problem": problem,
         }
     )  # fmt: skip
 
 
 ENDPOINTS = (
-    Endpoint("/contracts", list_contracts, list[schemas.Contract]),
+    Endpoint("/contracts", list_contracts, list[schemas.Contract], query=PAGE),
     Endpoint("/contracts/{contract}", show_contract, schemas.ContractDetail,
              query={"check": "1 to ask the contract database as well"}),
     Endpoint("/contracts/{contract}/dispute", dispute_contract, schemas.DisputeDocument, "POST", NewEvidence,
              status=201),
     Endpoint("/contracts/{contract}/resolve", resolve_contract, schemas.ReceiptDocument, "POST", Resolution),
     Endpoint("/contracts/{contract}/evidence", export_contract),
-    Endpoint("/disputes", list_disputes, list[schemas.DisputeDocument]),
+    Endpoint("/disputes", list_disputes, list[schemas.DisputeDocument], query={"limit": PAGE["limit"]}),
     Endpoint("/accounts/balance", balance, schemas.Account),
-    Endpoint("/accounts/statements", statements, list[schemas.Statement]),
+    Endpoint("/accounts/statements", statements, list[schemas.Statement], query=PAGE),
     Endpoint("/accounts/deposit", deposit, schemas.Balance, "POST", Deposit, status=201),
-    Endpoint("/registry", registry, list[schemas.RegistryEntry]),
+    Endpoint("/registry", registry, list[schemas.RegistryEntry], query=PAGE),
     Endpoint("/registry/approve", approve, schemas.RegistryEntry, "POST", RegistryChange, status=201),
     Endpoint("/registry/revoke", revoke, schemas.RegistryEntry, "POST", RegistryChange),
     Endpoint("/registry/attest", attest, schemas.KycDocument, "POST", Attestation, status=201),

@@ -168,11 +168,17 @@ class Records(Generic[R]):
         """Return the first row whose indexed field has this value, or None."""
         return next(iter(self.by(field, value, limit=1)), None)
 
-    def latest(self, field: str, value: Any, limit: int = 1) -> list[R]:
-        """Return the last rows whose indexed field has this value, the latest first."""
-        column = self._sql.columns[field]
-        query = f"SELECT doc FROM {self._sql.name} WHERE {column}=? ORDER BY seq DESC LIMIT ?"
-        return self._rows(query, (value, limit))
+    def latest(self, field: str | tuple[str, ...], value: Any, limit: int = 1) -> list[R]:
+        """Return the last rows whose indexed field, or one of several, has this value, the latest first."""
+        fields = (field,) if isinstance(field, str) else field
+        # each of them by its own index, and no further than is asked for
+        parts = " UNION ".join(
+            f"SELECT * FROM (SELECT seq, doc FROM {self._sql.name} WHERE {self._sql.columns[name]}=?"
+            " ORDER BY seq DESC LIMIT ?)"
+            for name in fields
+        )
+        query = f"SELECT doc FROM ({parts}) ORDER BY seq DESC LIMIT ?"
+        return self._rows(query, (*(value, limit) * len(fields), limit))
 
     def all(self) -> Iterator[R]:
         """Return every row, in the order in which they were made; read a thousand at a time."""

@@ -7,7 +7,7 @@ and leaves nothing in the store; who was of use is kept, and no number of strang
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
@@ -224,6 +224,18 @@ class Peers:
 
     async def note_useful(self, *dids: str) -> None:
         """Note that peers are party or authority of a contract with this node: they are kept from now on."""
+        due = self._became_useful(*dids)
+        if due:
+            await self._write(due)
+
+    def keep_useful(self, t: Transaction, *dids: str) -> None:
+        """Note the same as part of a change."""
+        due = self._became_useful(*dids)
+        if due:
+            self._written(due)(t)
+
+    def _became_useful(self, *dids: str) -> list[Peer]:
+        """Note in memory who was of use; return those of whom the store has not heard that today."""
         now = units.utc_now()
         before = units.format_time(units.parse_time(now) - WRITE_EVERY)
         found = [peer for peer in (self.find(did) for did in dict.fromkeys(dids)) if peer is not None]
@@ -234,8 +246,7 @@ class Peers:
         free = [p for p in kept if p.source != "static" and not p.connected]
         for peer in sorted(free, key=lambda p: p.useful_at)[: max(0, len(kept) - MAX_KEPT)]:
             self._drop(peer)
-        if due and self._persistent:
-            await self._write(due)
+        return due if self._persistent else []
 
     async def forget_old(self) -> None:
         """Forget who was not seen for weeks, here and in the store; static peers stay."""
@@ -254,6 +265,10 @@ class Peers:
             await self._write(due)
 
     async def _write(self, peers: list[Peer]) -> None:
+        await self._store.change(self._written(peers))
+
+    def _written(self, peers: list[Peer]) -> Callable[[Transaction], None]:
+        """Return the change that keeps peers, and removes those that gave way."""
         rows = [peer.record() for peer in peers]
         for peer in peers:
             peer.stored = True
@@ -265,7 +280,7 @@ class Peers:
             for peer_id in gone:
                 t[PEERS].remove(peer_id)
 
-        await self._store.change(change)
+        return change
 
     async def remove(self, peer: Peer) -> None:
         """Forget a peer, here and in the store."""

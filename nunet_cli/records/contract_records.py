@@ -103,6 +103,11 @@ REGISTERED = Machine(
         # what failed and earned nothing goes back when a party says so, what nobody settled when its time is over
         Move("refund", ("proved",), "refunded", (*_BOTH, CLOCK), about="id"),
         Move("dispute", ("proved",), "disputed", _BOTH, about="id"),
+        # the first result that the provider signed is the result
+        Move(
+            "hand_in", ("disputed",), "", _BOTH, about="id", when=lambda record: record.result is None,
+            why="no result of its provider's is here yet",
+        ),
         Move("settle", ("disputed",), "settled", (ORACLE, OPERATOR), about="id"),
         Move("refund", ("disputed",), "refunded", (ORACLE, OPERATOR), about="id"),
     ),

@@ -7,9 +7,12 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+import trio
+
 from nunet_cli import units
-from nunet_cli.database.store import Transaction
+from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import ContractError
+from nunet_cli.records.books import LOG, LOG_HEAD, LogEntry, LogHead
 
 GENESIS = "0" * 64
 
@@ -21,25 +24,43 @@ def entry_hash(previous: str, entry: str) -> str:
 
 def append(t: Transaction, kind: str, **data: Any) -> str:
     """Append an entry as part of a change; return the new head."""
-    last = t.find("log_head", "head")
-    previous = last["hash"] if last else GENESIS
+    last = t[LOG_HEAD].get("head")
+    previous = last.hash if last is not None else GENESIS
     entry = json.dumps({"at": units.utc_now(), "kind": kind, **data}, sort_keys=True)
     head = entry_hash(previous, entry)
-    t.table("log").insert({"previous": previous, "hash": head, "entry": entry})
-    t.put("log_head", {"id": "head", "hash": head})
+    t[LOG].append(LogEntry(previous, head, entry))
+    t[LOG_HEAD].put(LogHead("head", head))
     return head
 
 
-def check(rows: Iterable[dict[str, Any]], previous: str = GENESIS) -> int:
-    """Check a chain from a hash on; return how many entries it has.
+def check(rows: Iterable[LogEntry], previous: str = GENESIS, number: int = 0) -> int:
+    """Check a chain, or a piece of one; return the number of its last entry.
+
+    Args:
+        rows: the entries.
+        previous: the hash before them.
+        number: how many entries there are before them.
 
     Raises:
         ContractError: naming the first entry that does not fit.
     """
-    number = 0
     for row in rows:
         number += 1
-        if row["previous"] != previous or row["hash"] != entry_hash(previous, row["entry"]):
+        if row.previous != previous or row.hash != entry_hash(previous, row.entry):
             raise ContractError(f"the log was changed at entry {number}", code="log_broken")
-        previous = row["hash"]
+        previous = row.hash
+    return number
+
+
+async def check_whole(store: Store) -> int:
+    """Check the whole log of a store, leaving others their turn; return how many entries it has.
+
+    Raises:
+        ContractError: naming the first entry that does not fit.
+    """
+    seq, number, previous = 0, 0, GENESIS
+    while page := store[LOG].after(seq):
+        number = check((entry for _, entry in page), previous, number)
+        seq, previous = page[-1][0], page[-1][1].hash
+        await trio.lowlevel.checkpoint()
     return number

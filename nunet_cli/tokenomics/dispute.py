@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Any
 
 import msgspec
 
 from nunet_cli import units
-from nunet_cli.database.store import Transaction
+from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import ContractError, NunetError
 from nunet_cli.records.contracts import ORACLE, Contract, JobVerificationResult
 from nunet_cli.records.disputes import (
@@ -20,6 +19,7 @@ from nunet_cli.records.disputes import (
     EvidenceSummary,
 )
 from nunet_cli.records.documents import Document
+from nunet_cli.records.results import Result
 from nunet_cli.tokenomics.payment import amount_due
 
 # what each of the parties may bring; what the one says takes nothing from the other
@@ -50,16 +50,20 @@ def whole(known: DisputeSummary, documents: dict[str, Document]) -> Dispute:
     )
 
 
-def find(source: Any, contract_id: str) -> Dispute | None:
+def find(source: Store | Transaction, contract_id: str) -> Dispute | None:
     """Return the dispute about a contract, or None."""
-    found: Dispute | None = source[DISPUTES].get(contract_id)
-    return found
+    return source[DISPUTES].get(contract_id)
 
 
 def put(t: Transaction, dispute: Dispute) -> None:
     """Keep a dispute, as part of a change; one that is kept already is not written again."""
     if find(t, dispute.contract_id) != dispute:
         t[DISPUTES].put(dispute)
+
+
+def has_said(dispute: Dispute, did: str, text: str, documents: tuple[Document, ...]) -> bool:
+    """Say whether a piece of evidence is among a dispute's already."""
+    return any((item.did, item.text, item.documents) == (did, text, documents) for item in dispute.evidence)
 
 
 def add_evidence(dispute: Dispute, did: str, text: str, documents: tuple[Document, ...]) -> Dispute:
@@ -70,7 +74,7 @@ def add_evidence(dispute: Dispute, did: str, text: str, documents: tuple[Documen
     """
     if dispute.decision:
         raise ContractError(f"the dispute was resolved: {dispute.decision}", code="dispute_resolved")
-    if any((item.did, item.text, item.documents) == (did, text, documents) for item in dispute.evidence):
+    if has_said(dispute, did, text, documents):
         return dispute
     said = [*(item for item in dispute.evidence if item.did == did), Evidence(did, units.utc_now(), text, documents)]
     for what, size, most in (
@@ -113,7 +117,7 @@ def quorum_decision(contract: Contract, documents: tuple[Document, ...], result_
 
 
 def amount_for(
-    contract: Contract, result: Any, decision: Decision, share: str = "0.5", seen: float | None = None
+    contract: Contract, result: Result | None, decision: Decision, share: str = "0.5", seen: float | None = None
 ) -> int:
     """Return what a decision pays the provider, in micro-NTX.
 

@@ -15,7 +15,8 @@ from msgspec import Meta, Struct
 
 from nunet_cli.errors import NunetError, UsageError
 from nunet_cli.network.envelope import PREFIX, SIGNATURE_SIZE, Envelope
-from nunet_cli.records.bids import Bid
+from nunet_cli.records.bids import Bid, BidRecord
+from nunet_cli.records.contract_records import ContractRecord
 from nunet_cli.records.contracts import (
     DATABASE,
     ORACLE,
@@ -60,20 +61,20 @@ class Bundle(Struct, forbid_unknown_fields=True, frozen=True):
     receipt: Document | None = None
 
 
-def export_bundle(contract: dict[str, Any], bid: dict[str, Any] | None) -> bytes:
+def export_bundle(contract: ContractRecord, bid: BidRecord | None) -> bytes:
     """Return the bundle of a contract as its file holds it.
 
     Args:
-        contract: this node's row of it.
-        bid: the row of the bid that it rests on, with the envelope that brought it, where this node got one.
+        contract: this node's record of it.
+        bid: the bid that it rests on, with the envelope that brought it, where this node got one.
     """
-    documents = {
-        name: msgspec.convert(contract[name], Document) if contract[name] else None
-        for name in ("proof", "result", "verdict", "receipt")
-    }
-    document = msgspec.convert(contract["document"], Document)
-    evidence = (bid or {}).get("evidence")
-    return _encode(Bundle("nunet-evidence", 1, contract["spec"], document, evidence, **documents))
+    evidence = bid.evidence or None if bid is not None else None
+    return _encode(
+        Bundle(
+            "nunet-evidence", 1, contract.spec, contract.document, evidence, contract.proof, contract.result,
+            contract.verdict, contract.receipt,
+        )
+    )  # fmt: skip
 
 
 def _encode(bundle: Bundle) -> bytes:

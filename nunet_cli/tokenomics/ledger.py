@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from tinydb import Query
+from msgspec import structs
 
 from nunet_cli import units
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import ContractError
+from nunet_cli.records.books import ACCOUNTS, LEDGER, Account, Transfer
 
 ISSUANCE = "issuance"
 
@@ -20,16 +19,16 @@ def escrow(contract_id: str) -> str:
 
 def balance(source: Store | Transaction, account: str) -> int:
     """Return an account's balance in micro-NTX; an account that does not exist has zero."""
-    row = source.find("accounts", account)
-    return int(row["balance"]) if row else 0
+    row = source[ACCOUNTS].get(account)
+    return row.balance if row is not None else 0
 
 
 def exists(source: Store | Transaction, account: str) -> bool:
     """Say whether an account was ever used."""
-    return source.find("accounts", account) is not None
+    return source[ACCOUNTS].has(account)
 
 
-def transfer(transaction: Transaction, payer: str, payee: str, micro: int, kind: str, contract_id: str = "") -> None:
+def transfer(t: Transaction, payer: str, payee: str, micro: int, kind: str, contract_id: str = "") -> None:
     """Move money between two accounts, as part of a change.
 
     Raises:
@@ -37,7 +36,7 @@ def transfer(transaction: Transaction, payer: str, payee: str, micro: int, kind:
     """
     if micro < 0:
         raise ContractError("a transfer cannot be negative", code="bad_amount")
-    left = balance(transaction, payer) - micro
+    left = balance(t, payer) - micro
     if left < 0 and payer != ISSUANCE:
         raise ContractError(
             f"the account has {units.format_amount(left + micro)} NTX, {units.format_amount(micro)} NTX are needed",
@@ -45,29 +44,20 @@ def transfer(transaction: Transaction, payer: str, payee: str, micro: int, kind:
             hint="the contract database's operator can add funds with: nunet account deposit AMOUNT --to DID",
             details={"missing": units.format_amount(-left)},
         )
-    transaction.put("accounts", {"id": payer, "balance": left})
-    transaction.put("accounts", {"id": payee, "balance": balance(transaction, payee) + micro})
-    transaction.table("ledger").insert(
-        {
-            "at": units.utc_now(), "kind": kind, "contract_id": contract_id,
-            "payer": payer, "payee": payee, "amount": micro,
-        }
-    )  # fmt: skip
+    t[ACCOUNTS].put(Account(payer, left))
+    t[ACCOUNTS].put(Account(payee, balance(t, payee) + micro))
+    t[LEDGER].append(Transfer(units.utc_now(), kind, payer, payee, micro, contract_id))
 
 
-def entries(store: Store, account: str, limit: int) -> list[dict[str, Any]]:
-    """Return the latest movements of an account, oldest first, as `{at, kind, amount, contract_id}`, signed amounts."""
-    query = Query()
-    rows = store.table("ledger").search((query.payer == account) | (query.payee == account))[-limit:] if limit else []
+def entries(source: Store | Transaction, account: str, limit: int) -> list[Transfer]:
+    """Return the latest movements of an account, oldest first, as it sees them: negative where it paid."""
+    rows = source[LEDGER].latest(("payer", "payee"), account, limit) if limit else []
     return [
-        {
-            "at": row["at"], "kind": row["kind"], "contract_id": row["contract_id"],
-            "amount": row["amount"] if row["payee"] == account else -row["amount"],
-        }
-        for row in rows
+        row if row.payee == account else structs.replace(row, amount=-row.amount)
+        for row in reversed(rows)
     ]  # fmt: skip
 
 
-def total(store: Store) -> int:
+def total(source: Store | Transaction) -> int:
     """Return the sum over all accounts, which is zero as long as the books are right."""
-    return sum(int(row["balance"]) for row in store.table("accounts").all())
+    return sum(row.balance for row in source[ACCOUNTS].all())

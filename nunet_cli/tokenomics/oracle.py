@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
-import msgspec
 import trio
 
 from nunet_cli import units
@@ -22,7 +21,8 @@ from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.spec import JobSpec
 from nunet_cli.jobs.tree import output_names
 from nunet_cli.network.identity import Identity
-from nunet_cli.network.messenger import Answer, Incoming, Messenger
+from nunet_cli.network.messenger import Answer, Change, Incoming, Messenger
+from nunet_cli.records.contract_records import VERDICTS, VerdictRecord
 from nunet_cli.records.contracts import (
     DATABASE,
     ORACLE,
@@ -76,6 +76,11 @@ class Oracle:
             ContractError: this oracle is not the contract's, or the sender no party to it; with code `oracle_busy`,
                 nothing can be said just now, and who asks later is answered.
         """
+        found = await self._judge(request, sender)
+        return found if isinstance(found, Document) else await self._store.change(found)
+
+    async def _judge(self, request: JobVerification, sender: str) -> Document | Callable[[Transaction], Document]:
+        """Return the verdict where it was given before; else what keeps and returns it, all checks being made."""
         contract = request.contract.read(Contract)
         if contract.oracle != self._identity.did:
             raise ContractError("the contract names another oracle", code="wrong_oracle")
@@ -83,9 +88,9 @@ class Oracle:
             raise ContractError("only a party can ask for a verdict", code="not_a_party")
         policy = self._policy(request, contract, sender)
         key = f"{request.contract.cid}/{request.result.cid}/{policy}"
-        row = self._store.find("verdicts", key)
-        if row is not None:
-            return msgspec.convert(row["document"], Document)
+        known = self._store[VERDICTS].get(key)
+        if known is not None:
+            return known.document
         # a stranger's documents: checking them takes up to a second
         checks = await in_thread(verify_documents, request, units.utc_now(), limiter=self._limiter)
         verdict: Outcome = "verified" if all(check.passed for check in checks) else "rejected"
@@ -99,9 +104,9 @@ class Oracle:
             checks += (check,)
 
         def change(t: Transaction) -> Document:
-            known = t.find("verdicts", key)
+            known = t[VERDICTS].get(key)
             if known is not None:
-                return msgspec.convert(known["document"], Document)
+                return known.document
             document = make_document(
                 JobVerificationResult(
                     1, request.contract.cid, request.result.cid, self._identity.did, verdict, checks[:100],
@@ -109,11 +114,11 @@ class Oracle:
                 )
             ).sign(self._identity, ORACLE)  # fmt: skip
             if verdict != "inconclusive":
-                t.put("verdicts", {"id": key, "job_id": contract.job_id, "document": msgspec.to_builtins(document)})
+                t[VERDICTS].put(VerdictRecord(key, contract.job_id, document))
             t.save_event(contract.job_id, f"result_{verdict}", contract_id=request.contract.cid)
             return document
 
-        return await self._store.change(change)
+        return change
 
     @staticmethod
     def _policy(request: JobVerification, contract: Contract, sender: str) -> Policy:
@@ -150,8 +155,11 @@ class Oracle:
             return "verified", Check("reexecution", True)
         return "rejected", Check("reexecution", False, f"the oracle's own run differs: {_difference(again, result)}")
 
-    async def _on_verification(self, message: Incoming) -> Answer:
-        return "job_verification_result", Verdict(await self.verify_job(message.body, message.sender))
+    async def _on_verification(self, message: Incoming) -> Answer | Change:
+        found = await self._judge(message.body, message.sender)
+        if isinstance(found, Document):
+            return "job_verification_result", Verdict(found)
+        return lambda t: ("job_verification_result", Verdict(found(t)))
 
 
 def outcome_of(result: Result) -> tuple[tuple[str, str], ...]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from nunet_cli import units
 from nunet_cli.config import Config
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import ContractError
+from nunet_cli.records.books import REGISTRY, RegistryEntry
 from nunet_cli.records.contracts import KycAnswer
 from nunet_cli.records.identifiers import key_from_did
 from nunet_cli.tokenomics import chain, ledger
@@ -26,43 +25,38 @@ class Registry:
 
     def check_kyc(self, did: str, source: Store | Transaction | None = None) -> KycAnswer:
         """Say whether a node is verified; the question changes nothing, whoever it is about."""
-        row = (source or self._store).find("registry", did)
-        if row is None and self._config.registry.admission == "open":
+        entry = (source or self._store)[REGISTRY].get(did)
+        if entry is None and self._config.registry.admission == "open":
             return KycAnswer(did, verified=True)
-        if row is None:
+        if entry is None:
             reason = "not in the registry; its operator can run: nunet registry approve " + did
             return KycAnswer(did, verified=False, reason=reason)
-        return KycAnswer(
-            did, verified=row["status"] == "approved", reason="" if row["status"] == "approved" else "revoked"
-        )
+        verified = entry.status == "approved"
+        return KycAnswer(did, verified=verified, reason="" if verified else "revoked")
 
-    async def approve(self, did: str, note: str = "") -> dict[str, Any]:
+    async def approve(self, did: str, note: str = "") -> RegistryEntry:
         """Admit a node, or admit it again (operator)."""
         key_from_did(did)
         return await self._store.change(lambda t: self._admit(t, did, note or "approved by the operator"))
 
-    async def revoke(self, did: str, note: str = "") -> dict[str, Any]:
+    async def revoke(self, did: str, note: str = "") -> RegistryEntry:
         """Stop a node from closing new contracts (operator); those it has go on."""
         key_from_did(did)
 
-        def change(t: Transaction) -> dict[str, Any]:
-            row = {"id": did, "status": "revoked", "at": units.utc_now(), "note": note or "revoked by the operator"}
-            t.put("registry", row)
+        def change(t: Transaction) -> RegistryEntry:
+            entry = RegistryEntry(did, "revoked", units.utc_now(), note or "revoked by the operator")
+            t[REGISTRY].put(entry)
             chain.append(t, "revoke", did=did)
-            return row
+            return entry
 
         return await self._store.change(change)
-
-    def everybody(self) -> list[dict[str, Any]]:
-        """Return everybody who was ever admitted, with their state."""
-        return [dict(row) for row in self._store.table("registry").all()]
 
     async def deposit(self, did: str, micro: int) -> int:
         """Credit an account from issuance (operator); return the balance after it, in micro-NTX."""
         key_from_did(did)
 
         def change(t: Transaction) -> int:
-            if t.find("registry", did) is None and self._config.registry.admission == "open":
+            if not t[REGISTRY].has(did) and self._config.registry.admission == "open":
                 self._admit(t, did, "open admission")
             ledger.transfer(t, ledger.ISSUANCE, did, micro, "deposit")
             chain.append(t, "deposit", did=did, amount=units.format_amount(micro))
@@ -75,21 +69,25 @@ class Registry:
         answer = self.check_kyc(did, t)
         if not answer.verified:
             raise ContractError(f"the {role} {did} is not verified: {answer.reason}", code="not_verified_entity")
-        if t.find("registry", did) is None:
+        if not t[REGISTRY].has(did):
             self._admit(t, did, "open admission")
 
-    def _admit(self, t: Transaction, did: str, note: str) -> dict[str, Any]:
+    def _admit(self, t: Transaction, did: str, note: str) -> RegistryEntry:
         opening = self.opening_balance(t, did)
-        row = {"id": did, "status": "approved", "at": units.utc_now(), "note": note}
-        t.put("registry", row)
+        entry = RegistryEntry(did, "approved", units.utc_now(), note)
+        t[REGISTRY].put(entry)
         chain.append(t, "admit", did=did)
         if opening:
             ledger.transfer(t, ledger.ISSUANCE, did, opening, "opening")
-        return row
+        return entry
+
+    def balance(self, source: Store | Transaction, did: str) -> str:
+        """Return somebody's balance in NTX, or what its account would open with."""
+        return units.format_amount(ledger.balance(source, did) + self.opening_balance(source, did))
 
     def opening_balance(self, source: Store | Transaction, did: str) -> int:
         """Return what the account of somebody opens with who was never admitted; nothing for everybody else."""
-        known = source.find("registry", did) is not None or ledger.exists(source, did)
+        known = source[REGISTRY].has(did) or ledger.exists(source, did)
         if known or self._config.registry.admission != "open":
             return 0
         return units.parse_amount(self._config.registry.opening_balance)
