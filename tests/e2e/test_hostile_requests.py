@@ -22,7 +22,8 @@ from nunet_cli.node.node import Node, open_node
 from nunet_cli.orchestrator import contract as closure
 from nunet_cli.orchestrator import execute, match, request, settle
 from nunet_cli.orchestrator.context import Context
-from nunet_cli.records.bids import BidRequest
+from nunet_cli.records.bids import BID_REQUESTS, BIDS
+from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.contracts import (
     AskStatement,
     CheckContract,
@@ -37,6 +38,7 @@ from nunet_cli.records.contracts import (
 from nunet_cli.records.disputes import DisputeContract
 from nunet_cli.records.documents import Document, make_document
 from nunet_cli.records.identifiers import content_id
+from nunet_cli.records.jobs import Job
 from nunet_cli.records.messages import ContractProposal, Invocation, JobCancel, JobLogs, JobRequest, JobSync
 from nunet_cli.records.results import Result
 from tests.conftest import Market, config, nunet
@@ -128,9 +130,8 @@ async def test_what_a_provider_refuses(tmp_path: Path, monkeypatch: pytest.Monke
         ctx, me, stranger = there.ctx, there.market.requester, there.stranger
         job_id = await there.market.post(job())
         await match.match(ctx, job_id)
-        sent = ctx.store.find("bid_requests", ctx.job(job_id)["bid_request_id"])
-        bid_request = msgspec.convert({k: sent[k] for k in BidRequest.__struct_fields__}, BidRequest)
-        bid_id = ctx.job(job_id)["shortlist"][0]
+        bid_request = ctx.store[BID_REQUESTS].one(ctx.job(job_id).bid_request_id).request
+        bid_id = ctx.job(job_id).shortlist[0]
 
         # stage 2: a request in somebody else's name
         await there.refused("provider", "bid_request", bid_request, "wrong_sender", stranger)
@@ -142,7 +143,7 @@ async def test_what_a_provider_refuses(tmp_path: Path, monkeypatch: pytest.Monke
 
         # stage 4: contracts that are not the bid's
         await request.request(ctx, job_id)
-        bid = ctx.store.find("bids", bid_id)
+        bid = ctx.store[BIDS].one(bid_id)
         plain_contract = closure.generate_job_contract(
             ctx, ctx.job(job_id), bid, there.did["authority"], there.did["authority"]
         )
@@ -158,7 +159,7 @@ async def test_what_a_provider_refuses(tmp_path: Path, monkeypatch: pytest.Monke
             proposal = ContractProposal(altered(plain_contract, me, "requester", **fields))
             await there.refused("provider", "contract_proposal", proposal, code)
         row = await closure.close_contract(ctx, job_id)
-        held = ctx.store.find("contracts", row["contract_id"])
+        held = ctx.store[CONTRACTS].one(row.contract_id)
         # one contract for a bid, made now, and not in another's time
         stale = units.parse_time("2026-01-01T00:00:00.000Z")
         soon = units.now() + timedelta(minutes=5)
@@ -167,8 +168,8 @@ async def test_what_a_provider_refuses(tmp_path: Path, monkeypatch: pytest.Monke
             await there.refused("provider", "contract_proposal", again, code)
 
         # stage 5: no contract with the sender, a forged proof, another job than the contract's
-        document, proof = (msgspec.convert(held[name], Document) for name in ("document", "proof"))
-        spec = ctx.job(job_id)["spec"]
+        document, proof, spec = held.document, held.proof, ctx.job(job_id).spec
+        assert proof is not None
         order = Invocation(spec, document, proof)
         await there.refused("provider", "invocation", order, "no_contract", stranger)
         forged = make_document(msgspec.json.decode(proof.content)).sign(me.identity, "contract-database")
@@ -177,15 +178,15 @@ async def test_what_a_provider_refuses(tmp_path: Path, monkeypatch: pytest.Monke
 
         # stage 6: what concerns others is told to nobody else, and stopped by nobody else
         for type_, body in (
-            ("job_logs", JobLogs(held["id"], "stdout", 0, 0)), ("job_sync", JobSync(held["id"])),
-            ("job_cancel", JobCancel("", held["id"])),
+            ("job_logs", JobLogs(held.id, "stdout", 0, 0)), ("job_sync", JobSync(held.id)),
+            ("job_cancel", JobCancel("", held.id)),
         ):  # fmt: skip
             await there.refused("provider", type_, body, "no_contract", stranger)
 
         # nothing of all that cost the provider anything: one contract, no allocation, and the honest job still runs
         assert [item["state"] for item in await there.typed("provider", "contract", "list")] == ["agreed"]
         assert await there.typed("provider", "allocation", "list") == []
-        assert (await orchestrate_job(ctx, job_id))["state"] == "settled"
+        assert (await orchestrate_job(ctx, job_id)).state == "settled"
         assert (await there.typed("provider", "account", "balance"))["balance"] == "100.25"
 
 
@@ -197,15 +198,15 @@ async def test_what_a_contract_database_and_an_oracle_refuse(tmp_path: Path, mon
         job_id = await there.market.post(job("echo done > out", outputs=[{"path": "out"}]))
         for stage in (match.match, request.request, closure.close_contract):
             await stage(ctx, job_id)
-        held = ctx.store.find("contracts", ctx.job(job_id)["contract_id"])
-        document = msgspec.convert(held["document"], Document)
+        held = ctx.store[CONTRACTS].one(ctx.job(job_id).contract_id)
+        document = held.document
 
         # stage 4: registration
         def both(**fields: Any) -> RegisterContract:
             named = {"provider": me_too.identity.did, "bid_id": "bid-two", **fields}
             return RegisterContract(altered(document, me, "requester", **named).sign(me_too.identity, "provider"))
 
-        await there.refused("authority", "register_contract", both(provider=held["provider"], requester=held["provider"]),
+        await there.refused("authority", "register_contract", both(provider=held.provider, requester=held.provider),
                             "not_a_party")  # fmt: skip
         one_signature = RegisterContract(altered(document, me, "requester", provider=me_too.identity.did))
         await there.refused("authority", "register_contract", one_signature, "bad_signature")
@@ -235,23 +236,24 @@ async def test_what_a_contract_database_and_an_oracle_refuse(tmp_path: Path, mon
         assert "revoked" in said
 
         # stage 7: settlement, by others, without or with a forged verdict, with another's result
-        await there.refused("authority", "check_contract", CheckContract(held["id"]), "no_contract", stranger)
-        job_row = await _completed(there, job_id)
-        held = ctx.store.find("contracts", held["id"])
-        result = msgspec.convert(held["result"], Document)
-        await there.refused("authority", "settle_contract", SettleContract(held["id"], result, None), "no_contract",
+        await there.refused("authority", "check_contract", CheckContract(held.id), "no_contract", stranger)
+        completed = await _completed(there, job_id)
+        held = ctx.store[CONTRACTS].one(held.id)
+        result, proof = held.result, held.proof
+        assert result is not None
+        assert proof is not None
+        await there.refused("authority", "settle_contract", SettleContract(held.id, result, None), "no_contract",
                             stranger)  # fmt: skip
-        await there.refused("authority", "settle_contract", SettleContract(held["id"], result, None), "verdict_needed")
+        await there.refused("authority", "settle_contract", SettleContract(held.id, result, None), "verdict_needed")
         mine = make_document(result.read(Result)).sign(me.identity, "provider")
-        await there.refused("authority", "settle_contract", SettleContract(held["id"], mine, None), "bad_signature")
+        await there.refused("authority", "settle_contract", SettleContract(held.id, mine, None), "bad_signature")
         forged = make_document(
-            JobVerificationResult(1, held["id"], result.cid, there.did["authority"], "verified", (), FAR)
+            JobVerificationResult(1, held.id, result.cid, there.did["authority"], "verified", (), FAR)
         ).sign(me.identity, "oracle")
-        await there.refused("authority", "settle_contract", SettleContract(held["id"], result, forged), "bad_signature")
+        await there.refused("authority", "settle_contract", SettleContract(held.id, result, forged), "bad_signature")
 
         # the oracle: another oracle's contract, a stranger's question, and a result that was changed
-        proof = msgspec.convert(held["proof"], Document)
-        question = JobVerification(held["spec"], document, proof, result)
+        question = JobVerification(held.spec, document, proof, result)
         await there.refused("authority", "job_verification", question, "not_a_party", stranger)
         elsewhere = altered(document, me, "requester", oracle=stranger.identity.did)
         other = msgspec.structs.replace(question, contract=elsewhere)
@@ -260,9 +262,9 @@ async def test_what_a_contract_database_and_an_oracle_refuse(tmp_path: Path, mon
         await there.refused("authority", "dispute_contract", unknown, "no_contract", stranger)
 
         # none of it moved a coin: the honest job is settled, and the books and the log are whole
-        assert job_row["state"] == "completed"
-        assert (await settle.settle(ctx, job_id))["state"] == "settled"
-        await there.refused("authority", "dispute_contract", DisputeContract(held["id"], "too late", ()),
+        assert completed.state == "completed"
+        assert (await settle.settle(ctx, job_id)).state == "settled"
+        await there.refused("authority", "dispute_contract", DisputeContract(held.id, "too late", ()),
                             "already_settled")  # fmt: skip
         audit = await there.typed("authority", "registry", "audit")
         assert (audit["total"], audit["log_problem"]) == ("0", "")
@@ -273,7 +275,7 @@ async def test_what_a_contract_database_and_an_oracle_refuse(tmp_path: Path, mon
         assert answer.body.balance == "0"
 
 
-async def _completed(there: Town, job_id: str) -> dict[str, Any]:
+async def _completed(there: Town, job_id: str) -> Job:
     from nunet_cli.orchestrator import invoke
 
     await invoke.invoke(there.ctx, job_id)

@@ -18,15 +18,18 @@ import trio
 
 from nunet_cli import units
 from nunet_cli.config import ExecutorConfig, ProcessConfig
-from nunet_cli.database.store import Store
+from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import ContractError
 from nunet_cli.executor.base import ExecutorError
 from nunet_cli.network.connection import BLOB_END, BLOB_GET
 from nunet_cli.node.node import Node, open_node
-from nunet_cli.records.bids import CapabilityComparator
+from nunet_cli.records.bids import BIDS, CapabilityComparator
+from nunet_cli.records.books import ACCOUNTS
+from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.contracts import Contract, Proof, ProofOfContract, Receipt, Settled
 from nunet_cli.records.documents import make_document
 from nunet_cli.records.identifiers import content_id
+from nunet_cli.records.jobs import JOBS
 from nunet_cli.records.messages import (
     AllocationStartSuccess,
     ContractAgreement,
@@ -34,6 +37,7 @@ from nunet_cli.records.messages import (
     JobCompleted,
     TimeoutJobRequest,
 )
+from nunet_cli.records.messaging import Outgoing
 from nunet_cli.records.offers import OnboardOptions
 from nunet_cli.records.results import OutputFile, Result
 from tests.conftest import config, nunet
@@ -80,15 +84,20 @@ async def others(folder: Path, monkeypatch: pytest.MonkeyPatch, **provider: Any)
         yield Others(p, a, folder / "r")
 
 
+async def told(node: Node, said: Any) -> Any:
+    """Return the answer that a behaviour gives, with what it changes done."""
+    return await node.ctx.store.change(said) if callable(said) else said
+
+
 def says(node: Node, type_: str, change: Callable[[Any, Any], Awaitable[Any]]) -> None:
     """Change what a node answers to a message type: `change` gets the message and what the node would say."""
     known = node.ctx.messenger._types[type_]
 
     async def behaviour(message: Any) -> Any:
         assert known.behaviour is not None
-        return await change(message, await known.behaviour(message))
+        return await change(message, await told(node, await known.behaviour(message)))
 
-    node.ctx.messenger.register(type_, known.kind, behaviour, ephemeral=known.ephemeral)
+    node.ctx.messenger.register(type_, known.kind, behaviour)
 
 
 Prepare = Callable[[Others], Awaitable[None]]
@@ -103,7 +112,7 @@ def instead(name: str, type_: str, answer: Callable[[Any], tuple[str, Any]]) -> 
         async def behaviour(message: Any) -> Any:
             return answer(message)
 
-        there.node(name).ctx.messenger.register(type_, known.kind, behaviour, ephemeral=True)
+        there.node(name).ctx.messenger.register(type_, known.kind, behaviour)
 
     return prepare
 
@@ -138,7 +147,7 @@ def silent(name: str, type_: str) -> Prepare:
         async def behaviour(_: Any) -> Any:
             await trio.sleep_forever()
 
-        there.node(name).ctx.messenger.register(type_, known.kind, behaviour, ephemeral=True)
+        there.node(name).ctx.messenger.register(type_, known.kind, behaviour)
 
     return prepare
 
@@ -201,10 +210,13 @@ async def bids_go_bad(there: Others) -> None:
     """What was offered is taken back by the time the contract is there."""
 
     async def change(_: Any, said: Any) -> Any:
-        for row in there.provider.ctx.store.table("bids").all():
-            gone = {"timeout": "2001-01-01T00:00:00.000Z", "offered_until": ""}
-            await there.provider.ctx.store.change(lambda t, row=row, gone=gone: t.put("bids", {**row, **gone}))
-            await there.provider.ctx.store.change(lambda t, row=row: there.provider.accounting.release(t, row["id"]))
+        def take_back(t: Transaction) -> None:
+            for row in list(t[BIDS].all()):
+                gone = msgspec.structs.replace(row.offer, timeout="2001-01-01T00:00:00.000Z")
+                t[BIDS].put(msgspec.structs.replace(row, bid=gone, offered_until=""))
+                there.provider.accounting.release(t, row.id)
+
+        await there.provider.ctx.store.change(take_back)
         return said
 
     says(there.provider, "job_request", change)
@@ -234,8 +246,11 @@ async def lock_is_lost(there: Others) -> None:
     behaviour = known.behaviour
 
     async def late(message: Any) -> Any:
-        for row in there.provider.ctx.store.table("bids").all():
-            await there.provider.ctx.store.change(lambda t, row=row: there.provider.accounting.release(t, row["id"]))
+        def release(t: Transaction) -> None:
+            for row in t[BIDS].all():
+                there.provider.accounting.release(t, row.id)
+
+        await there.provider.ctx.store.change(release)
         await sold_out(there)
         return await behaviour(message)
 
@@ -293,25 +308,25 @@ def lying_results(change: Callable[[Result], Result], role: str = "provider") ->
 
     async def prepare(there: Others) -> None:
         messenger = there.provider.ctx.messenger
-        honest_row, known = messenger.outbox.outgoing, messenger._types["job_sync"]
+        honest, known = messenger.outbox.outgoing, messenger._types["job_sync"]
 
         def lie(document: Any) -> Any:
             return make_document(change(document.read(Result))).sign(there.provider.identity, role)
 
-        def outbox_row(to: str, type_: str, body: Any, *, lifetime: float) -> dict[str, Any]:
+        def outgoing(to: str, type_: str, body: Any, *, lifetime: float) -> Outgoing:
             if isinstance(body, JobCompleted):
                 body = msgspec.structs.replace(body, result=lie(body.result))
-            return honest_row(to, type_, body, lifetime=lifetime)
+            return honest(to, type_, body, lifetime=lifetime)
 
         async def on_sync(message: Any) -> Any:
             assert known.behaviour is not None
-            said = await known.behaviour(message)
+            said = await told(there.provider, await known.behaviour(message))
             assert said is not None
             state: Any = said[1]
             return said[0], state if state.result is None else msgspec.structs.replace(state, result=lie(state.result))
 
-        messenger.outbox.outgoing = outbox_row  # type: ignore[method-assign]
-        messenger.register("job_sync", known.kind, on_sync, ephemeral=True)
+        messenger.outbox.outgoing = outgoing  # type: ignore[method-assign]
+        messenger.register("job_sync", known.kind, on_sync)
 
     return prepare
 
@@ -469,11 +484,11 @@ async def test_what_the_user_sees_of_a_no(no: No, tmp_path: Path, monkeypatch: p
         assert no.error in last
         assert "Traceback" not in errors
         store = Store(there.home, read_only=True)
-        (job,) = store.table("jobs").all()
-        assert job["state"] == (no.state or "expired")
+        (job,) = store[JOBS].all()
+        assert job.state == (no.state or "expired")
         if no.explained:
-            assert no.explained in (await there.user("job", "explain", job["id"]))[0]
+            assert no.explained in (await there.user("job", "explain", job.id))[0]
         # who says no does not lose its hold of the machine, and nobody is paid for nothing
-        assert not [row for row in store.table("contracts").all() if row["state"] == "settled"]
-        account = there.authority.ctx.store.find("accounts", there.provider.identity.did)
-        assert account is None or account["balance"] <= units.parse_amount("100")
+        assert store[CONTRACTS].count("state", "settled") == 0
+        account = there.authority.ctx.store[ACCOUNTS].get(there.provider.identity.did)
+        assert account is None or account.balance <= units.parse_amount("100")

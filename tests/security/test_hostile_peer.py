@@ -215,10 +215,10 @@ async def test_nobody_learns_of_a_contract_that_is_not_theirs(tmp_path: Path) ->
 
         text = "name: x\nexecutor: {type: process, command: ['true']}\nprice: 1\n"
         job = await process_job(m.requester.ctx, read_spec(text), folder=tmp_path)
-        job = await orchestrate_job(m.requester.ctx, job["id"])
+        job = await orchestrate_job(m.requester.ctx, job.id)
         for node, type_, body in (
-            (m.provider, "job_sync", JobSync(job["contract_id"])),
-            (m.authority, "check_contract", CheckContract(job["contract_id"])),
+            (m.provider, "job_sync", JobSync(job.contract_id)),
+            (m.authority, "check_contract", CheckContract(job.contract_id)),
         ):
             peer = await Hostile.connect(node)
             await peer.envelope(type_, body)

@@ -11,9 +11,12 @@ import trio
 from nunet_cli.network.connection import ENVELOPE
 from nunet_cli.node.node import Node, open_node
 from nunet_cli.orchestrator import judging
-from nunet_cli.records.bids import BidRequest
+from nunet_cli.records.bids import BID_REQUESTS, BIDS, BidRequest
 from nunet_cli.records.capability import Capability, Library, PriceBid, TimeCapability
+from nunet_cli.records.events import EVENTS
+from nunet_cli.records.messaging import INBOX, OUTBOX
 from nunet_cli.records.offers import OnboardOptions
+from nunet_cli.records.table import Table
 from tests.conftest import config
 from tests.security.test_hostile_peer import Hostile
 
@@ -47,8 +50,8 @@ async def answer(peer: Hostile, request: Any) -> dict[str, Any]:
 
 
 def kept(node: Node) -> dict[str, int]:
-    tables = ("inbox", "outbox", "bid_requests", "bids", "events")
-    return {name: len(node.ctx.store.table(name)) for name in tables}
+    tables: tuple[Table[Any], ...] = (INBOX, OUTBOX, BID_REQUESTS, BIDS, EVENTS)
+    return {table.name: node.ctx.store[table].count() for table in tables}
 
 
 async def longest_pause(task: Any) -> float:

@@ -20,6 +20,7 @@ from nunet_cli.network.answers import Answers
 from nunet_cli.network.envelope import seal
 from nunet_cli.node.node import Node
 from nunet_cli.orchestrator import disputes, invoke, settle
+from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.contracts import (
     DATABASE,
     PROVIDER,
@@ -33,6 +34,7 @@ from nunet_cli.records.contracts import (
 from nunet_cli.records.disputes import DisputeContract
 from nunet_cli.records.documents import Document, make_document
 from nunet_cli.records.identifiers import content_id
+from nunet_cli.records.messaging import INBOX
 from nunet_cli.records.results import OutputFile, Result
 from tests.tokenomics.test_liars import spec, through
 
@@ -58,14 +60,15 @@ async def test_a_strangers_specification_is_checked_off_the_event_loop(
 
     async with market() as m:
         row = await through(m, await m.post(spec()), 3)
-        document, proof = (msgspec.convert(row[key], Document) for key in ("document", "proof"))
+        document, proof = row.document, row.proof
+        assert proof is not None
         mine = whole(spec(constraints={"hard": ["1 < 2 || price < 8.5"]}))
         text = whole(spec(constraints={"hard": ["1 < 2 || price < 7.5"]}))
         terms = msgspec.structs.replace(document.read(Contract).terms, spec_cid=content_id(text.encode()))
         other = make_document(msgspec.structs.replace(document.read(Contract), terms=terms))
         signed = other.sign(m.requester.identity, REQUESTER).sign(m.provider.identity, PROVIDER)
         now = units.utc_now()
-        result = make_document(Result(row["job_id"], signed.cid, "", "completed", 0, now, now))
+        result = make_document(Result(row.job_id, signed.cid, "", "completed", 0, now, now))
         proof = make_document(msgspec.structs.replace(proof.read(Proof), contract_id=signed.cid))
         monkeypatch.setattr(expressions, "check", check)
         answer = await m.provider.ctx.messenger.request(
@@ -76,11 +79,10 @@ async def test_a_strangers_specification_is_checked_off_the_event_loop(
         )  # fmt: skip
         assert answer.body.verdict.read(JobVerificationResult).verdict == "verified"
         # the provider's side: the bid names the content id of a specification that it has not seen
-        row = m.provider.ctx.store.find("contracts", row["id"])
-        assert row is not None
+        row = m.provider.ctx.store[CONTRACTS].one(row.id)
         monkeypatch.setattr(invoke, "_check_invocation", lambda *_: None)
         with pytest.raises(NunetError, match="not the one that was bid for"):
-            await invoke.send_invocation(m.requester.ctx, {**row, "proof": msgspec.to_builtins(proof)}, mine)
+            await invoke.send_invocation(m.requester.ctx, msgspec.structs.replace(row, proof=proof), mine)
         assert on_the_loop == []
 
 
@@ -95,7 +97,7 @@ async def test_a_dispute_takes_what_its_contract_is_worth(market: MarketOf) -> N
 
         async def say(node: Node, text: str, *documents: Document) -> str:
             try:
-                await disputes.send(node.ctx, database, row["id"], text, documents)
+                await disputes.send(node.ctx, database, row.id, text, documents)
             except NunetError as error:
                 return error.code
             return "taken"
@@ -107,7 +109,7 @@ async def test_a_dispute_takes_what_its_contract_is_worth(market: MarketOf) -> N
         assert words == ["taken"] * 29 + ["too_much_evidence"] * 11
         assert await say(m.provider, "x" * 4000, Document("z" * 300_000)) == "taken"
         for node in (m.requester, m.provider):
-            known = await disputes.ask(node.ctx, row["id"])
+            known = await disputes.ask(node.ctx, row.id)
             texts = [document.content for item in known.evidence for document in item.documents]
             assert texts == [*(document.content for document in documents[:3]), "z" * 300_000]
         assert "too_much_evidence" in [await say(m.provider, f"{index}" + "x" * 3990) for index in range(9)]
@@ -117,13 +119,13 @@ async def test_a_message_that_changes_nothing_leaves_nothing(market: MarketOf) -
     async with market(price="0") as m:
         row = await through(m, await m.post(spec()), 3)
         database, store = m.authority.identity.did, m.authority.ctx.store
-        await disputes.send(m.requester.ctx, database, row["id"], "look", (Document("y" * 500_000),))
-        inbox = store.table("inbox").all()
+        await disputes.send(m.requester.ctx, database, row.id, "look", (Document("y" * 500_000),))
+        inbox = list(store[INBOX].all())
         answer = await m.requester.ctx.messenger.request(
-            database, "dispute_contract", DisputeContract(row["id"], "look", (Document("y" * 500_000),)), timeout=10
+            database, "dispute_contract", DisputeContract(row.id, "look", (Document("y" * 500_000),)), timeout=10
         )
         assert len(answer.raw) < 5000
-        assert store.table("inbox").all() == inbox
+        assert list(store[INBOX].all()) == inbox
 
 
 async def test_a_large_answer_is_kept_in_memory_alone(market: MarketOf) -> None:
@@ -134,7 +136,7 @@ async def test_a_large_answer_is_kept_in_memory_alone(market: MarketOf) -> None:
             await store.change(lambda t, e=envelope, s=size: answers.keep(t, e, b"x" * s))  # type: ignore[misc]
             answers.remember(envelope, b"x" * size)
             assert answers.find(envelope) == b"x" * size
-            assert (store.find("inbox", f"{envelope.from_}/{envelope.id}") is not None) == (size < 2**16)
+            assert store[INBOX].has(f"{envelope.from_}/{envelope.id}") == (size < 2**16)
 
 
 # -- oracles that cannot say anything now ------------------------------------------------------------------------------
@@ -152,9 +154,9 @@ async def test_what_passes_by_itself_is_no_verdict(market: MarketOf, trouble: Nu
     async with market() as m:
         oracle, row = m.authority.oracle, await through(m, await m.post(spec(verify={"policy": "reexecute"})), 4)
         with trio.fail_after(20):
-            while not (row := m.provider.ctx.store.find("contracts", row["id"]) or {})["result"]:
+            while (row := m.provider.ctx.store[CONTRACTS].one(row.id)).result is None:
                 await trio.sleep(0.02)
-        result = msgspec.convert(row["result"], Document).read(Result)
+        result = row.result.read(Result)
         answers = iter([trouble, ContractError("not here", code="not_allowed"), result])
 
         async def again(*_: Any) -> Result:
@@ -184,8 +186,9 @@ async def test_a_result_that_nobody_could_read_is_not_signed(market: MarketOf, m
         monkeypatch.setattr(allocation, "result_of", unreadable)
         with suppress(NunetError):
             await orchestrate_job(m.requester.ctx, job_id := await m.post(spec()))
-        assert m.job(job_id)["state"] == "failed"
-        row = m.provider.ctx.store.find("contracts", job_id, "job_id")
+        assert m.job(job_id).state == "failed"
+        row = m.provider.ctx.store[CONTRACTS].first("job_id", job_id)
         assert row is not None
-        result = msgspec.convert(row["result"], Document).read(Result)
+        assert row.result is not None
+        result = row.result.read(Result)
         assert (result.reason, result.fault) == ("provider_error", "provider")

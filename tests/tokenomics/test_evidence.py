@@ -11,6 +11,9 @@ import pytest
 
 from nunet_cli.errors import ContractError, DisputedError, NunetError
 from nunet_cli.groups.orchestrate import orchestrate_job
+from nunet_cli.records.bids import BIDS
+from nunet_cli.records.books import LOG
+from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.contracts import Proof, Receipt
 from nunet_cli.records.identifiers import content_id
 from nunet_cli.tokenomics import chain
@@ -30,9 +33,9 @@ async def bundle_of(m: Market, command: str = "echo 5 > out", **fields: Any) -> 
         await orchestrate_job(m.requester.ctx, job_id)
     except DisputedError:
         pass
-    row = m.requester.ctx.store.find("contracts", job_id, "job_id")
-    assert row is not None
-    return export_bundle(row, m.requester.ctx.store.find("bids", row["bid_id"])), job_id
+    record = m.requester.ctx.store[CONTRACTS].first("job_id", job_id)
+    assert record is not None
+    return export_bundle(record, m.requester.ctx.store[BIDS].get(record.bid_id)), job_id
 
 
 async def test_a_bundle_verifies_with_its_outputs_and_no_node(market: MarketOf, tmp_path: Path) -> None:
@@ -90,14 +93,13 @@ async def test_the_head_of_the_log_is_in_each_proof_and_receipt(market: MarketOf
         bundle = read_bundle(data, "bundle")
         assert bundle.proof is not None
         assert bundle.receipt is not None
-        rows = m.authority.ctx.store.table("log").all()
-        heads = [row["hash"] for row in rows]
+        rows = list(m.authority.ctx.store[LOG].all())
+        heads = [row.hash for row in rows]
         assert heads.index(bundle.proof.read(Proof).log_head) < heads.index(bundle.receipt.read(Receipt).log_head)
         assert chain.check(rows) == len(rows)
         # an entry that was changed later is found, and so is one that is missing
-        entry = json.loads(rows[1]["entry"])
-        changed = [dict(row) for row in rows]
-        changed[1]["entry"] = json.dumps({**entry, "kind": "deposit"}, sort_keys=True)
+        text = json.dumps({**json.loads(rows[1].entry), "kind": "deposit"}, sort_keys=True)
+        changed = [rows[0], msgspec.structs.replace(rows[1], entry=text), *rows[2:]]
         with pytest.raises(ContractError, match="changed at entry 2"):
             chain.check(changed)
         with pytest.raises(ContractError, match="changed at entry 3"):

@@ -23,16 +23,26 @@ from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.jobs.reader import read_spec
 from nunet_cli.jobs.spec import encode_spec
 from nunet_cli.network.identity import Identity, new_identity
-from nunet_cli.network.messenger import Answer, Incoming
+from nunet_cli.network.messenger import Answer, Change, Incoming
 from nunet_cli.node.node import Node
 from nunet_cli.orchestrator import contract, execute, invoke, match, request, settle
 from nunet_cli.orchestrator.cancel import cancel
+from nunet_cli.records.allocations import ALLOCATIONS
+from nunet_cli.records.books import ACCOUNTS, LEDGER, LOG, REGISTRY
 from nunet_cli.records.capability import PriceBid
+from nunet_cli.records.contract_records import (
+    CONTRACTS,
+    PINNED_ROLES,
+    REGISTERED_CONTRACTS,
+    STATEMENTS,
+    ContractRecord,
+)
 from nunet_cli.records.contracts import (
     DATABASE,
     ORACLE,
     PROVIDER,
     REQUESTER,
+    AskStatement,
     CheckKyc,
     Contract,
     JobVerification,
@@ -50,9 +60,10 @@ from nunet_cli.records.disputes import DisputeContract
 from nunet_cli.records.documents import Document, make_document
 from nunet_cli.records.identifiers import content_id
 from nunet_cli.records.messages import JobCompleted
+from nunet_cli.records.messaging import GRANTS, INBOX
 from nunet_cli.records.offers import OnboardOptions
 from nunet_cli.records.results import OutputFile, Result, Usage
-from nunet_cli.tokenomics import contract_database
+from nunet_cli.tokenomics import closing
 from nunet_cli.tokenomics import dispute as disputes
 from nunet_cli.tokenomics.oracle import compare_replicas, verify_documents
 from tests.conftest import Market, config, needs_docker, open_market
@@ -74,7 +85,7 @@ def spec(seconds: float = 0, **fields: Any) -> str:
     return json.dumps(body)
 
 
-def answering(node: Node, type_: str, behaviour: Callable[[Incoming], Awaitable[Answer | None]]) -> None:
+def answering(node: Node, type_: str, behaviour: Callable[[Incoming], Awaitable[Answer | Change | None]]) -> None:
     """Let a node do something else with messages of a type."""
     known = node.ctx.messenger._types[type_]
     node.ctx.messenger.register(type_, known.kind, behaviour)
@@ -92,11 +103,21 @@ def lying(monkeypatch: pytest.MonkeyPatch, **fields: Any) -> None:
     monkeypatch.setattr(allocation, "make_document", lie)
 
 
-async def through(m: Market, job_id: str, count: int) -> dict[str, Any]:
+async def through(m: Market, job_id: str, count: int) -> ContractRecord:
+    """Take a job through its first stages, at least three of them; return the requester's record of its contract."""
+    await up_to(m, job_id, count)
+    return record_of(m.requester, job_id)
+
+
+async def up_to(m: Market, job_id: str, count: int) -> None:
     for stage in STAGES[:count]:
         await stage(m.requester.ctx, job_id)
-    row: dict[str, Any] | None = m.requester.ctx.store.find("contracts", job_id, "job_id")
-    return row or {}
+
+
+def record_of(node: Node, job_id: str) -> ContractRecord:
+    record = node.ctx.store[CONTRACTS].first("job_id", job_id)
+    assert record is not None
+    return record
 
 
 # -- contracts that were refused ---------------------------------------------------------------------------------------
@@ -119,11 +140,9 @@ async def test_a_contract_that_the_provider_refused_binds_nobody(market: MarketO
             await m.provider.ctx.messenger.request(
                 m.authority.identity.did, "register_contract", RegisterContract(kept[0]), timeout=5
             )
-        assert m.authority.ctx.store.table("registered_contracts").all() == []
+        assert m.authority.ctx.store[REGISTERED_CONTRACTS].count() == 0
         assert m.balances().get(m.requester.identity.did, OPENING) == OPENING
-        row = m.requester.ctx.store.find("contracts", job_id, "job_id")
-        assert row is not None
-        assert row["state"] == "refused"
+        assert record_of(m.requester, job_id).state == "refused"
 
 
 async def test_a_signature_lapses_where_the_contract_is_not_registered_in_time(
@@ -132,13 +151,11 @@ async def test_a_signature_lapses_where_the_contract_is_not_registered_in_time(
     """A requester that keeps the provider's signature cannot bind it when that suits itself better."""
     async with market() as m:
         job_id = await m.post(spec())
-        await through(m, job_id, 2)
+        await up_to(m, job_id, 2)
         monkeypatch.setattr(contract, "_register", _never)
         with pytest.raises(ContractError):
             await contract.close_contract(m.requester.ctx, job_id)
-        row = m.requester.ctx.store.find("contracts", job_id, "job_id")
-        assert row is not None
-        document = msgspec.convert(row["document"], Document)
+        document = record_of(m.requester, job_id).document
         assert document.is_signed(m.provider.identity.did, PROVIDER)
         real = units.now
         monkeypatch.setattr(units, "now", lambda: real() + timedelta(seconds=121))
@@ -155,27 +172,28 @@ async def test_a_volunteers_contract_moves_nobodys_trust(market: MarketOf, tmp_p
     """A stranger's free contract may name the stranger's own authority; for money that one is not taken afterwards."""
     async with market(price="0") as m:
         job = await orchestrate_job(m.requester.ctx, await m.post(spec()))
-        assert job["state"] == "settled"
+        assert job.state == "settled"
         for node in (m.provider, m.requester):
-            assert node.ctx.store.table("pinned_roles").all() == []
+            assert node.ctx.store[PINNED_ROLES].count() == 0
 
 
 async def test_asking_about_identities_writes_nothing(market: MarketOf) -> None:
     async with market() as m:
         store = m.authority.ctx.store
-        before = {name: len(store.table(name).all()) for name in ("registry", "accounts", "ledger", "log", "inbox")}
+        before = {table.name: store[table].count() for table in (REGISTRY, ACCOUNTS, LEDGER, LOG, INBOX)}
         for _ in range(30):
             answer = await m.requester.ctx.messenger.request(
                 m.authority.identity.did, "check_kyc", CheckKyc(new_identity().did), timeout=5
             )
             assert answer.body.verified
-        assert {name: len(store.table(name).all()) for name in before} == before
+        after = {table.name: store[table].count() for table in (REGISTRY, ACCOUNTS, LEDGER, LOG, INBOX)}
+        assert after == before
         # who asks for its balance is told what its account would open with
         statement = await m.requester.ctx.messenger.request(
-            m.authority.identity.did, "ask_statement", contract_database.AskStatement(), timeout=5
+            m.authority.identity.did, "ask_statement", AskStatement(), timeout=5
         )
         assert statement.body.balance == "100"
-        assert store.find("accounts", m.requester.identity.did) is None
+        assert not store[ACCOUNTS].has(m.requester.identity.did)
 
 
 # -- times -------------------------------------------------------------------------------------------------------------
@@ -186,7 +204,7 @@ async def test_a_deadline_in_another_form_is_no_contract(market: MarketOf, end: 
     """Two texts of one time do not compare as times do: such a deadline would come a day late for one of the parties."""
     async with market() as m:
         row = await through(m, await m.post(spec()), 3)
-        text = json.loads(row["document"]["content"])
+        text = json.loads(row.document.content)
         text["terms"]["deadline"] = text["terms"]["deadline"].removesuffix("Z") + end
         document = Document(json.dumps(text))
         signed = document.sign(m.provider.identity, PROVIDER).sign(m.requester.identity, "requester")
@@ -229,9 +247,9 @@ async def test_a_provider_is_not_paid_for_time_that_did_not_pass(
             await orchestrate_job(m.requester.ctx, job_id)
         assert m.balance(m.provider) <= OPENING + 2 * SECOND
         job = m.job(job_id)
-        assert job["state"] == "disputed", job
+        assert job.state == "disputed", job
         # what was claimed beyond that is held, and whoever looks sees why
-        dispute = disputes.find(m.authority.ctx.store, job["contract_id"])
+        dispute = disputes.find(m.authority.ctx.store, job.contract_id)
         assert dispute is not None
         assert dispute.decision == ""
 
@@ -246,22 +264,22 @@ async def test_a_provider_that_is_called_off_is_not_paid_for_time_that_did_not_p
         with suppress(DisputedError):
             await cancel(m.requester.ctx, job_id)
         assert m.balance(m.provider) <= OPENING + 2 * SECOND
-        assert m.job(job_id)["state"] == "disputed"
+        assert m.job(job_id).state == "disputed"
 
 
-def made_up(m: Market, row: dict[str, Any], seconds: float = 80.0, state: Any = "completed") -> Document:
+def made_up(m: Market, row: ContractRecord, seconds: float = 80.0, state: Any = "completed") -> Document:
     """A result of work that nobody did, signed by the provider."""
     now = units.utc_now()
-    claim = Result(row["job_id"], row["id"], "allocation-none", state, 0, now, now, usage=Usage(0, seconds))
+    claim = Result(row.job_id, row.id, "allocation-none", state, 0, now, now, usage=Usage(0, seconds))
     return make_document(claim).sign(m.provider.identity, PROVIDER)
 
 
-def verified(m: Market, row: dict[str, Any], result: Document) -> SettleContract:
+def verified(m: Market, row: ContractRecord, result: Document) -> SettleContract:
     """A request to settle, with the verdict of an oracle that lies as well."""
     content = JobVerificationResult(
-        1, row["id"], result.cid, m.authority.identity.did, "verified", (), units.utc_now()
+        1, row.id, result.cid, m.authority.identity.did, "verified", (), units.utc_now()
     )  # fmt: skip
-    return SettleContract(row["id"], result, make_document(content).sign(m.authority.identity, ORACLE))
+    return SettleContract(row.id, result, make_document(content).sign(m.authority.identity, ORACLE))
 
 
 async def test_no_more_is_paid_than_the_contract_database_saw_pass(tmp_path: Path) -> None:
@@ -283,7 +301,7 @@ async def test_a_provider_is_not_paid_before_the_deadline_on_its_own_word(market
             )
         assert caught.value.code == "too_early"
         assert m.balance(m.provider) == OPENING
-        assert (await orchestrate_job(m.requester.ctx, job_id))["state"] == "settled"
+        assert (await orchestrate_job(m.requester.ctx, job_id)).state == "settled"
 
 
 async def test_a_provider_that_is_silent_when_it_is_called_off_sells_no_more_time_by_that(tmp_path: Path) -> None:
@@ -297,20 +315,20 @@ async def test_a_provider_that_is_silent_when_it_is_called_off_sells_no_more_tim
 
         answering(m.provider, "job_cancel", silent)
         await cancel(m.requester.ctx, job_id)
-        assert m.job(job_id)["state"] == "cancelled"
+        assert m.job(job_id).state == "cancelled"
         began = trio.current_time()
         while trio.current_time() - began < 4:
             await trio.sleep(0.1)
-        started = m.provider.ctx.store.find("allocations", row["id"], "contract_id")
+        started = m.provider.ctx.store[ALLOCATIONS].first("contract_id", row.id)
         assert started is not None
         late = Result(
-            job_id, row["id"], started["id"], "cancelled", None, started["started_at"], units.utc_now(),
+            job_id, row.id, started.id, "cancelled", None, started.started_at, units.utc_now(),
             usage=Usage(0, 5.0),
         )  # fmt: skip
-        said = JobCompleted(row["id"], make_document(late).sign(m.provider.identity, PROVIDER))
+        said = JobCompleted(row.id, make_document(late).sign(m.provider.identity, PROVIDER))
         await m.provider.ctx.messenger.post(m.requester.identity.did, "job_error", said, lifetime=60)
         with trio.fail_after(20):
-            while (m.requester.ctx.store.find("contracts", row["id"]) or {})["state"] != "disputed":
+            while m.requester.ctx.store[CONTRACTS].one(row.id).state != "disputed":
                 await trio.sleep(0.05)
         assert m.balance(m.provider) == OPENING
 
@@ -324,14 +342,16 @@ async def test_a_second_result_is_found_by_the_receipt_and_the_job_ends(market: 
         receipt = await m.authority.contract_database.settle(verified(m, row, other), m.requester.identity.did)
         assert receipt.read(Receipt).result_cid == other.cid
         with trio.fail_after(20):
-            while m.job(job_id)["state"] != "failed":
+            while m.job(job_id).state != "failed":
                 await trio.sleep(0.05)
         job = m.job(job_id)
-        assert (job["error"]["code"], job["paid"]) == ("second_result", "0.25")
-        kept = m.requester.ctx.store.find("contracts", row["id"])
-        assert kept is not None
-        assert (kept["state"], kept["receipt"]["content"]) == ("settled", receipt.content)
-        assert kept["result"]["content"] != other.content
+        assert job.error is not None
+        assert (job.error.code, job.paid) == ("second_result", "0.25")
+        kept = m.requester.ctx.store[CONTRACTS].one(row.id)
+        assert kept.receipt is not None
+        assert kept.result is not None
+        assert (kept.state, kept.receipt.content) == ("settled", receipt.content)
+        assert kept.result.content != other.content
 
 
 async def test_the_time_that_a_machine_is_held_is_paid_between_restarts_too(tmp_path: Path) -> None:
@@ -341,13 +361,14 @@ async def test_the_time_that_a_machine_is_held_is_paid_between_restarts_too(tmp_
         job_id = await m.post(spec(type="service", service=service))
         await through(m, job_id, 4)
         with trio.fail_after(30):
-            while (m.job(job_id).get("usage") or {}).get("restarts", 0) < 3:
+            while (m.job(job_id).usage or Usage()).restarts < 3:
                 await trio.sleep(0.05)
         await cancel(m.requester.ctx, job_id)
-        usage = m.job(job_id)["usage"]
-        assert usage["wall_seconds"] >= 3
-        assert usage["restarts"] >= 3
-        assert m.balance(m.provider) - OPENING == pytest.approx(usage["wall_seconds"] * SECOND, rel=0.01)
+        usage = m.job(job_id).usage
+        assert usage is not None
+        assert usage.wall_seconds >= 3
+        assert usage.restarts >= 3
+        assert m.balance(m.provider) - OPENING == pytest.approx(usage.wall_seconds * SECOND, rel=0.01)
 
 
 async def test_outputs_of_a_job_that_failed_by_itself_are_not_given_away_at_a_price_per_result(tmp_path: Path) -> None:
@@ -356,22 +377,25 @@ async def test_outputs_of_a_job_that_failed_by_itself_are_not_given_away_at_a_pr
         executor = {"type": "process", "command": ["sh", "-c", "echo answer > out; echo why >&2; exit 1"]}
         text = spec(executor=executor, outputs=[{"path": "out"}])
         job = await orchestrate_job(m.requester.ctx, await m.post(text))
-        assert (job["state"], job["paid"]) == ("failed", "0")
-        assert job["result"]["outputs"] == []
-        assert "kept back" in job["error"]["message"]
+        assert (job.state, job.paid) == ("failed", "0")
+        assert job.result is not None
+        assert job.error is not None
+        assert job.result.outputs == ()
+        assert "kept back" in job.error.message
         # why it failed is the requester's to see
-        assert m.requester.ctx.blobs.path(job["result"]["stderr_cid"]).read_text() == "why\n"
-        granted = {row["id"].split("/")[0] for row in m.provider.ctx.store.table("grants").all()}
-        assert granted == {job["result"]["stderr_cid"], job["result"]["stdout_cid"]} - {""}
+        assert m.requester.ctx.blobs.path(job.result.stderr_cid).read_text() == "why\n"
+        granted = {grant.cid for grant in m.provider.ctx.store[GRANTS].all()}
+        assert granted == {job.result.stderr_cid, job.result.stdout_cid} - {""}
 
 
 async def test_time_that_was_sold_gives_the_outputs_of_a_failed_job_too(tmp_path: Path) -> None:
     async with open_market(tmp_path, onboard=OnboardOptions(price=BY_TIME)) as m:
         executor = {"type": "process", "command": ["sh", "-c", "echo answer > out; exit 1"]}
         job = await orchestrate_job(m.requester.ctx, await m.post(spec(executor=executor, outputs=[{"path": "out"}])))
-        assert job["state"] == "failed"
-        assert [output["name"] for output in job["result"]["outputs"]] == ["out"]
-        assert units.parse_amount(job["paid"]) > 0
+        assert job.state == "failed"
+        assert job.result is not None
+        assert [output.name for output in job.result.outputs] == ["out"]
+        assert units.parse_amount(job.paid or "") > 0
 
 
 # -- contract databases ------------------------------------------------------------------------------------------------
@@ -396,18 +420,17 @@ async def test_a_receipt_that_does_not_fit_its_contract_is_not_believed(
         def forge(value: Any) -> Document:
             return make_document(msgspec.structs.replace(value, **lie) if isinstance(value, Receipt) else value)
 
-        monkeypatch.setattr(contract_database, "make_document", forge)
+        monkeypatch.setattr(closing, "make_document", forge)
         job_id = await m.post(spec())
         with pytest.raises(ContractError) as caught:
             await orchestrate_job(m.requester.ctx, job_id)
         assert said in caught.value.message
         assert caught.value.exit_code == 6
-        assert m.job(job_id)["state"] == "verified"
+        assert m.job(job_id).state == "verified"
         for node in (m.requester, m.provider):
-            row = node.ctx.store.find("contracts", job_id, "job_id")
-            assert row is not None
-            assert (row["state"], row["receipt"]) == ("proved", None)
-            assert node.ctx.store.table("statements").all() == []
+            record = record_of(node, job_id)
+            assert (record.state, record.receipt) == ("proved", None)
+            assert node.ctx.store[STATEMENTS].count() == 0
 
 
 async def test_a_dispute_and_a_settlement_that_arrive_together_are_decided_once(market: MarketOf) -> None:
@@ -417,9 +440,9 @@ async def test_a_dispute_and_a_settlement_that_arrive_together_are_decided_once(
         for first in ("dispute", "settle"):
             row = await through(m, job_id := await m.post(spec()), 4)
             await execute.follow(m.requester.ctx, job_id)
-            row = m.requester.ctx.store.find("contracts", row["id"]) or {}
-            verdict = await settle.verify_job(m.requester.ctx, row)
-            result = msgspec.convert(row["result"], Document)
+            row = m.requester.ctx.store[CONTRACTS].one(row.id)
+            verdict, result = await settle.verify_job(m.requester.ctx, row), row.result
+            assert result is not None
             ends: dict[str, Any] = {}
 
             async def call(name: str, ends: dict[str, Any], function: Any, *arguments: Any) -> None:
@@ -429,8 +452,8 @@ async def test_a_dispute_and_a_settlement_that_arrive_together_are_decided_once(
                     ends[name] = error
 
             calls = {
-                "dispute": (database.dispute, DisputeContract(row["id"], "no"), m.requester.identity.did),
-                "settle": (database.settle, SettleContract(row["id"], result, verdict), m.requester.identity.did),
+                "dispute": (database.dispute, DisputeContract(row.id, "no"), m.requester.identity.did),
+                "settle": (database.settle, SettleContract(row.id, result, verdict), m.requester.identity.did),
             }
             async with held(m.authority.ctx.store) as release, trio.open_nursery() as nursery:
                 # both have read what there is before either may write
@@ -438,13 +461,12 @@ async def test_a_dispute_and_a_settlement_that_arrive_together_are_decided_once(
                     nursery.start_soon(call, name, ends, *calls[name])
                     await trio.testing.wait_all_tasks_blocked(0.01)
                 release()
-            recorded = m.authority.ctx.store.find("registered_contracts", row["id"])
-            assert recorded is not None
-            is_open = disputes.find(m.authority.ctx.store, row["id"]) is not None
-            assert (recorded["state"], recorded["receipt"] is None) == (
+            recorded = m.authority.ctx.store[REGISTERED_CONTRACTS].one(row.id)
+            is_open = disputes.find(m.authority.ctx.store, row.id) is not None
+            assert (recorded.state, recorded.receipt is None) == (
                 ("disputed", True) if is_open else ("settled", False)
             ), (first, ends)
-            left = m.balances()[f"escrow:{row['id']}"]
+            left = m.balances()[f"escrow:{row.id}"]
             assert left == (250_000 if is_open else 0)
 
 
@@ -456,20 +478,20 @@ async def test_an_oracle_that_hangs_on_one_contract_keeps_no_other_from_its_mone
         for _ in range(2):
             row = await through(m, job_id := await m.post(spec()), 4)
             await execute.follow(m.requester.ctx, job_id)
-            rows.append(m.provider.ctx.store.find("contracts", row["id"]) or {})
+            rows.append(m.provider.ctx.store[CONTRACTS].one(row.id))
         honest = m.authority.oracle._on_verification
 
-        async def hang(message: Incoming) -> Answer:
-            if message.body.contract.cid == rows[0]["id"]:
+        async def hang(message: Incoming) -> Answer | Change:
+            if message.body.contract.cid == rows[0].id:
                 await trio.sleep_forever()
             return await honest(message)
 
         answering(m.authority, "job_verification", hang)
         # long past the deadline, and the requester says nothing; each contract may take as long as it may run
         for row in rows:
-            await m.let_pass_the_deadline(row["id"])
+            await m.let_pass_the_deadline(row.id)
         with trio.fail_after(4):
-            while (m.provider.ctx.store.find("contracts", rows[1]["id"]) or {})["state"] != "settled":
+            while m.provider.ctx.store[CONTRACTS].one(rows[1].id).state != "settled":
                 await trio.sleep(0.05)
         assert m.balance(m.provider) == OPENING + 250_000
 
@@ -483,16 +505,17 @@ async def test_a_container_that_is_called_off_is_paid_for_the_time_that_it_held_
         job_id = await m.post(spec(executor=executor))
         await through(m, job_id, 4)
         with trio.fail_after(60):
-            while m.job(job_id)["state"] != "running":
+            while m.job(job_id).state != "running":
                 await trio.sleep(0.02)
         began = trio.current_time()
         while trio.current_time() - began < 2:
             await trio.sleep(0.1)
         await cancel(m.requester.ctx, job_id)
         job = m.job(job_id)
-        assert job["state"] == "cancelled"
-        assert job["usage"]["wall_seconds"] >= 2
-        assert units.parse_amount(job["paid"]) >= 2 * SECOND
+        assert job.state == "cancelled"
+        assert job.usage is not None
+        assert job.usage.wall_seconds >= 2
+        assert units.parse_amount(job.paid or "") >= 2 * SECOND
 
 
 @pytest.mark.parametrize("behind", [-59, -35, 0, 35, 59])
@@ -543,10 +566,10 @@ async def test_a_dispute_pays_no_more_time_than_the_contract_database_saw_pass(t
         row = await through(m, await m.post(spec()), 3)
         database = m.authority.contract_database
         result = made_up(m, row)
-        await database.dispute(DisputeContract(row["id"], "mine", (result,)), m.provider.identity.did)
+        await database.dispute(DisputeContract(row.id, "mine", (result,)), m.provider.identity.did)
         # another result that comes later is not the result
-        await database.dispute(DisputeContract(row["id"], "", (made_up(m, row, 90.0),)), m.provider.identity.did)
-        await database.resolve(row["id"], "pay")
+        await database.dispute(DisputeContract(row.id, "", (made_up(m, row, 90.0),)), m.provider.identity.did)
+        await database.resolve(row.id, "pay")
         assert 0 < m.balance(m.provider) - OPENING < 10 * SECOND
 
 
