@@ -12,8 +12,8 @@ import socket
 import string
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote, urlencode, urlsplit
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 import h11
 
@@ -23,6 +23,7 @@ TIMEOUT = 30.0
 STAGE_TIMEOUT = 400 * 86400.0
 STREAM_TIMEOUT = 45.0
 MAX_SOCKET_PATH = 100
+LONGEST_PAGE = 1000
 AT_ONCE = 1 << 16
 # what goes wrong between this process and a node; a host or a port that cannot be one is a ValueError
 TROUBLE = (OSError, ValueError, h11.ProtocolError)
@@ -38,6 +39,14 @@ def socket_path(home: Path) -> Path:
 
     digest = hashlib.sha256(os.fsencode(home.resolve())).hexdigest()[:24]
     return Path(tempfile.gettempdir()) / f"nunet-{os.getuid()}-{digest}" / "node.sock"
+
+
+class Page(NamedTuple):
+    """A piece of a list: its rows, how many there are in all, and whether there are more after these."""
+
+    rows: list[dict[str, Any]]
+    total: int
+    more: bool
 
 
 class ApiClient:
@@ -68,9 +77,29 @@ class ApiClient:
         """
         return self._call("GET", _with_query(path, query), None, TIMEOUT)
 
+    def page(self, path: str, *, limit: int, after: str = "", newest: bool = False, **query: Any) -> Page:
+        """Return a piece of a list, in as many requests as that takes.
+
+        Args:
+            path: the list.
+            limit: at most so many rows; 0 for all.
+            after: the id of the row that it goes on after; empty for the first.
+            newest: begin with the latest.
+            query: for the list.
+        """
+        rows: list[dict[str, Any]] = []
+        while True:
+            most = min(LONGEST_PAGE, limit - len(rows)) if limit else LONGEST_PAGE
+            asked = {**query, "limit": most, "after": after or None, "newest": int(newest) or None}
+            headers, data = self._exchange("GET", _with_query(path, asked), None, TIMEOUT)
+            rows += json.loads(data)
+            after = _next_after(headers.get("link", ""))
+            if not after or len(rows) == limit:
+                return Page(rows, int(headers["x-total-count"]), bool(after))
+
     def get_bytes(self, path: str) -> bytes:
         """Return the bytes at a path as they are."""
-        return self._exchange("GET", path, None, TIMEOUT)
+        return self._exchange("GET", path, None, TIMEOUT)[1]
 
     def post(self, path: str, body: dict[str, Any] | None = None, *, timeout: float = STAGE_TIMEOUT) -> Any:
         """Send a document to a path, and return the answer; waits as long as a stage may take."""
@@ -93,7 +122,7 @@ class ApiClient:
         """
         try:
             with self._connection(min(STREAM_TIMEOUT, silence or STREAM_TIMEOUT)) as connection:
-                status, body = self._ask(connection, "GET", _with_query(path, query), None)
+                status, _, body = self._ask(connection, "GET", _with_query(path, query), None)
                 if status >= 300:
                     _raise_problem(b"".join(body))
                 begun = b""
@@ -120,8 +149,8 @@ class ApiClient:
 
     def _ask(
         self, connection: socket.socket, method: str, path: str, body: bytes | None
-    ) -> tuple[int, Iterator[bytes]]:
-        """Send a request; return the status of the answer, and its body as it comes."""
+    ) -> tuple[int, dict[str, str], Iterator[bytes]]:
+        """Send a request; return the status of the answer, its headers, and its body as it comes."""
         host = "localhost" if isinstance(self.where, Path) else urlsplit(self.where).netloc
         headers = {"Host": host, "Connection": "close"}
         headers |= {"Authorization": f"Bearer {self._token}"} if self._token else {}
@@ -129,29 +158,32 @@ class ApiClient:
             headers |= {"Content-Type": "application/json", "Content-Length": str(len(body))}
         http = h11.Connection(h11.CLIENT)
         request = h11.Request(method=method, target=_in_ascii(path), headers=list(headers.items()))
-        said = [request, *([h11.Data(body)] if body else []), h11.EndOfMessage()]
+        parts = [request, *([h11.Data(body)] if body else []), h11.EndOfMessage()]
         # a node that refuses may answer and close before it has read the whole body
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            connection.sendall(b"".join(http.send(part) or b"" for part in said))
+            connection.sendall(b"".join(http.send(part) or b"" for part in parts))
         heard = _heard(http, connection)
         answer = next(event for event in heard if isinstance(event, h11.Response))
-        return answer.status_code, (bytes(event.data) for event in heard if isinstance(event, h11.Data))
+        said = {name.decode("ascii"): value.decode("latin-1") for name, value in answer.headers}
+        return answer.status_code, said, (bytes(event.data) for event in heard if isinstance(event, h11.Data))
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None, timeout: float) -> Any:
-        return json.loads(self._exchange(method, path, body, timeout))
+        return json.loads(self._exchange(method, path, body, timeout)[1])
 
-    def _exchange(self, method: str, path: str, body: dict[str, Any] | None, timeout: float) -> bytes:
+    def _exchange(
+        self, method: str, path: str, body: dict[str, Any] | None, timeout: float
+    ) -> tuple[dict[str, str], bytes]:
         sent = json.dumps(body).encode() if body is not None else None
         try:
             with self._connection(timeout) as connection:
-                status, parts = self._ask(connection, method, path, sent)
+                status, headers, parts = self._ask(connection, method, path, sent)
                 data = b"".join(parts)
         except TROUBLE as error:
             raise _gone(self.where, error) from None
         # there is nothing that a node would send somebody elsewhere for
         if status >= 300:
             _raise_problem(data)
-        return data
+        return headers, data
 
 
 def _heard(http: h11.Connection, connection: socket.socket) -> Iterator[h11.Event]:
@@ -173,6 +205,14 @@ def _heard(http: h11.Connection, connection: socket.socket) -> Iterator[h11.Even
 def _with_query(path: str, query: dict[str, Any]) -> str:
     present = {key: value for key, value in query.items() if value is not None}
     return f"{path}?{urlencode(present)}" if present else path
+
+
+def _next_after(link: str) -> str:
+    """Return after which row the next page begins that a `Link` header (RFC 8288) names; empty where there is none."""
+    target, _, relation = link.partition(">;")
+    if relation.strip() != 'rel="next"':
+        return ""
+    return parse_qs(urlsplit(target.lstrip("<")).query).get("after", [""])[0]
 
 
 def _in_ascii(path: str) -> str:

@@ -7,7 +7,6 @@ in the address after the `#` and so in no log, and only under a name of this mac
 from __future__ import annotations
 
 import hmac
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from nunet_cli.errors import NunetError
 PAGE = Path(__file__).parent / "page"
 FILES = {"": "index.html", "app.js": "app.js", "style.css": "style.css"}
 NAMES = ("127.0.0.1", "localhost")
-LATEST = 40
+LATEST, PEERS = 40, 200
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -35,19 +34,17 @@ HEADERS = {
 
 def look(client: ApiClient) -> dict[str, Any]:
     """Return everything that the page shows, in one document."""
-    jobs = client.get("/jobs")
-    bids = sorted(client.get("/bids"), key=lambda row: str(row["at"]))
+    status = client.get("/status")
+
+    def latest(path: str) -> list[dict[str, Any]]:
+        return client.page(path, limit=LATEST, newest=True).rows
+
     return {
-        "status": client.get("/status"), "capability": client.get("/capability"), "peers": client.get("/peers"),
-        "stages": dict(Counter(row["state"] for row in jobs)), "jobs": _latest(jobs), "bids": _latest(bids),
-        "allocations": _latest(client.get("/allocations")), "contracts": _latest(client.get("/contracts")),
-        "ledger": _latest(client.get("/accounts/statements")),
+        "status": status, "capability": client.get("/capability"), "peers": client.page("/peers", limit=PEERS).rows,
+        "stages": status["jobs"]["states"], "jobs": latest("/jobs"), "bids": latest("/bids"),
+        "allocations": latest("/allocations"), "contracts": latest("/contracts"),
+        "ledger": latest("/accounts/statements"),
     }  # fmt: skip
-
-
-def _latest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the last ones of rows in order, the newest first."""
-    return rows[: -LATEST - 1 : -1]
 
 
 async def serve_page(client: ApiClient, token: str, descriptor: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 from starlette.requests import Request
@@ -11,8 +10,9 @@ from starlette.responses import Response
 from nunet_cli.api.common import Endpoint, node_of
 from nunet_cli.node import overview
 from nunet_cli.node.node import Node
+from nunet_cli.records.allocations import ALLOCATION, ALLOCATIONS
 from nunet_cli.records.capability import Resources
-from nunet_cli.records.states import ALLOCATION_TRANSITIONS, JOB_TRANSITIONS
+from nunet_cli.records.jobs import JOB, JOBS
 
 
 async def metrics(request: Request) -> Response:
@@ -47,14 +47,14 @@ class _Collector:
             ("nunet_spent_ntx", "Spent as a requester.", float(status["spent"])),
         ):
             yield GaugeMetricFamily(name, text, value)
-        for name, text, table, states in (
-            ("nunet_jobs", "Jobs of this requester.", "jobs", JOB_TRANSITIONS),
-            ("nunet_allocations", "Allocations on this machine.", "allocations", ALLOCATION_TRANSITIONS),
-        ):
-            counts = Counter(node.ctx.store.table(table).count_by("state"))
+        for name, text, counts, machine in (
+            ("nunet_jobs", "Jobs of this requester.", node.ctx.store[JOBS].count_by("state"), JOB),
+            ("nunet_allocations", "Allocations on this machine.", node.ctx.store[ALLOCATIONS].count_by("state"),
+             ALLOCATION),
+        ):  # fmt: skip
             family = GaugeMetricFamily(name, text, labels=["state"])
-            for state in states:
-                family.add_metric([state], counts[state])
+            for state in machine.states:
+                family.add_metric([state], counts.get(state, 0))
             yield family
         offered = GaugeMetricFamily("nunet_capability", "What is offered.", labels=["resource", "part"])
         whole = node.get_registered_capability().resources

@@ -10,14 +10,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from nunet_cli import SCHEMA_VERSION, __version__
-from nunet_cli.api import care, contracts, jobs, metrics, resources, schemas
-from nunet_cli.api.common import Endpoint
+from nunet_cli.api import care, contracts, events, jobs, metrics, resources, schemas
+from nunet_cli.api.common import TOTAL, Endpoint
 from nunet_cli.jobs.spec import JobSpec
 from nunet_cli.node.doctor import Finding
 from nunet_cli.records.contracts import StatementEntry
 
 OUTPUT_ID = f"urn:nunet:schema:output:{SCHEMA_VERSION}"
-ENDPOINTS = (*jobs.ENDPOINTS, *contracts.ENDPOINTS, *resources.ENDPOINTS, *care.ENDPOINTS, *metrics.ENDPOINTS)
+ENDPOINTS = (
+    *jobs.ENDPOINTS, *events.ENDPOINTS, *contracts.ENDPOINTS, *resources.ENDPOINTS, *care.ENDPOINTS,
+    *metrics.ENDPOINTS,
+)  # fmt: skip
 # what `--output json` of a command prints; a list is one document with all of them, with jsonl one a line
 COMMANDS: dict[str, Any] = {
     "job post": schemas.Job, "job run": (schemas.JobDetail, schemas.Job), "job match": schemas.Job,
@@ -117,6 +120,14 @@ def _operation(endpoint: Endpoint, found: dict[Any, Any]) -> dict[str, Any]:
     ]
     if parameters:
         operation["parameters"] = parameters
+    if "limit" in endpoint.query:
+        operation["responses"][str(endpoint.status)]["headers"] = {
+            TOTAL: {"description": "How many there are in all.", "schema": {"type": "integer"}},
+            "Link": {
+                "description": "Where the next page is, if there is one (RFC 8288).",
+                "schema": {"type": "string"},
+            },
+        }
     if endpoint.body is not None:
         operation["requestBody"] = {"content": {"application/json": {"schema": found[endpoint.body]}}}
     return operation

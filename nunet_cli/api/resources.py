@@ -10,11 +10,10 @@ from msgspec import Meta, Struct
 from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response
-from tinydb import Query
 
 from nunet_cli import units
 from nunet_cli.api import schemas, views
-from nunet_cli.api.common import Endpoint, answer, body_of, did_of, node_of
+from nunet_cli.api.common import PAGING, STATE, Endpoint, answer, body_of, did_of, in_states, listed, node_of, sliced
 from nunet_cli.config import shown
 from nunet_cli.errors import PeerError, UsageError
 from nunet_cli.jobs import expressions
@@ -22,7 +21,8 @@ from nunet_cli.node import indices as activity
 from nunet_cli.node import overview
 from nunet_cli.node.node import Node
 from nunet_cli.node.onboarding import parse_price
-from nunet_cli.records.bids import Weights
+from nunet_cli.records.allocations import ALLOCATION, ALLOCATIONS
+from nunet_cli.records.bids import BIDS, Weights
 from nunet_cli.records.offers import Benchmark, OnboardOptions
 
 PING_TIMEOUT = 5.0
@@ -165,47 +165,40 @@ def _preferences(node: Node) -> dict[str, Any]:
 
 async def indices(request: Request) -> Response:
     """Return the node's indices, and where they differ from what the event log gives."""
-    store = node_of(request).ctx.store
-    found = activity.from_tables(store)
-    sizes = {name: len(entries) for name, entries in found.items()}
-    return answer({"indices": found, "sizes": sizes, "differences": activity.differences(store)})
+    ctx = node_of(request).ctx
+    # everything that the node has done is looked through, beside what it does now
+    return answer(await ctx.blocking(activity.audit, ctx.home))
 
 
 async def list_bids(request: Request) -> Response:
-    """Return bids, declines and silences, job by job, the best first; of one job with `job=`."""
+    """Return bids, declines and silences in the order in which they were made; of one job with `job=`."""
     node, job = node_of(request), request.query_params.get("job")
-    table = node.ctx.store.table("bids")
-    rows = table.search(Query().job_id == node.ctx.job(job)["id"]) if job else table.all()
-    begun: dict[str, str] = {}
-    for row in rows:
-        begun[row["job_id"]] = min(row["at"], begun.get(row["job_id"], row["at"]))
-    rows.sort(key=lambda row: (begun[row["job_id"]], row["job_id"], row.get("rank") or 10**6, row["at"]))
-    return answer([views.bid(row) for row in rows])
+    where = {"job_id": node.ctx.job(job).id} if job else {}
+    return listed(request, node.ctx.store[BIDS], views.bid, **where)
 
 
 async def show_bid(request: Request) -> Response:
     """Return one bid."""
-    node = node_of(request)
-    return answer(views.bid(node.ctx.store.resolve("bids", request.path_params["bid"], what="bid")))
+    bids = node_of(request).ctx.store[BIDS]
+    return answer(views.bid(bids.resolve(request.path_params["bid"], what="bid")))
 
 
 async def list_allocations(request: Request) -> Response:
-    """Return every allocation that was ever made here."""
-    rows = node_of(request).ctx.store.table("allocations").all()
-    rows.sort(key=lambda row: row["created_at"])
-    return answer([dict(row) for row in rows])
+    """Return the allocations that were ever made here, in their order."""
+    where = in_states(request, ALLOCATION)
+    return listed(request, node_of(request).ctx.store[ALLOCATIONS], msgspec.to_builtins, **where)
 
 
 async def show_allocation(request: Request) -> Response:
     """Return one allocation, with what it uses now."""
     node, key = node_of(request), request.path_params["allocation"]
-    return answer({**node.get_allocation(key), **await node.check_allocation_status(key)})
+    return answer(msgspec.to_builtins(await node.check_allocation_status(key)))
 
 
 async def list_peers(request: Request) -> Response:
     """Return the known peers, connected ones first."""
     peers = sorted(node_of(request).ctx.peers, key=lambda peer: (not peer.connected, peer.peer_id))
-    return answer([views.peer(peer) for peer in peers])
+    return sliced(request, peers, views.peer, "peer_id")
 
 
 async def show_peer(request: Request) -> Response:
@@ -256,11 +249,11 @@ ENDPOINTS = (
     Endpoint("/preferences", show_preferences, schemas.Preferences),
     Endpoint("/preferences", set_preferences, schemas.Preferences, "POST", Preferences),
     Endpoint("/indices", indices, schemas.Indices),
-    Endpoint("/bids", list_bids, list[schemas.Bid], query={"job": "of this job alone"}),
+    Endpoint("/bids", list_bids, list[schemas.Bid], query={**PAGING, "job": "of this job alone"}),
     Endpoint("/bids/{bid}", show_bid, schemas.Bid),
-    Endpoint("/allocations", list_allocations, list[schemas.Allocation]),
+    Endpoint("/allocations", list_allocations, list[schemas.Allocation], query={**PAGING, **STATE}),
     Endpoint("/allocations/{allocation}", show_allocation, schemas.Allocation),
-    Endpoint("/peers", list_peers, list[schemas.Peer]),
+    Endpoint("/peers", list_peers, list[schemas.Peer], query=PAGING),
     Endpoint("/peers", add_peer, schemas.Peer, "POST", NewPeer, status=201),
     Endpoint("/peers/{peer}", show_peer, schemas.Peer),
     Endpoint("/peers/{peer}", remove_peer, schemas.Peer, "DELETE"),

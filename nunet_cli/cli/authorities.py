@@ -25,7 +25,7 @@ def choose(client: ApiClient) -> bool:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     undecided = client.get("/status")["undecided"]
-    peers = {row["did"]: row for row in client.get("/peers")} if undecided else {}
+    peers = {row["did"]: row for row in client.page("/peers", limit=0).rows} if undecided else {}
     for role, dids in undecided.items():
         did = _ask(role, dids, peers)
         client.post("/roles", {"role": role, "did": did})

@@ -10,7 +10,7 @@ import typer
 
 from nunet_cli.cli import complete
 from nunet_cli.cli.ids import id_argument
-from nunet_cli.cli.listing import Listing, list_command
+from nunet_cli.cli.listing import Listing, Window, list_command
 from nunet_cli.cli.output import (
     Format,
     OutputOption,
@@ -35,10 +35,10 @@ ContractArgument = Annotated[
 
 
 @list_command(app)
-def list_contracts() -> Listing:
+def list_contracts(window: Window) -> Listing:
     """List this node's contracts."""
     with connect(read_only=True) as client:
-        rows = client.get("/contracts")
+        rows = window.read(client, "/contracts")
     columns = {
         "contract": lambda row: row["id"],
         "job": lambda row: short(row["job_id"]),
@@ -167,7 +167,7 @@ def dispute(
     """Open a dispute about a contract that is not settled, or add evidence to one: its escrow is held meanwhile."""
     with connect() as client:
         if not contract:
-            rows = client.get("/disputes")
+            rows = client.page("/disputes", limit=0).rows
             columns = {
                 "contract": lambda row: row["contract_id"], "opened by": lambda row: short(row["opened_by"]),
                 "since": lambda row: row["opened_at"][:19].replace("T", " "), "reason": lambda row: row["reason"][:60],

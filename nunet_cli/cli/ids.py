@@ -20,13 +20,13 @@ def id_argument(what: str, autocompletion: Any, *, help: str = "", metavar: str 
     )
 
 
-def given_id(what: str) -> Callable[[typer.Context, typer.CallbackParam, Any], Any]:
+def given_id(what: str, *, hint: str = "") -> Callable[[typer.Context, typer.CallbackParam, Any], Any]:
     """Return what looks at the ids of an argument or an option before any node is asked.
 
     Raises:
         UsageError: one that was written is empty, or has letters that no id has.
     """
-    hint = f"see: nunet {what} list"
+    hint = hint or f"see: nunet {what} list"
 
     def check(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
         source = ctx.get_parameter_source(param.name or "")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,10 +12,13 @@ from nunet_cli.cli import complete
 from nunet_cli.cli.ids import id_argument
 from nunet_cli.cli.job import FolderOption, JobArgument, app, next_command
 from nunet_cli.cli.job_logs import print_logs
-from nunet_cli.cli.listing import Listing, list_command
+from nunet_cli.cli.listing import Listing, Window, list_command
 from nunet_cli.cli.output import Format, OutputOption, QuietOption, clean, dump, emit, fields, note, short, table
 from nunet_cli.cli.state import connect
 from nunet_cli.errors import NunetError
+
+if TYPE_CHECKING:
+    from nunet_cli.api.client import ApiClient
 
 __all__ = ["app"]
 
@@ -22,18 +26,12 @@ POLL = 0.2
 
 
 @list_command(app)
-def list_jobs() -> Listing:
+def list_jobs(window: Window) -> Listing:
     """List the jobs that were posted here."""
     with connect(read_only=True) as client:
-        rows = client.get("/jobs")
-    names = {row["id"]: row for row in rows}
-
-    def path(row: dict[str, Any]) -> str:
-        above = names.get(row["parent"])
-        return f"{path(above)}/{row['name']}" if above else str(row["name"])
-
+        rows = window.read(client, "/jobs")
     columns = {
-        "id": lambda row: row["id"], "name": path, "state": lambda row: row["state"],
+        "id": lambda row: row["id"], "name": lambda row: row["path"], "state": lambda row: row["state"],
         "paid": lambda row: row["paid"], "created": lambda row: row["created_at"][:19].replace("T", " "),
     }  # fmt: skip
     return Listing(rows, columns, empty="no jobs yet; try: nunet job run examples/word-count/job.yaml --local")
@@ -178,6 +176,14 @@ def explain(
         typer.echo(clean(f"the smallest change that would have got a bid ({peer}): {document['suggestion']['text']}"))
 
 
+def _all_events(client: ApiClient, path: str) -> Iterator[dict[str, Any]]:
+    """Yield what has happened to a job so far, piece by piece."""
+    after = 0
+    while piece := client.get(path, after=after):
+        yield from piece
+        after = piece[-1]["seq"]
+
+
 @app.command("events")
 def events(
     job: JobArgument,
@@ -191,7 +197,7 @@ def events(
 
     with connect(read_only=not follow) as client:
         path = f"/jobs/{job}/events"
-        stream = client.events(path, follow=1) if follow else client.get(path)
+        stream = client.events(path, follow=1) if follow else _all_events(client, path)
         if output in (Format.json, Format.yaml) and not follow:
             dump(list(stream), output)
             return

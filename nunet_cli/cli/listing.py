@@ -7,18 +7,39 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from nunet_cli.cli.output import Columns, Format, OutputOption, QuietOption, emit_list
+from nunet_cli.cli.ids import given_id
+from nunet_cli.cli.output import Columns, Format, OutputOption, QuietOption, emit_list, note
 from nunet_cli.errors import UsageError
 
+if TYPE_CHECKING:
+    from nunet_cli.api.client import ApiClient
+
 WATCH_INTERVAL = 2.0
+# of a list that is read page by page a table shows so many where nobody says how many; programs get all
+ROWS_OF_A_TABLE = 100
 Row = dict[str, Any]
 LimitOption = Annotated[
-    int, typer.Option("--limit", "-n", help="At most so many, the last ones; 0 for all.", min=0, metavar="COUNT")
+    int | None,
+    typer.Option("--limit", "-n", help="At most so many, the last ones; 0 for all.", min=0, metavar="COUNT"),
 ]
+PagedLimitOption = Annotated[
+    int | None,
+    typer.Option(
+        "--limit", "-n", min=0, metavar="COUNT",
+        help=f"At most so many, the last ones; 0 for all. A table has {ROWS_OF_A_TABLE} by default, other formats all.",
+    ),
+]  # fmt: skip
+AfterOption = Annotated[
+    str,
+    typer.Option(
+        "--after", metavar="ID", help="Only what comes after this row, from its beginning on.",
+        callback=given_id("row", hint="give the id of a row of this list, or its beginning"),
+    ),
+]  # fmt: skip
 FilterOption = Annotated[
     list[str] | None,
     typer.Option("--filter", help="FIELD=VALUE, FIELD!=VALUE, or FIELD~TEXT for a part of it.", metavar="FIELD=VALUE"),
@@ -37,20 +58,61 @@ class Listing(NamedTuple):
     empty: str = ""
 
 
+class Window:
+    """Which part of a list is wanted.
+
+    Args:
+        limit: at most so many rows; 0 for all.
+        after: the row that it begins after; without one it is the end of the list that is wanted.
+    """
+
+    def __init__(self, limit: int, after: str) -> None:
+        self.limit, self.after = limit, after
+        self.total, self.more, self.last = 0, False, Row()
+
+    def read(self, client: ApiClient, path: str, **query: Any) -> list[Row]:
+        """Return the rows of a list of the API that are in it, in their order."""
+        from_the_end = bool(self.limit) and not self.after
+        page = client.page(path, limit=self.limit, after=self.after, newest=from_the_end, **query)
+        self.total, self.more = page.total, page.more
+        self.last = page.rows[-1] if page.rows else Row()
+        return page.rows[::-1] if from_the_end else page.rows
+
+
 def list_command(app: typer.Typer, name: str = "list") -> Callable[[Callable[..., Listing]], Callable[..., Listing]]:
-    """Register a function that gets rows as a command with the options that lists have in common."""
+    """Register a function that gets rows as a command with the options that lists have in common.
+
+    A function that takes a `window` reads its list page by page; it is the only one that has `--after`.
+    """
 
     def register(function: Callable[..., Listing]) -> Callable[..., Listing]:
+        parameters = inspect.signature(function, eval_str=True).parameters
+        is_paged = "window" in parameters
+
         def command(
-            *, output: OutputOption = Format.table, quiet: QuietOption = False, limit: LimitOption = 0,
-            filters: FilterOption = None, sort: SortOption = "", watch: WatchOption = False, **given: Any,
+            *, output: OutputOption = Format.table, quiet: QuietOption = False, limit: LimitOption = None,
+            after: AfterOption = "", filters: FilterOption = None, sort: SortOption = "", watch: WatchOption = False,
+            **given: Any,
         ) -> None:  # fmt: skip
+            is_for_people = output is Format.table and not quiet
+            most = limit if limit is not None else ROWS_OF_A_TABLE if is_paged and is_for_people else 0
+
             def show() -> None:
-                listing = function(**given)
+                # what is looked through or ordered here is needed whole
+                window = Window(0 if filters or sort else most, after)
+                listing = function(**given, window=window) if is_paged else function(**given)
                 rows = _select(listing, filters or [], sort)
-                rows = rows[-limit:] if limit and not sort else rows[:limit] if limit else rows
+                total = window.total if window.limit else len(rows)
+                from_the_end = most and not (sort or after)
+                rows = rows[-most:] if from_the_end else rows[:most] if most else rows
                 empty = listing.empty if not listing.rows else "none of them"
                 emit_list(rows, listing.columns, output, quiet=quiet, key=listing.key, empty=empty)
+                if sys.stderr.isatty() or (limit is None and is_for_people):
+                    if window.more and after:
+                        note(f"showing {len(rows)} of {total}; go on with: --after {window.last[listing.key]}")
+                    elif not after and 0 < len(rows) < total:
+                        which = "the last " if from_the_end else ""
+                        note(f"showing {which}{len(rows)} of {total}; all of them: --limit 0")
 
             if watch:
                 _watch(show)
@@ -59,12 +121,13 @@ def list_command(app: typer.Typer, name: str = "list") -> Callable[[Callable[...
 
         own = [
             parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for parameter in inspect.signature(function, eval_str=True).parameters.values()
+            for parameter in parameters.values()
+            if parameter.name != "window"
         ]
         common = [
-            parameter
+            parameter.replace(annotation=PagedLimitOption) if is_paged and parameter.name == "limit" else parameter
             for parameter in inspect.signature(command, eval_str=True).parameters.values()
-            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD and (is_paged or parameter.name != "after")
         ]
         command.__doc__ = function.__doc__
         command.__signature__ = inspect.Signature([*own, *common])  # type: ignore[attr-defined]  # typer reads it

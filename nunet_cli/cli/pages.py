@@ -172,8 +172,8 @@ def states_page() -> str:
     from nunet_cli.records.machine import described
 
     text = (
-        "# States\n\nWhat may happen to each kind of record, who may cause it, and what it leads to. These are the tables"
-        " that the code follows (`nunet_cli/records`); this page is made from them.\n\n"
+        "# States\n\nWhat may happen to each kind of record, who may cause it, and what it leads to. These are the"
+        " tables that the code follows (`nunet_cli/records`); this page is made from them.\n\n"
     )
     return text + "\n".join(described(machine) for machine in (JOB, GROUP, BID, CONTRACT, REGISTERED, ALLOCATION))
 

@@ -20,7 +20,7 @@ PeerArgument = Annotated[str, id_argument("peer", complete.peers, help="Peer id 
 def list_peers() -> Listing:
     """List the known peers, connected ones first."""
     with connect(read_only=True) as client:
-        rows = client.get("/peers")
+        rows = client.page("/peers", limit=0).rows
     columns = {
         "peer": lambda row: row["peer_id"],
         "connected": lambda row: row["connected"],

@@ -8,7 +8,7 @@ import typer
 
 from nunet_cli.cli import complete
 from nunet_cli.cli.ids import id_argument
-from nunet_cli.cli.listing import Listing, list_command
+from nunet_cli.cli.listing import Listing, Window, list_command
 from nunet_cli.cli.output import Format, OutputOption, emit, fields, price_text, short
 from nunet_cli.cli.state import connect
 
@@ -18,11 +18,14 @@ allocations = typer.Typer()
 
 @list_command(bids)
 def list_bids(
+    window: Window,
     job: Annotated[str, id_argument("job", complete.jobs, help="Only the bids for this job.", metavar="[JOB]")] = "",
 ) -> Listing:
-    """List bids with price, time, score, verdict and who; declines with their reasons."""
+    """List bids with price, time, score, verdict and who, job by job, the best first; declines with their reasons."""
     with connect(read_only=True) as client:
-        rows = client.get("/bids", job=job or None)
+        rows = window.read(client, "/bids", job=job or None)
+    begun = {row["job_id"]: row["at"] for row in reversed(rows)}
+    rows.sort(key=lambda row: (begun[row["job_id"]], row["job_id"], row["rank"] or 10**6, row["at"]))
     columns = {
         "id": lambda row: row["id"],
         "job": lambda row: short(row["job_id"]),
@@ -58,10 +61,10 @@ def show_bid(bid: Annotated[str, id_argument("bid", complete.bids)], output: Out
 
 
 @list_command(allocations)
-def list_allocations() -> Listing:
-    """List every allocation that was ever made here."""
+def list_allocations(window: Window) -> Listing:
+    """List the allocations that were ever made here."""
     with connect(read_only=True) as client:
-        rows = client.get("/allocations")
+        rows = window.read(client, "/allocations")
     columns = {
         "id": lambda row: row["id"],
         "job": lambda row: short(row["job_id"]),

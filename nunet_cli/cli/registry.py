@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from nunet_cli.cli import complete
-from nunet_cli.cli.listing import Listing, list_command
+from nunet_cli.cli.listing import Listing, Window, list_command
 from nunet_cli.cli.output import Format, OutputOption, YesOption, confirm, dump, emit, note
 from nunet_cli.cli.state import connect
 
@@ -18,10 +18,10 @@ NoteOption = Annotated[str, typer.Option("--note", help="Why.", metavar="TEXT")]
 
 
 @list_command(app)
-def list_entries() -> Listing:
+def list_entries(window: Window) -> Listing:
     """List everybody who was ever admitted."""
     with connect() as client:
-        rows = client.get("/registry")
+        rows = window.read(client, "/registry")
     columns = {
         "did": lambda row: row["id"], "status": lambda row: row["status"],
         "since": lambda row: row["at"][:19].replace("T", " "), "note": lambda row: row["note"],

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
     from nunet_cli.api.client import ApiClient
 
-BAR, ROWS = 20, 8
-ENDED = ("settled", "failed", "cancelled", "expired", "resolved")
+BAR, ROWS, MOST = 20, 8, 100
 
 
 def top(
@@ -61,12 +60,15 @@ def top(
 
 def look(client: ApiClient) -> dict[str, Any]:
     """Return everything that is shown, in one document."""
-    capability, jobs = client.get("/capability"), client.get("/jobs")
-    open_jobs = [row for row in jobs if row["state"] not in ENDED]
+
+    def latest(path: str, count: int, state: str) -> list[dict[str, Any]]:
+        return client.page(path, limit=count, newest=True, state=state).rows[::-1]
+
+    ended = latest("/jobs", ROWS, "ended")
     return {
-        "status": {"running": True, **client.get("/status")}, "peers": client.get("/peers"),
-        "capability": capability, "allocations": [row for row in client.get("/allocations") if not row["ended_at"]],
-        "jobs": [*open_jobs, *[row for row in jobs if row["state"] in ENDED][-ROWS:]][-2 * ROWS :],
+        "status": {"running": True, **client.get("/status")}, "peers": client.page("/peers", limit=MOST).rows,
+        "capability": client.get("/capability"), "allocations": latest("/allocations", MOST, "open"),
+        "jobs": [*latest("/jobs", 2 * ROWS - len(ended), "open"), *ended],
     }  # fmt: skip
 
 

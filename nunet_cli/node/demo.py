@@ -22,8 +22,10 @@ from nunet_cli.jobs.reader import read_spec
 from nunet_cli.network.identity import load_or_create
 from nunet_cli.node.node import Node, open_node
 from nunet_cli.orchestrator.post import process_job
+from nunet_cli.records.books import ACCOUNTS
+from nunet_cli.records.contract_records import CONTRACTS
+from nunet_cli.records.jobs import JOB_ENDS
 from nunet_cli.records.offers import OnboardOptions
-from nunet_cli.records.states import JOB_ENDS
 
 COUNT = "n = {}; print(sum(all(k % d for d in range(2, int(k ** 0.5) + 1)) for k in range(2, n)))"
 # primes below so many are counted: a moment of work, and with `slow` long enough to be looked at
@@ -86,11 +88,11 @@ class Demo:
         """Post the jobs, with a pause after each; they run in the background."""
         while self.waiting:
             text = json.dumps(self.waiting.pop(0))
-            row = await process_job(
+            job = await process_job(
                 self.requester.ctx, read_spec(text), folder=self.requester.ctx.home, orchestrate=True
             )
-            self.posted.append(row["id"])
-            self.requester.orchestrate(row["id"])
+            self.posted.append(job.id)
+            self.requester.orchestrate(job.id)
             await trio.sleep(pause)
 
     def name_of(self, did: str) -> str:
@@ -101,12 +103,12 @@ class Demo:
         """Return the jobs with who runs them, at what price."""
         found = []
         for job_id in self.posted:
-            row = self.requester.ctx.job(job_id)
-            contract = self.requester.ctx.store.find("contracts", row["contract_id"]) if row["contract_id"] else None
+            job = self.requester.ctx.job(job_id)
+            contract = self.requester.ctx.store[CONTRACTS].get(job.contract_id)
             found.append({
-                "id": row["id"], "name": row["name"], "state": row["state"], "paid": row.get("paid") or "",
-                "provider": self.name_of(contract["provider"]) if contract else "",
-                "error": (row.get("error") or {}).get("message", ""),
+                "id": job.id, "name": job.name, "state": job.state, "paid": job.paid or "",
+                "provider": self.name_of(contract.provider) if contract is not None else "",
+                "error": job.error.message if job.error is not None else "",
             })  # fmt: skip
         return found
 
@@ -116,8 +118,8 @@ class Demo:
         found = []
         for machine in MACHINES:
             node = self.providers[machine.name]
-            account = store.find("accounts", node.identity.did)
-            earned = account["balance"] - units.parse_amount("100") if account is not None else 0
+            account = store[ACCOUNTS].get(node.identity.did)
+            earned = account.balance - units.parse_amount("100") if account is not None else 0
             found.append({
                 "name": machine.name, "country": machine.country, "price": machine.price,
                 "cores": node.get_registered_capability().resources.cpu.cores, "memory": machine.memory,
@@ -127,7 +129,7 @@ class Demo:
 
     def ended(self) -> bool:
         """Say whether every job has."""
-        return not self.waiting and all(self.requester.ctx.job(job_id)["state"] in JOB_ENDS for job_id in self.posted)
+        return not self.waiting and all(self.requester.ctx.job(job_id).state in JOB_ENDS for job_id in self.posted)
 
 
 @contextlib.asynccontextmanager

@@ -7,9 +7,13 @@ the event log gives the same proves both.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from nunet_cli.database.store import Store
+from nunet_cli.records.bids import BID_REQUESTS, BIDS
+from nunet_cli.records.events import EVENTS
+from nunet_cli.records.jobs import GROUP, JOB, JOBS
 
 NAMES = ("jobs", "bid_requests_sent", "bid_requests_received", "bids_sent", "bids_received")
 Indices = dict[str, dict[str, str]]
@@ -18,21 +22,21 @@ Indices = dict[str, dict[str, str]]
 def from_tables(store: Store) -> Indices:
     """Return the indices as the tables have them: jobs with their states, the others with their jobs."""
     found: Indices = {name: {} for name in NAMES}
-    for row in store.table("jobs").all():
-        found["jobs"][row["id"]] = row["state"]
-    for row in store.table("bid_requests").all():
-        found[f"bid_requests_{row['direction']}"][row["id"]] = row["job_id"]
-    for row in store.table("bids").all():
-        if row["kind"] == "bid":
-            found[f"bids_{row['direction']}"][row["id"]] = row["job_id"]
+    for job in store[JOBS].all():
+        found["jobs"][job.id] = job.state
+    for request in store[BID_REQUESTS].all():
+        found[f"bid_requests_{request.direction}"][request.id] = request.job_id
+    for bid in store[BIDS].all():
+        if bid.kind == "bid":
+            found[f"bids_{bid.direction}"][bid.id] = bid.job_id
     return found
 
 
 def from_events(store: Store) -> Indices:
     """Return the indices as they follow from the event log."""
     found: Indices = {name: {} for name in NAMES}
-    for event in store.events():
-        job_id, kind, data = event["job_id"], event["type"], event["data"]
+    for event in store[EVENTS].all():
+        job_id, kind, data = event.job_id, event.type, event.data
         if kind == "job_posted":
             found["jobs"][job_id] = "posted"
         elif kind.startswith("job_") and job_id in found["jobs"] and kind.removeprefix("job_") in STATES:
@@ -49,12 +53,7 @@ def from_events(store: Store) -> Indices:
     return found
 
 
-STATES = frozenset(
-    {
-        "posted", "matching", "matched", "requested", "contracted", "invoked", "running", "completed", "verified",
-        "settled", "failed", "cancelled", "expired", "disputed", "resolved",
-    }
-)  # fmt: skip
+STATES = frozenset({*JOB.states, *GROUP.states})
 
 
 def differences(store: Store) -> list[dict[str, Any]]:
@@ -67,3 +66,11 @@ def differences(store: Store) -> list[dict[str, Any]]:
             if there != then:
                 found.append({"index": name, "id": key, "tables": there, "events": then})
     return found
+
+
+def audit(home: Path) -> dict[str, Any]:
+    """Return the indices of a home's store, their sizes, and where the event log gives something else; takes long."""
+    with Store(home, read_only=True) as store:
+        found = from_tables(store)
+        sizes = {name: len(entries) for name, entries in found.items()}
+        return {"indices": found, "sizes": sizes, "differences": differences(store)}

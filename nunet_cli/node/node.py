@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 import trio
-from tinydb import Query
+from msgspec import structs
 
 from nunet_cli import __version__, units
 from nunet_cli.allocation import cancel as allocation_cancel
@@ -56,12 +56,12 @@ from nunet_cli.orchestrator import (
 )
 from nunet_cli.orchestrator.context import Context
 from nunet_cli.orchestrator.patience import while_full
-from nunet_cli.records.allocations import Holding
-from nunet_cli.records.bids import CapabilityComparator
+from nunet_cli.records.allocations import ALLOCATIONS, Allocation, Holding
+from nunet_cli.records.bids import BidRecord, CapabilityComparator
 from nunet_cli.records.capability import Capability, Resources
+from nunet_cli.records.jobs import GROUP, JOB, JOB_ENDS, JOBS, Job
 from nunet_cli.records.messages import AllocationStartSuccess, Invocation
 from nunet_cli.records.offers import Benchmark, OnboardOptions
-from nunet_cli.records.states import GROUP_TRANSITIONS, JOB_ENDS, JOB_TRANSITIONS
 from nunet_cli.supervise import Supervisor
 from nunet_cli.tokenomics.contract_database import ContractDatabase
 from nunet_cli.tokenomics.oracle import Oracle
@@ -72,7 +72,7 @@ PROBE_INTERVAL = 30.0
 HOUSEKEEPING_INTERVAL = 2.0
 FORGET_INTERVAL = 3600.0
 ROLES = ("contract-database", "oracle")
-OPEN_STATES = sorted({*JOB_TRANSITIONS, *GROUP_TRANSITIONS} - JOB_ENDS - {"disputed"})
+OPEN_STATES = sorted({*JOB.states, *GROUP.states} - JOB_ENDS - {"disputed"})
 
 
 class Edge(msgspec.Struct, frozen=True):
@@ -161,10 +161,9 @@ class Node:
         return steps
 
     async def _take_up_jobs(self) -> None:
-        for state in OPEN_STATES:
-            for row in self.ctx.store.table("jobs").search(Query().state == state):
-                if row.get("orchestrate"):
-                    self.orchestrate(row["id"])
+        for job in self.ctx.store[JOBS].by("state", *OPEN_STATES):
+            if job.orchestrate:
+                self.orchestrate(job.id)
 
     def _on_discovered(self, key: bytes, address: Address) -> None:
         if self.ctx.peers.add(key, address, "mdns") is not None:
@@ -219,11 +218,11 @@ class Node:
     async def _note_stuck(self, job_id: str, error: NunetError) -> None:
         """Where a stage failed but the job has not ended, say so: whoever follows the job must not wait for ever."""
         job = self.ctx.job(job_id)
-        if job["state"] not in JOB_ENDS | {"disputed"}:
+        if job.state not in JOB_ENDS | {"disputed"}:
             fields = {"code": error.code, "message": error.message, "hint": error.hint, "exit_code": error.exit_code}
             await self.ctx.store.save_event(job_id, "job_stuck", **fields)
 
-    async def cancel_job(self, job_id: str) -> dict[str, Any]:
+    async def cancel_job(self, job_id: str) -> Job:
         """Stop orchestrating a job and call it off."""
         scope = self._orchestrating.get(job_id)
         if scope is not None:
@@ -253,9 +252,9 @@ class Node:
                 left = left.minus(row.resources)
             except ValueError as error:
                 raise StateError(f"running jobs have more {error} than that", hint="wait for them to end") from None
-        if benchmark is None and (measured := self.accounting.benchmark()) is not None:
+        if benchmark is None:
             # the machine is the same
-            benchmark = msgspec.convert(measured, Benchmark)
+            benchmark = self.accounting.benchmark()
         await self.accounting.set_registered_capability(capability, benchmark, keep_offer(options, kept))
         await self.accounting.set_preferences(self.accounting.get_preferences(), price)
         await self._announce()
@@ -274,15 +273,15 @@ class Node:
 
     # -- the interface of the second seed ----------------------------------------------------------------------------
 
-    def get_allocation(self, allocation_id: str) -> dict[str, Any]:
+    def get_allocation(self, allocation_id: str) -> Allocation:
         """Return an allocation of this node's by id or unambiguous prefix; every one that ever was is kept."""
-        return self.ctx.store.resolve("allocations", allocation_id, what="allocation")
+        return self.ctx.store[ALLOCATIONS].resolve(allocation_id, what="allocation")
 
-    async def check_allocation_status(self, allocation_id: str) -> dict[str, Any]:
-        """Return the state of an allocation, and what it has used: of one that runs, as it says itself."""
-        row = self.get_allocation(allocation_id)
-        usage = await self.route_to_allocation(row["id"], "status")
-        return {"state": row["state"], "usage": msgspec.to_builtins(usage) if usage is not None else row["usage"]}
+    async def check_allocation_status(self, allocation_id: str) -> Allocation:
+        """Return an allocation as it is now, with what it has used: of one that runs, as it says itself."""
+        allocation = self.get_allocation(allocation_id)
+        usage = await self.route_to_allocation(allocation.id, "status")
+        return allocation if usage is None else structs.replace(allocation, usage=usage)
 
     async def route_to_allocation(self, allocation_id: str, type_: str) -> Any:
         """Put a message into the mailbox of an allocation that runs here, and return its answer; None if none does."""
@@ -330,7 +329,7 @@ class Node:
         """Return this node's preferences."""
         return self.accounting.get_preferences()
 
-    def get_registered_bids(self, bid_request_id: str) -> list[dict[str, Any]]:
+    def get_registered_bids(self, bid_request_id: str) -> list[BidRecord]:
         """Return the bids received for a request, best first."""
         return select.get_registered_bids(self.ctx, bid_request_id)
 

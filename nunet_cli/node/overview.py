@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Set
 from typing import Any
 
-from tinydb import Query
+import msgspec
 
 from nunet_cli import __version__, units
 from nunet_cli.database.store import Store
@@ -14,7 +13,9 @@ from nunet_cli.errors import ContractError
 from nunet_cli.network.addresses import format_address
 from nunet_cli.node.node import Node
 from nunet_cli.orchestrator.bid import open_to_strangers
-from nunet_cli.records.states import ALLOCATION_ENDS, JOB_ENDS
+from nunet_cli.records.allocations import ALLOCATION_ENDS, ALLOCATIONS
+from nunet_cli.records.contract_records import BALANCES, STATEMENTS
+from nunet_cli.records.jobs import JOB_ENDS, JOBS
 
 MOST = 20
 
@@ -23,11 +24,10 @@ def status(node: Node) -> dict[str, Any]:
     """Return what `nunet status`, `nunet top` and `nunet dashboard` show."""
     ctx, store = node.ctx, node.ctx.store
     # counted by the index: what has ended is not read
-    jobs, allocations = store.table("jobs").count_by("state"), store.table("allocations").count_by("state")
-    open_jobs = _in_states(store, "jobs", jobs.keys() - JOB_ENDS)
-    running = _in_states(store, "allocations", allocations.keys() - ALLOCATION_ENDS)
-    moved = [units.parse_amount(row["amount"].removeprefix("-")) * (-1 if row["amount"].startswith("-") else 1)
-             for row in store.table("statements").all()]  # fmt: skip
+    jobs, allocations = store[JOBS].count_by("state"), store[ALLOCATIONS].count_by("state")
+    open_jobs = store[JOBS].page(MOST, newest=True, state=tuple(jobs.keys() - JOB_ENDS))
+    running = store[ALLOCATIONS].page(MOST, newest=True, state=tuple(allocations.keys() - ALLOCATION_ENDS))
+    earned, spent = _moved(store)
     onboarded = node.accounting.is_onboarded()
     return {
         "version": __version__, "pid": os.getpid(), "home": str(ctx.home), "peer_id": node.identity.peer_id,
@@ -41,23 +41,23 @@ def status(node: Node) -> dict[str, Any]:
         # by how many seconds the clocks of the peers that are there are ahead of this machine's
         "clocks": {p.peer_id: round(p.clock, 3) for p in ctx.peers if p.connected and p.clock is not None},
         "jobs": {
-            "all": sum(jobs.values()), "open": len(open_jobs),
+            "all": sum(jobs.values()), "open": open_jobs.total,
             "settled": jobs.get("settled", 0),
             "failed": jobs.get("failed", 0) + jobs.get("expired", 0),
             "cancelled": jobs.get("cancelled", 0),
             "disputed": jobs.get("disputed", 0),
-            "now": [{"id": row["id"], "name": row["name"], "state": row["state"], "waiting": row.get("waiting")}
-                    for row in open_jobs[-MOST:]],
+            "states": jobs,
+            "now": [{"id": job.id, "name": job.name, "state": job.state, "waiting": msgspec.to_builtins(job.waiting)}
+                    for job in reversed(open_jobs.rows)],
         },
         "allocations": {
-            "all": sum(allocations.values()), "running": len(running),
-            "now": [{"id": row["id"], "job_id": row["job_id"], "state": row["state"], "usage": row["usage"]}
-                    for row in running[-MOST:]],
+            "all": sum(allocations.values()), "running": running.total,
+            "now": [{"id": row.id, "job_id": row.job_id, "state": row.state, "usage": msgspec.to_builtins(row.usage)}
+                    for row in reversed(running.rows)],
         },
         "load": node.accounting.load(store) if onboarded else 0.0,
-        "balances": [dict(row) for row in store.table("balances").all()],
-        "earned": units.format_amount(sum(amount for amount in moved if amount > 0)),
-        "spent": units.format_amount(-sum(amount for amount in moved if amount < 0)),
+        "balances": msgspec.to_builtins(list(store[BALANCES].all())),
+        "earned": units.format_amount(earned), "spent": units.format_amount(spent),
         "known_roles": {role: _known(node, role) for role in ("contract-database", "oracle")},
         "undecided": ctx.undecided(),
         "rejections": dict(ctx.transport.rejections), "failures": dict(ctx.supervisor.failures),
@@ -65,10 +65,15 @@ def status(node: Node) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _in_states(store: Store, table: str, states: Set[str]) -> list[dict[str, Any]]:
-    """Return the rows that are in one of some states, in the order in which they were made."""
-    rows = [row for state in states for row in store.table(table).search(Query().state == state)]
-    return [dict(row) for row in sorted(rows, key=lambda row: row.doc_id)]
+def _moved(store: Store) -> tuple[int, int]:
+    """Return what came to this node's account and what went from it in all, in micro-NTX; by the index of amounts."""
+    earned = spent = 0
+    for amount, count in store[STATEMENTS].count_by("amount").items():
+        if amount.startswith("-"):
+            spent += units.parse_amount(amount[1:]) * count
+        else:
+            earned += units.parse_amount(amount) * count
+    return earned, spent
 
 
 def _known(node: Node, role: str) -> str:

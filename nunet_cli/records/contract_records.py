@@ -105,7 +105,12 @@ REGISTERED = Machine(
         Move("dispute", ("proved",), "disputed", _BOTH, about="id"),
         # the first result that the provider signed is the result
         Move(
-            "hand_in", ("disputed",), "", _BOTH, about="id", when=lambda record: record.result is None,
+            "hand_in",
+            ("disputed",),
+            "",
+            _BOTH,
+            about="id",
+            when=lambda record: record.result is None,
             why="no result of its provider's is here yet",
         ),
         Move("settle", ("disputed",), "settled", (ORACLE, OPERATOR), about="id"),
@@ -146,7 +151,7 @@ class Statement(Struct, frozen=True):
     message: str = ""
 
 
-STATEMENTS = Table("statements", Statement, indexes=("contract_id",))
+STATEMENTS = Table("statements", Statement, indexes=("contract_id", "amount"))
 
 
 class Balance(Struct, frozen=True):

@@ -18,6 +18,7 @@ from nunet_cli.cli.examples import EXAMPLES
 from nunet_cli.cli.table import COMMANDS
 from nunet_cli.config import keys
 from nunet_cli.database.store import Store
+from nunet_cli.records.jobs import JOBS, Job
 from tests.conftest import ROOT, nunet
 
 
@@ -165,16 +166,13 @@ def test_zsh_takes_the_script(tmp_path: Path) -> None:
     assert completions("zsh", script, tmp_path).strip() == "_nunet"
 
 
-REST = {"requester": "did:key:z", "spec": "{}", "spec_cid": "b", "created_at": "", "changed_at": ""}
-
-
 @pytest.fixture
 def home_with_jobs(tmp_path: Path) -> Path:
     async def fill() -> None:
         with Store(tmp_path / "home") as store:
             for number, state in enumerate(("settled", "running")):
-                row = {"id": f"job-{number}abc", "name": f"count-{number}", "state": state, **REST}
-                await store.change(lambda t, row=row: t.put("jobs", row))
+                job = Job(f"job-{number}abc", f"count-{number}", "did:key:z", "{}", "b", "", "", state)
+                await store.change(lambda t, job=job: t[JOBS].put(job))  # type: ignore[misc]
 
     trio.run(fill)
     return tmp_path / "home"

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from nunet_cli.errors import NoBidError
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node import indices
 from nunet_cli.orchestrator import match
+from nunet_cli.records.jobs import JOBS
 from tests.orchestrator.test_groups import diamond
 from tests.orchestrator.test_matching_on_the_wire import spec
 
@@ -36,7 +38,8 @@ async def test_the_event_log_gives_the_same_indices_as_the_tables(market: Market
 async def test_a_table_that_was_tampered_with_differs(market: MarketOf) -> None:
     async with market() as m:
         job_id = await m.post(spec())
-        await m.requester.ctx.store.change(lambda t: t.put("jobs", {**t.find("jobs", job_id), "state": "settled"}))  # type: ignore[dict-item]
+        settled = structs.replace(m.job(job_id), state="settled")
+        await m.requester.ctx.store.change(lambda t: t[JOBS].put(settled))
         assert indices.differences(m.requester.ctx.store) == [
             {"index": "jobs", "id": job_id, "tables": "settled", "events": "posted"}
         ]

@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 import pytest
 import trio
 
@@ -15,8 +14,8 @@ from nunet_cli.node import node as nodes
 from nunet_cli.orchestrator import contract, execute, match, request
 from nunet_cli.records.bids import CapabilityComparator
 from nunet_cli.records.capability import Capability, Cpu, Resources
+from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.contracts import CheckKyc
-from nunet_cli.records.documents import Document
 from nunet_cli.records.messages import Invocation, JobSync
 from tests.conftest import Market
 
@@ -37,10 +36,10 @@ async def contracted(m: Market, text: str) -> tuple[str, Invocation]:
     job_id = await m.post(text)
     for stage in (match.match, request.request, contract.close_contract):
         await stage(m.requester.ctx, job_id)
-    row = m.requester.ctx.store.find("contracts", job_id, "job_id")
+    row = m.requester.ctx.store[CONTRACTS].first("job_id", job_id)
     assert row is not None
-    order = Invocation(row["spec"], msgspec.convert(row["document"], Document), msgspec.convert(row["proof"], Document))
-    return job_id, order
+    assert row.proof is not None
+    return job_id, Invocation(row.spec, row.document, row.proof)
 
 
 async def test_allocations_are_started_asked_and_kept(market: MarketOf) -> None:
@@ -52,25 +51,24 @@ async def test_allocations_are_started_asked_and_kept(market: MarketOf) -> None:
         again = await m.provider.start_allocation(order, m.requester.identity.did)
         assert again.allocation_id == started.allocation_id
         row = m.provider.get_allocation(started.allocation_id[:20])
-        assert (row["job_id"], row["requester"]) == (job_id, m.requester.identity.did)
+        assert (row.job_id, row.requester) == (job_id, m.requester.identity.did)
         with pytest.raises(NotFoundError):
             m.provider.get_allocation("allocation-none")
 
         with trio.fail_after(30):
             # the allocation itself is asked: the processes of the job are there, once somebody looked
-            status: dict[str, Any] = {"state": "", "usage": {}}
-            while status["state"] != "running" or not status["usage"]["max_memory"]:
+            while row.state != "running" or not row.usage.max_memory:
                 await trio.sleep(0.02)
-                status = await m.provider.check_allocation_status(row["id"])
-        assert await m.provider.route_to_allocation(row["id"], "no such message") is None
-        assert await m.provider.route_to_allocation(row["id"], "cancel") == "cancelling"
+                row = await m.provider.check_allocation_status(row.id)
+        assert await m.provider.route_to_allocation(row.id, "no such message") is None
+        assert await m.provider.route_to_allocation(row.id, "cancel") == "cancelling"
         with trio.fail_after(30):
             while m.provider.ctx.running:
                 await trio.sleep(0.02)
         # an allocation that has ended stays in the database, and takes no more messages
-        ended = await m.provider.check_allocation_status(row["id"])
-        assert ended["state"] == "cancelled"
-        assert await m.provider.route_to_allocation(row["id"], "status") is None
+        ended = await m.provider.check_allocation_status(row.id)
+        assert ended.state == "cancelled"
+        assert await m.provider.route_to_allocation(row.id, "status") is None
 
 
 async def test_capability_is_benchmarked_registered_and_taken_into_account(market: MarketOf) -> None:
@@ -104,8 +102,8 @@ async def test_preferences_and_bids_are_what_was_set_and_received(market: Market
         await m.requester.set_preferences(wished)
         assert m.requester.get_preferences() == wished
         job = await match.match(m.requester.ctx, await m.post(spec()))
-        (bid,) = m.requester.get_registered_bids(job["bid_request_id"])
-        assert (bid["bidder"]["did"], bid["rank"], bid["id"]) == (m.provider.identity.did, 1, job["bid_id"])
+        (bid,) = m.requester.get_registered_bids(job.bid_request_id)
+        assert (bid.bidder.did, bid.rank, bid.id) == (m.provider.identity.did, 1, job.bid_id)
         assert m.requester.get_registered_bids("request-none") == []
 
 
@@ -148,7 +146,7 @@ async def test_edges_are_the_connected_peers_with_their_distance(market: MarketO
         assert all(isinstance(edge, nodes.Edge) and 0 < edge.rtt < 5 for edge in edges.values())
         # and a constraint may name it
         near = spec(constraints={"hard": ["peer.rtt_ms < 5000.0"]})
-        assert (await match.match(m.requester.ctx, await m.post(near)))["state"] == "matched"
+        assert (await match.match(m.requester.ctx, await m.post(near))).state == "matched"
 
 
 async def test_an_actor_handles_one_message_at_a_time_and_lets_nobody_hang() -> None:
@@ -186,10 +184,9 @@ async def test_the_requester_reads_the_state_that_the_provider_tells(market: Mar
         _, order = await contracted(m, spec("true"))
         started = await m.provider.start_allocation(order, m.requester.identity.did)
         with trio.fail_after(30):
-            while m.provider.get_allocation(started.allocation_id)["state"] != "completed":
+            while m.provider.get_allocation(started.allocation_id).state != "completed":
                 await trio.sleep(0.02)
-        row = m.requester.ctx.store.find("contracts", order.contract.cid)
-        assert row is not None
+        row = m.requester.ctx.store[CONTRACTS].one(order.contract.cid)
         state = await execute.job_sync(m.requester.ctx, row)
         assert state.state == "completed"
         assert state.result is not None

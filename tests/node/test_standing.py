@@ -15,9 +15,11 @@ from nunet_cli.errors import FatalError, NoSpaceError
 from nunet_cli.executor.base import Probe
 from nunet_cli.network.envelope import ErrorMessage
 from nunet_cli.node.node import Node, open_node
+from nunet_cli.orchestrator.context import advance
 from nunet_cli.records.allocations import ALLOCATIONS, Allocation
 from nunet_cli.records.contract_records import STATEMENTS, Statement
 from nunet_cli.records.jobs import JOBS, Job
+from nunet_cli.records.machine import REQUESTER
 from nunet_cli.records.messages import JobSync
 from nunet_cli.records.messaging import OUTBOX, PEERS, PeerRecord
 from tests.conftest import config, open_market
@@ -70,17 +72,17 @@ async def test_a_job_waits_while_the_requesters_disk_is_full_and_goes_on_afterwa
         job_id = await m.post(JOB + several)
         if several:
             # the disk is full when the group runs already, and its children are about to
-            await m.requester.ctx.store.change(lambda t: t.put("jobs", {**m.job(job_id), "state": "running"}))
+            await m.requester.ctx.store.change(lambda t: advance(t, job_id, "begin", by=REQUESTER))
         with trio.fail_after(60):
             async with full_disk(m.requester):
                 await fill(m.requester.ctx.store)
                 m.requester.orchestrate(job_id)
-                waiting = [*m.job(job_id)["units"].values()] or [job_id]
+                waiting = [*m.job(job_id).units.values()] or [job_id]
                 while not all(name in m.requester.ctx.progress for name in waiting):
                     await trio.sleep(0.01)
                 assert m.requester.ctx.progress[waiting[0]].what == "waiting: the disk is full"
-            while m.job(job_id)["state"] != "settled":
-                assert m.job(job_id)["state"] != "failed", m.job(job_id)["error"]
+            while m.job(job_id).state != "settled":
+                assert m.job(job_id).state != "failed", m.job(job_id).error
                 await trio.sleep(0.05)
         assert f"job {waiting[0]} waits" in caplog.text
         assert "free some space" in caplog.text

@@ -14,6 +14,7 @@ from nunet_cli.allocation import recover
 from nunet_cli.groups.group import outputs_of
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.node import open_node
+from nunet_cli.records.contract_records import CONTRACTS
 from tests.conftest import Market, config, needs_docker
 from tests.images import busybox_image
 
@@ -59,13 +60,13 @@ async def test_a_pod_of_containers_passes_its_data_along(market: MarketOf, image
         links = [{"from": "first", "to": "second", "kind": "data", "path": "from"}]
         text = json.dumps({"name": "pod", "pod": True, "children": members, "links": links})
         job = await orchestrate_job(m.requester.ctx, await m.post(text))
-        assert job["state"] == "settled"
+        assert job.state == "settled"
         found = {
             name: m.requester.ctx.blobs.path(item.cid).read_text()
             for name, item in outputs_of(m.requester.ctx, job).items()
         }
         assert found == {"first/out": "one\n", "second/out": "one\ntwo\n"}
-        assert len(m.provider.ctx.store.table("contracts").all()) == 1
+        assert m.provider.ctx.store[CONTRACTS].count() == 1
         await nothing_is_left(m)
 
 
@@ -82,14 +83,15 @@ async def test_a_service_in_a_container_is_checked_restarted_and_paid_when_it_is
         job_id = await m.post(json.dumps(container("web", command, type="service", service=service)))
         m.requester.orchestrate(job_id)
         with trio.fail_after(30):
-            while "service_restarted" not in [event["type"] for event in m.provider.ctx.store.events(job_id)]:
+            while "service_restarted" not in [event.type for _, event in m.provider.ctx.store.log(job_id)]:
                 await trio.sleep(0.1)
         await trio.sleep(1.5)
-        assert m.job(job_id)["state"] == "running"
+        assert m.job(job_id).state == "running"
         assert len(containers()) == 1
         await m.requester.cancel_job(job_id)
-        row = m.requester.ctx.store.find("contracts", job_id, "job_id")
-        assert row["state"] == "settled"
+        contract = m.requester.ctx.store[CONTRACTS].first("job_id", job_id)
+        assert contract is not None
+        assert contract.state == "settled"
         assert m.balance(m.provider) > 100_000_000
         await nothing_is_left(m)
 
@@ -103,7 +105,7 @@ async def test_cancelling_a_pod_ends_its_containers(market: MarketOf, image: str
             while len(containers()) < 2:
                 await trio.sleep(0.1)
         await m.requester.cancel_job(job_id)
-        assert m.job(job_id)["state"] == "cancelled"
+        assert m.job(job_id).state == "cancelled"
         await nothing_is_left(m)
 
 
@@ -137,7 +139,7 @@ async def test_what_an_engine_still_runs_after_it_was_given_up_is_removed_and_no
         job_id = await m.post(json.dumps(container("web", "sleep 60", type="service", service={})))
         m.requester.orchestrate(job_id)
         with trio.fail_after(30):
-            while m.job(job_id)["state"] != "running":
+            while m.job(job_id).state != "running":
                 await trio.sleep(0.1)
         owned = containers()
         left = stray(m.provider.identity.did, "allocation-gone")

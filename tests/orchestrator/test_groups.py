@@ -15,6 +15,9 @@ from nunet_cli.groups.group import outputs_of
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.node import open_node
 from nunet_cli.orchestrator import cancel, match
+from nunet_cli.records.bids import BID_REQUESTS
+from nunet_cli.records.contract_records import CONTRACTS
+from nunet_cli.records.jobs import JOBS, Job
 from nunet_cli.records.offers import OnboardOptions
 from tests.conftest import Market, config, open_market
 
@@ -54,11 +57,12 @@ def diamond(**fields: Any) -> str:
     )
 
 
-def child(market: Market, job_id: str, name: str) -> dict[str, Any]:
-    rows = market.requester.ctx.store.table("jobs").all()
-    (found,) = [row for row in rows if row["name"] == name and row["parent"]]
-    assert job_id
-    return dict(found)
+def child(market: Market, job_id: str, name: str) -> Job:
+    """Return the job with this name below another, a pod's members as well."""
+    below = market.requester.ctx.store[JOBS].by("parent", job_id)
+    members = [found for pod in below if pod.members for found in market.requester.ctx.store[JOBS].by("parent", pod.id)]
+    (found,) = [job for job in (*below, *members) if job.name == name]
+    return found
 
 
 async def test_a_diamond_of_five_with_a_pod_settles_in_order_with_its_data_passed_along(market: MarketOf) -> None:
@@ -66,27 +70,27 @@ async def test_a_diamond_of_five_with_a_pod_settles_in_order_with_its_data_passe
         job_id = await m.post(diamond())
         with trio.fail_after(60):
             job = await orchestrate_job(m.requester.ctx, job_id)
-        assert job["state"] == "settled"
+        assert job.state == "settled"
         outputs = outputs_of(m.requester.ctx, job)
         assert sorted(outputs) == ["a/out", "b/out", "c/out", "d/out", "e/sorted"]
         assert m.requester.ctx.blobs.path(outputs["e/sorted"].cid).read_text() == "1\n1\nb\nc\n"
         # a, the pod, d and e: four contracts for five jobs
-        contracts = m.requester.ctx.store.table("contracts").all()
-        assert [row["state"] for row in contracts] == ["settled"] * 4
-        assert job["paid"] == "1"
+        contracts = m.requester.ctx.store[CONTRACTS].all()
+        assert [row.state for row in contracts] == ["settled"] * 4
+        assert job.paid == "1"
         assert m.balance(m.provider) == units.parse_amount("101")
         # the pod was bid for as one, with the sum of what its jobs need
         pod = child(m, job_id, "pair")
-        (request,) = [r for r in m.requester.ctx.store.table("bid_requests").all() if r["job_id"] == pod["id"]]
-        assert request["required_capability"]["resources"]["memory"] == 2 * 64 * 2**20
+        (sent,) = m.requester.ctx.store[BID_REQUESTS].by("job_id", pod.id)
+        assert sent.request.required_capability.resources.memory == 2 * 64 * 2**20
         members = [child(m, job_id, name) for name in ("b", "c")]
-        assert {row["contract_id"] for row in members} == {pod["contract_id"]}
-        assert {row["state"] for row in members} == {"settled"}
+        assert {row.contract_id for row in members} == {pod.contract_id}
+        assert {row.state for row in members} == {"settled"}
         # what is linked began once the other was settled
         started = {name: child(m, job_id, name) for name in ("a", "d", "e")}
-        wanted = [started["a"]["id"], pod["id"], started["d"]["id"], started["e"]["id"]]
-        events = [event for event in m.requester.ctx.store.events() if event["type"] == "job_contracted"]
-        assert [event["job_id"] for event in events if event["job_id"] in wanted] == wanted
+        wanted = [started["a"].id, pod.id, started["d"].id, started["e"].id]
+        events = [event for _, event in m.requester.ctx.store.log() if event.type == "job_contracted"]
+        assert [event.job_id for event in events if event.job_id in wanted] == wanted
 
 
 async def test_a_child_that_fails_fails_the_group_and_calls_the_others_off(market: MarketOf) -> None:
@@ -100,8 +104,8 @@ async def test_a_child_that_fails_fails_the_group_and_calls_the_others_off(marke
         )
         with pytest.raises(JobFailedError, match="bad: the job exited with 7"), trio.fail_after(30):
             await orchestrate_job(m.requester.ctx, job_id := await m.post(text))
-        assert m.job(job_id)["state"] == "failed"
-        states = {name: child(m, job_id, name)["state"] for name in ("bad", "slow", "after")}
+        assert m.job(job_id).state == "failed"
+        states = {name: child(m, job_id, name).state for name in ("bad", "slow", "after")}
         assert states == {"bad": "failed", "slow": "cancelled", "after": "cancelled"}
         assert m.provider.accounting.taken(m.provider.ctx.store) == []
         assert not any(balance for name, balance in m.balances().items() if name.startswith("escrow:"))
@@ -113,10 +117,12 @@ async def test_a_pod_runs_its_members_in_order_and_reports_which_failed(market: 
         links = [{"from": "one", "to": "two", "kind": "data"}]
         text = json.dumps({"name": "pod", "pod": True, "children": members, "links": links})
         job = await orchestrate_job(m.requester.ctx, job_id := await m.post(text))
-        assert job["state"] == "failed"
-        assert job["error"]["message"].startswith("two: the job exited with 3")
-        result = m.job(job_id)["result"]
-        assert m.requester.ctx.blobs.path(result["stdout_cid"]).read_text() == "==> one <==\nhi\n==> two <==\nx\n"
+        assert job.state == "failed"
+        assert job.error is not None
+        assert job.error.message.startswith("two: the job exited with 3")
+        result = m.job(job_id).result
+        assert result is not None
+        assert m.requester.ctx.blobs.path(result.stdout_cid).read_text() == "==> one <==\nhi\n==> two <==\nx\n"
 
 
 async def test_colocated_jobs_run_at_one_provider(tmp_path: Path) -> None:
@@ -137,8 +143,8 @@ async def test_colocated_jobs_run_at_one_provider(tmp_path: Path) -> None:
             }
         )
         job = await orchestrate_job(m.requester.ctx, await m.post(text))
-        assert job["state"] == "settled"
-        providers = {row["provider"] for row in m.requester.ctx.store.table("contracts").all()}
+        assert job.state == "settled"
+        providers = {row.provider for row in m.requester.ctx.store[CONTRACTS].all()}
         assert providers == {second.identity.did}
 
 
@@ -154,7 +160,7 @@ async def test_the_constraint_of_a_link_is_held_against_the_bids(market: MarketO
                 }
             )  # fmt: skip
 
-        assert (await orchestrate_job(m.requester.ctx, await m.post(text("SE"))))["state"] == "settled"
+        assert (await orchestrate_job(m.requester.ctx, await m.post(text("SE")))).state == "settled"
         with pytest.raises(JobFailedError, match="y: no acceptable bid: 1 bid against the preferences"):
             await orchestrate_job(m.requester.ctx, await m.post(text("NO")))
 
@@ -167,15 +173,15 @@ async def test_a_batch_runs_each_index_a_few_at_a_time(market: MarketOf) -> None
             "type": "batch", "batch": {"count": 4, "parallel": 2},
         })  # fmt: skip
         job = await orchestrate_job(m.requester.ctx, await m.post(text))
-        assert job["state"] == "settled"
+        assert job.state == "settled"
         outputs = outputs_of(m.requester.ctx, job)
         assert sorted(outputs) == [f"sum-{index}/part-{index}" for index in range(4)]
         texts = {m.requester.ctx.blobs.path(file.cid).read_text() for file in outputs.values()}
         assert texts == {f"{index} of 4\n" for index in range(4)}
         # never more than two at once
         running, most = 0, 0
-        for event in m.provider.ctx.store.events():
-            running += {"allocation_created": 1, "allocation_completed": -1}.get(event["type"], 0)
+        for _, event in m.provider.ctx.store.log():
+            running += {"allocation_created": 1, "allocation_completed": -1}.get(event.type, 0)
             most = max(most, running)
         assert most <= 2
 
@@ -186,11 +192,11 @@ async def test_a_recurring_job_runs_again_and_again_and_a_failure_does_not_end_i
         job_id = await m.post(json.dumps({**program("tick", "echo tick"), **fields}))
         with trio.fail_after(30):
             job = await orchestrate_job(m.requester.ctx, job_id)
-        assert job["state"] == "settled"
-        children = [m.job(child_id) for child_id in job["units"].values()]
-        assert [row["name"] for row in children] == ["tick-0", "tick-1", "tick-2"]
-        assert {row["state"] for row in children} == {"settled"}
-        begun = [units.parse_time(row["created_at"]).timestamp() for row in children]
+        assert job.state == "settled"
+        children = [m.job(child_id) for child_id in job.units.values()]
+        assert [row.name for row in children] == ["tick-0", "tick-1", "tick-2"]
+        assert {row.state for row in children} == {"settled"}
+        begun = [units.parse_time(row.created_at).timestamp() for row in children]
         assert all(0.9 < later - earlier < 10 for earlier, later in itertools.pairwise(begun))
 
 
@@ -201,13 +207,14 @@ async def test_a_service_runs_until_it_is_stopped_and_is_paid_for_its_time(marke
         async with trio.open_nursery() as nursery:
             nursery.start_soon(orchestrate_job, m.requester.ctx, job_id)
             with trio.fail_after(20):
-                while m.job(job_id)["state"] != "running":
+                while m.job(job_id).state != "running":
                     await trio.sleep(0.05)
                 await trio.sleep(1)
             nursery.cancel_scope.cancel()
         job = await cancel.cancel(m.requester.ctx, job_id)
-        assert job["state"] == "settled"
-        paid = units.parse_amount(job["paid"]) / units.MICRO
+        assert job.state == "settled"
+        assert job.paid is not None
+        paid = units.parse_amount(job.paid) / units.MICRO
         assert 1 <= paid <= 20
         assert m.provider.accounting.taken(m.provider.ctx.store) == []
 
@@ -217,10 +224,12 @@ async def test_a_service_is_started_again_when_it_fails_and_given_up_in_the_end(
         service = {"restart": "on_failure", "max_restarts": 2, "delay": 0}
         text = program("flaky", "echo start; exit 5", type="service", service=service)
         job = await orchestrate_job(m.requester.ctx, job_id := await m.post(json.dumps(text)))
-        assert (job["state"], job["error"]["code"]) == ("failed", "exit_code")
-        restarts = [e for e in m.provider.ctx.store.events(job_id) if e["type"] == "service_restarted"]
-        assert [e["data"]["restart"] for e in restarts] == [1, 2]
-        assert m.requester.ctx.blobs.path(job["result"]["stdout_cid"]).read_text() == "start\n" * 3
+        assert job.error is not None
+        assert (job.state, job.error.code) == ("failed", "exit_code")
+        restarts = [event for _, event in m.provider.ctx.store.log(job_id) if event.type == "service_restarted"]
+        assert [event.data["restart"] for event in restarts] == [1, 2]
+        assert job.result is not None
+        assert m.requester.ctx.blobs.path(job.result.stdout_cid).read_text() == "start\n" * 3
 
 
 async def test_a_service_that_is_not_well_is_ended_and_started_again(market: MarketOf) -> None:
@@ -235,12 +244,12 @@ async def test_a_service_that_is_not_well_is_ended_and_started_again(market: Mar
             nursery.start_soon(orchestrate_job, m.requester.ctx, job_id)
             with trio.fail_after(30):
                 while True:
-                    seen = [e["type"] for e in m.provider.ctx.store.events(job_id)]
+                    seen = [event.type for _, event in m.provider.ctx.store.log(job_id)]
                     if "service_restarted" in seen and seen[-1] == "service_healthy":
                         break
                     await trio.sleep(0.1)
             nursery.cancel_scope.cancel()
-        assert (await cancel.cancel(m.requester.ctx, job_id))["state"] == "settled"
+        assert (await cancel.cancel(m.requester.ctx, job_id)).state == "settled"
 
 
 async def test_a_group_goes_on_after_a_restart_of_the_requester(tmp_path: Path) -> None:
@@ -254,14 +263,14 @@ async def test_a_group_goes_on_after_a_restart_of_the_requester(tmp_path: Path) 
             other = await again.post(diamond(), orchestrate=True)
             requester.orchestrate(other)
             with trio.fail_after(20):
-                while child(again, other, "a")["state"] != "settled":
+                while child(again, other, "a").state != "settled":
                     await trio.sleep(0.02)
         async with open_node(tmp_path / "again", config()) as requester:
             again = Market(requester, provider, authority, tmp_path)
             with trio.fail_after(40):
-                while again.job(other)["state"] != "settled":
+                while again.job(other).state != "settled":
                     await trio.sleep(0.05)
-        assert m.job(job_id)["state"] == "posted"
+        assert m.job(job_id).state == "posted"
 
 
 async def test_a_group_and_a_job_in_a_pod_have_no_stages_of_their_own(market: MarketOf) -> None:
@@ -270,11 +279,11 @@ async def test_a_group_and_a_job_in_a_pod_have_no_stages_of_their_own(market: Ma
         with pytest.raises(StateError, match="is a group"):
             await match.match(m.requester.ctx, job_id)
         with pytest.raises(StateError, match="runs with its pod"):
-            await orchestrate_job(m.requester.ctx, child(m, job_id, "b")["id"])
+            await orchestrate_job(m.requester.ctx, child(m, job_id, "b").id)
         with pytest.raises(StateError, match="cancelled with its pod"):
-            await cancel.cancel(m.requester.ctx, child(m, job_id, "b")["id"])
-        assert (await cancel.cancel(m.requester.ctx, job_id))["state"] == "cancelled"
-        assert child(m, job_id, "b")["state"] == "cancelled"
+            await cancel.cancel(m.requester.ctx, child(m, job_id, "b").id)
+        assert (await cancel.cancel(m.requester.ctx, job_id)).state == "cancelled"
+        assert child(m, job_id, "b").state == "cancelled"
 
 
 async def test_nobody_for_one_child_is_said_with_its_name(market: MarketOf) -> None:
@@ -293,8 +302,9 @@ async def test_a_member_of_a_pod_may_have_any_name(market: MarketOf, name: str) 
         links = [{"from": name, "to": "other", "kind": "depends_on"}]
         text = json.dumps({"name": "pod", "pod": True, "children": members, "links": links})
         job = await orchestrate_job(m.requester.ctx, await m.post(text))
-        assert job["state"] == "settled"
-        read = m.requester.ctx.blobs.path(job["result"]["stdout_cid"]).read_text()
+        assert job.state == "settled"
+        assert job.result is not None
+        read = m.requester.ctx.blobs.path(job.result.stdout_cid).read_text()
         assert read == f"==> {name} <==\nhi\n==> other <==\nho\n"
 
 
@@ -322,5 +332,5 @@ async def test_what_a_later_member_lacks_does_not_make_the_time_of_an_earlier_on
                 raise PeerError("it does not give it")
 
             m.provider.ctx.blobs.fetch = keep
-        assert (await orchestrate_job(m.requester.ctx, job_id))["state"] == "failed"
+        assert (await orchestrate_job(m.requester.ctx, job_id)).state == "failed"
         assert m.balance(m.provider) - units.parse_amount("100") >= 500_000

@@ -23,7 +23,10 @@ class Waiting(Struct, forbid_unknown_fields=True, kw_only=True, rename={"for_": 
 
 
 class Job(Answer, kw_only=True):
-    """A job. `next` is the stage that comes now, `run` for a job without stages of its own, or null at its end."""
+    """A job. `next` is the stage that comes now, `run` for a job without stages of its own, or null at its end.
+
+    `path`, which lists have, is its name behind those of the groups that it belongs to.
+    """
 
     id: str
     name: str
@@ -49,6 +52,7 @@ class Job(Answer, kw_only=True):
     waiting: Waiting | None
     next_run: str | None
     next: str | None
+    path: str | Optional = UNSET
 
 
 class JobDetail(Job, kw_only=True):

@@ -144,7 +144,7 @@ class OpenJob(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class JobCount(Struct, forbid_unknown_fields=True, kw_only=True):
-    """How many jobs, and those that have not ended."""
+    """How many jobs, also by each state, and those that have not ended, up to the 20 latest."""
 
     all: int
     open: int
@@ -152,6 +152,7 @@ class JobCount(Struct, forbid_unknown_fields=True, kw_only=True):
     failed: int
     cancelled: int
     disputed: int
+    states: dict[str, int]
     now: list[OpenJob]
 
 
@@ -165,7 +166,7 @@ class RunningAllocation(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class AllocationCount(Struct, forbid_unknown_fields=True, kw_only=True):
-    """How many allocations, and those that have not ended."""
+    """How many allocations, and those that have not ended, up to the 20 latest."""
 
     all: int
     running: int
