@@ -3,58 +3,61 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
 
 import trio
+from msgspec import structs
 
 from nunet_cli.allocation.results import failed_result
 from nunet_cli.allocation.run import AllocationActor
 from nunet_cli.database.store import Transaction
-from nunet_cli.errors import StateError
-from nunet_cli.network.messenger import Answer, Incoming
+from nunet_cli.database.transition import transition
+from nunet_cli.network.messenger import Answer, Change, Incoming
 from nunet_cli.orchestrator import execute
 from nunet_cli.orchestrator.bid import sent_bid
-from nunet_cli.orchestrator.context import Context, plain, read
+from nunet_cli.orchestrator.context import Context
 from nunet_cli.orchestrator.retry import CANCEL_LIFETIME
-from nunet_cli.records.contracts import PROVIDER
+from nunet_cli.records.allocations import ALLOCATION_ENDS, ALLOCATIONS, Allocation
+from nunet_cli.records.bids import BID
+from nunet_cli.records.contract_records import CONTRACTS, ContractRecord
+from nunet_cli.records.contracts import PROVIDER, REQUESTER
 from nunet_cli.records.documents import Document, make_document
 from nunet_cli.records.messages import JobCancel, JobCancelled, JobCompleted
-from nunet_cli.records.states import ALLOCATION_ENDS
 
 
 def register(ctx: Context) -> None:
     """Take cancellations."""
 
-    async def on_cancel(message: Incoming) -> Answer:
+    async def on_cancel(message: Incoming) -> Answer | Change:
         return await _on_cancel(ctx, message)
 
     ctx.messenger.register("job_cancel", JobCancel, on_cancel)
 
 
-async def _on_cancel(ctx: Context, message: Incoming) -> Answer:
+async def _on_cancel(ctx: Context, message: Incoming) -> Answer | Change:
     body: JobCancel = message.body
     if not body.contract_id:
-        bid = sent_bid(ctx, body.bid_id, message.sender)
-
-        def release(t: Transaction) -> None:
-            ctx.accounting.release(t, bid["id"])
-            t.put("bids", {**bid, "valid_offer": False, "verdict": "released"})
-            t.save_event(bid["job_id"], "lock_released", bid_id=bid["id"])
-
-        await ctx.store.change(release)
-        return "job_cancelled", JobCancelled()
-    contract = execute.contract_with(ctx, body.contract_id, message.sender)
-    allocation = ctx.store.find("allocations", contract["id"], "contract_id")
+        return _release_change(ctx, body.bid_id, message.sender)
+    contract = execute.contract_with(ctx.store, body.contract_id, message.sender)
+    allocation = ctx.store[ALLOCATIONS].first("contract_id", contract.id)
     if allocation is None:
-        try:
-            return "job_cancelled", JobCancelled(await _cancel_unstarted(ctx, contract))
-        except StateError:
-            allocation = ctx.store.find("allocations", contract["id"], "contract_id")
-            assert allocation is not None
+        return _unstarted_change(ctx, contract)
     with trio.move_on_after(max(1, ctx.config.limits.answer_timeout - 1)):
-        await _end_allocation(ctx, allocation["id"])
-    contract = ctx.store.find("contracts", contract["id"]) or contract
-    return "job_cancelled", JobCancelled(read(contract, "result", Document) if contract["result"] else None)
+        await _end_allocation(ctx, allocation.id)
+    return "job_cancelled", JobCancelled(ctx.store[CONTRACTS].one(contract.id).result)
+
+
+def _release_change(ctx: Context, bid_id: str, requester: str) -> Change:
+    """Return the change that gives back what a bid has locked."""
+
+    def change(t: Transaction) -> Answer:
+        bid = sent_bid(t, bid_id, requester)
+        ctx.accounting.release(t, bid.id)
+        if BID.may(bid.verdict, "release"):
+            transition(t, bid, "release", by=REQUESTER, bid=structs.replace(bid.offer, valid_offer=False))
+        t.save_event(bid.job_id, "lock_released", bid_id=bid.id)
+        return "job_cancelled", JobCancelled()
+
+    return change
 
 
 async def route_to_allocation(ctx: Context, allocation_id: str, type_: str) -> AllocationActor | None:
@@ -69,8 +72,8 @@ async def route_to_allocation(ctx: Context, allocation_id: str, type_: str) -> A
 async def _end_allocation(ctx: Context, allocation_id: str) -> None:
     """End an allocation, also one whose task is just about to begin; returns once its result is signed."""
     while True:
-        row = ctx.store.find("allocations", allocation_id)
-        if row is None or row["state"] in ALLOCATION_ENDS:
+        allocation = ctx.store[ALLOCATIONS].get(allocation_id)
+        if allocation is None or allocation.state in ALLOCATION_ENDS:
             return
         actor = await route_to_allocation(ctx, allocation_id, "cancel")
         if actor is None:
@@ -79,32 +82,37 @@ async def _end_allocation(ctx: Context, allocation_id: str) -> None:
         await actor.ended.wait()
 
 
-async def _cancel_unstarted(ctx: Context, contract: dict[str, Any]) -> Document:
-    """Sign that nothing was done, release the lock, and let nothing be started under this contract any more."""
-    if contract["result"] is not None:
-        return read(contract, "result", Document)
-    document = nothing_done(ctx, contract)
-    body = JobCompleted(contract["id"], document)
-    message = ctx.messenger.outbox.outgoing(contract["requester"], "job_error", body, lifetime=CANCEL_LIFETIME)
+def _unstarted_change(ctx: Context, contract: ContractRecord) -> Change:
+    """Return the change that signs that nothing was done, and lets nothing start under this contract any more.
 
-    def change(t: Transaction) -> None:
-        if t.find("allocations", contract["id"], "contract_id") is not None:
-            raise StateError("the job was just started", code="just_started")
-        ctx.accounting.release(t, contract["bid_id"])
-        row = t.find("contracts", contract["id"])
-        assert row is not None
-        t.put("contracts", {**row, "result": plain(document)})
-        # the answer may find nobody, when the order had to wait for this node
-        ctx.messenger.outbox.enqueue(t, message)
-        t.save_event(contract["job_id"], "contract_called_off", contract_id=contract["id"])
+    It releases the lock. A job that was started just now is ended as any other, and its result follows by itself.
+    """
+    document = contract.result or nothing_done(ctx, contract)
+    body = JobCompleted(contract.id, document)
+    message = ctx.messenger.outbox.outgoing(contract.requester, "job_error", body, lifetime=CANCEL_LIFETIME)
 
-    await ctx.store.change(change)
-    ctx.messenger.outbox.wake()
-    return document
+    def change(t: Transaction) -> Answer:
+        current = t[CONTRACTS].one(contract.id)
+        started = t[ALLOCATIONS].first("contract_id", contract.id)
+        if started is not None:
+            key = started.id
+            t.then(lambda: ctx.supervisor.start_soon(ctx.nursery, "calling off", _end_allocation, ctx, key))
+        elif current.result is None:
+            ctx.accounting.release(t, contract.bid_id)
+            current = structs.replace(current, result=document)
+            t[CONTRACTS].put(current)
+            # the answer may find nobody, when the order had to wait for this node
+            ctx.messenger.outbox.enqueue(t, message)
+            t.save_event(contract.job_id, "contract_called_off", contract_id=contract.id)
+        return "job_cancelled", JobCancelled(current.result)
+
+    return change
 
 
-def nothing_done(ctx: Context, contract: dict[str, Any]) -> Document:
+def nothing_done(ctx: Context, contract: ContractRecord) -> Document:
     """Return the signed result of a contract that was called off before its invocation."""
-    row = {"job_id": contract["job_id"], "contract_id": contract["id"], "id": ""}
-    result = failed_result(row, "", "cancelled", "called off before it was started", fault="", state="cancelled")
+    nothing = Allocation(
+        id="", job_id=contract.job_id, contract_id=contract.id, requester=contract.requester, executor=""
+    )
+    result = failed_result(nothing, "", "cancelled", "called off before it was started", fault="", state="cancelled")
     return make_document(result).sign(ctx.identity, PROVIDER)

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import trio
@@ -18,6 +17,7 @@ from nunet_cli.errors import NunetError
 from nunet_cli.executor.base import NODE_LABEL, Executor, ExecutorError, Exit, Task, make_scratch, open_output
 from nunet_cli.jobs.spec import HealthSpec, JobSpec, ServiceSpec, output_name
 from nunet_cli.orchestrator.context import Context
+from nunet_cli.records.allocations import Allocation
 from nunet_cli.records.results import OutputFile, Progress, Usage
 
 log = logging.getLogger("nunet.part")
@@ -63,7 +63,7 @@ def add_usage(first: Usage, second: Usage) -> Usage:
     )  # fmt: skip
 
 
-def make_part(ctx: Context, row: dict[str, Any], spec: JobSpec, name: str = "") -> Part:
+def make_part(ctx: Context, allocation: Allocation, spec: JobSpec, name: str = "") -> Part:
     """Return a program of an allocation, ready to be prepared.
 
     Raises:
@@ -73,19 +73,19 @@ def make_part(ctx: Context, row: dict[str, Any], spec: JobSpec, name: str = "") 
     if spec.executor.type not in ctx.executors:
         raise ExecutorError(f"the provider has no {spec.executor.type} executor any more", code="no_executor")
     process = ctx.config.executor.process
-    trusted = ctx.trusts("process", row["requester"])
+    trusted = ctx.trusts("process", allocation.requester)
     has_sandbox = ctx.available_executors.get("process", "").startswith("bubblewrap")
     # whoever may run without a sandbox still gets one where there is one
     bare = (trusted or process.foreign == "unsandboxed") and not has_sandbox
-    folder = ctx.home / "allocations" / row["id"]
+    folder = ctx.home / "allocations" / allocation.id
     task = Task(
-        allocation_id=f"{row['id']}/{name}" if name else row["id"], spec=spec.executor, resources=spec.resources,
-        max_duration=spec.time.max_duration, max_log=ctx.config.limits.log_size, sandbox=not bare,
-        foreign=not ctx.trusts(spec.executor.type, row["requester"]),
+        allocation_id=f"{allocation.id}/{name}" if name else allocation.id, spec=spec.executor,
+        resources=spec.resources, max_duration=spec.time.max_duration, max_log=ctx.config.limits.log_size,
+        sandbox=not bare, foreign=not ctx.trusts(spec.executor.type, allocation.requester),
         folder=folder / MEMBERS / name if name else folder, inputs=tuple(item.to for item in spec.inputs),
-        labels={NODE_LABEL: ctx.identity.did, "org.nunet.job": row["job_id"]},
+        labels={NODE_LABEL: ctx.identity.did, "org.nunet.job": allocation.job_id},
     )  # fmt: skip
-    return Part(name, spec, task, ctx.executors[spec.executor.type], row["job_id"], row["requester"])
+    return Part(name, spec, task, ctx.executors[spec.executor.type], allocation.job_id, allocation.requester)
 
 
 async def prepare(ctx: Context, part: Part, given: dict[str, Path]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import trio
 
@@ -15,9 +14,12 @@ from nunet_cli.executor.base import Lasting
 from nunet_cli.executor.files import remove_folder
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.orchestrator.context import Context
-from nunet_cli.records.states import ALLOCATION_ENDS
+from nunet_cli.records.allocations import ALLOCATION, ALLOCATION_ENDS, ALLOCATIONS, Allocation
+from nunet_cli.records.contract_records import CONTRACTS
 
 log = logging.getLogger("nunet.recover")
+
+_OPEN = tuple(state for state in ALLOCATION.states if state not in ALLOCATION_ENDS)
 
 
 async def recover_allocations(ctx: Context) -> None:
@@ -26,13 +28,12 @@ async def recover_allocations(ctx: Context) -> None:
         # an oracle's second run: whoever waited for it asks again
         await ctx.store.change(lambda t, key=key: ctx.accounting.release(t, key))  # type: ignore[misc]  # bound now
         await ctx.blocking(remove_folder, ctx.home / "allocations" / key)
-    for row in ctx.store.table("allocations").all():
-        if row["state"] not in ALLOCATION_ENDS:
-            try:
-                await _recover(ctx, dict(row))
-            except Exception:
-                # the others, and the node, are not to suffer for it; it is looked at again at the next start
-                log.exception("allocation %s cannot be taken up again", row["id"])
+    for allocation in ctx.store[ALLOCATIONS].by("state", *_OPEN):
+        try:
+            await _recover(ctx, allocation)
+        except Exception:
+            # the others, and the node, are not to suffer for it; it is looked at again at the next start
+            log.exception("allocation %s cannot be taken up again", allocation.id)
 
 
 async def remove_left(ctx: Context) -> None:
@@ -42,8 +43,8 @@ async def remove_left(ctx: Context) -> None:
     """
 
     def is_owned(allocation_id: str) -> bool:
-        row = ctx.store.find("allocations", allocation_id)
-        return (row is not None and row["state"] not in ALLOCATION_ENDS) or allocation_id in ctx.again
+        known = ctx.store[ALLOCATIONS].get(allocation_id)
+        return (known is not None and known.state not in ALLOCATION_ENDS) or allocation_id in ctx.again
 
     for name, executor in ctx.executors.items():
         if name in ctx.available_executors and isinstance(executor, Lasting):
@@ -51,17 +52,16 @@ async def remove_left(ctx: Context) -> None:
                 log.warning("%s was left behind and is removed", allocation_id)
 
 
-async def _recover(ctx: Context, row: dict[str, Any]) -> None:
-    contract = ctx.store.find("contracts", row["contract_id"])
-    assert contract is not None
-    if row["state"] == "created":
-        ctx.supervisor.start_soon(ctx.nursery, "allocation", run_allocation, ctx, row["id"])
+async def _recover(ctx: Context, allocation: Allocation) -> None:
+    contract = ctx.store[CONTRACTS].one(allocation.contract_id)
+    if allocation.state == "created":
+        ctx.supervisor.start_soon(ctx.nursery, "allocation", run_allocation, ctx, allocation.id)
         return
-    spec = decode_spec(contract["spec"])
+    spec = decode_spec(contract.spec)
     alive = False
     code, message = "provider_restarted", "the provider was restarted while the job ran"
     try:
-        parts = make_parts(ctx, row, spec)
+        parts = make_parts(ctx, allocation, spec)
         found = [part for part in parts if part.handle and await part.executor.attach(part.task, part.handle)]
         # a pod is more than its containers: its order is lost with the node, so it is ended
         alive = bool(found) and not spec.pod
@@ -69,15 +69,16 @@ async def _recover(ctx: Context, row: dict[str, Any]) -> None:
             await part.executor.stop(part.task, part.handle)
             await part.executor.cleanup(part.task, part.handle)
     except (NunetError, trio.TooSlowError) as error:
-        log.warning("allocation %s cannot be looked for: %s", row["id"], error)
+        log.warning("allocation %s cannot be looked for: %s", allocation.id, error)
         if isinstance(error, NunetError) and error.code == "no_executor":
             code, message = error.code, f"{message}: {error.message}"
     if alive:
-        await ctx.store.save_event(row["job_id"], "allocation_attached", allocation_id=row["id"])
-        ctx.supervisor.start_soon(ctx.nursery, "allocation", _run_attached, ctx, row["id"])
+        await ctx.store.save_event(allocation.job_id, "allocation_attached", allocation_id=allocation.id)
+        ctx.supervisor.start_soon(ctx.nursery, "allocation", _run_attached, ctx, allocation.id)
     else:
-        await finish_allocation(ctx, row, failed_result(row, row["started_at"], code, message, fault="provider"))
-        await ctx.blocking(remove_folder, ctx.home / "allocations" / row["id"])
+        result = failed_result(allocation, allocation.started_at, code, message, fault="provider")
+        await finish_allocation(ctx, allocation, result)
+        await ctx.blocking(remove_folder, ctx.home / "allocations" / allocation.id)
 
 
 async def _run_attached(ctx: Context, allocation_id: str) -> None:

@@ -7,7 +7,6 @@ the second run takes its share of the registered capability as any allocation do
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import trio
 from msgspec import structs
@@ -26,7 +25,7 @@ from nunet_cli.jobs.tree import programs, required_capability
 from nunet_cli.orchestrator.bid import may_use
 from nunet_cli.orchestrator.context import Context
 from nunet_cli.orchestrator.post import new_id
-from nunet_cli.records.allocations import HOLDINGS
+from nunet_cli.records.allocations import HOLDINGS, Allocation
 from nunet_cli.records.contracts import Contract, JobVerification
 from nunet_cli.records.results import Result
 
@@ -55,24 +54,24 @@ async def reexecute(ctx: Context, request: JobVerification, sender: str) -> Resu
     spec = decode_spec(request.spec)
     await _check(ctx, spec, contract.requester)
     # whose job it is decides what it may do here, whoever asks
-    row: dict[str, Any] = {
-        "id": new_id(KIND), "job_id": contract.job_id, "contract_id": request.contract.cid,
-        "requester": contract.requester, "started_at": "", "handles": {},
-    }  # fmt: skip
+    run = Allocation(
+        id=new_id(KIND), job_id=contract.job_id, contract_id=request.contract.cid, requester=contract.requester,
+        executor="",
+    )  # fmt: skip
     if len(ctx.again) >= MAX_AT_ONCE:
         raise ContractError("the oracle runs other jobs again just now", code="oracle_busy")
-    ctx.again.add(row["id"])
+    ctx.again.add(run.id)
     try:
-        await _take_room(ctx, row["id"], spec)
+        await _take_room(ctx, run.id, spec)
         with trio.move_on_after(MAX_SECONDS):
             for item in (item for part in programs(spec) for item in part.inputs):
                 await _fetch(ctx, (sender, contract.requester, contract.provider), item.cid, item.size)
-            return await _run(ctx, row, spec)
+            return await _run(ctx, run, spec)
         raise ContractError(f"the oracle gives a second run no more than {MAX_SECONDS} s", code="reexecution_too_long")
     finally:
-        ctx.again.discard(row["id"])
+        ctx.again.discard(run.id)
         with trio.CancelScope(shield=True):
-            await _give_back(ctx, row["id"])
+            await _give_back(ctx, run.id)
 
 
 async def _give_back(ctx: Context, key: str) -> None:
@@ -135,25 +134,27 @@ def leftovers(source: Store) -> list[str]:
     return [row.id for row in source[HOLDINGS].by("kind", "allocation") if row.id.startswith(f"{KIND}-")]
 
 
-async def _run(ctx: Context, row: dict[str, Any], spec: JobSpec) -> Result:
-    parts = make_parts(ctx, row, spec)
+async def _run(ctx: Context, run: Allocation, spec: JobSpec) -> Result:
+    parts = make_parts(ctx, run, spec)
 
-    async def started(part: Part) -> None:
-        row["started_at"] = row["started_at"] or part.started_at
+    async def started(_part: Part) -> None:
+        # what runs is not kept: whoever waits for a second run asks again after a restart
+        pass
 
     try:
         ended = await _run_parts(ctx, parts, spec, started)
-        result = await result_of(ctx, {**row, "started_at": row["started_at"] or units.utc_now()}, ended)
+        first = min((part.started_at for part in parts if part.started_at), default=units.utc_now())
+        result = await result_of(ctx, structs.replace(run, started_at=first), ended)
         return structs.replace(result, allocation_id="")
     except (OSError, trio.TooSlowError, ExceptionGroup) as error:
-        log.exception("the second run %s failed", row["id"])
+        log.exception("the second run %s failed", run.id)
         raise ContractError(f"the oracle could not run the job: {said_of(error)}", code="reexecution_failed") from None
     finally:
         with trio.move_on_after(10) as patience:
             patience.shield = True
             for part in parts:
                 await _end(part)
-            await ctx.blocking(remove_folder, ctx.home / "allocations" / row["id"])
+            await ctx.blocking(remove_folder, ctx.home / "allocations" / run.id)
 
 
 async def _end(part: Part) -> None:

@@ -9,9 +9,10 @@ import msgspec
 
 from nunet_cli import units
 from nunet_cli.allocation.pod import Ended
-from nunet_cli.orchestrator.context import Context, read
+from nunet_cli.orchestrator.context import Context
+from nunet_cli.records.allocations import Allocation
+from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.contracts import Contract
-from nunet_cli.records.documents import Document
 from nunet_cli.records.results import Result
 from nunet_cli.tokenomics.payment import seconds_between
 
@@ -36,10 +37,10 @@ def said_of(error: Exception) -> str:
     return (isinstance(cause, OSError) and cause.strerror) or str(cause)
 
 
-def broken_result(row: dict[str, Any], error: Exception) -> Result:
+def broken_result(allocation: Allocation, error: Exception) -> Result:
     """Return the result of an allocation that the provider could not go on with, and why."""
     message = f"the provider could not go on: {said_of(error)}"
-    return failed_result(row, row["started_at"], "provider_error", message, fault="provider")
+    return failed_result(allocation, allocation.started_at, "provider_error", message, fault="provider")
 
 
 _REASONS = {
@@ -52,9 +53,9 @@ _REASONS = {
 }
 
 
-async def result_of(ctx: Context, row: dict[str, Any], ended: Ended) -> Result:
+async def result_of(ctx: Context, allocation: Allocation, ended: Ended) -> Result:
     """Take the logs in as blobs and return the result; shielded, as the job has ended."""
-    folder = ctx.home / "allocations" / row["id"]
+    folder = ctx.home / "allocations" / allocation.id
     logs = []
     for name in ("stdout", "stderr"):
         file = folder / name
@@ -68,35 +69,36 @@ async def result_of(ctx: Context, row: dict[str, Any], ended: Ended) -> Result:
     if ended.failed:
         message = f"{ended.failed}: {message}"
     outputs = tuple(ended.outputs)
-    if reason and outputs and _is_paid_per_result(ctx, row):
+    if reason and outputs and _is_paid_per_result(ctx, allocation):
         outputs, message = (), f"{message}; its outputs are kept back, as nothing is paid for them"
     (stdout_cid, stdout_size), (stderr_cid, stderr_size) = logs
     return Result(
-        job_id=row["job_id"], contract_id=row["contract_id"], allocation_id=row["id"],
-        state="failed" if reason else "completed", exit_code=exit_.exit_code, started_at=row["started_at"],
+        job_id=allocation.job_id, contract_id=allocation.contract_id, allocation_id=allocation.id,
+        state="failed" if reason else "completed", exit_code=exit_.exit_code, started_at=allocation.started_at,
         ended_at=ended_at, usage=exit_.usage, outputs=outputs, stdout_cid=stdout_cid,
         stdout_size=stdout_size, stderr_cid=stderr_cid, stderr_size=stderr_size, reason=reason, message=message[:4000],
         fault="job" if reason else "",
     )  # fmt: skip
 
 
-def _is_paid_per_result(ctx: Context, row: dict[str, Any]) -> bool:
+def _is_paid_per_result(ctx: Context, allocation: Allocation) -> bool:
     """Say whether an allocation's contract pays for a result: then a job that fails by its own doing hands out none."""
-    contract = ctx.store.find("contracts", row["contract_id"])
+    contract = ctx.store[CONTRACTS].get(allocation.contract_id)
     if contract is None:
+        # an oracle's second run
         return False
-    text = read(contract, "document", Document).read(Contract)
+    text = contract.document.read(Contract)
     return text.payment == "escrow" and not text.terms.price.time_unit
 
 
 def failed_result(
-    row: dict[str, Any], started_at: str, reason: str, message: str, *, fault: Any, state: Any = "failed"
+    allocation: Allocation, started_at: str, reason: str, message: str, *, fault: Any, state: Any = "failed"
 ) -> Result:
     """Return the result of an allocation that came to no end of its own, and whose `fault` that is."""
     return Result(
-        job_id=row["job_id"], contract_id=row["contract_id"], allocation_id=row["id"], state=state, exit_code=None,
-        started_at=started_at or units.utc_now(), ended_at=units.utc_now(), reason=reason, message=message[:4000],
-        fault=fault,
+        job_id=allocation.job_id, contract_id=allocation.contract_id, allocation_id=allocation.id, state=state,
+        exit_code=None, started_at=started_at or units.utc_now(), ended_at=units.utc_now(), reason=reason,
+        message=message[:4000], fault=fault,
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from nunet_cli.allocation.part import Part, add_usage, collect, make_part, prepa
 from nunet_cli.allocation.pod import Ended, run_pod, run_single
 from nunet_cli.allocation.results import broken_result, failed_result, held, readable, result_of, said_of
 from nunet_cli.database.store import Transaction
+from nunet_cli.database.transition import transition
 from nunet_cli.errors import NoSpaceError, NunetError, PeerError
 from nunet_cli.executor.base import Exit
 from nunet_cli.executor.files import remove_folder
@@ -26,12 +27,13 @@ from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.spec import JobSpec
 from nunet_cli.jobs.tree import programs
 from nunet_cli.network.blobs import Blobs
-from nunet_cli.orchestrator.context import Context, plain, read
+from nunet_cli.orchestrator.context import Context
+from nunet_cli.records.allocations import ALLOCATION_ENDS, ALLOCATIONS, Allocation
+from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.contracts import PROVIDER, Contract
 from nunet_cli.records.documents import Document, make_document
 from nunet_cli.records.messages import JobCompleted, JobStatusUpdate
 from nunet_cli.records.results import Result, Usage
-from nunet_cli.records.states import ALLOCATION_ENDS, ALLOCATION_TRANSITIONS, check_transition
 
 log = logging.getLogger("nunet.allocation")
 
@@ -39,22 +41,28 @@ RESULT_LIFETIME = 14 * 86400
 PROGRESS_INTERVAL = 0.25
 END_PAUSE, MAX_END_PAUSE = 1.0, 60.0
 JOB_FAULTS = {"no_workdir", "inputs_too_large", "bad_text", "bad_place"}
+END_EVENTS = {"completed": "complete", "failed": "fail", "cancelled": "cancel"}
 LATE_JOB_FAULTS = {"no_program", "no_image", "image_not_allowed"}
 
 
 class AllocationActor(Actor):
     """An allocation that runs now (second seed: an allocation is an actor, and the node routes messages to it).
 
-    Its mailbox takes `cancel` and `status`. `began` is set once a program runs, `cancelled` once the requester has
-    called it off.
+    Its mailbox takes `cancel` and `status`. `allocation` is as it was last recorded; `began` is set once a program
+    runs, `cancelled` once the requester has called it off.
     """
 
-    def __init__(self, allocation_id: str, parts: list[Part]) -> None:
+    def __init__(self, allocation: Allocation, parts: list[Part]) -> None:
         super().__init__({"cancel": self._on_cancel, "status": self._on_status})
-        self.allocation_id, self.parts = allocation_id, parts
+        self.allocation, self.parts = allocation, parts
         self.scope = trio.CancelScope()
         self.cancelled = False
         self.began, self.ended = trio.Event(), trio.Event()
+
+    @property
+    def allocation_id(self) -> str:
+        """The id of the allocation."""
+        return self.allocation.id
 
     async def _on_cancel(self, _body: Any) -> str:
         self.cancelled = True
@@ -95,21 +103,20 @@ async def run_allocation(ctx: Context, allocation_id: str, *, attached: bool = F
         allocation_id: the allocation.
         attached: the job was started by an earlier run of the node and still runs.
     """
-    row = ctx.store.find("allocations", allocation_id)
-    assert row is not None
-    contract = ctx.store.find("contracts", row["contract_id"])
-    assert contract is not None
+    allocation = ctx.store[ALLOCATIONS].one(allocation_id)
+    contract = ctx.store[CONTRACTS].one(allocation.contract_id)
     try:
-        spec = decode_spec(contract["spec"])
-        parts = make_parts(ctx, row, spec)
+        spec = decode_spec(contract.spec)
+        parts = make_parts(ctx, allocation, spec)
     except NunetError as error:
-        await _end(ctx, [], row, failed_result(row, row["started_at"], error.code, error.message, fault="provider"))
+        failed = failed_result(allocation, allocation.started_at, error.code, error.message, fault="provider")
+        await _end(ctx, [], allocation, failed)
         return
     except Exception as error:
         log.exception("allocation %s cannot be begun", allocation_id)
-        await _end(ctx, [], row, broken_result(row, error))
+        await _end(ctx, [], allocation, broken_result(allocation, error))
         return
-    actor = ctx.running[allocation_id] = AllocationActor(allocation_id, parts)
+    actor = ctx.running[allocation_id] = AllocationActor(allocation, parts)
     result: Result | None = None
     over = False
     try:
@@ -117,16 +124,16 @@ async def run_allocation(ctx: Context, allocation_id: str, *, attached: bool = F
             nursery.start_soon(actor.run_mailbox)
             try:
                 with actor.scope:
-                    result = await _run(ctx, actor, row, spec, attached=attached)
+                    result = await _run(ctx, actor, spec, attached=attached)
             except Exception as error:
                 # an engine that goes away, a full disk: the requester is told, and the node goes on
                 log.exception("allocation %s failed", allocation_id)
                 with trio.CancelScope(shield=True):
                     await actor.stop()
-                result = broken_result(row, error)
+                result = broken_result(actor.allocation, error)
             with trio.CancelScope(shield=True):
-                ended = result or await _called_off(ctx, actor, row, spec)
-            await _end(ctx, actor.parts, row, ended)
+                ended = result or await _called_off(ctx, actor, spec)
+            await _end(ctx, actor.parts, actor.allocation, ended)
             over = True
             nursery.cancel_scope.cancel()
     finally:
@@ -139,37 +146,33 @@ async def run_allocation(ctx: Context, allocation_id: str, *, attached: bool = F
         actor.ended.set()
 
 
-def make_parts(ctx: Context, row: dict[str, Any], spec: JobSpec) -> list[Part]:
+def make_parts(ctx: Context, allocation: Allocation, spec: JobSpec) -> list[Part]:
     """Return the programs of an allocation, with the handles of those that were started.
 
     Raises:
         ExecutorError: the node has no such executor any more.
     """
-    found = [make_part(ctx, row, child, child.name) for child in spec.children] or [make_part(ctx, row, spec)]
-    handles = row.get("handles", {})
+    found = [make_part(ctx, allocation, child, child.name) for child in spec.children]
+    found = found or [make_part(ctx, allocation, spec)]
     for part in found:
-        part.handle, part.started_at = handles.get(part.name, ""), row["started_at"]
+        part.handle, part.started_at = allocation.handles.get(part.name, ""), allocation.started_at
     return found
 
 
-async def _run(
-    ctx: Context, actor: AllocationActor, row: dict[str, Any], spec: JobSpec, *, attached: bool
-) -> Result | None:
+async def _run(ctx: Context, actor: AllocationActor, spec: JobSpec, *, attached: bool) -> Result | None:
     """Run the programs and return the result; None when the requester called them off."""
 
     async def started(part: Part) -> None:
-        row["started_at"] = row["started_at"] or part.started_at
-        row["handles"] = {**row.get("handles", {}), part.name: part.handle}
-        await _note_started(ctx, row)
+        actor.allocation = await _note_started(ctx, actor.allocation, part)
         actor.began.set()
 
     try:
         if attached:
             actor.began.set()
         else:
-            await set_allocation(ctx, row["id"], "starting")
+            actor.allocation = await _begin(ctx, actor.allocation)
         if spec.pod:
-            ended = await _beating(ctx, actor, row, lambda: run_pod(ctx, spec, actor.parts, started))
+            ended = await _beating(ctx, actor, lambda: run_pod(ctx, spec, actor.parts, started))
         else:
             (part,) = actor.parts
 
@@ -179,29 +182,28 @@ async def _run(
                     await start(part, started)
                 return await run_single(ctx, part, started)
 
-            ended = await _beating(ctx, actor, row, run)
+            ended = await _beating(ctx, actor, run)
     except (NunetError, trio.TooSlowError, OSError) as error:
-        log.warning("allocation %s could not start: %s", row["id"], error)
+        log.warning("allocation %s could not start: %s", actor.allocation_id, error)
         code = error.code if isinstance(error, NunetError) else "executor_error"
+        started_at = actor.allocation.started_at
         # a later start fails by what the job asked for, too: the machine was held for it until then
-        late = bool(row["started_at"]) and (code in LATE_JOB_FAULTS or isinstance(error, PeerError))
+        late = bool(started_at) and (code in LATE_JOB_FAULTS or isinstance(error, PeerError))
         fault = "job" if code in JOB_FAULTS or late else "provider"
-        return failed_result(row, row["started_at"], code, said_of(error), fault=fault)
+        return failed_result(actor.allocation, started_at, code, said_of(error), fault=fault)
     result: Result | None = None
     if not actor.cancelled:
         with trio.CancelScope(shield=True):
-            result = await result_of(ctx, row, ended)
+            result = await result_of(ctx, actor.allocation, ended)
     return result
 
 
-async def _beating(
-    ctx: Context, actor: AllocationActor, row: dict[str, Any], run: Callable[[], Awaitable[Ended]]
-) -> Ended:
+async def _beating(ctx: Context, actor: AllocationActor, run: Callable[[], Awaitable[Ended]]) -> Ended:
     """Run the programs, sending heartbeats all along."""
     problem: Exception | None = None
     ended: Ended | None = None
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_beat, ctx, actor, row)
+        nursery.start_soon(_beat, ctx, actor)
         try:
             ended = await run()
         except Exception as error:
@@ -214,77 +216,91 @@ async def _beating(
     return ended
 
 
-async def _note_started(ctx: Context, row: dict[str, Any]) -> None:
+async def _begin(ctx: Context, allocation: Allocation) -> Allocation:
+    """Record that an allocation is being started: from here on it is never begun again."""
+
+    def change(t: Transaction) -> Allocation:
+        t.save_event(allocation.job_id, "allocation_starting", allocation_id=allocation.id)
+        return transition(t, allocation, "begin", by=PROVIDER)
+
+    return await ctx.store.change(change)
+
+
+async def _note_started(ctx: Context, allocation: Allocation, part: Part) -> Allocation:
     """Record the handle of a program that was started; the allocation runs from the first one on."""
-    fields = {"handles": row["handles"], "started_at": row["started_at"]}
 
-    def change(t: Transaction) -> None:
-        current = t.find("allocations", row["id"])
-        assert current is not None
-        if current["state"] == "starting":
-            _set_allocation(t, row["id"], "running", fields)
-        else:
-            t.put("allocations", {**current, **fields})
+    def change(t: Transaction) -> Allocation:
+        current = t[ALLOCATIONS].one(allocation.id)
+        if current.state == "starting":
+            t.save_event(allocation.job_id, "allocation_running", allocation_id=allocation.id)
+        return transition(
+            t, current, "start", by=PROVIDER, handles={**current.handles, part.name: part.handle},
+            started_at=current.started_at or part.started_at,
+        )  # fmt: skip
 
-    await ctx.store.change(change)
+    return await ctx.store.change(change)
 
 
-async def _beat(ctx: Context, actor: AllocationActor, row: dict[str, Any]) -> None:
+async def _beat(ctx: Context, actor: AllocationActor) -> None:
     """Tell how far the start has come, and once something runs, that it does."""
     while not actor.began.is_set():
-        with _heard("progress", row):
-            await _tell_progress(ctx, actor, row)
+        with _heard("progress", actor.allocation_id):
+            await _tell_progress(ctx, actor)
         with trio.move_on_after(PROGRESS_INTERVAL):
             await actor.began.wait()
     while True:
-        with _heard("a sign of life", row):
-            await job_update(ctx, actor, row)
+        with _heard("a sign of life", actor.allocation_id):
+            await job_update(ctx, actor)
         await trio.sleep(ctx.config.limits.heartbeat)
 
 
 @contextmanager
-def _heard(what: str, row: dict[str, Any]) -> Iterator[None]:
+def _heard(what: str, allocation_id: str) -> Iterator[None]:
     """Go on when news could not be sent: the next one will be."""
     try:
         yield
     except Exception as error:
-        log.debug("%s of allocation %s was not sent: %s", what, row["id"], error)
+        log.debug("%s of allocation %s was not sent: %s", what, allocation_id, error)
 
 
-async def _tell_progress(ctx: Context, actor: AllocationActor, row: dict[str, Any]) -> None:
+async def _tell_progress(ctx: Context, actor: AllocationActor) -> None:
+    run = actor.allocation
     for part in actor.parts:
         progress, part.progress = part.progress, None
         if progress is not None:
-            update = JobStatusUpdate(row["contract_id"], row["id"], "starting", Usage(), units.utc_now(), progress)
-            await ctx.messenger.tell(row["requester"], "job_status_update", update)
+            update = JobStatusUpdate(run.contract_id, run.id, "starting", Usage(), units.utc_now(), progress)
+            await ctx.messenger.tell(run.requester, "job_status_update", update)
 
 
-async def job_update(ctx: Context, actor: AllocationActor, row: dict[str, Any]) -> JobStatusUpdate:
+async def job_update(ctx: Context, actor: AllocationActor) -> JobStatusUpdate:
     """Send a sign of life with what is used so far (seed 6: `executor.jobUpdate`), and return it."""
-    update = JobStatusUpdate(row["contract_id"], row["id"], "running", await actor.usage(), units.utc_now())
-    await ctx.messenger.tell(row["requester"], "job_status_update", update)
+    run = actor.allocation
+    update = JobStatusUpdate(run.contract_id, run.id, "running", await actor.usage(), units.utc_now())
+    await ctx.messenger.tell(run.requester, "job_status_update", update)
     return update
 
 
-async def _called_off(ctx: Context, actor: AllocationActor, row: dict[str, Any], spec: JobSpec) -> Result:
+async def _called_off(ctx: Context, actor: AllocationActor, spec: JobSpec) -> Result:
     """End the programs for the requester, and return the result."""
     try:
         usage = await actor.usage()
         await actor.stop()
-        if spec.type == "service" and row["started_at"]:
+        if spec.type == "service" and actor.allocation.started_at:
             # to be stopped is how a service ends well
             outputs, missing = await collect(ctx, actor.parts[0], ctx.config.limits.output_size)
-            return await result_of(ctx, row, Ended(Exit(0, usage), outputs, missing))
+            return await result_of(ctx, actor.allocation, Ended(Exit(0, usage), outputs, missing))
     except Exception as error:
-        log.exception("allocation %s could not be ended well", row["id"])
+        log.exception("allocation %s could not be ended well", actor.allocation_id)
         await actor.stop()
-        return broken_result(row, error)
-    started_at = row["started_at"] or units.utc_now()
-    result = failed_result(row, started_at, "cancelled", "called off by the requester", fault="", state="cancelled")
+        return broken_result(actor.allocation, error)
+    result = failed_result(
+        actor.allocation, actor.allocation.started_at, "cancelled", "called off by the requester", fault="",
+        state="cancelled",
+    )  # fmt: skip
     return msgspec.structs.replace(result, usage=usage)
 
 
-async def _end(ctx: Context, parts: list[Part], row: dict[str, Any], result: Result) -> None:
+async def _end(ctx: Context, parts: list[Part], allocation: Allocation, result: Result) -> None:
     """Sign the result; keep it, free the capability and queue the news in one change; then clean up.
 
     Where that cannot be kept, as on a full disk, what the job left is removed first, and it is tried again until it
@@ -295,90 +311,73 @@ async def _end(ctx: Context, parts: list[Part], row: dict[str, Any], result: Res
     while True:
         with trio.CancelScope(shield=True):
             try:
-                await finish_allocation(ctx, row, result)
+                await finish_allocation(ctx, allocation, result)
                 break
             except Exception as error:
-                log.exception("the end of allocation %s cannot be kept; it is tried again", row["id"])
+                log.exception("the end of allocation %s cannot be kept; it is tried again", allocation.id)
                 if not isinstance(error, NoSpaceError | OSError):
-                    result = broken_result(row, error)
+                    result = broken_result(allocation, error)
                 if not clean:
-                    await _clean_up(ctx, parts, row)
+                    await _clean_up(ctx, parts, allocation.id)
                 clean = True
         await trio.sleep(pause)
         pause = min(pause * 2, MAX_END_PAUSE)
     if not clean:
         with trio.CancelScope(shield=True):
-            await _clean_up(ctx, parts, row)
+            await _clean_up(ctx, parts, allocation.id)
 
 
-async def _clean_up(ctx: Context, parts: list[Part], row: dict[str, Any]) -> None:
+async def _clean_up(ctx: Context, parts: list[Part], allocation_id: str) -> None:
     for part in parts:
         if part.handle:
             try:
                 await part.executor.cleanup(part.task, part.handle)
             except Exception as error:
-                log.warning("cleaning up after %s: %s", row["id"], error)
+                log.warning("cleaning up after %s: %s", allocation_id, error)
     try:
-        await ctx.blocking(remove_folder, ctx.home / "allocations" / row["id"])
+        await ctx.blocking(remove_folder, ctx.home / "allocations" / allocation_id)
     except Exception as error:
-        log.warning("removing the folder of %s: %s", row["id"], error)
+        log.warning("removing the folder of %s: %s", allocation_id, error)
 
 
-async def finish_allocation(ctx: Context, row: dict[str, Any], result: Result) -> Document:
-    """Record the end of an allocation with its signed result, and queue the message to the requester."""
-    known = ctx.store.find("contracts", row["contract_id"])
-    assert known is not None
+async def finish_allocation(ctx: Context, allocation: Allocation, result: Result) -> Document:
+    """Record the end of an allocation with its signed result, and queue the message to the requester.
+
+    Returns the signed result; where the allocation has ended already, the one that was kept then.
+    """
+    known = ctx.store[CONTRACTS].one(allocation.contract_id)
     # however late the end was seen to: nobody agreed to more
-    agreed = read(known, "document", Document).read(Contract).terms.max_duration
+    agreed = known.document.read(Contract).terms.max_duration
     seconds = min(held(result.started_at, result.ended_at), float(agreed))
     used = msgspec.structs.replace(result.usage, wall_seconds=seconds)
     result = readable(msgspec.structs.replace(result, usage=used))
     document = make_document(result).sign(ctx.identity, PROVIDER)
-    inputs = [item.cid for part in programs(decode_spec(known["spec"])) for item in part.inputs]
+    inputs = [item.cid for part in programs(decode_spec(known.spec)) for item in part.inputs]
     type_ = "job_completed" if result.state == "completed" else "job_error"
-    message = ctx.messenger.outbox.outgoing(
-        row["requester"], type_, JobCompleted(row["contract_id"], document), lifetime=RESULT_LIFETIME
-    )
+    body = JobCompleted(allocation.contract_id, document)
+    message = ctx.messenger.outbox.outgoing(allocation.requester, type_, body, lifetime=RESULT_LIFETIME)
 
-    def change(t: Transaction) -> None:
-        current = t.find("allocations", row["id"])
-        contract = t.find("contracts", row["contract_id"])
-        assert current is not None
-        assert contract is not None
-        if current["state"] in ALLOCATION_ENDS:
-            return
-        check_transition(ALLOCATION_TRANSITIONS, current["state"], result.state, f"allocation {row['id']}")
-        current.update(state=result.state, ended_at=result.ended_at, error=result.message, usage=plain(result.usage))
-        t.put("allocations", current)
-        t.put("contracts", {**contract, "result": plain(document)})
-        ctx.accounting.release(t, row["id"])
+    def change(t: Transaction) -> Document:
+        current, contract = t[ALLOCATIONS].one(allocation.id), t[CONTRACTS].one(allocation.contract_id)
+        if current.state in ALLOCATION_ENDS:
+            return contract.result or document
+        transition(
+            t, current, END_EVENTS[result.state], by=PROVIDER, ended_at=result.ended_at, error=result.message,
+            usage=result.usage,
+        )  # fmt: skip
+        t[CONTRACTS].put(msgspec.structs.replace(contract, result=document))
+        ctx.accounting.release(t, allocation.id)
         for cid in (result.stdout_cid, result.stderr_cid, *(output.cid for output in result.outputs)):
             if cid:
-                Blobs.grant(t, cid, row["requester"])
-        for cid in inputs if contract["oracle"] else ():
+                Blobs.grant(t, cid, allocation.requester)
+        for cid in inputs if contract.oracle else ():
             # an oracle may run the job again
-            Blobs.grant(t, cid, contract["oracle"])
+            Blobs.grant(t, cid, contract.oracle)
         ctx.messenger.outbox.enqueue(t, message)
         t.save_event(
-            row["job_id"], f"allocation_{result.state}", allocation_id=row["id"], exit_code=result.exit_code,
+            allocation.job_id, f"allocation_{result.state}", allocation_id=allocation.id, exit_code=result.exit_code,
             reason=result.reason,
         )  # fmt: skip
+        return document
 
-    await ctx.store.change(change)
-    ctx.messenger.outbox.wake()
-    return document
-
-
-async def set_allocation(ctx: Context, allocation_id: str, state: str) -> dict[str, Any]:
-    """Put an allocation into a state, with its event."""
-    return await ctx.store.change(lambda t: _set_allocation(t, allocation_id, state, {}))
-
-
-def _set_allocation(t: Transaction, allocation_id: str, state: str, fields: dict[str, Any]) -> dict[str, Any]:
-    row = t.find("allocations", allocation_id)
-    assert row is not None
-    check_transition(ALLOCATION_TRANSITIONS, row["state"], state, f"allocation {allocation_id}")
-    row.update(fields, state=state)
-    t.put("allocations", row)
-    t.save_event(row["job_id"], f"allocation_{state}", allocation_id=allocation_id)
-    return row
+    return await ctx.store.change(change)

@@ -6,7 +6,6 @@ What the provider does then is in `allocation.cancel`.
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import trio
 
@@ -14,69 +13,77 @@ from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError, StateError
 from nunet_cli.orchestrator import execute
-from nunet_cli.orchestrator.context import Context, advance, plain, read
+from nunet_cli.orchestrator.context import Context, advance
 from nunet_cli.orchestrator.contract import check_contract, check_proof, is_transient, set_contract
 from nunet_cli.orchestrator.retry import CANCEL_LIFETIME, note_called_off
 from nunet_cli.orchestrator.settle import settle
-from nunet_cli.records.documents import Document
+from nunet_cli.records.bids import BIDS, BidRecord
+from nunet_cli.records.contract_records import CONTRACTS, ContractRecord
+from nunet_cli.records.contracts import DATABASE, REQUESTER
+from nunet_cli.records.jobs import JOB_ENDS, JOBS, Job
 from nunet_cli.records.messages import JobCancel, JobCancelled
-from nunet_cli.records.states import JOB_ENDS
 
 log = logging.getLogger("nunet.cancel")
+
+_UNDER_CONTRACT = ("contracted", "invoked", "running", "completed")
 
 # -- requester ---------------------------------------------------------------------------------------------------------
 
 
-async def cancel(ctx: Context, job_id: str) -> dict[str, Any]:
+async def cancel(ctx: Context, job_id: str) -> Job:
     """Call a job off, at whatever stage it is; a cancelled one is left as it is.
 
     Raises:
         StateError: the job has ended otherwise, or its result is already in.
     """
     job = ctx.job(job_id)
-    if job["state"] == "cancelled":
+    if job.state == "cancelled":
         return job
-    if (job["state"] in JOB_ENDS and job["state"] != "expired") or job["state"] in ("verified", "disputed"):
-        raise StateError(f"job {job['id']} is {job['state']}: it cannot be cancelled any more")
-    if job["kind"] == "member":
-        raise StateError("a job in a pod is cancelled with its pod", hint=f"run: nunet job cancel {job['parent']}")
-    if job["kind"] != "job":
+    if (job.state in JOB_ENDS and job.state != "expired") or job.state in ("verified", "disputed"):
+        raise StateError(f"job {job.id} is {job.state}: it cannot be cancelled any more")
+    if job.kind == "member":
+        raise StateError("a job in a pod is cancelled with its pod", hint=f"run: nunet job cancel {job.parent}")
+    if job.kind != "job":
         return await _cancel_group(ctx, job)
-    if job["state"] in ("contracted", "invoked", "running", "completed"):
+    if job.state in _UNDER_CONTRACT:
         return await _cancel_contract(ctx, job)
-    row = ctx.store.find("contracts", job["contract_id"]) if job["contract_id"] else None
-    recorded = await _is_recorded(ctx, job, row) if row is not None and row["state"] == "agreed" else False
+    contract = ctx.store[CONTRACTS].get(job.contract_id)
+    recorded = await _is_recorded(ctx, job, contract) if contract is not None and contract.state == "agreed" else False
     if recorded:
-        return await _cancel_contract(ctx, ctx.job(job["id"]))
+        return await _cancel_contract(ctx, ctx.job(job.id))
     note = (
         ""
-        if recorded is False or row is None
+        if recorded is False or contract is None
         else (
             f"the contract database does not answer; if it has recorded the contract, the deposit of"
-            f" {row['deposit']} NTX returns after {row['deadline']}"
+            f" {contract.deposit} NTX returns after {contract.deadline}"
         )
     )
-    for place, bid_id in enumerate(job["shortlist"] if job["state"] in ("matched", "requested") else []):
-        bid = ctx.store.find("bids", bid_id)
+    for place, bid_id in enumerate(job.shortlist if job.state in ("matched", "requested") else ()):
+        bid = ctx.store[BIDS].get(bid_id)
         # the one that was asked last may have locked, and its answer may never have arrived
-        if bid is not None and (bid["resources_locked_until_timeout"] or place == job["place"]):
+        if bid is not None and (bid.offer.resources_locked_until_timeout or place == job.place):
             note = await _release(ctx, bid) or note
 
-    def change(t: Transaction) -> dict[str, Any]:
-        if recorded is False and row is not None and row["state"] in ("proposed", "agreed"):
-            set_contract(t, row["id"], "refused", reason="cancelled by the requester")
-        return advance(t, job["id"], "cancelled", {"note": note})
+    def change(t: Transaction) -> Job:
+        current = t[JOBS].one(job.id)
+        if current.state in _UNDER_CONTRACT or current.contract_id != job.contract_id:
+            raise StateError(f"job {job.id} has got a contract just now", hint=f"run: nunet job cancel {job.id}")
+        mine = t[CONTRACTS].get(job.contract_id)
+        if recorded is False and mine is not None and mine.state in ("proposed", "agreed"):
+            set_contract(t, mine.id, "refuse", by=REQUESTER, reason="cancelled by the requester")
+        return advance(t, job.id, "cancel", by=REQUESTER, said={"note": note})
 
     return await ctx.store.change(change)
 
 
-async def _cancel_group(ctx: Context, job: dict[str, Any]) -> dict[str, Any]:
+async def _cancel_group(ctx: Context, job: Job) -> Job:
     ended = await cancel_children(ctx, job)
-    note = f"{ended} of {len(job['units'])} children had ended" if ended else ""
-    return await ctx.store.change(lambda t: advance(t, job["id"], "cancelled", {"note": note}, note=note))
+    note = f"{ended} of {len(job.units)} children had ended" if ended else ""
+    return await ctx.store.change(lambda t: advance(t, job.id, "cancel", by=REQUESTER, said={"note": note}, note=note))
 
 
-async def cancel_children(ctx: Context, job: dict[str, Any]) -> int:
+async def cancel_children(ctx: Context, job: Job) -> int:
     """Call off every child of a group that has not ended; return how many had."""
     ended: list[str] = []
 
@@ -89,74 +96,78 @@ async def cancel_children(ctx: Context, job: dict[str, Any]) -> int:
             ended.append(child_id)
 
     async with trio.open_nursery() as nursery:
-        for child_id in job["units"].values():
+        for child_id in job.units.values():
             nursery.start_soon(call_off, child_id)
     return len(ended)
 
 
-async def _is_recorded(ctx: Context, job: dict[str, Any], row: dict[str, Any]) -> bool | None:
+async def _is_recorded(ctx: Context, job: Job, contract: ContractRecord) -> bool | None:
     """Say whether the contract database has recorded a contract whose proof never arrived here; then take the proof.
 
     None where it does not answer: nobody knows.
     """
     try:
-        status = await check_contract(ctx, row["id"])
-        check_proof(status.proof, read(row, "document", Document))
+        status = await check_contract(ctx, contract.id)
+        check_proof(status.proof, contract.document)
     except NunetError as error:
         return None if is_transient(error) else False
 
     def change(t: Transaction) -> None:
-        set_contract(t, row["id"], "proved", proof=plain(status.proof), proved_at=units.utc_now())
-        advance(t, job["id"], "contracted", {"contract_id": row["id"], "deposit": row["deposit"]})
+        set_contract(t, contract.id, "prove", by=DATABASE, proof=status.proof, proved_at=units.utc_now())
+        said = {"contract_id": contract.id, "deposit": contract.deposit}
+        advance(t, job.id, "prove", by=DATABASE, about=contract.id, said=said)
 
     await ctx.store.change(change)
     return True
 
 
-async def _release(ctx: Context, bid: dict[str, Any]) -> str:
+async def _release(ctx: Context, bid: BidRecord) -> str:
     """Have a provider release a bid's lock; return a note when it does not answer: the lock lapses by itself."""
     try:
         await ctx.messenger.request(
-            bid["did"], "job_cancel", JobCancel(bid_id=bid["id"]), timeout=ctx.config.limits.answer_timeout
+            bid.did, "job_cancel", JobCancel(bid_id=bid.id), timeout=ctx.config.limits.answer_timeout
         )
     except NunetError as error:
-        return f"{error.message}; the lock ends by itself at {bid['timeout']}"
+        return f"{error.message}; the lock ends by itself at {bid.offer.timeout}"
     return ""
 
 
-async def _cancel_contract(ctx: Context, job: dict[str, Any]) -> dict[str, Any]:
-    contract = ctx.store.find("contracts", job["contract_id"])
-    assert contract is not None
-    if job["state"] != "completed":
-        body = JobCancel(contract_id=contract["id"])
-        await ctx.store.change(lambda t: note_called_off(t, contract["id"], "cancel"))
+async def _cancel_contract(ctx: Context, job: Job) -> Job:
+    contract = ctx.store[CONTRACTS].one(job.contract_id)
+    if job.state != "completed":
+        body = JobCancel(contract_id=contract.id)
+        await ctx.store.change(lambda t: note_called_off(t, contract.id, "cancel"))
         try:
             answer = await ctx.messenger.request(
-                contract["provider"], "job_cancel", body, timeout=ctx.config.limits.answer_timeout
+                contract.provider, "job_cancel", body, timeout=ctx.config.limits.answer_timeout
             )
             result = answer.body.result if isinstance(answer.body, JobCancelled) else None
             if result is None:
                 raise StateError("the provider did not say how the job ended")
             await execute.take_result(ctx, contract, result)
         except NunetError as error:
-            return await _cancel_later(ctx, job, contract, body, error)
-    return await settle(ctx, job["id"])
+            done = await _cancel_later(ctx, job, contract, body, error)
+            if done.state != "completed":
+                return done
+    return await settle(ctx, job.id)
 
 
-async def _cancel_later(
-    ctx: Context, job: dict[str, Any], contract: dict[str, Any], body: JobCancel, error: NunetError
-) -> dict[str, Any]:
-    """The provider does not answer: leave it the order, and say what happens with the deposit."""
-    note = f"{error.message}; it is told when it is back, and an unused deposit returns after {contract['deadline']}"
-    message = ctx.messenger.outbox.outgoing(contract["provider"], "job_cancel", body, lifetime=CANCEL_LIFETIME)
+async def _cancel_later(ctx: Context, job: Job, contract: ContractRecord, body: JobCancel, error: NunetError) -> Job:
+    """The provider does not answer: leave it the order, and say what happens with the deposit.
 
-    def change(t: Transaction) -> dict[str, Any]:
+    A job whose result has come in the meantime is left as it is.
+    """
+    note = f"{error.message}; it is told when it is back, and an unused deposit returns after {contract.deadline}"
+    message = ctx.messenger.outbox.outgoing(contract.provider, "job_cancel", body, lifetime=CANCEL_LIFETIME)
+
+    def change(t: Transaction) -> Job:
+        current = t[JOBS].one(job.id)
+        if current.contract_id == contract.id and current.state == "completed":
+            return current
         ctx.messenger.outbox.enqueue(t, message)
-        return advance(t, job["id"], "cancelled", {"note": note}, note=note)
+        return advance(t, job.id, "cancel", by=REQUESTER, said={"note": note}, note=note)
 
-    row = await ctx.store.change(change)
-    ctx.messenger.outbox.wake()
-    return row
+    return await ctx.store.change(change)
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------

@@ -8,19 +8,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import Any
 
 import trio
-from tinydb import Query
 
 from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError
 from nunet_cli.orchestrator import disputes, execute
-from nunet_cli.orchestrator.context import Context, read
+from nunet_cli.orchestrator.context import Context
 from nunet_cli.orchestrator.contract import set_contract
 from nunet_cli.orchestrator.settle import close, require_honest_time, settle, verify_job
-from nunet_cli.records.documents import Document
+from nunet_cli.records.contract_records import CONTRACTS, LATE_RESULTS, ContractRecord
+from nunet_cli.records.contracts import PROVIDER
+from nunet_cli.records.jobs import JOBS
+from nunet_cli.records.machine import CLOCK
 from nunet_cli.records.results import Result
 
 log = logging.getLogger("nunet.closing")
@@ -32,28 +33,27 @@ LATE_PATIENCE = timedelta(days=14)
 
 async def close_what_is_due(ctx: Context) -> None:
     """Begin to close what is due now; returns at once, and what is being closed already is left alone."""
-    contracts, jobs = Query(), Query()
-    for row in ctx.store.table("contracts").search(contracts.state == "proved"):
-        if row["result"] is None:
+    for contract in ctx.store[CONTRACTS].by("state", "proved"):
+        if contract.result is None:
             continue
-        if row["role"] == "provider":
-            if row["deadline"] <= units.utc_now():
-                _begin(ctx, row["id"], _settle_overdue)
-        elif _is_left(ctx, row):
-            _begin(ctx, row["id"], _close_left)
-    for row in ctx.store.table(execute.LATE_RESULTS).all():
-        _begin(ctx, f"late/{row['id']}", _fetch_late)
-    for job in ctx.store.table("jobs").search(jobs.state == "completed"):
-        contract = ctx.store.find("contracts", job["contract_id"])
+        if contract.role == PROVIDER:
+            if contract.deadline <= units.utc_now():
+                _begin(ctx, contract.id, _settle_overdue)
+        elif _is_left(ctx, contract):
+            _begin(ctx, contract.id, _close_left)
+    for late in ctx.store[LATE_RESULTS].all():
+        _begin(ctx, f"late/{late.id}", _fetch_late)
+    for job in ctx.store[JOBS].by("state", "completed"):
+        known = ctx.store[CONTRACTS].get(job.contract_id) if job.kind == "job" else None
         # somebody else had it closed, or its result came after it was given up: nobody is waiting for it here
-        if job["kind"] == "job" and contract is not None and (contract["receipt"] is not None or job.get("late")):
-            _begin(ctx, job["id"], _finish_late)
+        if known is not None and (known.receipt is not None or job.late):
+            _begin(ctx, job.id, _finish_late)
 
 
-def _is_left(ctx: Context, row: dict[str, Any]) -> bool:
+def _is_left(ctx: Context, contract: ContractRecord) -> bool:
     """Say whether a contract of this requester's has a result, and no job that would close it."""
-    job = ctx.store.find("jobs", row["job_id"])
-    return job is None or job["contract_id"] != row["id"] or job["state"] in ("cancelled", "failed")
+    job = ctx.store[JOBS].get(contract.job_id)
+    return job is None or job.contract_id != contract.id or job.state in ("cancelled", "failed")
 
 
 def _begin(ctx: Context, key: str, close_one: Callable[[Context, str], Awaitable[bool]]) -> None:
@@ -83,12 +83,12 @@ async def _keep_trying(ctx: Context, key: str, close_one: Callable[[Context, str
 
 async def _settle_overdue(ctx: Context, contract_id: str) -> bool:
     """As a provider: settle a finished job whose requester stays silent past the contract's deadline."""
-    row = ctx.store.find("contracts", contract_id)
-    if row is None or row["state"] != "proved":
+    contract = ctx.store[CONTRACTS].get(contract_id)
+    if contract is None or contract.state != "proved":
         return True
-    given_up = units.parse_time(row["deadline"]) + timedelta(seconds=ctx.config.limits.settlement_window)
+    given_up = units.parse_time(contract.deadline) + timedelta(seconds=ctx.config.limits.settlement_window)
     try:
-        await close(ctx, row, await verify_job(ctx, row))
+        await close(ctx, contract, await verify_job(ctx, contract))
     except NunetError:
         if units.now() < given_up:
             raise
@@ -99,51 +99,51 @@ async def _settle_overdue(ctx: Context, contract_id: str) -> bool:
 
 async def _close_left(ctx: Context, contract_id: str) -> bool:
     """As a requester: close the contract of a job that was called off, has failed, or went on with another provider."""
-    row = ctx.store.find("contracts", contract_id)
-    if row is None or row["state"] != "proved" or not _is_left(ctx, row):
+    contract = ctx.store[CONTRACTS].get(contract_id)
+    if contract is None or contract.result is None or contract.state != "proved" or not _is_left(ctx, contract):
         return True
-    if ctx.store.find(execute.LATE_RESULTS, contract_id) is not None:
+    if ctx.store[LATE_RESULTS].has(contract_id):
         # what the provider had finished by then is paid once it is here
         return False
-    await require_honest_time(ctx, row, read(row, "result", Document).read(Result))
-    await close(ctx, row, await verify_job(ctx, row))
+    await require_honest_time(ctx, contract, contract.result.read(Result))
+    await close(ctx, contract, await verify_job(ctx, contract))
     return True
 
 
-async def _is_disputed_instead(ctx: Context, row: dict[str, Any]) -> bool:
+async def _is_disputed_instead(ctx: Context, contract: ContractRecord) -> bool:
     """Put a result that came too late into dispute, where the job has gone on with another provider; else return False.
 
     Exactly one of them is paid: whether this one had done the work is for the contract database's operator to see.
     """
-    job = ctx.store.find("jobs", row["job_id"])
-    moved_on = job is not None and job["contract_id"] != row["id"]
-    if not moved_on or row.get("called_off_by") != "silence" or row["payment"] == "volunteer":
+    job = ctx.store[JOBS].get(contract.job_id)
+    moved_on = job is not None and job.contract_id != contract.id
+    if not moved_on or contract.called_off_by != "silence" or contract.payment == "volunteer":
         return False
-    if row["state"] != "proved":
+    if contract.state != "proved":
         # it is paid already, past the contract's deadline: then it is fetched, too
         return False
-    text = f"called off at {row['called_off_at']} after its provider was silent; the job went on with another one"
-    await disputes.add(ctx, row["id"], text, with_result=True)
+    text = f"called off at {contract.called_off_at} after its provider was silent; the job went on with another one"
+    await disputes.add(ctx, contract.id, text, with_result=True)
     return True
 
 
 async def _fetch_late(ctx: Context, key: str) -> bool:
     """As a requester: fetch what a provider had finished before it heard that the job had gone on without it."""
     contract_id = key.removeprefix("late/")
-    row = ctx.store.find("contracts", contract_id)
-    if row is None:
+    contract = ctx.store[CONTRACTS].get(contract_id)
+    if contract is None or contract.result is None:
         return True
-    result = read(row, "result", Document).read(Result)
-    if await _is_disputed_instead(ctx, row):
-        await ctx.store.change(lambda t: t.table(execute.LATE_RESULTS).remove(Query().id == contract_id))
+    result = contract.result.read(Result)
+    if await _is_disputed_instead(ctx, contract):
+        await ctx.store.change(lambda t: t[LATE_RESULTS].remove(contract_id))
         return True
-    if units.parse_time(row["result_at"]) > units.now() - LATE_PATIENCE:
-        await execute.fetch_outputs(ctx, row, result)
-    event = {"contract_id": row["id"], "outputs": {output.name: output.cid for output in result.outputs}}
+    if units.parse_time(contract.result_at) > units.now() - LATE_PATIENCE:
+        await execute.fetch_outputs(ctx, contract, result)
+    said = {"contract_id": contract.id, "outputs": {output.name: output.cid for output in result.outputs}}
 
     def change(t: Transaction) -> None:
-        t.table(execute.LATE_RESULTS).remove(Query().id == contract_id)
-        t.save_event(row["job_id"], "late_result", **event)
+        if t[LATE_RESULTS].remove(contract_id):
+            t.save_event(contract.job_id, "late_result", **said)
 
     await ctx.store.change(change)
     return True
@@ -152,15 +152,23 @@ async def _fetch_late(ctx: Context, key: str) -> bool:
 async def _finish_late(ctx: Context, job_id: str) -> bool:
     """As a requester: fetch what was paid while this node was away, and finish the job."""
     async with ctx.one_at_a_time(job_id):
-        if ctx.job(job_id)["state"] == "completed":
+        if ctx.job(job_id).state == "completed":
             await settle(ctx, job_id)
     return True
 
 
 async def expire_unproved(ctx: Context) -> None:
     """Give up contracts that were agreed on and not proved before their deadline."""
-    contracts, now = Query(), units.utc_now()
-    for row in ctx.store.table("contracts").search(contracts.state == "agreed"):
-        if row["deadline"] < now:
-            reason = f"not proved before its deadline {row['deadline']}"
-            await ctx.store.change(lambda t, row=row, why=reason: set_contract(t, row["id"], "expired", reason=why))  # type: ignore[misc]  # the defaults bind the loop's values
+    now = units.utc_now()
+    due = [row.id for row in ctx.store[CONTRACTS].by("state", "agreed") if row.deadline < now]
+
+    def change(t: Transaction) -> None:
+        for contract_id in due:
+            contract = t[CONTRACTS].one(contract_id)
+            # the proof may have come just now
+            if contract.state == "agreed":
+                reason = f"not proved before its deadline {contract.deadline}"
+                set_contract(t, contract_id, "expire", by=CLOCK, reason=reason)
+
+    if due:
+        await ctx.store.change(change)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import ContractError, NunetError
-from nunet_cli.orchestrator.context import Context, advance, error_fields, plain, read
+from nunet_cli.orchestrator.context import Context, advance, error_record
 from nunet_cli.orchestrator.contract import set_contract
+from nunet_cli.records.contract_records import CONTRACTS
+from nunet_cli.records.contracts import PROVIDER, REQUESTER
 from nunet_cli.records.disputes import AskDispute, Dispute, DisputeContract, DisputeSummary, EvidenceDocument
 from nunet_cli.records.documents import Document
+from nunet_cli.records.jobs import JOBS
 from nunet_cli.tokenomics.dispute import whole
 
 T = TypeVar("T", bound=Struct)
@@ -41,30 +44,28 @@ async def add(
         NotFoundError: no such contract here.
         ContractError: it is settled, or the contract database does not answer.
     """
-    row = ctx.store.resolve("contracts", contract_id, what="contract")
-    if row["receipt"] is not None:
-        raise ContractError(f"the contract is {row['state']} already", code="already_settled")
-    if with_result and row["result"]:
-        documents = (read(row, "result", Document), *documents)
-    dispute = await send(ctx, row["contract_database"], row["id"], text, documents)
-
-    def change(t: Transaction) -> None:
-        _note(t, row["id"], dispute)
-
-    await ctx.store.change(change)
+    contract = ctx.store[CONTRACTS].resolve(contract_id, what="contract")
+    if contract.receipt is not None:
+        raise ContractError(f"the contract is {contract.state} already", code="already_settled")
+    if with_result and contract.result is not None:
+        documents = (contract.result, *documents)
+    dispute = await send(ctx, contract.contract_database, contract.id, text, documents)
+    await ctx.store.change(lambda t: _note(t, contract.id, dispute))
     return whole(dispute, {document.cid: document for document in documents})
 
 
 def _note(t: Transaction, contract_id: str, dispute: DisputeSummary) -> None:
-    row = t.find("contracts", contract_id)
-    assert row is not None
-    t.put("contracts", {**row, "dispute": plain(dispute)})
-    if row["state"] == "proved":
-        set_contract(t, contract_id, "disputed")
-        job = t.find("jobs", row["job_id"])
-        if row["role"] == "requester" and job is not None and job["state"] in ("completed", "verified"):
-            error = ContractError(f"in dispute: {dispute.reason}", code="disputed")
-            advance(t, job["id"], "disputed", {"reason": dispute.reason}, error=error_fields(error))
+    contract = t[CONTRACTS].one(contract_id)
+    t[CONTRACTS].put(structs.replace(contract, dispute=dispute))
+    if contract.state != "proved":
+        # never proved here, or closed while the answer was on its way
+        return
+    by = REQUESTER if dispute.opened_by == contract.requester else PROVIDER
+    set_contract(t, contract_id, "dispute", by=by)
+    job = t[JOBS].get(contract.job_id) if contract.role == REQUESTER else None
+    if job is not None and job.contract_id == contract_id and job.state in ("completed", "verified"):
+        error = error_record(ContractError(f"in dispute: {dispute.reason}", code="disputed"))
+        advance(t, job.id, "dispute", by=by, about=contract_id, said={"reason": dispute.reason}, error=error)
 
 
 async def send(
@@ -86,12 +87,12 @@ async def ask(ctx: Context, contract_id: str) -> Dispute:
         NotFoundError: no such contract here.
         ContractError: there is none, or the contract database does not answer.
     """
-    row = ctx.store.resolve("contracts", contract_id, what="contract")
-    database = row["contract_database"]
-    known = await _request(ctx, database, "ask_dispute", AskDispute(row["id"]), DisputeSummary)
+    contract = ctx.store[CONTRACTS].resolve(contract_id, what="contract")
+    database = contract.contract_database
+    known = await _request(ctx, database, "ask_dispute", AskDispute(contract.id), DisputeSummary)
     documents: dict[str, Document] = {}
     for cid in dict.fromkeys(cid for item in known.evidence for cid in item.documents):
-        answer = await _request(ctx, database, "ask_dispute", AskDispute(row["id"], cid), EvidenceDocument)
+        answer = await _request(ctx, database, "ask_dispute", AskDispute(contract.id, cid), EvidenceDocument)
         documents[answer.document.cid] = answer.document
     return whole(known, documents)
 
