@@ -14,7 +14,7 @@ import trio
 from benchmarks.lines import Line, Options
 from nunet_cli.config import Config, NetworkConfig
 from nunet_cli.node.node import Node
-from nunet_cli.records.states import JOB_ENDS
+from nunet_cli.records.jobs import JOB_ENDS
 from tests.simulation.harness import PORT, Simulation, run
 
 AUTHORITY = "authority"
@@ -101,7 +101,7 @@ async def settled(node: Node, job_id: str) -> None:
         RuntimeError: it ended otherwise.
     """
     with trio.fail_after(PATIENCE):
-        while (state := node.ctx.job(job_id)["state"]) != "settled":
+        while (state := node.ctx.job(job_id).state) != "settled":
             if state in JOB_ENDS:
-                raise RuntimeError(f"a job of the simulation ended {state}: {node.ctx.job(job_id)['error']}")
+                raise RuntimeError(f"a job of the simulation ended {state}: {node.ctx.job(job_id).error}")
             await node.ctx.store.new_event.wait()

@@ -24,7 +24,6 @@ from msgspec import Struct
 from nunet_cli import units
 from nunet_cli.database.documents import Database, DocumentStorage, DocumentTable
 from nunet_cli.database.file import open_file, open_reader
-from nunet_cli.database.legacy import Legacy
 from nunet_cli.database.records import Records
 from nunet_cli.errors import FatalError, NodeError, NoSpaceError
 from nunet_cli.records.events import EVENTS, Event
@@ -40,7 +39,7 @@ LOCK_FILE = "node.lock"
 MOST_TOGETHER = 64
 
 
-class _Tables(Legacy):
+class _Tables:
     """The tables of one connection."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -247,13 +246,6 @@ class Store(_Tables):
         await self.change(lambda t: t.save_event(job_id, type_, **data))
 
     # -- events ------------------------------------------------------------------------------------------------------
-
-    def events(self, job_id: str | None = None, after: int = 0) -> list[dict[str, Any]]:
-        """Return events in order, as they used to be."""
-        return [
-            {"seq": seq, "at": event.at, "job_id": event.job_id, "type": event.type, "data": event.data}
-            for seq, event in self.log(job_id, after)
-        ]
 
     def log(self, job_id: str | None = None, after: int = 0) -> list[tuple[int, Event]]:
         """Return events in order, each with its number; for one job or for all."""

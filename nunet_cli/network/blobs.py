@@ -78,6 +78,8 @@ class Blobs:
     def __init__(self, home: Path, store: Store, transport: TcpTransport | None = None) -> None:
         self._folder, self._partial = home / "blobs", home / "blobs" / "partial"
         self._store, self._transport = store, transport
+        # how many bytes all have: as `size` said last, and what came since
+        self.total = 0
         self._limiter = trio.CapacityLimiter(4)
         self._downloads: dict[int, _Download] = {}
         self._next_stream = 1
@@ -170,8 +172,14 @@ class Blobs:
     def _settle_in(self, copy: BinaryIO | tempfile._TemporaryFileWrapper[bytes], cid: str) -> str:
         copy.flush()
         os.fsync(copy.fileno())
-        Path(copy.name).rename(self._folder / cid)
+        self._keep(Path(copy.name), cid)
         return cid
+
+    def _keep(self, arrived: Path, cid: str) -> None:
+        """Put what is whole in its place."""
+        if not (self._folder / cid).exists():
+            self.total += arrived.stat().st_size
+        arrived.rename(self._folder / cid)
 
     async def copy_out(self, cid: str, target: Path) -> None:
         """Copy a blob to a file, whole or not at all.
@@ -242,7 +250,7 @@ class Blobs:
                 if cid_from_digest(digest) != cid:
                     partial.unlink()
                     raise RejectedMessageError(f"{short(did)} sent something else than {cid}", code="wrong_content")
-                partial.rename(path)
+                self._keep(partial, cid)
                 return path
             except trio.TooSlowError:
                 log.info("transfer of %s stalled at %d bytes", cid, here)

@@ -67,7 +67,6 @@ Behaviour = Callable[[Incoming], Awaitable[Answer | Change | None]]
 class _Type:
     kind: type[Struct]
     behaviour: Behaviour | None
-    ephemeral: bool
 
 
 class Messenger:
@@ -86,18 +85,15 @@ class Messenger:
         transport.on_frame[ACK] = self._on_ack
         self.register("error_message", ErrorMessage)
 
-    def register(
-        self, type_: str, kind: type[Struct], behaviour: Behaviour | None = None, *, ephemeral: bool = False
-    ) -> None:
+    def register(self, type_: str, kind: type[Struct], behaviour: Behaviour | None = None) -> None:
         """Say what a message type carries and what to do when one arrives.
 
         Args:
             type_: the type's name.
             kind: the struct that the body must fit.
             behaviour: what to do; None for a type that only comes as an answer.
-            ephemeral: doing it twice does no harm, so what was answered need not survive a restart.
         """
-        self._types[type_] = _Type(kind, behaviour, ephemeral)
+        self._types[type_] = _Type(kind, behaviour)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the tasks that handle messages and deliver the outbox, until cancelled."""
@@ -296,7 +292,7 @@ class Messenger:
     async def _do(self, envelope: Envelope, raw: bytes, known: _Type) -> bytes:
         assert known.behaviour is not None
         # what was refused changed nothing and leaves no durable trace: repeated after a restart, it is refused again
-        keep, durable = True, not known.ephemeral
+        keep = True
         answer: Answer | None
         try:
             said = await known.behaviour(Incoming(envelope, body_of(envelope, known.kind), raw))
@@ -312,15 +308,13 @@ class Messenger:
             if isinstance(error, RejectedMessageError):
                 self.transport.rejections[error.code] += 1
             answer = ("error_message", error_message(error))
-            keep, durable = not isinstance(error, NoSpaceError), False
+            keep = not isinstance(error, NoSpaceError)
         except Exception as error:
             # one peer's message never stops the node; and a repetition may find things better
             self.transport.supervisor.note(f"handling {envelope.type}", error)
             answer, keep = ("error_message", ErrorMessage("internal", "the node could not handle the message")), False
         sealed = self._sealed(envelope, answer)
         if keep:
-            if durable:
-                await self._store.change(lambda t: self._answers.keep(t, envelope, sealed))
             self._answers.remember(envelope, sealed)
         return sealed
 

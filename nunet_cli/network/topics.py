@@ -59,7 +59,7 @@ class Topics:
         self._identity, self._transport, self._messenger, self._peers = identity, transport, messenger, peers
         self._agent = agent
         self.roles: tuple[str, ...] = ()
-        messenger.register("hello", Hello, self._on_hello, ephemeral=True)
+        messenger.register("hello", Hello, self._on_hello)
         transport.on_connect.append(self._meet)
 
     @property

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import structs
@@ -36,11 +36,18 @@ log = logging.getLogger("nunet.capability")
 Source = Store | Transaction
 
 
+class Content(Protocol):
+    """What is kept of what jobs read and wrote: `total` bytes."""
+
+    total: int
+
+
 class CapabilityAccounting:
     """The node's capability: what is registered, and what each lock and each allocation holds of it."""
 
     def __init__(self, store: Store, monitor: Monitor) -> None:
         self._store, self.monitor = store, monitor
+        self.content: Content | None = None
         self.executors: dict[str, str] = {}
 
     def is_onboarded(self) -> bool:
@@ -121,6 +128,9 @@ class CapabilityAccounting:
                 left = left.minus(row.resources)
             except ValueError as error:
                 raise StateError(f"more {error} is taken than there is", code="over_committed") from None
+        if self.content is not None:
+            # what jobs read and wrote, and is kept, is on the disk that is offered
+            left = structs.replace(left, disk=max(0, left.disk - self.content.total))
         return structs.replace(registered, resources=left, executors=tuple(self.executors))
 
     def earliest_start(self, source: Source, resources: Resources) -> str:

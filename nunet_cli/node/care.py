@@ -55,7 +55,6 @@ class Care:
         self._store, self._blobs, self._ages = store, blobs, ages
         self._limiter = trio.CapacityLimiter(1)
         self._one_at_a_time = trio.Lock()
-        self.blob_bytes = 0
 
     def _cutoffs(self) -> Cutoffs:
         now = units.now()
@@ -68,7 +67,7 @@ class Care:
 
     async def measure(self) -> None:
         """Look again how much the blobs take up; it counts against the disk that is offered."""
-        self.blob_bytes = await in_thread(self._blobs.size, limiter=self._limiter)
+        self._blobs.total = await in_thread(self._blobs.size, limiter=self._limiter)
 
     async def collect(self, export: Path | None = None) -> Collected:
         """Remove what is past its age, and the blobs that nothing names.

@@ -39,6 +39,7 @@ from nunet_cli.network.topics import BIDS, Topics
 from nunet_cli.network.transport import TcpTransport
 from nunet_cli.node.benchmark import run_benchmark
 from nunet_cli.node.capability import CapabilityAccounting
+from nunet_cli.node.care import DAY, Care
 from nunet_cli.node.monitor import Monitor
 from nunet_cli.node.onboarding import keep_offer, plan_onboarding, still_standing
 from nunet_cli.orchestrator import (
@@ -70,6 +71,7 @@ log = logging.getLogger("nunet.node")
 
 PROBE_INTERVAL = 30.0
 HOUSEKEEPING_INTERVAL = 2.0
+CARE_AFTER = 600.0
 FORGET_INTERVAL = 3600.0
 ROLES = ("contract-database", "oracle")
 OPEN_STATES = sorted({*JOB.states, *GROUP.states} - JOB_ENDS - {"disputed"})
@@ -108,6 +110,8 @@ class Node:
             room.register(ctx)
         if "contract-database" in roles:
             self.contract_database = ContractDatabase(ctx.identity, ctx.store, ctx.config, ctx.messenger)
+        self.care = Care(ctx.store, ctx.blobs, ctx.config.retention)
+        accounting.content = ctx.blobs
         if "oracle" in roles:
             self.oracle = Oracle(ctx.identity, ctx.store, ctx.messenger, partial(reexecute, ctx))
 
@@ -137,6 +141,7 @@ class Node:
         await self.supervisor.watch("recovering allocations", recover.recover_allocations, ctx)
         for name, step in self._housekeeping():
             self._repeat(HOUSEKEEPING_INTERVAL, name, step)
+        self.supervisor.start_soon(ctx.nursery, "care of the home", self._care)
         self._repeat(FORGET_INTERVAL, "forgetting peers", ctx.peers.forget_old)
         self._repeat(PROBE_INTERVAL, "probing the executors", self.probe_executors)
         self._repeat(PROBE_INTERVAL, "removing what was left behind", partial(recover.remove_left, ctx))
@@ -149,6 +154,12 @@ class Node:
 
     def _repeat(self, seconds: float, name: str, function: Callable[[], Awaitable[Any]]) -> None:
         self.ctx.nursery.start_soon(self.supervisor.every, seconds, name, function, name=name)
+
+    async def _care(self) -> None:
+        """Measure the content at once; remove what is past its age once a day, and not while everything starts."""
+        await self.supervisor.watch("measuring the content", self.care.measure)
+        await trio.sleep(CARE_AFTER)
+        await self.supervisor.every(DAY, "removing what is past its age", self.care.daily)
 
     def _housekeeping(self) -> list[tuple[str, Callable[[], Awaitable[Any]]]]:
         """Return what is looked after from time to time, each on its own: what hangs or fails holds up nothing else."""

@@ -16,6 +16,7 @@ from nunet_cli.network.identity import Identity, new_identity
 from nunet_cli.network.peers import FORGET_AFTER, MAX_STRANGERS, Peers
 from nunet_cli.network.topics import Hello
 from nunet_cli.node.node import Node, open_node
+from nunet_cli.records.messaging import PEERS
 from tests.conftest import config
 from tests.security.test_hostile_peer import Hostile
 
@@ -137,7 +138,7 @@ async def test_identities_with_a_hello_each_leave_nothing_and_push_out_nobody_of
         quiet = await introduced(node, host="127.0.0.6")
         await wait(lambda: node.ctx.peers.find(quiet.identity.did).introduced, node)
         await trio.aclose_forcefully(quiet.channel.stream)
-        before = node.ctx.store.table("peers").all()
+        before = list(node.ctx.store[PEERS].all())
         for number in range(3 * most):
             peer = await introduced(node, host=CROWD[number % 4])
             assert await answers(peer)
@@ -146,8 +147,8 @@ async def test_identities_with_a_hello_each_leave_nothing_and_push_out_nobody_of
         kept = {peer.did for peer in node.ctx.peers}
         assert len(kept) <= most + 3
         assert {static.did, partner.identity.did, quiet.identity.did} <= kept
-        assert {row["id"] for row in node.ctx.store.table("peers").all()} == {row["id"] for row in before}
-        assert {row["did"] for row in before} == {static.did, partner.identity.did}
+        assert {row.id for row in node.ctx.store[PEERS].all()} == {row.id for row in before}
+        assert {row.did for row in before} == {static.did, partner.identity.did}
 
 
 def test_who_makes_identities_pushes_out_its_own(tmp_path: Path) -> None:
@@ -225,7 +226,7 @@ async def test_who_was_not_seen_for_weeks_is_forgotten_unless_static(tmp_path: P
         assert sum(1 for _ in again) == 4
         await again.forget_old()
         assert {peer.did for peer in again} == {static.did, recent.did}
-        assert {row["did"] for row in store.table("peers").all()} == {static.did, recent.did}
+        assert {row.did for row in store[PEERS].all()} == {static.did, recent.did}
 
 
 def test_a_network_is_one_place() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+from msgspec.structs import replace
 
 from nunet_cli import units
 from nunet_cli.allocation import run as allocation
@@ -24,6 +25,11 @@ from nunet_cli.executor.base import ExecutorError
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.node import open_node
 from nunet_cli.orchestrator import closing, contract, execute, invoke, match, request, settle
+from nunet_cli.orchestrator.context import change_job
+from nunet_cli.records.allocations import ALLOCATIONS
+from nunet_cli.records.bids import BIDS
+from nunet_cli.records.books import LOG
+from nunet_cli.records.contract_records import CONTRACTS, REGISTERED_CONTRACTS
 from nunet_cli.records.contracts import FULFILLED
 from nunet_cli.records.documents import Document, make_document
 from nunet_cli.records.offers import OnboardOptions
@@ -57,8 +63,8 @@ async def settled_with_both(market: Market, job_id: str) -> None:
     with trio.fail_after(20):
         for node in (market.requester, market.provider):
             while True:
-                row = node.ctx.store.find("contracts", job_id, "job_id")
-                if row and row.get("told"):
+                row = node.ctx.store[CONTRACTS].first("job_id", job_id)
+                if row is not None and row.told:
                     break
                 await trio.sleep(0.02)
 
@@ -69,8 +75,9 @@ async def test_a_job_goes_all_the_way(market: MarketOf, tmp_path: Path) -> None:
         text = spec("cat in.txt; wc -w < in.txt > out.txt", inputs=[{"path": "in.txt"}], outputs=[{"path": "out.txt"}])
         job_id = await m.post(text)
         job = await orchestrate_job(m.requester.ctx, job_id)
-        assert job["state"] == "settled"
-        result = msgspec.convert(job["result"], Result)
+        assert job.state == "settled"
+        result = job.result
+        assert result is not None
         await m.requester.ctx.blobs.copy_out(result.outputs[0].cid, tmp_path / "back")
         assert (tmp_path / "back").read_text().strip() == "3"
         assert m.requester.ctx.blobs.path(result.stdout_cid).read_text() == "one two three\n"
@@ -79,8 +86,8 @@ async def test_a_job_goes_all_the_way(market: MarketOf, tmp_path: Path) -> None:
         assert m.balance(m.requester) == opening - QUARTER
         assert m.balance(m.provider) == opening + QUARTER
         for node in (m.requester, m.provider):
-            row = node.ctx.store.find("contracts", job_id, "job_id")
-            assert (row["state"], row["message"]) == ("settled", FULFILLED)
+            row = node.ctx.store[CONTRACTS].first("job_id", job_id)
+            assert (row.state, row.message) == ("settled", FULFILLED)
         nothing_is_left(m)
         stages = [event.removeprefix("job_") for event in m.event_types(job_id) if event.startswith("job_")]
         assert stages == ["posted", "matching", "matched", "requested", "contracted", "invoked", "running",
@@ -92,24 +99,24 @@ async def test_every_stage_can_be_run_twice(market: MarketOf) -> None:
         job_id = await m.post(spec("echo once >> log; cat log", outputs=[{"path": "log"}]))
         for stage in STAGES:
             first = await stage(m.requester.ctx, job_id)
-            assert await stage(m.requester.ctx, job_id) == first or first["state"] in ("invoked", "running")
+            assert await stage(m.requester.ctx, job_id) == first or first.state in ("invoked", "running")
         assert m.balance(m.provider) == units.parse_amount("100") + QUARTER
-        assert len(m.provider.ctx.store.table("allocations")) == 1
-        assert len(m.authority.ctx.store.table("registered_contracts")) == 1
+        assert m.provider.ctx.store[ALLOCATIONS].count() == 1
+        assert m.authority.ctx.store[REGISTERED_CONTRACTS].count() == 1
 
 
 async def test_volunteer_compute_moves_no_money_and_needs_no_price(market: MarketOf) -> None:
     async with market(price="0") as m:
         job_id = await m.post(spec(price="0"))
-        assert (await orchestrate_job(m.requester.ctx, job_id))["state"] == "settled"
-        assert m.requester.ctx.store.find("contracts", job_id, "job_id")["payment"] == "volunteer"
+        assert (await orchestrate_job(m.requester.ctx, job_id)).state == "settled"
+        assert m.requester.ctx.store[CONTRACTS].first("job_id", job_id).payment == "volunteer"
         assert m.balance(m.requester) == m.balance(m.provider)
 
 
 async def test_push_asks_one_provider_alone(market: MarketOf) -> None:
     async with market() as m:
         job_id = await m.post(spec(), push=m.provider.identity.peer_id)
-        assert (await orchestrate_job(m.requester.ctx, job_id))["state"] == "settled"
+        assert (await orchestrate_job(m.requester.ctx, job_id)).state == "settled"
         job_id = await m.post(spec(), push=m.authority.identity.did)
         with pytest.raises(NoBidError):
             await match.match(m.requester.ctx, job_id)
@@ -122,7 +129,7 @@ async def test_nobody_to_ask(tmp_path: Path) -> None:
         with pytest.raises(NoBidError) as caught:
             await orchestrate_job(node.ctx, job_id)
         assert (caught.value.code, caught.value.exit_code) == ("no_peer", 4)
-        assert market.job(job_id)["state"] == "expired"
+        assert market.job(job_id).state == "expired"
         # and it can be tried again
         with pytest.raises(NoBidError):
             await match.match(node.ctx, job_id)
@@ -135,8 +142,8 @@ async def test_a_machine_too_small_declines_and_says_by_how_much(market: MarketO
             await match.match(m.requester.ctx, job_id)
         (said,) = caught.value.details["answers"]
         assert said["reasons"] == ["cpu.cores: 2 short", "memory: 512 MiB short", "price: 1 NTX above the limit"]
-        row = m.requester.ctx.store.find("bids", job_id, "job_id")
-        missed = {f["field"]: f["margin"] for f in row["comparison"]["fields"] if f["result"] == "worse"}
+        row = m.requester.ctx.store[BIDS].first("job_id", job_id)
+        missed = {f.field: f.margin for f in row.comparison.fields if f.result == "worse"}
         assert missed == {"cpu.cores": "-2", "memory": "-512 MiB", "price": "-1 NTX"}
 
 
@@ -158,14 +165,14 @@ async def test_a_provider_that_thinks_better_of_it_is_followed_by_the_next_bid(t
                 await trio.sleep(0.02)
         job_id = await m.post(spec())
         job = await match.match(m.requester.ctx, job_id)
-        assert len(job["shortlist"]) == 2
+        assert len(job.shortlist) == 2
         # the cheaper one has sold its machine in the meantime
         full = m.provider.accounting.get_available_capability().resources
         await m.provider.ctx.store.change(
             lambda t: m.provider.accounting.lock(t, "other", "other", full, "2999-01-01T00:00:00.000Z")
         )
         job = await orchestrate_job(m.requester.ctx, job_id)
-        assert job["state"] == "settled"
+        assert job.state == "settled"
         assert m.balances()[second.identity.did] == units.parse_amount("100.5")
         assert "job_request_declined" in m.event_types(job_id)
 
@@ -182,7 +189,7 @@ async def test_when_everybody_declines_the_failure_says_what_each_said(market: M
             await request.request(m.requester.ctx, job_id)
         assert caught.value.exit_code == 5
         assert "short" in caught.value.details["refusals"][0]["reason"]
-        assert m.job(job_id)["state"] == "failed"
+        assert m.job(job_id).state == "failed"
 
 
 async def test_a_bid_that_timed_out_is_said_so(market: MarketOf) -> None:
@@ -203,7 +210,7 @@ async def test_a_lock_is_a_lease_and_lapses(market: MarketOf) -> None:
         await trio.sleep(1.2)
         assert not m.provider.accounting.get_locked_capabilities()
         # a lapsed lock is taken again while there is room
-        assert (await orchestrate_job(m.requester.ctx, job_id))["state"] == "settled"
+        assert (await orchestrate_job(m.requester.ctx, job_id)).state == "settled"
 
 
 async def test_lock_on_bid_saves_the_job_request(market: MarketOf) -> None:
@@ -211,8 +218,8 @@ async def test_lock_on_bid_saves_the_job_request(market: MarketOf) -> None:
         job_id = await m.post(spec())
         await match.match(m.requester.ctx, job_id)
         assert len(m.provider.accounting.get_locked_capabilities()) == 1
-        assert (await orchestrate_job(m.requester.ctx, job_id))["state"] == "settled"
-        assert m.provider.ctx.store.table("events").search(lambda row: row["type"] == "resources_locked") == []
+        assert (await orchestrate_job(m.requester.ctx, job_id)).state == "settled"
+        assert "resources_locked" not in [event.type for _, event in m.provider.ctx.store.log()]
         nothing_is_left(m)
 
 
@@ -228,10 +235,10 @@ async def test_lock_on_bid_saves_the_job_request(market: MarketOf) -> None:
 async def test_a_job_that_fails_is_refunded(market: MarketOf, command: str, fields: Any, reason: str) -> None:
     async with market() as m:
         job = await orchestrate_job(m.requester.ctx, job_id := await m.post(spec(command, **fields)))
-        assert job["state"] == "failed"
-        assert (job["error"]["code"], job["error"]["exit_code"]) == (reason, 1)
-        row = m.requester.ctx.store.find("contracts", job_id, "job_id")
-        assert row["state"] == "refunded"
+        assert job.state == "failed"
+        assert (job.error.code, job.error.exit_code) == (reason, 1)
+        row = m.requester.ctx.store[CONTRACTS].first("job_id", job_id)
+        assert row.state == "refunded"
         assert m.balance(m.requester) == m.balance(m.provider) == units.parse_amount("100")
         if reason == "exit_code":
             data, _ = await execute.read_logs(m.requester.ctx, job, "stderr", 0, 0)
@@ -244,7 +251,7 @@ async def test_time_that_a_failing_job_used_is_paid_where_time_is_sold(market: M
     async with market(price="3600/h") as m:
         job_id = await m.post(spec("sleep 0.5; exit 1", price="100", time={"max_duration": 20}))
         job = await orchestrate_job(m.requester.ctx, job_id)
-        assert job["state"] == "failed"
+        assert job.state == "failed"
         paid = m.balance(m.provider) - units.parse_amount("100")
         assert 500_000 <= paid <= 5_000_000
         assert m.balance(m.requester) == units.parse_amount("100") - paid
@@ -260,8 +267,8 @@ async def test_a_provider_failure_is_retried_elsewhere_only_as_the_job_allows(ma
         with pytest.raises(NoBidError):
             await orchestrate_job(m.requester.ctx, job_id := await m.post(spec(retry={"attempts": 1})))
         job = m.job(job_id)
-        assert job["attempts"] == 1
-        assert job["excluded"] == [m.provider.identity.did]
+        assert job.attempts == 1
+        assert job.excluded == (m.provider.identity.did,)
 
 
 async def test_too_little_money_is_an_error_with_the_missing_amount(market: MarketOf) -> None:
@@ -270,7 +277,7 @@ async def test_too_little_money_is_an_error_with_the_missing_amount(market: Mark
             await orchestrate_job(m.requester.ctx, job_id := await m.post(spec(price="200")))
         assert (caught.value.code, caught.value.exit_code) == ("insufficient_funds", 6)
         assert caught.value.details["missing"] == "50"
-        assert m.job(job_id)["state"] == "failed"
+        assert m.job(job_id).state == "failed"
 
 
 async def test_an_entity_that_is_not_verified_gets_no_contract(market: MarketOf) -> None:
@@ -280,7 +287,7 @@ async def test_an_entity_that_is_not_verified_gets_no_contract(market: MarketOf)
         job_id = await m.post(spec())
         with pytest.raises(DeclinedError):
             await orchestrate_job(m.requester.ctx, job_id)
-        assert "not verified" in m.job(job_id)["refusals"][0]["reason"]
+        assert "not verified" in m.job(job_id).refusals[0].reason
 
 
 async def test_a_contract_that_differs_from_the_bid_by_anything_is_refused(market: MarketOf) -> None:
@@ -288,13 +295,13 @@ async def test_a_contract_that_differs_from_the_bid_by_anything_is_refused(marke
         job_id = await m.post(spec())
         await match.match(m.requester.ctx, job_id)
         job = await request.request(m.requester.ctx, job_id)
-        bid = m.requester.ctx.store.find("bids", job["bid_id"])
-        cheaper = {**bid, "price": {**bid["price"], "amount": "0.01"}}
-        await m.requester.ctx.store.change(lambda t: t.put("bids", cheaper))
+        row = m.requester.ctx.store[BIDS].one(job.bid_id)
+        cheaper = replace(row.offer, price=replace(row.offer.price, amount="0.01"))
+        await m.requester.ctx.store.change(lambda t: t[BIDS].put(replace(row, bid=cheaper)))
         with pytest.raises(ContractError) as caught:
             await contract.close_contract(m.requester.ctx, job_id)
         assert "differs from the bid" in caught.value.message
-        assert m.provider.ctx.store.table("contracts").all() == []
+        assert m.provider.ctx.store[CONTRACTS].count() == 0
 
 
 async def test_no_invocation_without_a_proved_contract(market: MarketOf) -> None:
@@ -302,15 +309,13 @@ async def test_no_invocation_without_a_proved_contract(market: MarketOf) -> None
         job_id = await m.post(spec())
         for stage in STAGES[:3]:
             await stage(m.requester.ctx, job_id)
-        row = m.requester.ctx.store.find("contracts", job_id, "job_id")
-        forged = make_document(msgspec.json.decode(row["proof"]["content"])).sign(
-            m.requester.identity, "contract-database"
-        )
-        await m.requester.ctx.store.change(lambda t: t.put("contracts", {**row, "proof": msgspec.to_builtins(forged)}))
+        row = m.requester.ctx.store[CONTRACTS].first("job_id", job_id)
+        forged = make_document(msgspec.json.decode(row.proof.content)).sign(m.requester.identity, "contract-database")
+        await m.requester.ctx.store.change(lambda t: t[CONTRACTS].put(replace(row, proof=forged)))
         with pytest.raises(NunetError) as caught:
             await invoke.invoke(m.requester.ctx, job_id)
         assert caught.value.code == "bad_signature"
-        assert m.provider.ctx.store.table("allocations").all() == []
+        assert m.provider.ctx.store[ALLOCATIONS].count() == 0
 
 
 async def test_a_result_that_lies_is_disputed_and_escrow_is_held(market: MarketOf) -> None:
@@ -320,21 +325,21 @@ async def test_a_result_that_lies_is_disputed_and_escrow_is_held(market: MarketO
             await stage(m.requester.ctx, job_id)
         await execute.follow(m.requester.ctx, job_id)
         # the provider claims success for a job that wrote nothing
-        row = m.requester.ctx.store.find("contracts", job_id, "job_id")
-        honest = msgspec.convert(row["result"], Document).read(Result)
-        lie = msgspec.structs.replace(honest, state="completed", exit_code=0, reason="", fault="")
+        row = m.requester.ctx.store[CONTRACTS].first("job_id", job_id)
+        honest = row.result.read(Result)
+        lie = replace(honest, state="completed", exit_code=0, reason="", fault="")
         document = make_document(lie).sign(m.provider.identity, "provider")
 
         def plant(t: Any) -> None:
-            t.put("contracts", {**row, "result": msgspec.to_builtins(document)})
-            t.put("jobs", {**t.find("jobs", job_id), "result": msgspec.to_builtins(lie)})
+            t[CONTRACTS].put(replace(row, result=document))
+            change_job(t, job_id, result=lie)
 
         await m.requester.ctx.store.change(plant)
         with pytest.raises(DisputedError) as caught:
             await settle.settle(m.requester.ctx, job_id)
         assert caught.value.exit_code == 7
-        assert m.job(job_id)["state"] == "disputed"
-        assert m.balances()[f"escrow:{row['id']}"] == QUARTER
+        assert m.job(job_id).state == "disputed"
+        assert m.balances()[f"escrow:{row.id}"] == QUARTER
 
 
 @pytest.mark.parametrize("stages", range(6))
@@ -345,11 +350,11 @@ async def test_cancelling_leaves_nothing_behind_at_any_stage(market: MarketOf, s
             await stage(m.requester.ctx, job_id)
         if stages == 5:
             with trio.fail_after(30):
-                while m.job(job_id)["state"] != "running":
+                while m.job(job_id).state != "running":
                     await trio.sleep(0.02)
         job = await m.requester.cancel_job(job_id)
-        assert job["state"] == "cancelled"
-        assert (await m.requester.cancel_job(job_id))["state"] == "cancelled"
+        assert job.state == "cancelled"
+        assert (await m.requester.cancel_job(job_id)).state == "cancelled"
         nothing_is_left(m)
         assert m.balance(m.requester) == m.balance(m.provider)
         with pytest.raises(StateError):
@@ -366,10 +371,10 @@ async def test_a_requester_that_was_gone_learns_what_it_missed(tmp_path: Path) -
             for stage in STAGES[:4]:
                 await stage(node.ctx, job_id)
         with trio.fail_after(30):
-            while m.provider.ctx.store.find("allocations", job_id, "job_id")["state"] != "completed":
+            while m.provider.ctx.store[ALLOCATIONS].first("job_id", job_id).state != "completed":
                 await trio.sleep(0.02)
         async with open_node(tmp_path / "other", config()) as node:
-            assert (await settle.settle(node.ctx, job_id))["state"] == "settled"
+            assert (await settle.settle(node.ctx, job_id)).state == "settled"
 
 
 async def test_a_provider_that_was_restarted_says_so_and_the_deposit_returns(tmp_path: Path) -> None:
@@ -388,11 +393,11 @@ async def test_a_provider_that_was_restarted_says_so_and_the_deposit_returns(tmp
             for stage in STAGES[:4]:
                 await stage(r.ctx, job_id)
             with trio.fail_after(30):
-                while market.job(job_id)["state"] != "running":
+                while market.job(job_id).state != "running":
                     await trio.sleep(0.02)
         async with open_node(tmp_path / "p", config()) as p:
             job = await orchestrate_job(r.ctx, job_id)
-            assert (job["state"], job["error"]["code"]) == ("failed", "provider_restarted")
+            assert (job.state, job.error.code) == ("failed", "provider_restarted")
             market = Market(r, p, a, tmp_path)
             assert market.balance(r) == units.parse_amount("100")
             nothing_is_left(market)
@@ -438,7 +443,7 @@ async def test_transfers_tell_how_far_they_have_come(market: MarketOf, monkeypat
             nursery.start_soon(look)
             job = await orchestrate_job(m.requester.ctx, job_id)
             nursery.cancel_scope.cancel()
-        assert job["state"] == "settled"
+        assert job.state == "settled"
         for name, steps in seen.items():
             assert len(set(steps)) > 1, name
             assert steps == sorted(steps), name
@@ -451,12 +456,12 @@ async def test_an_overdue_contract_is_refunded_by_the_contract_database(market: 
         for stage in STAGES[:3]:
             await stage(m.requester.ctx, job_id)
         assert m.balance(m.requester) == units.parse_amount("100") - QUARTER
-        row = m.authority.ctx.store.find("registered_contracts", job_id, "job_id")
+        row = m.authority.ctx.store[REGISTERED_CONTRACTS].first("job_id", job_id)
         assert await m.authority.contract_database.refund_expired() == []
-        past = {**row, "deadline": "2020-01-01T00:00:00.000Z"}
-        await m.authority.ctx.store.change(lambda t: t.put("registered_contracts", past))
+        past = replace(row, deadline="2020-01-01T00:00:00.000Z")
+        await m.authority.ctx.store.change(lambda t: t[REGISTERED_CONTRACTS].put(past))
         with trio.fail_after(30):
-            while m.requester.ctx.store.find("contracts", job_id, "job_id")["state"] != "refunded":
+            while m.requester.ctx.store[CONTRACTS].first("job_id", job_id).state != "refunded":
                 await trio.sleep(0.05)
         assert m.balance(m.requester) == units.parse_amount("100")
 
@@ -467,17 +472,17 @@ async def test_a_silent_requester_cannot_keep_a_provider_from_its_money(market: 
         for stage in STAGES[:4]:
             await stage(m.requester.ctx, job_id)
         await execute.follow(m.requester.ctx, job_id)
-        await m.let_pass_the_deadline(m.job(job_id)["contract_id"])
+        await m.let_pass_the_deadline(m.job(job_id).contract_id)
         await closing.close_what_is_due(m.provider.ctx)
         with trio.fail_after(20):
             while m.balance(m.provider) != units.parse_amount("100") + QUARTER:
                 await trio.sleep(0.05)
         await settled_with_both(m, job_id)
         with trio.fail_after(20):
-            while m.job(job_id)["state"] != "settled":
+            while m.job(job_id).state != "settled":
                 await trio.sleep(0.05)
         # what was paid was fetched before that
-        assert m.job(job_id)["collected"]
+        assert m.job(job_id).collected
 
 
 async def test_anybody_can_repeat_the_oracles_checks_and_a_changed_byte_is_found(market: MarketOf) -> None:
@@ -486,14 +491,13 @@ async def test_anybody_can_repeat_the_oracles_checks_and_a_changed_byte_is_found
     async with market() as m:
         job_id = await m.post(spec())
         await orchestrate_job(m.requester.ctx, job_id)
-        row = m.requester.ctx.store.find("contracts", job_id, "job_id")
-        documents = {key: msgspec.convert(row[name], Document) for key, name in
-                     (("contract", "document"), ("proof", "proof"), ("result", "result"))}  # fmt: skip
-        whole = JobVerification(row["spec"], **documents)
+        row = m.requester.ctx.store[CONTRACTS].first("job_id", job_id)
+        documents = {"contract": row.document, "proof": row.proof, "result": row.result}
+        whole = JobVerification(row.spec, **documents)
         assert all(check.passed for check in verify_documents(whole))
         for key, document in documents.items():
             changed = Document(document.content.replace("0", "1", 1), document.signatures)
-            bad = msgspec.structs.replace(whole, **{key: changed})
+            bad = replace(whole, **{key: changed})
             assert not all(check.passed for check in verify_documents(bad)), key
 
 
@@ -503,9 +507,12 @@ async def test_the_books_add_up_and_the_log_is_whole(market: MarketOf) -> None:
             await orchestrate_job(m.requester.ctx, await m.post(spec(command)))
         database = m.authority.contract_database
         assert database.check_log() >= 6
-        rows = m.authority.ctx.store.table("log").all()
-        changed = {**rows[2], "entry": rows[2]["entry"].replace("admit", "forge").replace("register", "forge")}
-        await m.authority.ctx.store.change(lambda t: t.table("log").update(changed, doc_ids=[rows[2].doc_id]))
+        (seq, row) = m.authority.ctx.store[LOG].after(0)[2]
+        changed = replace(row, entry=row.entry.replace("admit", "forge").replace("register", "forge"))
+        assert changed != row
+        # as somebody who has the file would
+        rewrite, values = 'UPDATE "log" SET doc=? WHERE seq=?', (msgspec.json.encode(changed), seq)
+        await m.authority.ctx.store.change(lambda t: t._connection.execute(rewrite, values))
         with pytest.raises(ContractError, match="entry 3"):
             database.check_log()
 
@@ -541,12 +548,12 @@ async def test_a_job_called_off_while_the_provider_is_away_is_settled_when_it_is
                 await stage(r.ctx, job_id)
         r.ctx.config.limits.answer_timeout = 1
         job = await r.cancel_job(job_id)
-        assert job["state"] == "cancelled"
-        assert "it is told when it is back" in job["note"]
+        assert job.state == "cancelled"
+        assert "it is told when it is back" in job.note
         async with open_node(tmp_path / "p", config()) as p:
             await r.add_peer(p.ctx.transport.describe())
             with trio.fail_after(60):
-                while r.ctx.store.find("contracts", job_id, "job_id")["state"] != "refunded":
+                while r.ctx.store[CONTRACTS].first("job_id", job_id).state != "refunded":
                     await trio.sleep(0.05)
             market = Market(r, p, a, tmp_path)
             assert market.balance(r) == units.parse_amount("100")
@@ -558,14 +565,14 @@ async def test_a_contract_whose_proof_never_arrived_is_refunded_when_the_job_is_
         job_id = await m.post(spec())
         for stage in STAGES[:3]:
             await stage(m.requester.ctx, job_id)
-        row = m.requester.ctx.store.find("contracts", job_id, "job_id")
+        row = m.requester.ctx.store[CONTRACTS].first("job_id", job_id)
 
         def forget(t: Any) -> None:
-            t.put("contracts", {**row, "state": "agreed", "proof": None})
-            t.put("jobs", {**t.find("jobs", job_id), "state": "requested"})
+            t[CONTRACTS].put(replace(row, state="agreed", proof=None))
+            change_job(t, job_id, state="requested")
 
         await m.requester.ctx.store.change(forget)
-        assert (await m.requester.cancel_job(job_id))["state"] == "cancelled"
+        assert (await m.requester.cancel_job(job_id)).state == "cancelled"
         assert m.balance(m.requester) == units.parse_amount("100")
         nothing_is_left(m)
 
@@ -588,7 +595,7 @@ async def test_an_executor_that_breaks_fails_the_job_and_not_the_node(market: Ma
 
         m.provider.ctx.executors["process"].wait = breaks
         job = await orchestrate_job(m.requester.ctx, job_id := await m.post(spec("sleep 60")))
-        assert (job["state"], job["error"]["code"]) == ("failed", "provider_error")
-        assert "the engine went away" in job["error"]["message"]
+        assert (job.state, job.error.code) == ("failed", "provider_error")
+        assert "the engine went away" in job.error.message
         await settled_with_both(m, job_id)
         nothing_is_left(m)

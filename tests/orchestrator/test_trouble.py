@@ -18,6 +18,7 @@ from nunet_cli.executor.process import ProcessExecutor
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.node import open_node
 from nunet_cli.orchestrator import cancel
+from nunet_cli.records.allocations import ALLOCATIONS
 from nunet_cli.records.offers import OnboardOptions
 from tests.conftest import Market, config
 from tests.orchestrator.test_lifecycle import STAGES, MarketOf, nothing_is_left, settled_with_both, spec
@@ -29,7 +30,7 @@ async def running(m: Market, text: str) -> str:
     for stage in STAGES[:4]:
         await stage(m.requester.ctx, job_id)
     with trio.fail_after(30):
-        while m.job(job_id)["state"] != "running":
+        while m.job(job_id).state != "running":
             await trio.sleep(0.02)
     return job_id
 
@@ -51,7 +52,7 @@ async def test_an_engine_that_cannot_stop_a_job_ends_no_node(market: MarketOf, t
         job_id = await running(m, spec("sleep 60", type=type_))
         executor.stop, executor.cleanup = breaking(executor.stop), breaking(executor.cleanup)
         await cancel.cancel(m.requester.ctx, job_id)
-        assert m.job(job_id)["state"] in ("cancelled", "completed", "settled")
+        assert m.job(job_id).state in ("cancelled", "completed", "settled")
         with trio.fail_after(20):
             while m.provider.ctx.running:
                 await trio.sleep(0.02)
@@ -64,7 +65,7 @@ async def test_a_measurement_that_fails_while_a_job_is_called_off_ends_no_node(m
         job_id = await running(m, spec("sleep 60"))
         executor.usage = breaking(executor.usage)
         await cancel.cancel(m.requester.ctx, job_id)
-        assert m.job(job_id)["state"] == "cancelled"
+        assert m.job(job_id).state == "cancelled"
         await settled_with_both(m, job_id)
         nothing_is_left(m)
 
@@ -94,13 +95,13 @@ async def test_a_node_starts_without_the_executor_of_a_job_that_it_had(
                 for stage in STAGES[:4]:
                     await stage(r.ctx, job_id)
                 with trio.fail_after(30):
-                    while p.ctx.store.table("allocations").all()[0]["state"] != state:
+                    while p.ctx.store[ALLOCATIONS].first("job_id", job_id).state != state:
                         await trio.sleep(0.02)
         off = config(executor=ExecutorConfig(process=ProcessConfig(enabled=False)))
         async with open_node(tmp_path / "p", off) as p:
             job = await orchestrate_job(r.ctx, job_id)
-            assert (job["state"], job["error"]["code"]) == ("failed", "no_executor")
-            assert "no process executor any more" in job["error"]["message"]
+            assert (job.state, job.error.code) == ("failed", "no_executor")
+            assert "no process executor any more" in job.error.message
             await settled_with_both(Market(r, p, a, tmp_path), job_id)
             nothing_is_left(Market(r, p, a, tmp_path))
 
@@ -128,7 +129,7 @@ async def test_an_end_that_cannot_be_kept_is_kept_later(market: MarketOf, monkey
     async with market() as m:
         monkeypatch.setattr(allocation, "finish_allocation", full)
         job = await orchestrate_job(m.requester.ctx, job_id := await m.post(spec("echo made")))
-        assert job["state"] == "settled"
+        assert job.state == "settled"
         assert len(failures) == 3
         await settled_with_both(m, job_id)
         nothing_is_left(m)
@@ -165,12 +166,12 @@ async def test_a_full_disk_fails_the_job_and_not_the_node(market: MarketOf, disk
         (work,) = disk.glob("allocations/*/work")
         (work / "go").touch()
         job = await orchestrate_job(m.requester.ctx, job_id)
-        assert (job["state"], job["error"]["code"]) == ("failed", "provider_error")
-        assert "No space left" in job["error"]["message"]
+        assert (job.state, job.error.code) == ("failed", "provider_error")
+        assert "No space left" in job.error.message
         await settled_with_both(m, job_id)
         nothing_is_left(m)
         set_room(disk, 2**30)
-        assert (await orchestrate_job(m.requester.ctx, await m.post(spec("echo fine"))))["state"] == "settled"
+        assert (await orchestrate_job(m.requester.ctx, await m.post(spec("echo fine")))).state == "settled"
 
 
 async def test_an_output_with_holes_has_the_bytes_that_reading_it_gives(market: MarketOf) -> None:
@@ -181,8 +182,8 @@ async def test_an_output_with_holes_has_the_bytes_that_reading_it_gives(market: 
         command = "echo a > small; for n in 0 1 2 3; do truncate -s 15M f$n; done"
         text = spec(command, resources=resources, outputs=outputs)
         job = await orchestrate_job(m.requester.ctx, job_id := await m.post(text))
-        assert (job["state"], job["error"]["code"]) == ("failed", "missing_output")
-        assert "f1, f2, f3" in job["error"]["message"]
+        assert (job.state, job.error.code) == ("failed", "missing_output")
+        assert "f1, f2, f3" in job.error.message
         await settled_with_both(m, job_id)
 
 
@@ -197,6 +198,6 @@ async def test_a_requester_is_told_what_went_wrong_and_no_path_of_the_providers_
             with monkeypatch.context() as patch:
                 patch.setattr(ProcessExecutor, name, fail)
                 job = await orchestrate_job(m.requester.ctx, await m.post(spec("sleep 5")))
-            assert job["state"] == "failed"
-            assert "Permission denied" in job["error"]["message"]
-            assert "/" not in job["error"]["message"]
+            assert job.state == "failed"
+            assert "Permission denied" in job.error.message
+            assert "/" not in job.error.message

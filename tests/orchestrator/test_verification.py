@@ -22,6 +22,7 @@ from nunet_cli.orchestrator import disputes, orchestrate, settle
 from nunet_cli.orchestrator.orchestrate import next_stage
 from nunet_cli.orchestrator.settle import verify_job
 from nunet_cli.records.bids import CapabilityComparator
+from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.documents import Document, make_document
 from nunet_cli.records.offers import OnboardOptions
 from nunet_cli.records.results import Result
@@ -81,10 +82,10 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_replicas_agree_and_each_provider_is_paid(tmp_path: Path) -> None:
     async with market_of(tmp_path, 3) as (m, providers):
         job = await orchestrate_job(m.requester.ctx, await m.post(spec("echo 5 > out", verify={"policy": "replicate"})))
-        assert (job["state"], job["paid"]) == ("settled", "3")
+        assert (job.state, job.paid) == ("settled", "3")
         assert {m.balance(node) for node in providers} == {OPENING + units.MICRO}
-        contracts = m.requester.ctx.store.table("contracts").all()
-        assert {row["provider"] for row in contracts} == {node.identity.did for node in providers}
+        contracts = m.requester.ctx.store[CONTRACTS].all()
+        assert {row.provider for row in contracts} == {node.identity.did for node in providers}
         output = outputs_of(m.requester.ctx, job)["out"]
         assert m.requester.ctx.blobs.path(output.cid).read_text() == "5\n"
 
@@ -93,15 +94,15 @@ async def test_the_odd_one_out_is_not_paid_and_the_quorums_output_is_the_result(
     async with market_of(tmp_path, 3) as (m, providers):
         lie(providers[0])
         job = await orchestrate_job(m.requester.ctx, await m.post(spec("echo 5 > out", verify={"policy": "replicate"})))
-        assert (job["state"], job["paid"]) == ("settled", "2")
+        assert (job.state, job.paid) == ("settled", "2")
         assert m.balance(providers[0]) == OPENING
         assert m.balance(providers[1]) == m.balance(providers[2]) == OPENING + units.MICRO
         assert m.balance(m.requester) == OPENING - 2 * units.MICRO
         output = outputs_of(m.requester.ctx, job)["out"]
         assert m.requester.ctx.blobs.path(output.cid).read_text() == "5\n"
-        (odd,) = [row for row in m.requester.ctx.store.table("contracts").all() if row["state"] == "refunded"]
-        assert odd["provider"] == providers[0].identity.did
-        dispute = await disputes.ask(m.requester.ctx, odd["id"])
+        (odd,) = [row for row in m.requester.ctx.store[CONTRACTS].all() if row.state == "refunded"]
+        assert odd.provider == providers[0].identity.did
+        dispute = await disputes.ask(m.requester.ctx, odd.id)
         assert (dispute.decision, dispute.by) == ("refund", "quorum")
 
 
@@ -111,7 +112,7 @@ async def test_without_a_quorum_all_are_disputed_and_escrow_is_held(tmp_path: Pa
         with pytest.raises(DisputedError, match="0 of 2 providers agree on the result, 2 are needed"):
             text = spec("echo 5 > out", verify={"policy": "replicate", "n": 2})
             await orchestrate_job(m.requester.ctx, job_id := await m.post(text))
-        assert m.job(job_id)["state"] == "disputed"
+        assert m.job(job_id).state == "disputed"
         held = [balance for name, balance in m.balances().items() if name.startswith("escrow:") and balance]
         assert held == [units.MICRO] * 2
 
@@ -133,12 +134,12 @@ async def test_the_oracle_runs_the_job_again_and_finds_a_cheat(tmp_path: Path) -
         await m.authority.onboard(too_dear(), None)
         (tmp_path / "in").write_text("6\n")
         text = spec("cat in > out", verify={"policy": "reexecute"}, inputs=[{"path": "in"}])
-        assert (await orchestrate_job(m.requester.ctx, await m.post(text)))["state"] == "settled"
+        assert (await orchestrate_job(m.requester.ctx, await m.post(text))).state == "settled"
         lie(m.provider)
         job = await orchestrate_job(m.requester.ctx, job_id := await m.post(text))
-        assert (job["state"], job["error"]["code"]) == ("failed", "rejected")
-        row = m.requester.ctx.store.find("contracts", job_id, "job_id")
-        assert row["state"] == "refunded"
+        assert (job.state, job.error.code) == ("failed", "rejected")
+        row = m.requester.ctx.store[CONTRACTS].first("job_id", job_id)
+        assert row.state == "refunded"
         assert m.balance(m.provider) == OPENING + units.MICRO
         assert not list((m.authority.ctx.home / "allocations").glob("*"))
         assert not m.authority.ctx.accounting.taken(m.authority.ctx.store)
@@ -206,7 +207,7 @@ async def test_an_oracle_that_is_busy_is_asked_again(tmp_path: Path, monkeypatch
             while "settlement_waits" not in m.event_types(job_id):
                 await trio.sleep(0.02)
             monkeypatch.setattr(again, "MAX_AT_ONCE", 2)
-            while m.job(job_id)["state"] != "settled":
+            while m.job(job_id).state != "settled":
                 await trio.sleep(0.05)
 
 
@@ -228,9 +229,8 @@ async def test_the_oracle_runs_few_jobs_again_at_once_and_none_for_ever(
         monkeypatch.setattr(again, "MAX_AT_ONCE", 0)
         with pytest.raises(ContractError, match="the oracle runs other jobs again just now"):
             await orchestrate_job(m.requester.ctx, job_id := await m.post(text))
-        contract = m.requester.ctx.store.find("contracts", m.job(job_id)["contract_id"])
-        assert contract is not None
-        assert contract["state"] == "proved"
+        contract = m.requester.ctx.store[CONTRACTS].one(m.job(job_id).contract_id)
+        assert contract.state == "proved"
 
 
 async def disputed(m: Market, **fields: Any) -> tuple[str, str]:
@@ -238,7 +238,7 @@ async def disputed(m: Market, **fields: Any) -> tuple[str, str]:
     text = spec("touch out", verify={"outputs_not_empty": True}, **fields)
     with pytest.raises(DisputedError):
         await orchestrate_job(m.requester.ctx, job_id := await m.post(text))
-    return job_id, m.job(job_id)["contract_id"]
+    return job_id, m.job(job_id).contract_id
 
 
 @pytest.mark.parametrize(
@@ -260,10 +260,10 @@ async def test_the_operator_ends_a_dispute_and_both_are_told(
         await m.authority.contract_database.resolve(contract_id, decision, share or "0.5")
         with trio.fail_after(20):
             for node in (m.requester, m.provider):
-                while not (row := node.ctx.store.find("contracts", contract_id)).get("told"):
+                while not (row := node.ctx.store[CONTRACTS].one(contract_id)).told:
                     await trio.sleep(0.02)
-                assert decision in row["message"]
-        assert (m.job(job_id)["state"], m.job(job_id)["paid"]) == ("resolved", paid)
+                assert decision in row.message
+        assert (m.job(job_id).state, m.job(job_id).paid) == ("resolved", paid)
         assert m.balance(m.provider) == OPENING + units.parse_amount(paid)
         assert m.balances()[f"escrow:{contract_id}"] == 0
         assert sum(m.balances().values()) == 0
@@ -278,17 +278,17 @@ async def test_a_verdict_of_a_second_run_ends_a_dispute(market: MarketOf) -> Non
         await m.authority.onboard(too_dear(), None)
         job_id = await m.post(spec("echo 5 > out"))
         with trio.fail_after(20):
-            while m.job(job_id)["state"] != "completed":
+            while m.job(job_id).state != "completed":
                 await next_stage(m.requester.ctx, m.job(job_id))
-        contract = m.requester.ctx.store.find("contracts", job_id, "job_id")
+        contract = m.requester.ctx.store[CONTRACTS].first("job_id", job_id)
         assert contract is not None
-        await disputes.add(m.requester.ctx, contract["id"], "I do not believe it", with_result=True)
+        await disputes.add(m.requester.ctx, contract.id, "I do not believe it", with_result=True)
         with pytest.raises(DisputedError):
             await settle.settle(m.requester.ctx, job_id)
-        row = m.provider.ctx.store.find("contracts", job_id, "job_id")
+        row = m.provider.ctx.store[CONTRACTS].one(contract.id)
         verdict = await verify_job(m.provider.ctx, row, reexecute=True)
         assert verdict is not None
-        dispute = await disputes.add(m.provider.ctx, contract["id"], "run it yourself", documents=(verdict,))
+        dispute = await disputes.add(m.provider.ctx, contract.id, "run it yourself", documents=(verdict,))
         assert (dispute.decision, dispute.by, dispute.paid) == ("pay", "quorum", "1")
         assert m.balance(m.provider) == OPENING + units.MICRO
 
@@ -297,12 +297,13 @@ async def test_evidence_of_strangers_and_verdicts_of_others_decide_nothing(marke
     async with market(price="1") as m, open_node(tmp_path / "stranger", config()) as stranger:
         await stranger.add_peer(m.authority.ctx.transport.describe())
         _, contract_id = await disputed(m)
-        row = m.provider.ctx.store.find("contracts", contract_id)
+        row = m.provider.ctx.store[CONTRACTS].one(contract_id)
+        assert row.result is not None
         with pytest.raises(NunetError, match="no contract"):
-            await disputes.send(stranger.ctx, row["contract_database"], contract_id, "pay me", ())
+            await disputes.send(stranger.ctx, row.contract_database, contract_id, "pay me", ())
         # the provider signs a verdict itself
         forged = make_document(
-            {"v": 1, "contract_id": contract_id, "result_cid": msgspec.convert(row["result"], Document).cid, "oracle": row["oracle"],
+            {"v": 1, "contract_id": contract_id, "result_cid": row.result.cid, "oracle": row.oracle,
              "verdict": "verified", "checks": [], "verified_at": units.utc_now(), "policy": "reexecute"}
         ).sign(m.provider.identity, "oracle")  # fmt: skip
         dispute = await disputes.add(m.provider.ctx, contract_id, "see", documents=(forged,))
@@ -327,5 +328,5 @@ async def test_outputs_that_nobody_asked_for_are_refused(market: MarketOf, tmp_p
                 await orchestrate_job(m.requester.ctx, job_id)
         finally:
             allocation.make_document = sign
-        assert m.job(job_id)["state"] == "running"
-        assert m.job(job_id).get("result") is None
+        assert m.job(job_id).state == "running"
+        assert m.job(job_id).result is None

@@ -19,9 +19,11 @@ from nunet_cli.network.links import MemoryNetwork
 from nunet_cli.node.monitor import Load, Monitor
 from nunet_cli.node.node import Node, open_node
 from nunet_cli.orchestrator.post import process_job
+from nunet_cli.records.allocations import ALLOCATIONS
 from nunet_cli.records.bids import CapabilityComparator
+from nunet_cli.records.books import ACCOUNTS
 from nunet_cli.records.capability import Capability, Cpu, PriceBid, Resources
-from nunet_cli.records.documents import Document
+from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.tokenomics import ledger
 from nunet_cli.world import World, use_world
 
@@ -126,16 +128,16 @@ class Simulation:
             "price": "1", "resources": {"cpu": 1, "memory": "1GiB", "disk": "1GiB"}, **fields,
         }  # fmt: skip
         text = msgspec.json.encode(body).decode()
-        row = await process_job(node.ctx, read_spec(text), folder=self.folder, orchestrate=True)
-        node.orchestrate(row["id"])
-        return str(row["id"])
+        job = await process_job(node.ctx, read_spec(text), folder=self.folder, orchestrate=True)
+        node.orchestrate(job.id)
+        return job.id
 
     async def wait_ended(self, names: dict[str, str], timeout: float = 3600) -> dict[str, str]:
         """Wait until jobs (id → node's name) have ended, in virtual seconds; return their states."""
         ends = {"settled", "failed", "cancelled", "expired", "disputed", "resolved"}
 
         def states() -> dict[str, str]:
-            return {job_id: self.nodes[name].ctx.job(job_id)["state"] for job_id, name in names.items()}
+            return {job_id: self.nodes[name].ctx.job(job_id).state for job_id, name in names.items()}
 
         with trio.move_on_after(timeout):
             while not all(state in ends for state in states().values()):
@@ -145,9 +147,9 @@ class Simulation:
     def log(self) -> list[tuple[str, str, str, str]]:
         """Return every event of every node: who, when, about what, which."""
         return [
-            (name, event["at"], event["job_id"], event["type"])
+            (name, event.at, event.job_id, event.type)
             for name, node in sorted(self.nodes.items())
-            for event in node.ctx.store.events()
+            for _, event in node.ctx.store.log()
         ]
 
 
@@ -157,26 +159,23 @@ def check_invariants(node: Node) -> None:
     # no machine is over-committed: this raises where it is
     node.accounting.available(store)
     assert ledger.total(store) == 0
-    for row in store.table("accounts").all():
-        assert row["balance"] >= 0 or row["id"] == ledger.ISSUANCE, row
-    allocations = store.table("allocations").all()
-    assert len({row["contract_id"] for row in allocations}) == len(allocations)
+    for account in store[ACCOUNTS].all():
+        assert account.balance >= 0 or account.id == ledger.ISSUANCE, account
+    allocations = list(store[ALLOCATIONS].all())
+    assert len({row.contract_id for row in allocations}) == len(allocations)
     for row in allocations:
-        contract = store.find("contracts", row["contract_id"])
-        assert contract is not None
-        assert contract["proof"] is not None
+        assert store[CONTRACTS].one(row.contract_id).proof is not None
 
 
 def check_documents(node: Node) -> None:
     """Every signed document that a node keeps verifies."""
-    for row in node.ctx.store.table("contracts").all():
-        for name in ("document", "proof", "result", "verdict", "receipt"):
-            if row.get(name):
-                document = msgspec.convert(row[name], Document)
+    for row in node.ctx.store[CONTRACTS].all():
+        for document in (row.document, row.proof, row.result, row.verdict, row.receipt):
+            if document is not None:
                 assert document.signatures
                 assert all(document.is_signed(entry.did, entry.role) for entry in document.signatures), (
-                    name,
-                    row["id"],
+                    document.content,
+                    row.id,
                 )
 
 

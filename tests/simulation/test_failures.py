@@ -1,6 +1,5 @@
 """One party goes away at the worst moment, on a virtual clock: what the other does, when, and what the books say."""
 
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,10 @@ import trio
 from nunet_cli import units
 from nunet_cli.config import LimitsConfig
 from nunet_cli.errors import NunetError
-from nunet_cli.network.messenger import Answer, Incoming
+from nunet_cli.network.messenger import Answer, Behaviour, Incoming
 from nunet_cli.node.node import Node
+from nunet_cli.records.books import ACCOUNTS, Account
+from nunet_cli.records.contract_records import CONTRACTS, ContractRecord
 from tests.simulation.harness import Simulation, check_documents, run
 
 OPENING, QUARTER = units.parse_amount("100"), units.parse_amount("0.25")
@@ -32,29 +33,29 @@ async def reaches(sim: Simulation, job_id: str, *states: str, within: float = 60
     # some of them are over in a round trip
     pause = 0.002 if "requested" in states else 0.1
     with trio.fail_after(within):
-        while sim.nodes["requester"].ctx.job(job_id)["state"] not in states:
+        while sim.nodes["requester"].ctx.job(job_id).state not in states:
             await trio.sleep(pause)
     return trio.current_time()
 
 
 def balance(sim: Simulation, name: str) -> int:
-    row = sim.nodes["authority"].ctx.store.find("accounts", sim.nodes[name].identity.did)
-    return int(row["balance"]) if row is not None else OPENING
+    account = sim.nodes["authority"].ctx.store[ACCOUNTS].get(sim.nodes[name].identity.did)
+    return account.balance if account is not None else OPENING
 
 
-def contract_with(sim: Simulation, name: str) -> dict[str, Any]:
+def contract_with(sim: Simulation, name: str) -> ContractRecord:
     """Return the requester's contract with a provider."""
     did = sim.nodes[name].identity.did
-    (row,) = [row for row in sim.nodes["requester"].ctx.store.table("contracts").all() if row["provider"] == did]
-    return dict(row)
+    (contract,) = [row for row in sim.nodes["requester"].ctx.store[CONTRACTS].all() if row.provider == did]
+    return contract
 
 
-def held(sim: Simulation) -> list[dict[str, Any]]:
-    rows = sim.nodes["authority"].ctx.store.table("accounts").all()
-    return [row for row in rows if row["id"].startswith("escrow:") and row["balance"]]
+def held(sim: Simulation) -> list[Account]:
+    rows = sim.nodes["authority"].ctx.store[ACCOUNTS].all()
+    return [row for row in rows if row.id.startswith("escrow:") and row.balance]
 
 
-def answering(node: Node, type_: str, behaviour: Callable[[Incoming], Awaitable[Answer | None]]) -> Any:
+def answering(node: Node, type_: str, behaviour: Behaviour) -> Any:
     """Let a node do something else with messages of a type; return what it did before."""
     known = node.ctx.messenger._types[type_]
     node.ctx.messenger.register(type_, known.kind, behaviour)
@@ -68,7 +69,7 @@ def test_a_provider_that_is_gone_for_good_is_replaced_within_a_minute(tmp_path: 
         gone = trio.current_time()
         await sim.crash("first")
         requester = sim.nodes["requester"]
-        while requester.ctx.job(job_id)["attempts"] == 0 or requester.ctx.job(job_id)["state"] != "running":
+        while requester.ctx.job(job_id).attempts == 0 or requester.ctx.job(job_id).state != "running":
             await trio.sleep(0.1)
         again = trio.current_time() - gone
         states = await sim.wait_ended({job_id: "requester"})
@@ -90,11 +91,11 @@ def test_a_provider_that_was_given_up_and_comes_back_gives_the_deposit_back_at_o
         await sim.crash("first")
         requester = sim.nodes["requester"]
         with trio.fail_after(120):
-            while requester.ctx.job(job_id)["attempts"] == 0:
+            while requester.ctx.job(job_id).attempts == 0:
                 await trio.sleep(0.1)
         await sim.restart("first")
         with trio.fail_after(60):
-            while contract_with(sim, "first")["state"] != "refunded":
+            while contract_with(sim, "first").state != "refunded":
                 await trio.sleep(0.1)
         return (await sim.wait_ended({job_id: "requester"}))[job_id]
 
@@ -111,9 +112,9 @@ def test_work_that_was_finished_out_of_reach_is_paid_and_delivered(tmp_path: Pat
         await trio.sleep(300 + 600 + 30)
         sim.network.partition()
         await trio.sleep(300)
-        assert (contract_with(sim, "first")["state"], balance(sim, "first")) == ("settled", OPENING + QUARTER)
+        assert (contract_with(sim, "first").state, balance(sim, "first")) == ("settled", OPENING + QUARTER)
         job = sim.nodes["requester"].ctx.job(job_id)
-        assert (job["state"], bool(job["collected"])) == ("settled", True)
+        assert (job.state, job.collected) == ("settled", True)
         assert held(sim) == []
 
     run(main, tmp_path)
@@ -128,7 +129,7 @@ def test_of_two_providers_that_did_a_job_one_is_paid(tmp_path: Path) -> None:
         sim.network.partition({"first"})
         requester = sim.nodes["requester"]
         with trio.fail_after(120):
-            while requester.ctx.job(job_id)["attempts"] == 0 or requester.ctx.job(job_id)["state"] != "running":
+            while requester.ctx.job(job_id).attempts == 0 or requester.ctx.job(job_id).state != "running":
                 await trio.sleep(0.1)
         await trio.sleep(40)
         sim.network.partition()
@@ -137,8 +138,8 @@ def test_of_two_providers_that_did_a_job_one_is_paid(tmp_path: Path) -> None:
         assert states == {job_id: "settled"}
         assert balance(sim, "second") == OPENING + 2 * QUARTER
         # whether the first one is to be paid as well is for the contract database's operator to say
-        assert (contract_with(sim, "first")["state"], balance(sim, "first")) == ("disputed", OPENING)
-        assert [row["balance"] for row in held(sim)] == [QUARTER]
+        assert (contract_with(sim, "first").state, balance(sim, "first")) == ("disputed", OPENING)
+        assert [row.balance for row in held(sim)] == [QUARTER]
 
     run(main, tmp_path)
 
@@ -158,7 +159,7 @@ def test_a_requester_that_dies_before_the_proof_and_comes_back_later_looks_for_b
         requester = await sim.start("requester", knows=("authority", "first", "second"))
         job_id = await sim.post(requester, seconds=5)
         with trio.fail_after(60):
-            while not any(row["state"] == "agreed" for row in requester.ctx.store.table("contracts").all()):
+            while not requester.ctx.store[CONTRACTS].count("state", "agreed"):
                 await trio.sleep(0.01)
         await sim.crash("requester")
         answering(sim.nodes["authority"], "register_contract", honest)
@@ -178,7 +179,7 @@ def test_a_contract_that_was_recorded_out_of_reach_is_found_again(tmp_path: Path
         honest = answering(sim.nodes["authority"], "register_contract", _unused)
 
         async def lost(message: Incoming) -> Answer | None:
-            await honest(message)
+            await sim.nodes["authority"].ctx.store.change(await honest(message))
             await trio.sleep_forever()
             raise AssertionError("never")
 
@@ -188,7 +189,7 @@ def test_a_contract_that_was_recorded_out_of_reach_is_found_again(tmp_path: Path
         await trio.sleep(150)
         answering(sim.nodes["authority"], "register_contract", honest)
         state = (await sim.wait_ended({job_id: "requester"}))[job_id]
-        assert len(requester.ctx.store.table("contracts").all()) == 1
+        assert requester.ctx.store[CONTRACTS].count() == 1
         return state
 
     assert run(main, tmp_path) == "settled"
@@ -205,7 +206,7 @@ def test_a_requester_that_was_away_until_long_after_the_deadline_gets_what_it_pa
             requester.ctx.peers.add(sim.nodes[other].identity.public_key, (other, 4000), "static")
         states = await sim.wait_ended({job_id: "requester"}, 600)
         job = requester.ctx.job(job_id)
-        return states[job_id], bool(job["collected"]), balance(sim, "first")
+        return states[job_id], job.collected, balance(sim, "first")
 
     assert run(main, tmp_path) == ("settled", True, OPENING + QUARTER)
 
@@ -217,7 +218,7 @@ def test_a_contract_database_that_restarts_while_it_is_asked_for_the_proof_costs
         await reaches(sim, job_id, "requested")
         await sim.crash("authority")
         await trio.sleep(25)
-        assert sim.nodes["requester"].ctx.job(job_id)["state"] == "requested"
+        assert sim.nodes["requester"].ctx.job(job_id).state == "requested"
         await sim.restart("authority")
         return (await sim.wait_ended({job_id: "requester"}))[job_id]
 
@@ -230,11 +231,10 @@ def test_a_contract_database_that_cannot_write_for_a_moment_is_asked_again(tmp_p
         begun = trio.current_time()
         honest = answering(sim.nodes["authority"], "register_contract", _unused)
 
-        async def full(message: Incoming) -> Answer | None:
+        async def full(message: Incoming) -> Any:
             if trio.current_time() < begun + 20:
                 raise OSError(28, "No space left on device")
-            answer: Answer | None = await honest(message)
-            return answer
+            return await honest(message)
 
         answering(sim.nodes["authority"], "register_contract", full)
         await sim.onboard(await sim.start("first", knows=("authority",)))

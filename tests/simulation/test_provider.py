@@ -15,6 +15,7 @@ from nunet_cli.errors import NodeError
 from nunet_cli.executor.base import Exit, Task
 from nunet_cli.executor.null import NullExecutor
 from nunet_cli.node.node import Node
+from nunet_cli.records.allocations import ALLOCATIONS
 from nunet_cli.records.results import Usage
 from tests.simulation.harness import Simulation, run
 from tests.simulation.test_failures import OPENING, balance, contract_with, held, reaches
@@ -29,7 +30,7 @@ async def two(sim: Simulation, **onboarding: Any) -> tuple[Node, Node]:
 
 
 def allocations(node: Node) -> list[str]:
-    return [str(row["state"]) for row in node.ctx.store.table("allocations").all()]
+    return [row.state for row in node.ctx.store[ALLOCATIONS].all()]
 
 
 async def ends(node: Node) -> None:
@@ -122,8 +123,8 @@ def test_a_container_that_ended_while_its_node_was_away_is_paid_for_its_own_time
         _, requester = await two(sim, unit="s", price="0.001")
         job_id = await sim.post(requester, seconds=60, time={"max_duration": longest}, price="10")
         await reaches(sim, job_id, "running")
-        (row,) = sim.nodes["first"].ctx.store.table("allocations").all()
-        finished = units.format_time(units.parse_time(row["started_at"]) + timedelta(seconds=60))
+        (row,) = sim.nodes["first"].ctx.store[ALLOCATIONS].all()
+        finished = units.format_time(units.parse_time(row.started_at) + timedelta(seconds=60))
         await sim.crash("first")
         for name in ("attach", "wait", "usage", "stop"):
             monkeypatch.setattr(NullExecutor, name, getattr(Container, name))
@@ -132,10 +133,10 @@ def test_a_container_that_ended_while_its_node_was_away_is_paid_for_its_own_time
         provider.ctx.peers.add(sim.nodes["authority"].identity.public_key, ("authority", 4000), "static")
         # its requester gave it up; what it did is paid all the same
         with trio.fail_after(3600):
-            while contract_with(sim, "first")["state"] not in ("settled", "refunded", "disputed"):
+            while contract_with(sim, "first").state not in ("settled", "refunded", "disputed"):
                 await trio.sleep(1)
         assert allocations(provider) == ["completed"]
-        assert (contract_with(sim, "first")["state"], held(sim)) == ("settled", [])
+        assert (contract_with(sim, "first").state, held(sim)) == ("settled", [])
         assert balance(sim, "first") - OPENING == units.parse_amount("0.06")
 
     finished = ""
@@ -163,16 +164,16 @@ def test_a_service_that_ended_while_its_node_was_away_is_not_started_for_an_inst
         fields: dict[str, Any] = {"type": "service", "service": service, "time": {"max_duration": 120}}
         job_id = await sim.post(requester, seconds=600, price="10", **fields)
         await reaches(sim, job_id, "running")
-        (row,) = sim.nodes["first"].ctx.store.table("allocations").all()
-        finished = units.format_time(units.parse_time(row["started_at"]) + timedelta(seconds=60))
+        (row,) = sim.nodes["first"].ctx.store[ALLOCATIONS].all()
+        finished = units.format_time(units.parse_time(row.started_at) + timedelta(seconds=60))
         await sim.crash("first")
         for name, function in (("attach", attach), ("wait", wait), ("usage", usage)):
             monkeypatch.setattr(NullExecutor, name, function)
         await trio.sleep(300)
         provider = await sim.restart("first")
         await ends(provider)
-        (row,) = provider.ctx.store.table("allocations").all()
-        assert (row["usage"]["restarts"], row["usage"]["wall_seconds"]) == (0, 60.0)
+        (row,) = provider.ctx.store[ALLOCATIONS].all()
+        assert (row.usage.restarts, row.usage.wall_seconds) == (0, 60.0)
 
     finished = ""
     run(main, tmp_path)

@@ -7,6 +7,8 @@ import pytest
 import trio
 
 from nunet_cli import units
+from nunet_cli.records.books import ACCOUNTS
+from nunet_cli.records.contract_records import CONTRACTS
 from tests.simulation.harness import Simulation, check_documents, run
 
 
@@ -81,11 +83,8 @@ def test_whatever_happens_every_job_ends_and_the_books_add_up(tmp_path: Path, se
         states = await sim.wait_ended(jobs, 7200)
         # deposits of contracts that nobody settled return after their deadline
         await trio.sleep(7200)
-        authority = sim.nodes["authority"].ctx.store
-        escrow = [
-            row for row in authority.table("accounts").all() if row["id"].startswith("escrow:") and row["balance"]
-        ]
-        assert escrow == []
+        accounts = sim.nodes["authority"].ctx.store[ACCOUNTS].all()
+        assert [row for row in accounts if row.id.startswith("escrow:") and row.balance] == []
         for name in names:
             assert sim.nodes[name].accounting.taken(sim.nodes[name].ctx.store) == []
         for node in sim.nodes.values():
@@ -101,17 +100,15 @@ def test_a_silent_requester_cannot_keep_a_provider_from_its_money(tmp_path: Path
     async def main(sim: Simulation) -> tuple[int, str]:
         await small(sim)
         job_id = await sim.post(sim.nodes["requester"], seconds=60, time={"max_duration": 120})
-        while sim.nodes["requester"].ctx.job(job_id)["state"] != "running":
+        while sim.nodes["requester"].ctx.job(job_id).state != "running":
             await trio.sleep(1)
         await sim.crash("requester")
         await trio.sleep(3600)
         provider = sim.nodes["provider-0"]
-        row = provider.ctx.store.find("contracts", job_id, "job_id")
-        assert row is not None
-        accounts = sim.nodes["authority"].ctx.store
-        paid = accounts.find("accounts", provider.identity.did)
-        assert paid is not None
-        return int(paid["balance"]), str(row["state"])
+        contract = provider.ctx.store[CONTRACTS].first("job_id", job_id)
+        assert contract is not None
+        account = sim.nodes["authority"].ctx.store[ACCOUNTS].one(provider.identity.did)
+        return account.balance, contract.state
 
     balance, state = run(main, tmp_path)
     assert (balance, state) == (units.parse_amount("100.25"), "settled")
@@ -122,13 +119,12 @@ def test_a_silent_provider_cannot_keep_the_escrow(tmp_path: Path) -> None:
         await small(sim)
         requester = sim.nodes["requester"]
         job_id = await sim.post(requester, seconds=60, time={"max_duration": 120})
-        while requester.ctx.job(job_id)["state"] != "running":
+        while requester.ctx.job(job_id).state != "running":
             await trio.sleep(1)
         await sim.crash("provider-0")
         await trio.sleep(7200)
-        account = sim.nodes["authority"].ctx.store.find("accounts", requester.identity.did)
-        assert account is not None
-        return str(requester.ctx.job(job_id)["state"]), int(account["balance"])
+        account = sim.nodes["authority"].ctx.store[ACCOUNTS].one(requester.identity.did)
+        return requester.ctx.job(job_id).state, account.balance
 
     assert run(main, tmp_path) == ("failed", units.parse_amount("100"))
 
@@ -139,17 +135,16 @@ def test_a_contract_that_is_never_invoked_expires_and_returns_its_deposit(tmp_pa
         requester, provider = sim.nodes["requester"], sim.nodes["provider-0"]
         job_id = await sim.post(requester, seconds=1, time={"max_duration": 60})
         # the contract is proved, but the invocation cannot get through
-        while not (row := requester.ctx.store.find("contracts", job_id, "job_id")) or row["state"] != "agreed":
+        while not requester.ctx.store[CONTRACTS].count("state", "agreed"):
             await trio.sleep(0.001)
         sim.network.partition({"provider-0"})
-        while requester.ctx.job(job_id)["state"] != "contracted":
+        while requester.ctx.job(job_id).state != "contracted":
             await trio.sleep(0.001)
         await sim.crash("requester")
         await trio.sleep(7200)
-        account = sim.nodes["authority"].ctx.store.find("accounts", requester.identity.did)
-        row = provider.ctx.store.find("contracts", job_id, "job_id")
-        assert account is not None
-        assert row is not None
-        return str(row["state"]), int(account["balance"]), list(provider.accounting.taken(provider.ctx.store))
+        account = sim.nodes["authority"].ctx.store[ACCOUNTS].one(requester.identity.did)
+        contract = provider.ctx.store[CONTRACTS].first("job_id", job_id)
+        assert contract is not None
+        return contract.state, account.balance, list(provider.accounting.taken(provider.ctx.store))
 
     assert run(main, tmp_path) == ("refunded", units.parse_amount("100"), [])

@@ -8,7 +8,9 @@ import trio
 
 from nunet_cli import units
 from nunet_cli.records.bids import CapabilityComparator, Weights
+from nunet_cli.records.books import ACCOUNTS
 from nunet_cli.records.capability import Locality, Storage, TimeCapability
+from nunet_cli.records.contract_records import CONTRACTS
 from tests import scenario
 from tests.simulation.harness import Simulation, check_documents, run
 
@@ -43,13 +45,13 @@ def test_each_job_goes_where_brute_force_says(tmp_path: Path) -> None:
         for job in scenario.jobs():
             job_id = await sim.post(requester, **job)
             state = (await sim.wait_ended({job_id: "requester"}))[job_id]
-            row = requester.ctx.store.find("contracts", job_id, "job_id")
-            assert state == ("settled" if row is not None else "expired")
-            got[job["name"]] = names[row["provider"]] if row is not None else None
+            contract = requester.ctx.store[CONTRACTS].first("job_id", job_id)
+            assert state == ("settled" if contract is not None else "expired")
+            got[job["name"]] = names[contract.provider] if contract is not None else None
         for node in sim.nodes.values():
             check_documents(node)
-        accounts = sim.nodes["authority"].ctx.store.table("accounts").all()
-        return got, {names.get(row["id"], row["id"]): row["balance"] for row in accounts}, ""
+        accounts = sim.nodes["authority"].ctx.store[ACCOUNTS].all()
+        return got, {names.get(row.id, row.id): row.balance for row in accounts}, ""
 
     got, balances, _ = run(main, tmp_path)
     assert got == {job["name"]: scenario.expected(job) for job in scenario.jobs()}
@@ -88,9 +90,8 @@ def test_fifty_jobs_at_once_share_ten_machines(tmp_path: Path) -> None:
         assert set(states.values()) == {"settled"}
         got = {}
         for job_id in able:
-            row = requester.ctx.store.find("contracts", requester.ctx.job(job_id)["contract_id"])
-            assert row is not None
-            got[ids[job_id]["name"]] = names[row["provider"]]
+            contract = requester.ctx.store[CONTRACTS].one(requester.ctx.job(job_id).contract_id)
+            got[ids[job_id]["name"]] = names[contract.provider]
         for machine in scenario.providers():
             assert sim.nodes[machine.name].accounting.taken(sim.nodes[machine.name].ctx.store) == []
         await trio.sleep(1)
