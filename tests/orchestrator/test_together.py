@@ -1,0 +1,155 @@
+"""Messages about the same thing that arrive together: each was looked at before any of them changed anything."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+from msgspec import Struct, structs
+
+from nunet_cli import units
+from nunet_cli.errors import ContractError, StateError
+from nunet_cli.jobs.check import decode_spec
+from nunet_cli.network.envelope import seal
+from nunet_cli.network.messenger import Change, Incoming
+from nunet_cli.node.node import Node
+from nunet_cli.orchestrator import contract, match, request
+from nunet_cli.records.allocations import ALLOCATIONS, HOLDINGS
+from nunet_cli.records.bids import BID_REQUESTS, BIDS, Bid, BidRequest
+from nunet_cli.records.contract_records import CONTRACTS
+from nunet_cli.records.contracts import Contract
+from nunet_cli.records.documents import Document
+from nunet_cli.records.jobs import Job
+from nunet_cli.records.messages import ContractAgreement, ContractProposal, Invocation, JobCancel, JobRequest
+from tests.conftest import Market
+
+MarketOf = Callable[..., Any]
+
+
+def spec(**resources: Any) -> str:
+    needs = {"cpu": 0.1, "memory": "16MiB", "disk": "1MiB", **resources}
+    body = {"name": "test", "executor": {"type": "null"}, "price": "1", "resources": needs}
+    return json.dumps({**body, "time": {"max_duration": "1m"}})
+
+
+async def looked_at(by: Node, sender: Node, type_: str, body: Struct) -> Change:
+    """Let a node check a message, and return what it will change, which it has not yet."""
+    envelope, raw = seal(sender.identity, by.identity.did, type_, body, lifetime=60)
+    behaviour = by.ctx.messenger._types[type_].behaviour
+    assert behaviour is not None
+    change = await behaviour(Incoming(envelope, body, raw))
+    assert callable(change)
+    return change
+
+
+async def at_stage(m: Market, *stages: Any, text: str = "") -> Job:
+    job_id = await m.post(text or spec())
+    for stage in stages:
+        await stage(m.requester.ctx, job_id)
+    return m.job(job_id)
+
+
+def asked(m: Market, job: Job) -> BidRequest:
+    return m.requester.ctx.store[BID_REQUESTS].one(job.bid_request_id).request
+
+
+async def test_a_bid_request_that_comes_by_two_ways_gets_one_bid(market: MarketOf) -> None:
+    async with market() as m:
+        again = structs.replace(asked(m, await at_stage(m, match.match)), id="request-by-two-ways")
+        changes = [await looked_at(m.provider, m.requester, "bid_request", again) for _ in range(2)]
+        answers = [await m.provider.ctx.store.change(change) for change in changes]
+        assert answers[0] == answers[1]
+        assert len(m.provider.ctx.store[BIDS].by("bid_request_id", again.id)) == 1
+
+
+async def test_of_two_bids_of_one_bidder_the_first_counts(market: MarketOf) -> None:
+    async with market() as m:
+        job = await at_stage(m)
+        asking = await match._new_bid_request(m.requester.ctx, job, decode_spec(job.spec))
+        offer = await m.provider.ctx.store.change(
+            await looked_at(m.provider, m.requester, "bid_request", asking)
+        )  # fmt: skip
+        assert offer is not None
+        first = offer[1]
+        assert isinstance(first, Bid)
+        with match._searching(m.requester.ctx, asking.id):
+            bids = [first, structs.replace(first, id="bid-another")]
+            changes = [await looked_at(m.requester, m.provider, "bid", bid) for bid in bids]
+            for change in changes:
+                await m.requester.ctx.store.change(change)
+            assert m.requester.ctx.answers[asking.id] == 1
+        assert [row.id for row in m.requester.ctx.store[BIDS].by("bid_request_id", asking.id)] == [first.id]
+
+
+async def test_what_has_room_for_one_job_is_locked_for_one(market: MarketOf) -> None:
+    async with market() as m:
+        memory = m.provider.accounting.get_available_capability().resources.memory
+        text = spec(memory=f"{memory * 6 // 10 // 2**20}MiB")
+        jobs = [await at_stage(m, match.match, text=text) for _ in range(2)]
+        changes = [
+            await looked_at(m.provider, m.requester, "job_request", JobRequest(job.bid_id, asked(m, job)))
+            for job in jobs
+        ]
+        answers = [await m.provider.ctx.store.change(change) for change in changes]
+        assert [answer and answer[0] for answer in answers] == ["bid", "decline_job_request"]
+        assert [row.id for row in m.provider.ctx.store[HOLDINGS].all()] == [jobs[0].bid_id]
+
+
+async def test_what_is_released_while_it_is_asked_for_is_not_locked(market: MarketOf) -> None:
+    async with market() as m:
+        job = await at_stage(m, match.match)
+        lock = await looked_at(m.provider, m.requester, "job_request", JobRequest(job.bid_id, asked(m, job)))
+        release = await looked_at(m.provider, m.requester, "job_cancel", JobCancel(bid_id=job.bid_id))
+        await m.provider.ctx.store.change(release)
+        with pytest.raises(StateError, match="is released"):
+            await m.provider.ctx.store.change(lock)
+        assert m.provider.ctx.store[HOLDINGS].count() == 0
+
+
+async def test_a_bid_gets_one_contract_and_that_as_often_as_it_is_asked_for(market: MarketOf) -> None:
+    async with market() as m:
+        job = await at_stage(m, match.match, request.request)
+        bid = m.requester.ctx.store[BIDS].one(job.bid_id)
+
+        def proposal() -> Document:
+            authority = m.authority.identity.did
+            return contract.generate_job_contract(m.requester.ctx, job, bid, authority, authority)
+
+        first = proposal()
+        with trio.fail_after(5):
+            while units.utc_now() == first.read(Contract).created_at:
+                await trio.sleep(0.001)
+        documents = [first, first, proposal()]
+        changes = [
+            await looked_at(m.provider, m.requester, "contract_proposal", ContractProposal(document))
+            for document in documents
+        ]
+        answers = [await m.provider.ctx.store.change(change) for change in changes[:2]]
+        assert answers[0] == answers[1]
+        assert answers[0] is not None
+        assert isinstance(answers[0][1], ContractAgreement)
+        with pytest.raises(ContractError) as caught:
+            await m.provider.ctx.store.change(changes[2])
+        assert caught.value.code == "bid_used"
+        assert [row.id for row in m.provider.ctx.store[CONTRACTS].all()] == [first.cid]
+        # it has its resources: they are not locked a second time
+        again = await looked_at(m.provider, m.requester, "job_request", JobRequest(bid.id, asked(m, job)))
+        with pytest.raises(ContractError, match="there is a contract for this bid already"):
+            await m.provider.ctx.store.change(again)
+
+
+async def test_an_invocation_that_comes_twice_makes_one_allocation_and_begins_it_once(market: MarketOf) -> None:
+    async with market() as m:
+        job = await at_stage(m, match.match, request.request, contract.close_contract)
+        kept = m.requester.ctx.store[CONTRACTS].one(job.contract_id)
+        assert kept.proof is not None
+        order = Invocation(job.spec, kept.document, kept.proof)
+        changes = [await looked_at(m.provider, m.requester, "invocation", order) for _ in range(2)]
+        begun: list[str] = []
+        m.provider.ctx.begin_allocation = begun.append
+        for change in changes:
+            await m.provider.ctx.store.change(change)
+        (allocation,) = m.provider.ctx.store[ALLOCATIONS].all()
+        assert begun == [allocation.id]
+        assert [row.kind for row in m.provider.ctx.store[HOLDINGS].all()] == ["allocation"]
