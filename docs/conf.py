@@ -1,5 +1,8 @@
 """How the site is made: `python -m sphinx -W docs site`, with the extra `docs` installed."""
 
+from pygments.lexers.special import TextLexer
+from sphinx.highlighting import lexers
+
 from nunet_cli import __version__
 
 project = "nunet"
@@ -7,6 +10,8 @@ author = "the nunet contributors"
 project_copyright = "the nunet contributors, Apache-2.0"
 release = version = __version__
 extensions = ["myst_parser"]
+# diagrams of states: drawn by who reads the source on a forge; their text is as good here, without a script of others
+lexers["mermaid"] = TextLexer()
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["site", "screens/*.txt"]
 myst_heading_anchors = 3

@@ -92,10 +92,14 @@ class ApiClient:
             most = min(LONGEST_PAGE, limit - len(rows)) if limit else LONGEST_PAGE
             asked = {**query, "limit": most, "after": after or None, "newest": int(newest) or None}
             headers, data = self._exchange("GET", _with_query(path, asked), None, TIMEOUT)
-            rows += json.loads(data)
+            try:
+                rows += json.loads(data)
+                total = int(headers["x-total-count"])
+            except (ValueError, KeyError, TypeError):
+                raise _not_ours(data) from None
             after = _next_after(headers.get("link", ""))
             if not after or len(rows) == limit:
-                return Page(rows, int(headers["x-total-count"]), bool(after))
+                return Page(rows, total, bool(after))
 
     def get_bytes(self, path: str) -> bytes:
         """Return the bytes at a path as they are."""
@@ -225,10 +229,14 @@ def _raise_problem(data: bytes) -> None:
         problem = json.loads(data)
         message, code = problem["detail"], problem["code"]
     except (ValueError, KeyError, TypeError):
-        raise NodeError(f"the node answered something that is not ours: {data[:200]!r}") from None
+        raise _not_ours(data) from None
     error = NunetError(message, code=code, hint=problem.get("hint", ""), details=problem.get("details"))
     error.exit_code = int(problem.get("exit_code", 2))
     raise error
+
+
+def _not_ours(data: bytes) -> NodeError:
+    return NodeError(f"the node answered something that is not ours: {data[:200]!r}")
 
 
 def _gone(where: Path | str, error: Exception) -> NodeError:

@@ -167,7 +167,7 @@ def dispute(
     """Open a dispute about a contract that is not settled, or add evidence to one: its escrow is held meanwhile."""
     with connect() as client:
         if not contract:
-            rows = client.page("/disputes", limit=0).rows
+            rows = sorted(client.page("/disputes", limit=0).rows, key=lambda row: bool(row["decision"]))
             columns = {
                 "contract": lambda row: row["contract_id"], "opened by": lambda row: short(row["opened_by"]),
                 "since": lambda row: row["opened_at"][:19].replace("T", " "), "reason": lambda row: row["reason"][:60],

@@ -170,15 +170,17 @@ class Records(Generic[R]):
 
     def latest(self, field: str | tuple[str, ...], value: Any, limit: int = 1) -> list[R]:
         """Return the last rows whose indexed field, or one of several, has this value, the latest first."""
-        fields = (field,) if isinstance(field, str) else field
+        if isinstance(field, str):
+            query = f"SELECT doc FROM {self._sql.name} WHERE {self._sql.columns[field]}=? ORDER BY seq DESC LIMIT ?"
+            return self._rows(query, (value, limit))
         # each of them by its own index, and no further than is asked for
         parts = " UNION ".join(
             f"SELECT * FROM (SELECT seq, doc FROM {self._sql.name} WHERE {self._sql.columns[name]}=?"
             " ORDER BY seq DESC LIMIT ?)"
-            for name in fields
+            for name in field
         )
         query = f"SELECT doc FROM ({parts}) ORDER BY seq DESC LIMIT ?"
-        return self._rows(query, (*(value, limit) * len(fields), limit))
+        return self._rows(query, (*(value, limit) * len(field), limit))
 
     def all(self) -> Iterator[R]:
         """Return every row, in the order in which they were made; read a thousand at a time."""

@@ -54,7 +54,7 @@ async def test_a_provider_with_another_clock_is_named_and_its_clock_said_on_both
         assert views.peer(there)["problem"] == f"its clock is 10m {other} this machine's"
         job = await process_job(r.ctx, read_spec(SPEC), folder=tmp_path)
         with pytest.raises(NoBidError) as caught:
-            await match(r.ctx, job["id"], timeout=3)
+            await match(r.ctx, job.id, timeout=3)
         assert caught.value.message == f"no acceptable bid: 1 provider's clock is 10m {side} this machine's"
         assert "doctor" in caught.value.hint
         with pytest.raises(PeerError, match="its clock is 10m") as refused, trio.fail_after(5):

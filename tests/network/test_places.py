@@ -16,7 +16,7 @@ from nunet_cli.network.identity import Identity, new_identity
 from nunet_cli.network.peers import FORGET_AFTER, MAX_STRANGERS, Peers
 from nunet_cli.network.topics import Hello
 from nunet_cli.node.node import Node, open_node
-from nunet_cli.records.messaging import PEERS
+from nunet_cli.records.messaging import PEERS, PeerRecord
 from tests.conftest import config
 from tests.security.test_hostile_peer import Hostile
 
@@ -183,7 +183,7 @@ async def test_what_mdns_says_displaces_no_address_that_a_peer_said_itself(tmp_p
         assert peer.addresses == [("10.0.0.1", 4000)]
         assert peer.to_try[0] == ("10.0.0.1", 4000)
         assert len(peer.to_try) <= 2 * peers_module.MAX_ADDRESSES
-        assert peer.row()["addresses"] == ["10.0.0.1:4000"]
+        assert peer.record().addresses == ("10.0.0.1:4000",)
 
 
 async def test_a_stranger_that_is_gone_is_dialled_a_few_times_and_forgotten(tmp_path: Path) -> None:
@@ -220,8 +220,9 @@ async def test_who_was_not_seen_for_weeks_is_forgotten_unless_static(tmp_path: P
             peer.last_seen = peer.useful_at = long_ago
             await peers.save(peer)
         # what version 0.1 kept of somebody who only said hello
-        row = {"id": new_identity().peer_id, "addresses": ["10.0.0.2:80"], "source": "inbound", "last_seen": long_ago}
-        await store.change(lambda t: t.put("peers", row))
+        stranger = new_identity()
+        row = PeerRecord(stranger.peer_id, stranger.did, ("10.0.0.2:80",), last_seen=long_ago)
+        await store.change(lambda t: t[PEERS].put(row))
         again = Peers(store, new_identity().public_key)
         assert sum(1 for _ in again) == 4
         await again.forget_old()

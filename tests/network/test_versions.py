@@ -150,7 +150,7 @@ async def test_a_market_of_newer_and_older_nodes_trades(tmp_path: Path, monkeypa
         job_id = await m.post("name: x\nexecutor: {type: process, command: ['true']}\nprice: 1\n")
         with trio.fail_after(60):
             job = await orchestrate_job(m.requester.ctx, job_id)
-        assert job["state"] == "settled"
+        assert job.state == "settled"
 
 
 async def test_another_major_version_is_refused_and_both_sides_know_why(
@@ -198,7 +198,7 @@ async def _search(node: Any) -> str:
     spec = read_spec("name: x\nexecutor: {type: process, command: ['true']}\nprice: 1\n")
     job = await process_job(node.ctx, spec, folder=node.ctx.home)
     with pytest.raises(NoBidError) as caught:
-        await match(node.ctx, job["id"], timeout=1)
+        await match(node.ctx, job.id, timeout=1)
     return caught.value.message
 
 
