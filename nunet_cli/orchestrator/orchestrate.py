@@ -10,7 +10,7 @@ from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import ContractError, NoSpaceError, NunetError, PeerError, StateError
 from nunet_cli.orchestrator.context import Context, advance, error_record
-from nunet_cli.orchestrator.contract import PROVIDER_REFUSED, close_contract
+from nunet_cli.orchestrator.contract import PROVIDER_REFUSED, TRANSIENT, close_contract
 from nunet_cli.orchestrator.execute import follow
 from nunet_cli.orchestrator.invoke import invoke
 from nunet_cli.orchestrator.match import match
@@ -29,11 +29,8 @@ log = logging.getLogger("nunet.orchestrate")
 
 RETRY_PAUSE, SETTLE_PAUSE = 3.0, 10.0
 MAX_LAPSES = 3
-# what an oracle, a contract database or a provider that answers cannot do just now
-MOMENTARY = frozenset(
-    {"oracle_busy", "not_available", "machine_busy", "transfer_stalled", "too_early", "internal"}
-    | {NoSpaceError.default_code}
-)
+# what an oracle, a contract database or a provider cannot do just now, because it is busy, or away
+MOMENTARY = TRANSIENT | {"oracle_busy", "not_available", "machine_busy", "transfer_stalled", "too_early"}
 # a lock lapses by itself
 RELEASE_LIFETIME = 120
 
@@ -86,7 +83,7 @@ async def _search_anew(ctx: Context, job_id: str, error: NunetError) -> bool:
 
 
 async def _settle(ctx: Context, job_id: str) -> None:
-    """Settle; an oracle or contract database that cannot just now is asked again, until the contract's deadline."""
+    """Settle; who cannot just now, or is away, is asked again until the contract's deadline."""
     try:
         await settle(ctx, job_id)
     except ContractError as error:

@@ -360,6 +360,8 @@ class No:
     job: dict[str, Any] | None = None
     command: str = "true"
     provider: dict[str, Any] | None = None
+    # `job run` would ask again until the contract's deadline
+    by_stage: bool = False
 
 
 MATCH = [
@@ -454,11 +456,11 @@ SETTLE = [
     No("the oracle finds a lie", lying_results(claims_success), 7, "the oracle rejected the result", state="disputed",
        job={"outputs": [{"path": "result.txt"}]}),
     No("the oracle is silent", silent(AUTHORITY, "job_verification"), 6, "the oracle did not verify",
-       state="completed"),
+       state="completed", by_stage=True),
     No("the oracle refuses", raises(AUTHORITY, "job_verification", ContractError("no more work", code="full")), 6,
        "the oracle did not verify: no more work", state="completed"),
     No("the contract database is silent about money", silent(AUTHORITY, "settle_contract"), 6,
-       "the contract was not settled", state="verified"),
+       "the contract was not settled", state="verified", by_stage=True),
     No("the receipt is for another", receipt_of_another, 6,
        "the receipt does not fit the contract: it settles another contract", state="verified"),
     No("the outputs are kept back", outputs_are_kept_back, 6, "the outputs cannot be fetched", state="completed",
@@ -479,7 +481,13 @@ async def test_what_the_user_sees_of_a_no(no: No, tmp_path: Path, monkeypatch: p
                 "resources": {"cpu": 0.2, "memory": "64MiB", "disk": "16MiB"}, **(no.job or {})}  # fmt: skip
         path = tmp_path / "job.yaml"
         path.write_text(json.dumps(body))
-        _, errors = await there.user("job", "run", str(path), code=no.code)
+        if no.by_stage:
+            job_id = (await there.user("job", "post", str(path), "--quiet"))[0].strip()
+            for stage in ("match", "request", "contract", "invoke"):
+                await there.user("job", stage, job_id)
+            _, errors = await there.user("job", "settle", job_id, code=no.code)
+        else:
+            _, errors = await there.user("job", "run", str(path), code=no.code)
         last = errors[errors.rindex("nunet: ") :]
         assert no.error in last
         assert "Traceback" not in errors

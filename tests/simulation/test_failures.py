@@ -102,6 +102,28 @@ def test_a_provider_that_was_given_up_and_comes_back_gives_the_deposit_back_at_o
     assert run(main, tmp_path) == "settled"
 
 
+def test_an_authority_that_is_away_when_the_work_is_done_is_asked_again(tmp_path: Path) -> None:
+    """Longer than an answer is waited for: with the result at the requester, only the settlement is left to do."""
+
+    async def main(sim: Simulation) -> tuple[str, list[str]]:
+        job_id = await pair(sim, seconds=20)
+        await reaches(sim, job_id, "running")
+        await sim.crash("authority")
+        await reaches(sim, job_id, "completed")
+        await trio.sleep(60)
+        await sim.restart("authority")
+        await reaches(sim, job_id, "settled", within=60)
+        assert held(sim) == []
+        assert balance(sim, "first") == OPENING + QUARTER
+        events = [event["type"] for event in sim.nodes["requester"].ctx.store.events(job_id)]
+        return sim.nodes["requester"].ctx.job(job_id)["state"], events
+
+    state, events = run(main, tmp_path)
+    assert state == "settled"
+    assert "settlement_waits" in events
+    assert "job_stuck" not in events
+
+
 def test_work_that_was_finished_out_of_reach_is_paid_and_delivered(tmp_path: Path) -> None:
     """The provider is cut off until after the deadline, and back while the contract can still be settled."""
 
