@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from nunet_cli import units
 from nunet_cli.api import schemas, views
-from nunet_cli.api.common import Endpoint, answer, body_of, did_of, node_of, number_of
+from nunet_cli.api.common import PAGING, STATE, Endpoint, answer, body_of, did_of, flag_of, in_states, listed, node_of
 from nunet_cli.database.records import Records
 from nunet_cli.errors import ContractError, NunetError, PeerError, StateError
 from nunet_cli.node import kyc
@@ -24,6 +24,7 @@ from nunet_cli.records.bids import BIDS
 from nunet_cli.records.books import ACCOUNTS, LOG, REGISTRY
 from nunet_cli.records.contract_records import (
     BALANCES,
+    CONTRACT,
     CONTRACTS,
     REGISTERED_CONTRACTS,
     STATEMENTS,
@@ -77,9 +78,6 @@ class Deposit(Struct, forbid_unknown_fields=True):
 
 
 R = TypeVar("R", ContractRecord, RegisteredContract)
-S = TypeVar("S", bound=Struct)
-MOST_ROWS = 1000
-PAGE = {"limit": "at most so many, the last ones; 1000 where it is not given", "after": "id of a row: those before it"}
 
 
 def _named(records: Records[R], text: str) -> R:
@@ -99,15 +97,10 @@ def _contract(request: Request) -> ContractRecord:
     return _named(node_of(request).ctx.store[CONTRACTS], request.path_params["contract"])
 
 
-def _last(request: Request, records: Records[S], **where: Any) -> list[S]:
-    """Return the last rows of a list, the oldest first; after a row, those that were made before it."""
-    limit = min(number_of(request, "limit") or MOST_ROWS, MOST_ROWS)
-    return records.page(limit, request.query_params.get("after", ""), newest=True, **where).rows[::-1]
-
-
 async def list_contracts(request: Request) -> Response:
-    """Return this node's contracts, the last ones, oldest first."""
-    return answer([views.contract(row) for row in _last(request, node_of(request).ctx.store[CONTRACTS])])
+    """Return this node's contracts in the order in which they were made."""
+    contracts = node_of(request).ctx.store[CONTRACTS]
+    return listed(request, contracts, views.contract, **in_states(request, CONTRACT))
 
 
 async def show_contract(request: Request) -> Response:
@@ -115,7 +108,7 @@ async def show_contract(request: Request) -> Response:
     node = node_of(request)
     row = _contract(request)
     view = views.contract(row, whole=True)
-    if request.query_params.get("check") == "1":
+    if flag_of(request, "check"):
         view["recorded_state"] = (await check_contract(node.ctx, row.id)).state
         if row.state in ("disputed", "settled", "refunded") and row.dispute is not None:
             view["dispute"] = msgspec.to_builtins(await disputes.ask(node.ctx, row.id))
@@ -145,13 +138,10 @@ async def export_contract(request: Request) -> Response:
 
 
 async def list_disputes(request: Request) -> Response:
-    """Return the disputes that this contract database has, open ones first, each oldest first (operator)."""
+    """Return the disputes that this contract database has, in the order in which they were opened (operator)."""
     _database(request)
-    known, limit = node_of(request).ctx.store[DISPUTES], number_of(request, "limit") or MOST_ROWS
-    rows = known.by("decision", "", limit=limit)
-    if len(rows) < limit:
-        rows += known.page(limit - len(rows), newest=True, decision=("pay", "split", "refund")).rows[::-1]
-    return answer([msgspec.to_builtins(row) for row in rows])
+    where = {"decision": ""} if flag_of(request, "open") else {}
+    return listed(request, node_of(request).ctx.store[DISPUTES], msgspec.to_builtins, **where)
 
 
 async def resolve_contract(request: Request) -> Response:
@@ -194,9 +184,8 @@ def _last_known(node: Node, error: NunetError) -> dict[str, Any]:
 
 
 async def statements(request: Request) -> Response:
-    """Return the movements on this node's account as its own receipts have them, the last ones, oldest first."""
-    rows = _last(request, node_of(request).ctx.store[STATEMENTS])
-    return answer([msgspec.to_builtins(row) for row in sorted(rows, key=lambda row: row.at)])
+    """Return the movements on this node's account as its own receipts have them, in the order in which they came."""
+    return listed(request, node_of(request).ctx.store[STATEMENTS], msgspec.to_builtins)
 
 
 async def deposit(request: Request) -> Response:
@@ -217,9 +206,9 @@ def _database(request: Request) -> ContractDatabase:
 
 
 async def registry(request: Request) -> Response:
-    """Return those whom this contract database has admitted or revoked, the last ones, oldest first."""
+    """Return those whom this contract database has admitted or revoked, in the order in which they were."""
     _database(request)
-    return answer([msgspec.to_builtins(entry) for entry in _last(request, node_of(request).ctx.store[REGISTRY])])
+    return listed(request, node_of(request).ctx.store[REGISTRY], msgspec.to_builtins)
 
 
 async def approve(request: Request) -> Response:
@@ -269,18 +258,19 @@ async def books(request: Request) -> Response:
 
 
 ENDPOINTS = (
-    Endpoint("/contracts", list_contracts, list[schemas.Contract], query=PAGE),
+    Endpoint("/contracts", list_contracts, list[schemas.Contract], query={**PAGING, **STATE}),
     Endpoint("/contracts/{contract}", show_contract, schemas.ContractDetail,
              query={"check": "1 to ask the contract database as well"}),
     Endpoint("/contracts/{contract}/dispute", dispute_contract, schemas.DisputeDocument, "POST", NewEvidence,
              status=201),
     Endpoint("/contracts/{contract}/resolve", resolve_contract, schemas.ReceiptDocument, "POST", Resolution),
     Endpoint("/contracts/{contract}/evidence", export_contract),
-    Endpoint("/disputes", list_disputes, list[schemas.DisputeDocument], query={"limit": PAGE["limit"]}),
+    Endpoint("/disputes", list_disputes, list[schemas.DisputeDocument],
+             query={**PAGING, "open": "1 for those that are not resolved"}),
     Endpoint("/accounts/balance", balance, schemas.Account),
-    Endpoint("/accounts/statements", statements, list[schemas.Statement], query=PAGE),
+    Endpoint("/accounts/statements", statements, list[schemas.Statement], query=PAGING),
     Endpoint("/accounts/deposit", deposit, schemas.Balance, "POST", Deposit, status=201),
-    Endpoint("/registry", registry, list[schemas.RegistryEntry], query=PAGE),
+    Endpoint("/registry", registry, list[schemas.RegistryEntry], query=PAGING),
     Endpoint("/registry/approve", approve, schemas.RegistryEntry, "POST", RegistryChange, status=201),
     Endpoint("/registry/revoke", revoke, schemas.RegistryEntry, "POST", RegistryChange),
     Endpoint("/registry/attest", attest, schemas.KycDocument, "POST", Attestation, status=201),

@@ -84,7 +84,7 @@ def backup(
 
 @node.command("restore")
 def restore(
-    file: Annotated[Path, typer.Argument(help="The backup.", metavar="FILE", exists=True, dir_okay=False)],
+    file: Annotated[Path, typer.Argument(help="The backup.", metavar="FILE")],
     force: Annotated[
         bool, typer.Option("--force", help="Also where the home has another node's key, which is given up.")
     ] = False,

@@ -204,9 +204,8 @@ def describe(event: dict[str, Any]) -> tuple[str, str] | None:
         return "settle", f"verified by the oracle ({data.get('checks', 'all')} checks)"
     if kind in ("job_settled", "job_cancelled", "job_failed") and "paid" in data:
         back = f", {data['refunded']} NTX returned" if data.get("refunded", "0") != "0" else ""
-        return "settle", f"{kind.removeprefix('job_')}: {data['paid']} NTX paid{back}"
-    if kind == "message":
-        return "settle", data["text"]
+        said = f"; {data['message']}" if kind == "job_settled" and data.get("message") else ""
+        return "settle", f"{kind.removeprefix('job_')}: {data['paid']} NTX paid{back}{said}"
     if kind == "job_cancelled":
         return "cancel", data.get("note") or "cancelled"
     return None

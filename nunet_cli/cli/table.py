@@ -58,7 +58,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "contract verify": ("contract", "Check a bundle offline: every signature, content id and sum."),
     "contract dispute": ("contract", "Open a dispute about a contract that is not settled."),
     "contract resolve": ("contract", "End a dispute (for the operator of the contract database)."),
-    "allocation list": ("records:allocations", "List every allocation that was ever made here."),
+    "allocation list": ("records:allocations", "List the allocations that were ever made here."),
     "allocation show": ("records:allocations", "Show an allocation."),
     "capability show": ("provider:capability", "Show what is registered, taken and left."),
     "capability benchmark": ("provider:capability", "Measure this machine, without registering anything."),

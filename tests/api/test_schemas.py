@@ -131,6 +131,9 @@ def test_commands_print_what_is_published(processes: Processes, tmp_path: Path) 
     printed("job validate", word_count, home=r)
     (tmp_path / "compose.yaml").write_text("services: {a: {image: b, ports: [80]}}")
     printed("job import", str(tmp_path / "compose.yaml"), home=r)
+    printed("gc", "--dry-run", home=r)
+    printed("gc", "--export", str(tmp_path / "jobs.jsonl"), home=r)
+    printed("node backup", str(tmp_path / "node.tar"), home=r)
     assert printed.seen == COMMANDS.keys()
 
 
