@@ -122,7 +122,9 @@ class Market:
     async def let_pass_the_deadline(self, contract_id: str) -> None:
         """Let a contract's deadline be now, in the provider's books and in the contract database's."""
         for node, table in ((self.provider, CONTRACTS), (self.authority, REGISTERED_CONTRACTS)):
-            past = structs.replace(node.ctx.store[table].one(contract_id), deadline=units.utc_now())
+            now = units.utc_now()
+            times = {"deadline": now} if table is CONTRACTS else {"deadline": now, "window_from": now}
+            past = structs.replace(node.ctx.store[table].one(contract_id), **times)
             await node.ctx.store.change(lambda t, table=table, past=past: t[table].put(past))  # type: ignore[misc]
 
     def balances(self) -> dict[str, int]:

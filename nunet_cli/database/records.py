@@ -55,9 +55,9 @@ class Statements:
         columns = ["seq INTEGER PRIMARY KEY", *(['"key" TEXT NOT NULL UNIQUE'] if table.key else [])]
         columns += [quoted(f"f_{field}") for field in table.indexes]
         made = [f"CREATE TABLE IF NOT EXISTS {self.name} ({', '.join(columns)}, doc BLOB NOT NULL)"]
-        for field in table.indexes:
-            index = quoted(f"{table.name}_{field}")
-            made.append(f"CREATE INDEX IF NOT EXISTS {index} ON {self.name} ({quoted(f'f_{field}')})")
+        for fields in (*((field,) for field in table.indexes), *table.together):
+            index, names = quoted(f"{table.name}_{'_'.join(fields)}"), ", ".join(quoted(f"f_{name}") for name in fields)
+            made.append(f"CREATE INDEX IF NOT EXISTS {index} ON {self.name} ({names})")
         return made
 
 
@@ -214,10 +214,16 @@ class Records(Generic[R]):
         """Return the conditions in SQL for what indexed fields must be, and their values."""
         tests: list[str] = []
         values: list[Any] = []
-        for field, value in where.items():
+        for names, value in where.items():
             several = value if isinstance(value, tuple) else (value,)
-            tests.append(f"{self._sql.columns[field]} IN ({','.join('?' * len(several))})")
-            values += several
+            found = [f"{self._sql.columns[name]} IN ({','.join('?' * len(several))})" for name in names.split("|")]
+            if len(found) > 1:
+                # each of them by its own index
+                rows = " UNION ALL ".join(f"SELECT seq FROM {self._sql.name} WHERE {test}" for test in found)
+                tests.append(f"seq IN ({rows})")
+            else:
+                tests += found
+            values += several * len(found)
         return tests, values
 
     def with_prefix(self, prefix: str, *, field: str = "", limit: int = 20) -> list[R]:
@@ -233,7 +239,7 @@ class Records(Generic[R]):
             limit: at most how many rows.
             after: the key of the last row of the page before; empty for the first page.
             newest: begin with the latest.
-            where: what indexed fields must be; a tuple for one of several.
+            where: what indexed fields must be; a tuple for one of several; `a|b` for what one of two fields must be.
 
         Raises:
             NotFoundError: there is no row `after`.

@@ -18,7 +18,7 @@ from msgspec import structs
 from nunet_cli import units
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.database.transition import transition
-from nunet_cli.errors import ContractError, NoSpaceError, NunetError, RejectedMessageError, StateError
+from nunet_cli.errors import ContractError, NoSpaceError, NunetError, PeerError, RejectedMessageError, StateError
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.tree import required_capability
 from nunet_cli.network.messenger import Answer, Change, Incoming
@@ -37,6 +37,7 @@ from nunet_cli.records.contracts import (
     CheckContract,
     CheckKyc,
     Contract,
+    ContractRegistered,
     ContractStatus,
     KycAnswer,
     Proof,
@@ -311,6 +312,35 @@ def set_contract(t: Transaction, contract_id: str, event: str, *, by: str, **cha
     return contract
 
 
+def recorded_with(ctx: Context, contract_id: str, database: str) -> ContractRecord:
+    """Return a contract of this node's, for the contract database that it names.
+
+    Raises:
+        PeerError: there is none.
+    """
+    contract = ctx.store[CONTRACTS].get(contract_id)
+    if contract is None or contract.contract_database != database:
+        raise PeerError("no such contract recorded with you here", code="no_contract")
+    return contract
+
+
+def _on_registered(ctx: Context, message: Incoming) -> Change:
+    """Keep the proof that the contract database sends to the party that did not register the contract itself."""
+    body: ContractRegistered = message.body
+    check_proof(body.proof, recorded_with(ctx, body.contract_id, message.sender).document)
+
+    def change(t: Transaction) -> None:
+        contract = t[CONTRACTS].one(body.contract_id)
+        if contract.proof is None and CONTRACT.may(contract.state, "prove"):
+            set_contract(t, contract.id, "prove", by=DATABASE, proof=body.proof, proved_at=units.utc_now())
+        elif contract.proof is None:
+            # closed, or in dispute, before the proof was here
+            t[CONTRACTS].put(structs.replace(contract, proof=body.proof))
+        note_balance(t, message.sender, body.balance)
+
+    return change
+
+
 def note_balance(t: Transaction, database: str, balance: str) -> None:
     """Remember what the contract database last said of this node's balance."""
     t[BALANCES].put(Balance(database, balance, units.utc_now()))
@@ -325,7 +355,11 @@ def register(ctx: Context) -> None:
     async def on_proposal(message: Incoming) -> Answer | Change:
         return await _on_proposal(ctx, message)
 
+    async def on_registered(message: Incoming) -> Change:
+        return _on_registered(ctx, message)
+
     ctx.messenger.register("contract_proposal", ContractProposal, on_proposal)
+    ctx.messenger.register("contract_registered", ContractRegistered, on_registered)
     ctx.messenger.register("contract_agreement", ContractAgreement)
     ctx.messenger.register("kyc_answer", KycAnswer)
     ctx.messenger.register("proof_of_contract", ProofOfContract)

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import logging
+from functools import partial
 from typing import TypeVar
 
 from msgspec import Struct, structs
 
 from nunet_cli.database.store import Transaction
-from nunet_cli.errors import ContractError, NunetError
+from nunet_cli.errors import ContractError, DisputedError, NunetError
+from nunet_cli.network.messenger import Change, Incoming
 from nunet_cli.orchestrator.context import Context, advance, error_record
-from nunet_cli.orchestrator.contract import set_contract
-from nunet_cli.records.contract_records import CONTRACTS
+from nunet_cli.orchestrator.contract import recorded_with, set_contract
+from nunet_cli.records.contract_records import CONTRACT, CONTRACTS
 from nunet_cli.records.contracts import PROVIDER, REQUESTER
 from nunet_cli.records.disputes import AskDispute, Dispute, DisputeContract, DisputeSummary, EvidenceDocument
 from nunet_cli.records.documents import Document
 from nunet_cli.records.jobs import JOBS
 from nunet_cli.tokenomics.dispute import whole
 
+log = logging.getLogger("nunet.disputes")
+
 T = TypeVar("T", bound=Struct)
+_TOLD = "contract %s is in dispute: %s; to say this node's side: nunet contract dispute %s --reason TEXT"
 
 
 def register(ctx: Context) -> None:
-    """Know the answers of the contract database."""
+    """Take word of disputes, and know the answers of the contract database."""
+
+    async def on_opened(message: Incoming) -> Change:
+        return _on_opened(ctx, message)
+
+    ctx.messenger.register("dispute_opened", DisputeSummary, on_opened)
     ctx.messenger.register("dispute", DisputeSummary)
     ctx.messenger.register("dispute_document", EvidenceDocument)
 
@@ -54,17 +65,34 @@ async def add(
     return whole(dispute, {document.cid: document for document in documents})
 
 
+def _on_opened(ctx: Context, message: Incoming) -> Change:
+    """Note a dispute that the contract database tells of, whoever opened it."""
+    dispute: DisputeSummary = message.body
+    contract = recorded_with(ctx, dispute.contract_id, message.sender)
+
+    def change(t: Transaction) -> None:
+        _note(t, contract.id, dispute)
+        if dispute.opened_by != ctx.identity.did:
+            t.then(partial(log.warning, _TOLD, contract.id, dispute.reason, contract.id))
+
+    return change
+
+
 def _note(t: Transaction, contract_id: str, dispute: DisputeSummary) -> None:
     contract = t[CONTRACTS].one(contract_id)
-    t[CONTRACTS].put(structs.replace(contract, dispute=dispute))
-    if contract.state != "proved":
+    if contract.dispute is None or len(contract.dispute.evidence) <= len(dispute.evidence):
+        # else it is an older word of it
+        t[CONTRACTS].put(structs.replace(contract, dispute=dispute))
+    if contract.role == REQUESTER and contract.state != "proved":
         # never proved here, or closed while the answer was on its way
+        return
+    if not CONTRACT.may(contract.state, "dispute"):
         return
     by = REQUESTER if dispute.opened_by == contract.requester else PROVIDER
     set_contract(t, contract_id, "dispute", by=by)
     job = t[JOBS].get(contract.job_id) if contract.role == REQUESTER else None
     if job is not None and job.contract_id == contract_id and job.state in ("completed", "verified"):
-        error = error_record(ContractError(f"in dispute: {dispute.reason}", code="disputed"))
+        error = error_record(DisputedError(f"in dispute: {dispute.reason}"))
         advance(t, job.id, "dispute", by=by, about=contract_id, said={"reason": dispute.reason}, error=error)
 
 

@@ -52,6 +52,16 @@ class LogHead(Struct, frozen=True):
 LOG_HEAD = Table("log_head", LogHead)
 
 
+class Presence(Struct, frozen=True):
+    """When a node was there in a role (the `id`) last, to a minute."""
+
+    id: str
+    seen_at: str
+
+
+PRESENCE = Table("presence", Presence)
+
+
 class RegistryEntry(Struct, frozen=True):
     """Somebody who was admitted or revoked; `id` is the DID."""
 

@@ -75,7 +75,10 @@ CONTRACT = Machine(
 
 
 class RegisteredContract(Struct, frozen=True):
-    """A contract that the contract database has recorded; `result` is the first that its provider signed, once seen."""
+    """A contract that the contract database has recorded; `result` is the first that its provider signed, once seen.
+
+    From `window_from` on it can be settled for a while longer; then its deposit goes back.
+    """
 
     id: str
     job_id: str
@@ -84,15 +87,20 @@ class RegisteredContract(Struct, frozen=True):
     deadline: str
     document: Document
     proof: Document
+    window_from: str = ""
     state: str = "proved"
     receipt: Document | None = None
     result: Document | None = None
     result_at: str = ""
 
 
+# what is open among those of one party, and what is due among those that are open: both are asked often, and what is
+# closed stays for long
 REGISTERED_CONTRACTS = Table(
-    "registered_contracts", RegisteredContract, indexes=("state", "requester", "provider", "job_id", "deadline")
-)
+    "registered_contracts", RegisteredContract,
+    indexes=("state", "requester", "provider", "job_id", "deadline", "window_from"),
+    together=(("requester", "state"), ("provider", "state"), ("state", "window_from")),
+)  # fmt: skip
 
 REGISTERED = Machine(
     "registered contract",

@@ -162,6 +162,14 @@ class ProofOfContract(Struct, forbid_unknown_fields=True, frozen=True):
     balance: Amount
 
 
+class ContractRegistered(Struct, forbid_unknown_fields=True, frozen=True):
+    """The proof, for the party that did not register the contract itself, with its own balance."""
+
+    contract_id: Id
+    proof: Document
+    balance: Amount
+
+
 class SettleContract(Struct, forbid_unknown_fields=True, frozen=True):
     """Ask to settle: with the provider's result, and the oracle's verdict where money is due."""
 

@@ -20,6 +20,7 @@ class Table(Generic[R]):
         kind: the struct of its rows.
         key: the field that names a row; empty for a log, whose rows are only numbered.
         indexes: the fields by which it is asked; no others can be.
+        together: of these, those by which it is asked at once, in the order in which an index has them.
         first_name: what the table was called in the store's first version, where that is another name.
         upgrade: makes a row of that version into the fields of `kind`, or None where it is not of this table; where it
             is not given the fields are the same, and what is missing has the struct's default.
@@ -29,5 +30,6 @@ class Table(Generic[R]):
     kind: type[R]
     key: str = "id"
     indexes: tuple[str, ...] = ()
+    together: tuple[tuple[str, ...], ...] = ()
     first_name: str = ""
     upgrade: Callable[[dict[str, Any]], dict[str, Any] | None] = dict

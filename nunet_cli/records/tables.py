@@ -6,7 +6,7 @@ from typing import Any
 
 from nunet_cli.records.allocations import ALLOCATIONS, HOLDINGS
 from nunet_cli.records.bids import BID_REQUESTS, BIDS
-from nunet_cli.records.books import ACCOUNTS, LEDGER, LOG, LOG_HEAD, REGISTRY
+from nunet_cli.records.books import ACCOUNTS, LEDGER, LOG, LOG_HEAD, PRESENCE, REGISTRY
 from nunet_cli.records.contract_records import (
     BALANCES,
     CONTRACTS,
@@ -26,5 +26,5 @@ from nunet_cli.records.table import Table
 TABLES: tuple[Table[Any], ...] = (
     JOBS, BID_REQUESTS, BIDS, CONTRACTS, STATEMENTS, BALANCES, LATE_RESULTS, PINNED_ROLES, ALLOCATIONS, HOLDINGS,
     REGISTERED_CAPABILITY, OFFERS, PREFERENCES, REGISTERED_CONTRACTS, DISPUTES, ACCOUNTS, LEDGER, LOG, LOG_HEAD,
-    REGISTRY, VERDICTS, INBOX, OUTBOX, GRANTS, PEERS, EVENTS,
+    PRESENCE, REGISTRY, VERDICTS, INBOX, OUTBOX, GRANTS, PEERS, EVENTS,
 )  # fmt: skip

@@ -7,8 +7,6 @@ recorded then: two that arrive together are decided one after the other.
 
 from __future__ import annotations
 
-import logging
-from datetime import timedelta
 from functools import partial
 
 from msgspec import Struct
@@ -37,17 +35,14 @@ from nunet_cli.records.contracts import (
 )
 from nunet_cli.records.disputes import AskDispute, Decision, Dispute, DisputeContract, EvidenceDocument
 from nunet_cli.records.documents import Document
-from nunet_cli.records.machine import CLOCK
 from nunet_cli.tokenomics import chain, ledger
 from nunet_cli.tokenomics import dispute as disputes
 from nunet_cli.tokenomics.closing import Closing, contract_of
 from nunet_cli.tokenomics.disputing import Disputing, result_among
-from nunet_cli.tokenomics.receipt import NOT_DELIVERED
+from nunet_cli.tokenomics.refunding import Refunding
 from nunet_cli.tokenomics.registering import Registering
 from nunet_cli.tokenomics.registry import Registry
 from nunet_cli.tokenomics.settling import Claim, Settling, read_claim
-
-log = logging.getLogger("nunet.contract-database")
 
 MESSAGE_LIFETIME = 14 * 86400
 
@@ -65,10 +60,11 @@ class ContractDatabase:
     def __init__(self, identity: Identity, store: Store, config: Config, messenger: Messenger) -> None:
         self._store, self._config, self._messenger = store, config, messenger
         self.registry = Registry(store, config)
-        self._registering = Registering(identity, self.registry)
-        closing = self._closing = Closing(identity, self._tell)
-        self._disputing = Disputing(closing)
+        self._registering = Registering(identity, self.registry, self._tell)
+        closing = Closing(identity, self._tell)
+        self._disputing = Disputing(closing, self._tell)
         self._settling = Settling(closing, self._disputing)
+        self._refunding = Refunding(store, config.limits.settlement_window, closing)
         messenger.register("check_kyc", CheckKyc, self._on_check_kyc)
         messenger.register("check_contract", CheckContract, self._on_check_contract)
         messenger.register("register_contract", RegisterContract, self._on_register)
@@ -94,7 +90,8 @@ class ContractDatabase:
         if known is not None:
             return known.proof
         self._registering.check(document, contract)
-        return await self._store.change(lambda t: self._registering.record(t, document, contract).proof)
+        sender = contract.requester
+        return await self._store.change(lambda t: self._registering.record(t, document, contract, sender).proof)
 
     async def settle(self, request: SettleContract, sender: str) -> Document:
         """Settle a contract exactly once; return the signed receipt.
@@ -144,27 +141,9 @@ class ContractDatabase:
     async def refund_expired(self) -> list[str]:
         """Give deposits back whose contract's deadline, and the time to settle after it, have passed; return their ids.
 
-        A contract in dispute is left as it is: its escrow is held.
+        To be called every few seconds: what it was away for is counted against nobody.
         """
-        now = units.now()
-        window = timedelta(seconds=self._config.limits.settlement_window)
-        past = self._store[REGISTERED_CONTRACTS].below("deadline", units.format_time(now - window), state="proved")
-        refunded = []
-        for record in past:
-            if units.parse_time(record.deadline) + window + _second_run(record) >= now:
-                continue
-            try:
-                await self._store.change(partial(self._refund, record.id))
-            except NunetError as error:
-                # it was disputed just now, for example: the others' money does not wait for it
-                log.info("contract %s is not refunded: %s", record.id, error)
-            else:
-                refunded.append(record.id)
-        return refunded
-
-    def _refund(self, contract_id: str, t: Transaction) -> None:
-        record = t[REGISTERED_CONTRACTS].one(contract_id)
-        self._closing.close(t, record, 0, NOT_DELIVERED, by=CLOCK, at=units.utc_now())
+        return await self._refunding.refund_expired()
 
     def check_log(self) -> int:
         """Check the whole log; return its length.
@@ -186,10 +165,10 @@ class ContractDatabase:
             balance = self.registry.balance(self._store, contract.requester)
             return "proof_of_contract", ProofOfContract(known.proof, balance)
         self._registering.check(document, contract)
-        return partial(self._register, document, contract)
+        return partial(self._register, document, contract, message.sender)
 
-    def _register(self, document: Document, contract: Contract, t: Transaction) -> Answer:
-        proof = self._registering.record(t, document, contract).proof
+    def _register(self, document: Document, contract: Contract, sender: str, t: Transaction) -> Answer:
+        proof = self._registering.record(t, document, contract, sender).proof
         if contract.payment != "volunteer":
             # free contracts cost nothing: who makes many identities could make many of those between them
             self._messenger.transport.peers.keep_useful(t, contract.requester, contract.provider)
@@ -268,9 +247,3 @@ def _dispute_of(source: Store | Transaction, contract_id: str) -> Dispute:
     if known is None:
         raise NotFoundError(f"there is no dispute about {contract_id}", code="no_dispute")
     return known
-
-
-def _second_run(record: RegisteredContract) -> timedelta:
-    """Return how long the oracle's own run of a job may take, where its contract asks for one."""
-    terms = record.document.read(Contract).terms
-    return timedelta(seconds=2 * terms.max_duration) if terms.verification == "reexecute" else timedelta()

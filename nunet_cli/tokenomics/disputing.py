@@ -16,7 +16,7 @@ from nunet_cli.records.machine import OPERATOR, ORACLE
 from nunet_cli.records.results import Result
 from nunet_cli.tokenomics import chain
 from nunet_cli.tokenomics import dispute as disputes
-from nunet_cli.tokenomics.closing import Closing, contract_of, seconds_seen
+from nunet_cli.tokenomics.closing import Closing, Tell, contract_of, seconds_seen
 
 
 def held(contract_id: str) -> DisputedError:
@@ -41,13 +41,17 @@ class Disputing:
 
     Args:
         closing: how a contract is closed by a decision.
+        tell: how both parties learn of a dispute.
     """
 
-    def __init__(self, closing: Closing) -> None:
-        self._closing = closing
+    def __init__(self, closing: Closing, tell: Tell) -> None:
+        self._closing, self._tell = closing, tell
 
     def add(self, t: Transaction, request: DisputeContract, sender: str, result: Document | None) -> Document | None:
         """Open a dispute, or add evidence to one, as part of a change: escrow is held until it is resolved.
+
+        Both parties are told of one that is opened, so that nobody works on under a contract that is in dispute without
+        knowing it. How it ends is told by the receipt.
 
         Args:
             t: the change.
@@ -67,6 +71,7 @@ class Disputing:
             raise ContractError(f"the contract is {record.state} already", code="already_settled")
         party = REQUESTER if sender == record.requester else PROVIDER
         known = disputes.find(t, record.id)
+        is_new = known is None
         if known is None:
             known = Dispute(record.id, sender, units.utc_now(), request.text or "no reason given")
             record = transition(t, record, "dispute", by=party, about=record.id)
@@ -79,11 +84,15 @@ class Disputing:
             record = transition(
                 t, record, "hand_in", by=party, about=record.id, result=result, result_at=units.utc_now()
             )  # fmt: skip
-        if record.result is None:
-            return None
-        documents = tuple(document for item in known.evidence for document in item.documents)
-        decision = disputes.quorum_decision(record.document.read(Contract), documents, record.result.cid)
-        return None if decision is None else self._decide(t, record, known, decision, ORACLE)
+        if record.result is not None:
+            documents = tuple(document for item in known.evidence for document in item.documents)
+            decision = disputes.quorum_decision(record.document.read(Contract), documents, record.result.cid)
+            if decision is not None:
+                return self._decide(t, record, known, decision, ORACLE)
+        if is_new:
+            for did in (record.requester, record.provider):
+                self._tell(t, did, "dispute_opened", disputes.summary(known))
+        return None
 
     def resolve(self, t: Transaction, contract_id: str, decision: Decision, share: str) -> Document:
         """Decide a dispute for the operator, as part of a change; return the receipt.

@@ -15,13 +15,16 @@ from nunet_cli.records.contracts import (
     PROVIDER,
     REQUESTER,
     Contract,
+    ContractRegistered,
     Proof,
     deadline_of,
     sign_by_of,
 )
 from nunet_cli.records.documents import Document, make_document, require_signature
 from nunet_cli.tokenomics import chain, ledger
+from nunet_cli.tokenomics.closing import Tell
 from nunet_cli.tokenomics.payment import deposit_for
+from nunet_cli.tokenomics.refunding import window_from
 from nunet_cli.tokenomics.registry import Registry
 
 MAX_DEADLINE = timedelta(days=366)
@@ -35,10 +38,11 @@ class Registering:
     Args:
         identity: the key that signs proofs.
         registry: who is verified.
+        tell: how the other party gets the proof.
     """
 
-    def __init__(self, identity: Identity, registry: Registry) -> None:
-        self._identity, self._registry = identity, registry
+    def __init__(self, identity: Identity, registry: Registry, tell: Tell) -> None:
+        self._identity, self._registry, self._tell = identity, registry, tell
 
     def check(self, document: Document, contract: Contract) -> None:
         """Refuse a contract that is not as contracts are, or not signed by both; needs no look at the books.
@@ -54,11 +58,18 @@ class Registering:
         require_signature(document, contract.provider, PROVIDER, "contract")
         check_terms(contract, self._identity.did)
 
-    def record(self, t: Transaction, document: Document, contract: Contract) -> RegisteredContract:
+    def record(self, t: Transaction, document: Document, contract: Contract, sender: str) -> RegisteredContract:
         """Record a contract that was checked and hold its deposit, as part of a change.
 
         Whether both parties are verified is decided here, and nowhere else. One that is recorded already is left as it
-        is, however often that is asked for.
+        is, however often that is asked for. The proof is sent to the other party as well: a provider then knows what it
+        is invoked under, and what is owed to it, whatever becomes of the requester.
+
+        Args:
+            t: the change.
+            document: the contract, with both signatures.
+            contract: what it says.
+            sender: the party that has it registered, and gets the proof by the answer.
 
         Raises:
             ContractError: a party is not verified, or the requester lacks the funds.
@@ -78,10 +89,14 @@ class Registering:
             Proof(1, contract_id, self._identity.did, terms.deposit, units.utc_now(), head)
         ).sign(self._identity, DATABASE)  # fmt: skip
         record = RegisteredContract(
-            contract_id, contract.job_id, contract.requester, contract.provider, terms.deadline, document, proof
-        )
+            contract_id, contract.job_id, contract.requester, contract.provider, terms.deadline, document, proof,
+            window_from(contract, units.now()),
+        )  # fmt: skip
         t[REGISTERED_CONTRACTS].put(record)
         t.save_event(contract.job_id, "contract_registered", contract_id=contract_id)
+        other = contract.provider if sender == contract.requester else contract.requester
+        balance = self._registry.balance(t, other)
+        self._tell(t, other, "contract_registered", ContractRegistered(contract_id, proof, balance))
         return record
 
 

@@ -458,7 +458,7 @@ async def test_an_overdue_contract_is_refunded_by_the_contract_database(market: 
         assert m.balance(m.requester) == units.parse_amount("100") - QUARTER
         row = m.authority.ctx.store[REGISTERED_CONTRACTS].first("job_id", job_id)
         assert await m.authority.contract_database.refund_expired() == []
-        past = replace(row, deadline="2020-01-01T00:00:00.000Z")
+        past = replace(row, deadline="2020-01-01T00:00:00.000Z", window_from="2020-01-01T00:00:00.000Z")
         await m.authority.ctx.store.change(lambda t: t[REGISTERED_CONTRACTS].put(past))
         with trio.fail_after(30):
             while m.requester.ctx.store[CONTRACTS].first("job_id", job_id).state != "refunded":

@@ -1,0 +1,111 @@
+"""The contract database gives deposits back that nobody settled in time, and counts its own absence against nobody."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime, timedelta
+from functools import partial
+
+from msgspec import structs
+
+from nunet_cli import units
+from nunet_cli.database.store import Store, Transaction
+from nunet_cli.errors import NunetError
+from nunet_cli.records.books import PRESENCE, Presence
+from nunet_cli.records.contract_records import REGISTERED_CONTRACTS
+from nunet_cli.records.contracts import DATABASE, Contract
+from nunet_cli.records.machine import CLOCK
+from nunet_cli.tokenomics.closing import Closing
+from nunet_cli.tokenomics.receipt import NOT_DELIVERED
+
+log = logging.getLogger("nunet.contract-database")
+
+NOTED_EVERY = timedelta(minutes=1)
+# a busy machine may be late by that much without having been away
+LATE = timedelta(seconds=10)
+AT_ONCE = 100
+
+
+def window_from(contract: Contract, now: datetime) -> str:
+    """Return when the window of a contract begins: at its deadline, or now where that has passed.
+
+    Where its terms ask for the oracle's own run of the job, that may take its time before.
+    """
+    terms = contract.terms
+    second_run = timedelta(seconds=2 * terms.max_duration if terms.verification == "reexecute" else 0)
+    return units.format_time(max(units.parse_time(terms.deadline), now) + second_run)
+
+
+class Refunding:
+    """What becomes of contracts whose time is over.
+
+    After its deadline a contract can still be settled for a while, the window: by its provider, whose requester may be
+    gone. Where this node was away, so that nobody could settle, the windows begin anew when it is back; where its clock
+    was set to another time, what it shows says nothing about how long that was, and they begin anew as well.
+
+    Args:
+        store: where contracts are, and when this node was there last.
+        window: for how long after its deadline a contract can be settled, in seconds.
+        closing: how a contract is closed.
+    """
+
+    def __init__(self, store: Store, window: float, closing: Closing) -> None:
+        self._store, self._window, self._closing = store, timedelta(seconds=window), closing
+        self._seen: datetime | None = None
+
+    async def refund_expired(self) -> list[str]:
+        """Give back what is due now; return the ids of those contracts. To be called every few seconds.
+
+        A contract in dispute is left as it is: its escrow is held.
+        """
+        now = units.now()
+        await self._note_presence(now)
+        before = units.format_time(now - self._window)
+        refunded = []
+        for record in self._store[REGISTERED_CONTRACTS].below("window_from", before, AT_ONCE, state="proved"):
+            try:
+                await self._store.change(partial(self._refund, record.id))
+            except NunetError as error:
+                # it was disputed just now, for example: the others' money does not wait for it
+                log.info("contract %s is not refunded: %s", record.id, error)
+            else:
+                refunded.append(record.id)
+        return refunded
+
+    def _refund(self, contract_id: str, t: Transaction) -> None:
+        record = t[REGISTERED_CONTRACTS].one(contract_id)
+        self._closing.close(t, record, 0, NOT_DELIVERED, by=CLOCK, at=units.utc_now())
+
+    async def _note_presence(self, now: datetime) -> None:
+        """Note that this node is here, and let the windows begin anew where it was away."""
+        known = self._store[PRESENCE].get(DATABASE)
+        noted = units.parse_time(known.seen_at) if known is not None else None
+        # the store knows it to a minute only, and this process better
+        seen, patience = (self._seen, max(self._window / 5, LATE)) if self._seen else (noted, self._window / 5)
+        was_away = seen is None or noted is None or abs(now - seen) > patience
+        if was_away:
+            await self._begin_anew(now)
+        if was_away or noted is None or abs(now - noted) >= NOTED_EVERY:
+            # the last of it: where this process ends in between, the next one does all of it again
+            await self._store.change(lambda t: t[PRESENCE].put(Presence(DATABASE, units.format_time(now))))
+        self._seen = now
+
+    async def _begin_anew(self, now: datetime) -> None:
+        last = count = 0
+        while rows := self._store[REGISTERED_CONTRACTS].after(last, AT_ONCE, state="proved"):
+            last = rows[-1][0]
+            count += await self._store.change(partial(_begin_anew, [record.id for _, record in rows], now))
+        if count:
+            log.info("this contract database was away: %d contracts can be settled for longer", count)
+
+
+def _begin_anew(contract_ids: list[str], now: datetime, t: Transaction) -> int:
+    count = 0
+    for contract_id in contract_ids:
+        record = t[REGISTERED_CONTRACTS].get(contract_id)
+        if record is not None and record.state == "proved":
+            begins = window_from(record.document.read(Contract), now)
+            if begins != record.window_from:
+                t[REGISTERED_CONTRACTS].put(structs.replace(record, window_from=begins))
+                count += 1
+    return count
