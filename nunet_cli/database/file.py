@@ -47,16 +47,17 @@ def open_reader(path: Path, tables: Iterable[Table[Any]]) -> sqlite3.Connection:
     Raises:
         NodeError: the file is of a newer version.
     """
+    tables = tuple(tables)
     if not path.exists():
         connection = _connect(":memory:")
-        _bring_up_to_date(connection, path, tuple(tables))
+        _bring_up_to_date(connection, path, tables)
         return connection
     connection = _connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
-    if _version(connection, path) < VERSION:
+    if _version(connection, path) < VERSION or not _has_all(connection, tables):
         copy = _connect(":memory:")
         connection.backup(copy)
         connection.close()
-        _bring_up_to_date(copy, path, tuple(tables))
+        _bring_up_to_date(copy, path, tables)
         return copy
     return connection
 

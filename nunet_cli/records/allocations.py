@@ -32,7 +32,15 @@ class Allocation(Struct, frozen=True):
     ended_at: str = ""
 
 
-ALLOCATIONS = Table("allocations", Allocation, indexes=("state", "contract_id", "job_id", "created_at"))
+def _with_handles(row: dict[str, Any]) -> dict[str, Any]:
+    # before there were pods, an allocation had one program, and its handle no name
+    handle = row.get("handle")
+    return {"handles": {"": handle}, **row} if handle else row
+
+
+ALLOCATIONS = Table(
+    "allocations", Allocation, indexes=("state", "contract_id", "job_id", "created_at"), upgrade=_with_handles
+)
 
 _OPEN = ("created", "starting", "running")
 ALLOCATION = Machine(

@@ -184,6 +184,9 @@ class BidRecord(Struct, frozen=True):
 
 def _nested_request(row: dict[str, Any]) -> dict[str, Any]:
     fields = {name: row[name] for name in BidRequest.__struct_fields__ if name in row}
+    if row.get("image"):
+        # before there were pods, a job had one image
+        fields["images"] = [row["image"]]
     return {**{name: row[name] for name in ("id", "job_id", "direction", "at")}, "request": fields}
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import Struct
 
 from nunet_cli.records.contracts import DATABASE, PROVIDER, REQUESTER
 from nunet_cli.records.disputes import DisputeSummary
 from nunet_cli.records.documents import Document
+from nunet_cli.records.identifiers import content_id
 from nunet_cli.records.machine import CLOCK, OPERATOR, ORACLE, Machine, Move
 from nunet_cli.records.table import Table
 
@@ -50,7 +51,21 @@ class ContractRecord(Struct, frozen=True):
     told: bool = False
 
 
-CONTRACTS = Table("contracts", ContractRecord, indexes=("job_id", "state", "bid_id", "created_at"))
+def _upgrade(row: dict[str, Any]) -> dict[str, Any]:
+    dispute = row.get("dispute")
+    return row if dispute is None else {**row, "dispute": _summary(dispute)}
+
+
+def _summary(dispute: dict[str, Any]) -> dict[str, Any]:
+    # an earlier version kept a dispute's evidence with the contract whole, a later one by content id
+    def name(document: str | dict[str, Any]) -> str:
+        return document if isinstance(document, str) else content_id(document["content"].encode())
+
+    evidence = [{**part, "documents": [name(each) for each in part["documents"]]} for part in dispute["evidence"]]
+    return {**dispute, "evidence": evidence}
+
+
+CONTRACTS = Table("contracts", ContractRecord, indexes=("job_id", "state", "bid_id", "created_at"), upgrade=_upgrade)
 
 _BOTH = (REQUESTER, PROVIDER)
 _UNPROVED = ("proposed", "agreed")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
@@ -79,4 +79,9 @@ class DisputeSummary(Struct, forbid_unknown_fields=True, frozen=True):
     paid: Annotated[str, Meta(max_length=40)] = ""
 
 
-DISPUTES = Table("disputes", Dispute, key="contract_id", indexes=("decision",))
+def _upgrade(row: dict[str, Any]) -> dict[str, Any]:
+    # an earlier version kept the contract's id twice
+    return {name: value for name, value in row.items() if name != "id"}
+
+
+DISPUTES = Table("disputes", Dispute, key="contract_id", indexes=("decision",), upgrade=_upgrade)
