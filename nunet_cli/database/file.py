@@ -6,6 +6,7 @@ transaction, or, where it is only read, in a copy in memory.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
@@ -122,7 +123,9 @@ def _bring_up_to_date(connection: sqlite3.Connection, path: Path, tables: tuple[
             connection.execute("ROLLBACK")
     if connection.execute("PRAGMA auto_vacuum").fetchone()[0] != INCREMENTAL:
         connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
-        connection.execute("VACUUM")
+        # it needs as much space again: where the disk has not, the store is as good, and gives none back
+        with contextlib.suppress(sqlite3.OperationalError):
+            connection.execute("VACUUM")
 
 
 def _has_all(connection: sqlite3.Connection, tables: tuple[Table[Any], ...]) -> bool:
