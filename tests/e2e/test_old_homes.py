@@ -112,7 +112,10 @@ def test_what_was_begun_goes_on_and_a_new_job_runs(running: Homes, before: Befor
     assert registry == {row["id"]: row["status"] for row in before["authority"]["registry"]}
     for name in ("posted", "matched", "requested"):
         job = job_named(before, name)
-        nunet("job", "run", "--job", job["id"], "--output-dir", str(tmp_path / name), home=requester)
+        command = ("job", "run", "--job", job["id"], "--output-dir", str(tmp_path / name))
+        # bids that were made long ago do not stand any more: it may have to be told to search again
+        if nunet(*command, home=requester, check=False).returncode == 5:
+            nunet(*command, home=requester)
         assert output("job", "show", job["id"], home=requester)["state"] == "settled"
     assert (tmp_path / "posted" / "stdout").read_text() == "at last\n"
     spec = tmp_path / "new.yaml"
