@@ -1,39 +1,45 @@
 """The store's operations over plain sqlite3 that keeps the same bytes, in processor time, in small and large tables.
 
-Each operation is done many times within one transaction: what a commit waits for the disk is the same for both.
+Each operation is done many times within one transaction: what a commit waits for the disk is the same for both. Ours
+makes and reads structs, plain sqlite3 is given the bytes, and hands them back as they are.
 """
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import msgspec
 import trio
-from tinydb import Query
 
 from benchmarks.lines import Line, Options
 from nunet_cli.database.store import Store, Transaction
+from nunet_cli.records.bids import BIDS, Bid, BidRecord, NodeID, TimeBid
+from nunet_cli.records.capability import PriceBid
 
 SIZES, LARGE = (100, 10_000), 1_000_000
 # bids of one job, how often an operation is done in a transaction, how often that is timed, and rows of a page
 GROUP, COUNT, TIMES, PAGE = 5, 100, 9, 100
 FILL = 20_000
-Operation = Callable[[Any, list[int]], object]
+Operation = Callable[[Any, list[int], list[Any]], object]
 
 
-def document(number: int) -> dict[str, Any]:
-    """Return a bid as it is kept, of about a kilobyte; `GROUP` of them are for one job."""
-    return {
-        "id": f"bid-{number:08}", "job_id": f"job-{number // GROUP:08}",
-        "bid_request_id": f"request-{number // GROUP:08}",
-        "did": f"did:key:z6Mk{number % 100:044}", "state": "received", "score": 71.25, "rank": number % GROUP + 1,
-        "bid": {"price": {"type": "per_result", "amount": "0.25"}, "text": "x" * 700},
-    }  # fmt: skip
+def bid(number: int) -> BidRecord:
+    """Return a bid as it is kept, of about one and a half kilobytes; `GROUP` of them are for one job."""
+    job, request, at = f"job-{number // GROUP:08}", f"request-{number // GROUP:08}", "2026-01-01T00:00:00.000Z"
+    did = f"did:key:z6Mk{number % 100 + 1:044}".replace("0", "1")
+    node = NodeID("", "", "", did)
+    name = f"bid-{number:08}"
+    offer = Bid(name, request, job, node, PriceBid(amount="0.25"), TimeBid(at, 3600), at, f"spec-{number // GROUP:08}")
+    return BidRecord(
+        name, "bid", "received", did, request, job, at, node, offer, score=71.25, rank=number % GROUP + 1,
+        evidence="x" * 700,
+    )  # fmt: skip
 
 
 class Ours:
@@ -43,15 +49,21 @@ class Ours:
         self._store = Store(folder)
 
     def fill(self, first: int, end: int) -> None:
-        """Insert documents."""
-        trio.run(self._store.change, lambda t: t.table("bids").insert_multiple(map(document, range(first, end))))
+        """Insert rows."""
+
+        def change(t: Transaction) -> None:
+            for number in range(first, end):
+                t[BIDS].put(bid(number))
+
+        trio.run(self._store.change, change)
 
     def timed(self, operation: Operation, numbers: list[int]) -> float:
-        """Return the processor's seconds of an operation on some documents, in one transaction."""
+        """Return the processor's seconds of an operation on some rows, in one transaction."""
+        rows = [bid(number) for number in numbers]
 
         async def main() -> float:
             begin = time.process_time()
-            await self._store.change(lambda t: operation(t, numbers))
+            await self._store.change(lambda t: operation(t, numbers, rows))
             return time.process_time() - begin
 
         return trio.run(main)
@@ -61,55 +73,60 @@ class Ours:
         self._store.close()
 
     @staticmethod
-    def put(t: Transaction, numbers: list[int]) -> None:
-        """Replace documents."""
-        for number in numbers:
-            t.put("bids", document(number))
+    def put(t: Transaction, _numbers: list[int], rows: list[BidRecord]) -> None:
+        """Replace rows."""
+        for row in rows:
+            t[BIDS].put(row)
 
     @staticmethod
-    def get(t: Transaction, numbers: list[int]) -> None:
-        """Read documents by their key."""
+    def get(t: Transaction, numbers: list[int], _rows: list[BidRecord]) -> None:
+        """Read rows by their key."""
         for number in numbers:
-            assert t.find("bids", f"bid-{number:08}") is not None
+            assert t[BIDS].get(f"bid-{number:08}") is not None
 
     @staticmethod
-    def get_by_field(t: Transaction, numbers: list[int]) -> None:
-        """Read the documents of one job."""
+    def get_by_field(t: Transaction, numbers: list[int], _rows: list[BidRecord]) -> None:
+        """Read the rows of one job."""
         for number in numbers:
-            assert t.table("bids").search(Query().job_id == f"job-{number // GROUP:08}")
+            assert t[BIDS].by("job_id", f"job-{number // GROUP:08}")
 
     @staticmethod
-    def after(t: Transaction, numbers: list[int]) -> None:
-        """Read a page of documents in order."""
+    def after(t: Transaction, numbers: list[int], _rows: list[BidRecord]) -> None:
+        """Read a page of rows in order."""
         for number in numbers[:: COUNT // 10]:
-            t.table("bids").after(number, PAGE)
+            t[BIDS].after(number, PAGE)
 
 
 class Plain:
-    """The same documents in sqlite3, with the key and the field in columns."""
+    """The same bytes in sqlite3: the key and the fields that are asked for in columns, the rest read as it is."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
         self._connection = sqlite3.connect(folder / "plain.db", isolation_level=None)
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=FULL")
+        columns = "".join(f", {field} TEXT" for field in BIDS.indexes)
         self._connection.execute(
-            "CREATE TABLE bids (number INTEGER PRIMARY KEY, id TEXT UNIQUE, job_id TEXT, document TEXT)"
+            f"CREATE TABLE bids (number INTEGER PRIMARY KEY, id TEXT UNIQUE{columns}, document BLOB)"
         )
-        self._connection.execute("CREATE INDEX by_job ON bids (job_id)")
+        for field in BIDS.indexes:
+            self._connection.execute(f"CREATE INDEX by_{field} ON bids ({field})")
+        self._insert = f"INSERT INTO bids (id, {', '.join(BIDS.indexes)}, document) VALUES (?{', ?' * len(_FIELDS)})"
+        update = ", ".join(f"{field}=excluded.{field}" for field in (*BIDS.indexes, "document"))
+        self._put = f"{self._insert} ON CONFLICT (id) DO UPDATE SET {update}"
 
     def fill(self, first: int, end: int) -> None:
-        """Insert documents."""
+        """Insert rows."""
         self._connection.execute("BEGIN")
-        rows = (_row(number) for number in range(first, end))
-        self._connection.executemany("INSERT INTO bids (id, job_id, document) VALUES (?, ?, ?)", rows)
+        self._connection.executemany(self._insert, (_row(number) for number in range(first, end)))
         self._connection.execute("COMMIT")
 
     def timed(self, operation: Operation, numbers: list[int]) -> float:
-        """Return the processor's seconds of an operation on some documents, in one transaction."""
+        """Return the processor's seconds of an operation on some rows, in one transaction."""
+        rows = [_row(number) for number in numbers]
         begin = time.process_time()
         self._connection.execute("BEGIN IMMEDIATE")
-        operation(self._connection, numbers)
+        operation(self, numbers, rows)
         self._connection.execute("COMMIT")
         return time.process_time() - begin
 
@@ -117,36 +134,38 @@ class Plain:
         """Close the file."""
         self._connection.close()
 
-    @staticmethod
-    def put(connection: sqlite3.Connection, numbers: list[int]) -> None:
-        """Replace documents."""
-        for number in numbers:
-            connection.execute("INSERT OR REPLACE INTO bids (id, job_id, document) VALUES (?, ?, ?)", _row(number))
+    def put(self, _numbers: list[int], rows: list[tuple[Any, ...]]) -> None:
+        """Replace rows."""
+        for row in rows:
+            self._connection.execute(self._put, row)
 
-    @staticmethod
-    def get(connection: sqlite3.Connection, numbers: list[int]) -> None:
-        """Read documents by their key."""
+    def get(self, numbers: list[int], _rows: list[tuple[Any, ...]]) -> None:
+        """Read rows by their key."""
         for number in numbers:
             key = (f"bid-{number:08}",)
-            assert connection.execute("SELECT document FROM bids WHERE id = ?", key).fetchone()
+            assert self._connection.execute("SELECT document FROM bids WHERE id = ?", key).fetchone()
 
-    @staticmethod
-    def get_by_field(connection: sqlite3.Connection, numbers: list[int]) -> None:
-        """Read the documents of one job."""
+    def get_by_field(self, numbers: list[int], _rows: list[tuple[Any, ...]]) -> None:
+        """Read the rows of one job."""
         for number in numbers:
             key = (f"job-{number // GROUP:08}",)
-            assert connection.execute("SELECT document FROM bids WHERE job_id = ?", key).fetchall()
+            query = "SELECT document FROM bids WHERE job_id = ? ORDER BY number"
+            assert self._connection.execute(query, key).fetchall()
 
-    @staticmethod
-    def after(connection: sqlite3.Connection, numbers: list[int]) -> None:
-        """Read a page of documents in order."""
+    def after(self, numbers: list[int], _rows: list[tuple[Any, ...]]) -> None:
+        """Read a page of rows in order."""
         query = "SELECT number, document FROM bids WHERE number > ? ORDER BY number LIMIT ?"
         for number in numbers[:: COUNT // 10]:
-            connection.execute(query, (number, PAGE)).fetchall()
+            self._connection.execute(query, (number, PAGE)).fetchall()
 
 
-def _row(number: int) -> tuple[str, str, str]:
-    return f"bid-{number:08}", f"job-{number // GROUP:08}", json.dumps(document(number))
+_FIELDS = (*BIDS.indexes, "document")
+_values = attrgetter("id", *BIDS.indexes)
+
+
+def _row(number: int) -> tuple[Any, ...]:
+    made = bid(number)
+    return (*_values(made), msgspec.json.encode(made))
 
 
 def measure(options: Options) -> Iterator[Line]:
@@ -161,14 +180,14 @@ def measure(options: Options) -> Iterator[Line]:
             took = {"ours": float("inf"), "plain": float("inf")}
             for _ in range(TIMES):
                 numbers = [random.randrange(size) for _ in range(COUNT)]
-                took["ours"] = min(took["ours"], ours.timed(getattr(ours, name), numbers))
-                took["plain"] = min(took["plain"], plain.timed(getattr(plain, name), numbers))
+                took["ours"] = min(took["ours"], ours.timed(getattr(Ours, name), numbers))
+                took["plain"] = min(took["plain"], plain.timed(getattr(Plain, name), numbers))
             each = {of: seconds / (10 if name == "after" else COUNT) * 1e6 for of, seconds in took.items()}
             what = {"get": "get by key", "get_by_field": "get by a field", "after": f"a page of {PAGE}"}.get(name, name)
             yield Line(
-                "store", f"{what}, {size:,} documents", took["ours"] / took["plain"], "plain sqlite3", "≤ 2",
+                "store", f"{what}, {size:,} rows", took["ours"] / took["plain"], "plain sqlite3", "≤ 2",
                 f"{each['ours']:,.0f} µs; sqlite3 {each['plain']:,.0f} µs",
-                {"us": each["ours"], "plain_us": each["plain"], "documents": size},
+                {"us": each["ours"], "plain_us": each["plain"], "rows": size},
             )  # fmt: skip
         ours.close()
         plain.close()
