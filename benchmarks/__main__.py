@@ -23,6 +23,7 @@ BENCHMARKS = {
     "ranking": "ranking 10,000 bids over reading them",
     "docker": "`nunet run` on a Docker Engine over `docker run`",
     "simulation": "messages and virtual time of a job in a large network over a small one",
+    "idle": "a node that has done 20,000 jobs, and does nothing, over one that is new; what `nunet gc` gives back",
     "peers": "jobs per second beside Dask's and Ray's tasks",
 }  # fmt: skip
 EXPLANATION = """

@@ -4,13 +4,22 @@ import importlib
 import json
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.__main__ import BENCHMARKS
+from benchmarks.homes import make
 from benchmarks.lines import Line, change, report, row
+from nunet_cli.database.store import Store
+from nunet_cli.records.bids import BIDS
+from nunet_cli.records.contract_records import CONTRACTS
+from nunet_cli.records.contracts import Contract
+from nunet_cli.records.jobs import JOBS
+from nunet_cli.records.results import Result
+from nunet_cli.records.tables import TABLES
 from tests.conftest import ROOT
 
 
@@ -45,6 +54,31 @@ def test_one_benchmark_as_json_is_kept_and_compared(tmp_path: Path) -> None:
         line["change"] == pytest.approx(line["ratio"] / before["ratio"] - 1, abs=0.001)
         for line, before in zip(again["lines"], half["lines"], strict=True)
     )
+
+
+def test_a_home_of_many_jobs_has_each_of_them_whole(tmp_path: Path) -> None:
+    make(tmp_path, 12, ago=timedelta(days=1))
+    counts = {}
+    for name in ("requester", "provider"):
+        blobs = {path.name for path in (tmp_path / name / "blobs").iterdir()}
+        with Store(tmp_path / name, read_only=True) as store:
+            counts[name] = {table.name: store[table].count() for table in TABLES}
+            for contract in store[CONTRACTS].all():
+                bid = store[BIDS].one(contract.bid_id)
+                assert bid.job_id == contract.job_id == contract.document.read(Contract).job_id
+                assert store.log(contract.job_id)
+                assert contract.result is not None
+                assert contract.result.read(Result).stdout_cid in blobs
+            for job in store[JOBS].all():
+                assert store[CONTRACTS].one(job.contract_id).job_id == job.id
+                assert job.state == "settled"
+            # the copies come before the job that was run, a minute apart
+            times = [job.created_at for job in store[JOBS].page(12, newest=True).rows]
+            assert len(set(times)) == len(times)
+    ours, theirs = counts["requester"], counts["provider"]
+    assert [ours[name] for name in ("jobs", "bid_requests", "bids", "contracts", "statements")] == [12] * 5
+    assert [theirs[name] for name in ("bids", "contracts", "allocations", "statements")] == [12] * 4
+    assert ours["events"] >= 12 * 10
 
 
 def test_what_is_unknown_or_no_kept_run_is_refused(tmp_path: Path) -> None:
