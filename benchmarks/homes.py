@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from functools import partial
@@ -80,6 +82,8 @@ class Template:
         output = f"the output of job {number}\n".encode()
         cid = content_id(output)
         (blobs / cid).write_bytes(output)
+        # what is young is kept, since somebody may be about to name it
+        os.utime(blobs / cid, (at := time.time() - ago.total_seconds(), at))
         new = {name: _renamed(name, number) for name in self._names}
         new |= {text: text.replace(EMPTY, cid) for text in STDOUT}
         for minute in self._minutes:

@@ -197,11 +197,11 @@ def run(
                 nursery.cancel_scope.cancel()
 
     # the scheduler shuffles, and is told how: as pytest-trio does for Hypothesis
-    trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[attr-defined]
-    trio._core._run._r.seed(seed)  # type: ignore[attr-defined]
+    trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
+    trio._core._run._r.seed(seed)
     try:
         trio.run(whole, clock=MockClock(autojump_threshold=0))
     finally:
-        trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = False  # type: ignore[attr-defined]
+        trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = False  # type: ignore[misc]
     assert units.now().year < 2030
     return outcome[0]
