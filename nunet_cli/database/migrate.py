@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from nunet_cli.database.records import Records, quoted, statements
+from nunet_cli.records.reading import decode
 from nunet_cli.records.table import Table
 
 log = logging.getLogger("nunet.store")
@@ -36,6 +37,8 @@ def from_first_version(connection: sqlite3.Connection, tables: Iterable[Table[An
     The rows of a log keep their numbers, since who follows it goes on after one. A row that cannot be read, such as an
     offer that an earlier version took without looking, is left out and said.
     """
+    # it takes a while where there is much
+    log.info("taking over the store of version 0.1")
     heirs: dict[str, list[Records[Any]]] = {}
     for table in tables:
         heirs.setdefault(FIRST + (table.first_name or table.name), []).append(Records(connection, table))
@@ -70,5 +73,5 @@ def _converted(row: Any, heirs: list[Records[Any]]) -> tuple[Records[Any], Any]:
         fields = records.table.upgrade(row)
         if fields is not None:
             # by way of JSON: what a struct keeps undecoded is made from nothing else
-            return records, msgspec.json.decode(msgspec.json.encode(fields), type=records.table.kind)
+            return records, decode(msgspec.json.encode(fields), records.table.kind)
     raise ValueError("it is of no table of this version")
