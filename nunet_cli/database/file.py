@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Iterable
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from nunet_cli.database.migrate import from_first_version, has_first_version
-from nunet_cli.database.records import statements
+from nunet_cli.database.records import quoted, statements
 from nunet_cli.errors import NodeError
 from nunet_cli.records.table import Table
 
@@ -112,7 +113,10 @@ def _bring_up_to_date(connection: sqlite3.Connection, path: Path, tables: tuple[
     connection.execute("BEGIN IMMEDIATE")
     try:
         for table in tables:
-            for text in statements(table).schema(table):
+            make, *indexes = statements(table).schema(table)
+            connection.execute(make)
+            _add_fields(connection, table)
+            for text in indexes:
                 connection.execute(text)
         if has_first_version(connection):
             from_first_version(connection, tables)
@@ -129,5 +133,24 @@ def _bring_up_to_date(connection: sqlite3.Connection, path: Path, tables: tuple[
 
 
 def _has_all(connection: sqlite3.Connection, tables: tuple[Table[Any], ...]) -> bool:
-    there = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type='table'")}
-    return {table.name for table in tables} <= there
+    """Say whether every table and every field that a table is asked by are there."""
+    there = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'index')")}
+    wanted = {table.name for table in tables} | {f"{table.name}_{field}" for table in tables for field in table.indexes}
+    return wanted <= there
+
+
+def _add_fields(connection: sqlite3.Connection, table: Table[Any]) -> None:
+    """Add the columns of fields that an earlier program did not ask a table by, filled from the rows."""
+    name = statements(table).name
+    there = {row[1] for row in connection.execute(f"PRAGMA table_info({name})")}
+    missing = [field for field in table.indexes if f"f_{field}" not in there]
+    for field in missing:
+        connection.execute(f"ALTER TABLE {name} ADD COLUMN {quoted(f'f_{field}')}")
+    if missing:
+        sets = ", ".join(f"{quoted(f'f_{field}')}=?" for field in missing)
+        values = attrgetter(*missing)
+        decode = statements(table).decode
+        for seq, doc in connection.execute(f"SELECT seq, doc FROM {name}").fetchall():
+            found = values(decode(doc))
+            row = (found,) if len(missing) == 1 else found
+            connection.execute(f"UPDATE {name} SET {sets} WHERE seq=?", (*row, seq))

@@ -30,7 +30,7 @@ from nunet_cli.records.events import EVENTS
 from nunet_cli.records.jobs import JOB_ENDS, JOBS, Job
 from nunet_cli.records.messaging import GRANTS
 
-AT_ONCE = 100
+AT_ONCE = 20
 ENDED_JOBS = tuple(sorted(JOB_ENDS))
 ENDED_CONTRACTS = tuple(sorted(CONTRACT.ends | {"refused", "expired"}))
 ENDED_REGISTERED = tuple(sorted(REGISTERED.ends))

@@ -14,6 +14,8 @@ from nunet_cli.database.store import Store, Transaction, lock_owner, owned
 from nunet_cli.errors import NodeError
 from nunet_cli.records.books import ACCOUNTS, Account
 from nunet_cli.records.contract_records import BALANCES, Balance
+from nunet_cli.records.events import EVENTS
+from nunet_cli.records.table import Table
 from tests.together import held
 
 
@@ -203,3 +205,15 @@ async def test_the_event_log_is_read_to_its_end(tmp_path: Path) -> None:
         assert [event.data["number"] for _, event in events] == list(range(2500))
         assert len(store.log(after=events[1999][0])) == 500
         assert len(store.log("job-1")) == 1250
+
+
+async def test_a_table_that_is_asked_by_more_than_before_is_taken_over(tmp_path: Path) -> None:
+    few, more = (Table("things", Balance, indexes=fields) for fields in ((), ("balance", "at")))
+    with Store(tmp_path, tables=(EVENTS, few)) as store:
+        for n in range(20):
+            await store.change(lambda t, n=n: t[few].put(Balance(str(n), str(n % 3), "now")))
+    with Store(tmp_path, tables=(EVENTS, more)) as store:
+        assert [row.id for row in store[more].by("balance", "1")] == ["1", "4", "7", "10", "13", "16", "19"]
+        assert store[more].count("at", "now") == 20
+    with Store(tmp_path, tables=(EVENTS, more), read_only=True) as store:
+        assert store[more].count() == 20
