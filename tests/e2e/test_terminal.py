@@ -54,11 +54,14 @@ def test_bids_output_and_receipt(processes: Processes, job: str, tmp_path: Path)
     assert jobs(processes.requester) == ["settled"]
     environment = {"NUNET_HOME": str(processes.requester)}
     with Terminal(tmp_path, columns=80, environment=environment) as terminal:
-        for command in ("bids list", "contract list", "job list", "peer list", "account history"):
-            terminal.type(f"clear; nunet {command}")
-            terminal.wait_until(lambda text: text.endswith("\n$\n") and len(text.splitlines()) > 2)
+        for number, command in enumerate(("bids list", "contract list", "job list", "peer list", "account history")):
+            # the screen of the command before is not taken for this one's
+            end = f"\nend {number}\n"
+            terminal.type(f"clear; nunet {command}; echo {end.strip()}")
+            text = terminal.wait_for(end)
             # one line a row: nothing is broken to the next line
-            rows = terminal.screen().splitlines()[:-1]
+            rows = text[: text.index(end)].splitlines()
+            assert len(rows) > 1, text
             ends = [0, *(match.start() for match in re.finditer(r"(?<=\s\s)\S", rows[0]))]
             assert all(row[at - 1] == " " for row in rows[1:] for at in ends[1:] if at < len(row)), rows
     assert "job-" in nunet("job", "list", home=processes.requester).stdout.split()[-6]

@@ -3,16 +3,21 @@
 import itertools
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from nunet_cli import units
 from nunet_cli.errors import JobFailedError, NunetError, PeerError, StateError
+from nunet_cli.groups import group
 from nunet_cli.groups.group import outputs_of
 from nunet_cli.groups.orchestrate import orchestrate_job
+from nunet_cli.jobs.check import decode_spec
+from nunet_cli.jobs.tree import arrange
 from nunet_cli.node.node import open_node
 from nunet_cli.orchestrator import cancel, match
 from nunet_cli.records.bids import BID_REQUESTS
@@ -20,6 +25,7 @@ from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.jobs import JOBS, Job
 from nunet_cli.records.offers import OnboardOptions
 from tests.conftest import Market, config, open_market
+from tests.together import held
 
 MarketOf = Callable[..., Any]
 
@@ -198,6 +204,39 @@ async def test_a_recurring_job_runs_again_and_again_and_a_failure_does_not_end_i
         assert {row.state for row in children} == {"settled"}
         begun = [units.parse_time(row.created_at).timestamp() for row in children]
         assert all(0.9 < later - earlier < 10 for earlier, later in itertools.pairwise(begun))
+
+
+async def test_a_time_of_a_schedule_is_run_once_though_two_see_that_it_is_due(market: MarketOf) -> None:
+    async with market() as m:
+        fields = {"type": "recurring", "schedule": {"every": "1h"}}
+        job_id = await m.post(json.dumps({**program("tick", "true"), **fields}))
+        due = partial(group._add_run, job_id=job_id, spec=decode_spec(m.job(job_id).spec), number=0)
+        store = m.requester.ctx.store
+        async with trio.open_nursery() as nursery, held(store) as let_go:
+            for _ in range(2):
+                nursery.start_soon(store.change, due)
+            await trio.testing.wait_all_tasks_blocked()
+            let_go()
+        assert list(m.job(job_id).units) == ["tick-0"]
+        assert len(store[JOBS].by("parent", job_id)) == 1
+        assert m.event_types(job_id).count("job_scheduled") == 1
+
+
+async def test_a_child_that_is_called_off_meanwhile_is_not_released(market: MarketOf) -> None:
+    async with market() as m:
+        links = [{"from": "x", "to": "y", "constraint": "true"}]
+        text = json.dumps({"name": "near", "children": [program("x", "true"), program("y", "true")], "links": links})
+        job_id, ctx = await m.post(text), m.requester.ctx
+        async with trio.open_nursery() as nursery, held(ctx.store) as let_go:
+            nursery.start_soon(cancel.cancel, ctx, child(m, job_id, "y").id)
+            await trio.testing.wait_all_tasks_blocked()
+            arranged = arrange(decode_spec(m.job(job_id).spec))
+            nursery.start_soon(group._release, ctx, m.job(job_id), arranged, "y")
+            await trio.testing.wait_all_tasks_blocked()
+            let_go()
+        called_off = child(m, job_id, "y")
+        assert (called_off.state, called_off.released, called_off.link_rules) == ("cancelled", False, ())
+        assert "job_released" not in m.event_types(called_off.id)
 
 
 async def test_a_service_runs_until_it_is_stopped_and_is_paid_for_its_time(market: MarketOf) -> None:
