@@ -24,13 +24,14 @@ class Row(msgspec.Struct, frozen=True):
     state: str = "open"
     at: str = ""
     number: int = 0
+    other: str = ""
 
 
 class Line(msgspec.Struct, frozen=True):
     text: str
 
 
-ROWS = Table("rows", Row, indexes=("state", "at"))
+ROWS = Table("rows", Row, indexes=("state", "at", "other"), together=(("state", "at"),))
 LINES = Table("lines", Line, key="")
 
 
@@ -44,9 +45,9 @@ class SameAsADict(RuleBasedStateMachine):
         self.rows: Records[Row] = Records(opened(), ROWS)
         self.model: dict[str, Row] = {}
 
-    @rule(key=KEYS, state=STATES, number=st.integers(-(2**60), 2**60))
-    def put(self, key: str, state: str, number: int) -> None:
-        row = Row(key, state, f"2026-01-{abs(number) % 28 + 1:02}", number)
+    @rule(key=KEYS, state=STATES, other=STATES, number=st.integers(-(2**60), 2**60))
+    def put(self, key: str, state: str, other: str, number: int) -> None:
+        row = Row(key, state, f"2026-01-{abs(number) % 28 + 1:02}", number, other)
         self.rows.put(row)
         self.model[key] = row
 
@@ -74,6 +75,17 @@ class SameAsADict(RuleBasedStateMachine):
         assert sorted(self.rows.below("at", "2026-01-10"), key=lambda row: (row.at, row.id)) == sorted(
             below, key=lambda row: (row.at, row.id)
         )
+
+    @rule(state=STATES, other=STATES)
+    def ask_by_two(self, state: str, other: str) -> None:
+        either = [row for row in self.model.values() if state in (row.state, row.other)]
+        assert self.rows.latest(("state", "other"), state, 2) == either[::-1][:2]
+        page = self.rows.page(2, **{"state|other": state})
+        assert (page.rows, page.total) == (either[:2], len(either))
+        both = [row for row in either if row.other == other]
+        assert self.rows.page(9, newest=True, **{"state|other": state, "other": other}).rows == both[::-1]
+        below = [row for row in self.model.values() if row.state == state and row.at < "2026-01-10"]
+        assert {row.id for row in self.rows.below("at", "2026-01-10", state=state)} == {row.id for row in below}
 
     @rule(limit=st.integers(1, 4), newest=st.booleans(), state=STATES | st.none())
     def pages(self, limit: int, newest: bool, state: str | None) -> None:
@@ -140,6 +152,7 @@ def test_every_question_reads_only_the_rows_it_is_about() -> None:
     rows.get("k3"), rows.by("state", "s3"), rows.latest("state", "s3"), rows.below("at", "2026-01-02")
     rows.with_prefix("k3"), rows.count_by("state"), rows.remove("k4"), rows.remove_by("state", "s5")
     rows.put(Row("k3")), rows.remove_below("at", "2026-01-02"), rows.page(3, "k9", state="s9")
+    rows.latest(("state", "other"), "s3", 5), rows.page(3, **{"state|other": "s9"}), rows.below("at", "x", state="s3")
     connection.set_trace_callback(None)
     for text in asked:
         if not text.startswith('SELECT count(*) FROM "rows" WHERE'):

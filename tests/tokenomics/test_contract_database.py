@@ -16,11 +16,12 @@ import trio.testing
 
 from nunet_cli import units
 from nunet_cli.config import LimitsConfig
+from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError
 from nunet_cli.node.node import Node, open_node
 from nunet_cli.orchestrator import contract, invoke
 from nunet_cli.records.allocations import ALLOCATIONS
-from nunet_cli.records.books import ACCOUNTS, LEDGER
+from nunet_cli.records.books import ACCOUNTS, LEDGER, PRESENCE
 from nunet_cli.records.capability import PriceBid
 from nunet_cli.records.contract_records import REGISTERED, REGISTERED_CONTRACTS, RegisteredContract
 from nunet_cli.records.contracts import (
@@ -523,6 +524,23 @@ async def test_a_short_absence_takes_nothing_from_who_waits_for_the_deposit(
             await node.contract_database.refund_expired()
             record = node.ctx.store[REGISTERED_CONTRACTS].one(papers.id)
     assert (record.state, record.window_from) == ("refunded", begins)
+
+
+async def test_contracts_of_version_0_1_have_their_whole_window(tmp_path: Path) -> None:
+    """Their records do not say when it begins, and nobody knows when the contract database was there last."""
+    async with open_market(tmp_path) as m:
+        papers = Papers(m)
+        await papers.register()
+
+        def as_it_was(t: Transaction) -> None:
+            t[PRESENCE].remove("contract-database")
+            t[REGISTERED_CONTRACTS].put(msgspec.structs.replace(papers.recorded(), window_from=""))
+
+        await m.authority.ctx.store.change(as_it_was)
+    async with books_of(tmp_path) as node:
+        assert await node.contract_database.refund_expired() == []
+        record = node.ctx.store[REGISTERED_CONTRACTS].one(papers.id)
+        assert (record.state, record.window_from) == ("proved", papers.text.terms.deadline)
 
 
 async def test_a_clock_that_jumps_ahead_and_back_refunds_nothing_early_and_nothing_never(
