@@ -26,6 +26,7 @@ from nunet_cli.records.contract_records import (
     BALANCES,
     CONTRACT,
     CONTRACTS,
+    REGISTERED,
     REGISTERED_CONTRACTS,
     STATEMENTS,
     ContractRecord,
@@ -211,6 +212,20 @@ async def registry(request: Request) -> Response:
     return listed(request, node_of(request).ctx.store[REGISTRY], msgspec.to_builtins)
 
 
+async def recorded(request: Request) -> Response:
+    """Return the contracts that this contract database has recorded, in the order in which they came (operator).
+
+    They are in the store, whether or not the node acts as contract database now.
+    """
+    records = node_of(request).ctx.store[REGISTERED_CONTRACTS]
+    if not records.count():
+        _database(request)
+    where: dict[str, Any] = in_states(request, REGISTERED)
+    if party := request.query_params.get("party"):
+        where["requester|provider"] = did_of(party)
+    return listed(request, records, views.recorded, **where)
+
+
 async def approve(request: Request) -> Response:
     """Admit a node."""
     body, database = await body_of(request, RegistryChange), _database(request)
@@ -271,6 +286,8 @@ ENDPOINTS = (
     Endpoint("/accounts/statements", statements, list[schemas.Statement], query=PAGING),
     Endpoint("/accounts/deposit", deposit, schemas.Balance, "POST", Deposit, status=201),
     Endpoint("/registry", registry, list[schemas.RegistryEntry], query=PAGING),
+    Endpoint("/registry/contracts", recorded, list[schemas.RecordedContract],
+             query={**PAGING, **STATE, "party": "DID or peer id of one of the two parties"}),
     Endpoint("/registry/approve", approve, schemas.RegistryEntry, "POST", RegistryChange, status=201),
     Endpoint("/registry/revoke", revoke, schemas.RegistryEntry, "POST", RegistryChange),
     Endpoint("/registry/attest", attest, schemas.KycDocument, "POST", Attestation, status=201),

@@ -36,6 +36,7 @@ COMMANDS: dict[str, Any] = {
     "preferences show": schemas.Preferences, "preferences set": schemas.Preferences, "peer list": list[schemas.Peer],
     "peer show": schemas.Peer, "peer add": schemas.Peer, "peer remove": schemas.Peer, "peer ping": schemas.Ping,
     "account balance": schemas.Account, "registry list": list[schemas.RegistryEntry],
+    "registry contracts": list[schemas.RecordedContract],
     "registry approve": schemas.RegistryEntry, "registry revoke": schemas.RegistryEntry,
     "registry attest": schemas.KycDocument, "registry audit": schemas.Books,
     "account history": list[StatementEntry], "account deposit": schemas.Balance,

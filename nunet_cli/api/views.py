@@ -12,7 +12,8 @@ from nunet_cli.network.peers import Peer
 from nunet_cli.node.node import Node
 from nunet_cli.orchestrator.bid import open_to_strangers
 from nunet_cli.records.bids import BIDS, BidRecord, CapabilityComparison
-from nunet_cli.records.contract_records import ContractRecord
+from nunet_cli.records.contract_records import ContractRecord, RegisteredContract
+from nunet_cli.records.contracts import Contract, Proof, Receipt
 from nunet_cli.records.identifiers import key_from_did, peer_id_from_key
 from nunet_cli.records.jobs import Job
 
@@ -79,6 +80,20 @@ def contract(row: ContractRecord, *, whole: bool = False) -> dict[str, Any]:
         documents = ("document", "proof", "result", "verdict", "receipt")
         view["documents"] = {key: to_builtins(getattr(row, key)) for key in documents}
     return view
+
+
+def recorded(row: RegisteredContract) -> dict[str, Any]:
+    """Return a contract as the contract database has recorded it, for its operator."""
+    text = row.document.read(Contract)
+    receipt = row.receipt.read(Receipt) if row.receipt is not None else None
+    return {
+        "id": row.id, "job_id": row.job_id, "state": row.state, "requester": row.requester, "provider": row.provider,
+        "requester_peer": did_text(row.requester), "provider_peer": did_text(row.provider), "payment": text.payment,
+        "deposit": text.terms.deposit, "verification": text.terms.verification,
+        "recorded_at": row.proof.read(Proof).registered_at, "deadline": row.deadline, "window_from": row.window_from,
+        "paid": receipt.paid if receipt else None, "refunded": receipt.refunded if receipt else None,
+        "reason": receipt.reason if receipt else None, "closed_at": receipt.settled_at if receipt else None,
+    }  # fmt: skip
 
 
 def peer(item: Peer) -> dict[str, Any]:

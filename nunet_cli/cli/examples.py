@@ -78,6 +78,8 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "node backup": ("nunet node backup node.tar", "nunet node backup --no-blobs /mnt/usb/node.tar"),
     "node restore": ("nunet node restore node.tar", "nunet --home /tmp/copy node restore node.tar"),
     "registry list": ("nunet registry list", "nunet registry list --filter status=revoked"),
+    "registry contracts": ("nunet registry contracts --state disputed",
+                           "nunet registry contracts --party 12D3KooWMot5 --limit 20"),
     "registry approve": ("nunet registry approve did:key:z6MkpTHR8VNs",
                          "nunet registry approve 12D3KooWMot5 --note 'lab 3'"),
     "registry attest": ("nunet registry attest did:key:z6MkpTHR8VNs --as acme-bank > statement.json",

@@ -9,7 +9,7 @@ import typer
 
 from nunet_cli.cli import complete
 from nunet_cli.cli.listing import Listing, Window, list_command
-from nunet_cli.cli.output import Format, OutputOption, YesOption, confirm, dump, emit, note
+from nunet_cli.cli.output import Format, OutputOption, YesOption, confirm, dump, emit, note, short
 from nunet_cli.cli.state import connect
 
 app = typer.Typer()
@@ -27,6 +27,34 @@ def list_entries(window: Window) -> Listing:
         "since": lambda row: row["at"][:19].replace("T", " "), "note": lambda row: row["note"],
     }  # fmt: skip
     return Listing(rows, columns, empty="nobody yet")
+
+
+@list_command(app, "contracts")
+def list_contracts(
+    window: Window,
+    *,
+    party: Annotated[
+        str, typer.Option("--party", help="Only those of a node.", metavar="DID", autocompletion=complete.peers)
+    ] = "",
+    state: Annotated[
+        str,
+        typer.Option(
+            "--state", metavar="STATE",
+            help="Only those in a state: proved, disputed, settled or refunded; open for the first two.",
+        ),
+    ] = "",
+) -> Listing:  # fmt: skip
+    """List the contracts that this contract database has recorded, the oldest first."""
+    with connect(read_only=True) as client:
+        rows = window.read(client, "/registry/contracts", party=party or None, state=state or None)
+    columns = {
+        "contract": lambda row: row["id"], "requester": lambda row: short(row["requester_peer"]),
+        "provider": lambda row: short(row["provider_peer"]), "state": lambda row: row["state"],
+        "deposit": lambda row: f"{row['deposit']} NTX", "paid": lambda row: row["paid"] or "-",
+        "recorded": lambda row: row["recorded_at"][:19].replace("T", " "),
+        "deadline": lambda row: row["deadline"][:19].replace("T", " "), "reason": lambda row: row["reason"] or "",
+    }  # fmt: skip
+    return Listing(rows, columns, empty="no contracts recorded here yet")
 
 
 @app.command("approve")

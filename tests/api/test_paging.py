@@ -17,13 +17,24 @@ from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import NotFoundError, NunetError
 from nunet_cli.records.allocations import ALLOCATIONS, Allocation
 from nunet_cli.records.bids import BIDS, BidRecord, NodeID
-from nunet_cli.records.contract_records import CONTRACTS, STATEMENTS, ContractRecord, Statement
-from nunet_cli.records.documents import Document
+from nunet_cli.records.capability import PriceBid
+from nunet_cli.records.contract_records import (
+    CONTRACTS,
+    REGISTERED_CONTRACTS,
+    STATEMENTS,
+    ContractRecord,
+    RegisteredContract,
+    Statement,
+)
+from nunet_cli.records.contracts import Contract, Proof, Receipt, Terms
+from nunet_cli.records.documents import Document, make_document
 from nunet_cli.records.jobs import JOBS, Job
 from tests.conftest import config
 
 DID = "did:key:z6MkhaXgBZDvotDkL5257faiztiGiC2QtKLGpbnnEGta2doK"
 COUNT = 250
+OTHER = "did:key:z6MkpTHR8VNsBxYAAWHut2Geadd9jSwuBV8xRoAnwWsdvktH"
+RECORDED = 30
 STATES = ("settled", "failed", "running", "cancelled", "settled")
 
 
@@ -46,6 +57,26 @@ def fill(t: Transaction) -> None:
         )  # fmt: skip
 
 
+def record(t: Transaction) -> None:
+    """Contracts of a contract database: every third one has another provider, and every fifth another requester."""
+    for n in range(RECORDED):
+        requester, provider = OTHER if n % 5 == 0 else DID, OTHER if n % 3 == 0 else DID
+        terms = Terms("cid", PriceBid(amount="1"), 60, "1", "attested", "2030-01-01T00:00:00.000Z")
+        text = Contract(1, f"job-{n}", "bid", requester, provider, DID, DID, terms, "escrow", terms.deadline)
+        proof = make_document(Proof(1, f"recorded-{n:04}", DID, "1", f"2029-01-01T00:00:{n:02}.000Z", "head"))
+        receipt = make_document(
+            Receipt(
+                1, f"recorded-{n:04}", DID, "settled", requester, provider, "0.75", "0.25", "done", terms.deadline, "head"
+            )
+        )  # fmt: skip
+        t[REGISTERED_CONTRACTS].put(
+            RegisteredContract(
+                f"recorded-{n:04}", f"job-{n}", requester, provider, terms.deadline, make_document(text), proof,
+                terms.deadline, state=("proved", "disputed", "settled")[n % 3], receipt=receipt if n % 3 == 2 else None,
+            )
+        )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiClient]:
     """A node that only looks at a home in which much has happened."""
@@ -54,6 +85,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiClient]:
     async def prepare() -> None:
         with Store(home) as store:
             await store.change(fill)
+            await store.change(record)
 
     trio.run(prepare)
     with EmbeddedNode(home, config(), read_only=True) as node:
@@ -62,7 +94,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiClient]:
 
 LISTS = {
     "/jobs": COUNT, "/bids": COUNT - 1, "/allocations": COUNT - 1, "/contracts": COUNT - 1,
-    "/accounts/statements": COUNT - 1,
+    "/accounts/statements": COUNT - 1, "/registry/contracts": RECORDED,
 }  # fmt: skip
 
 
@@ -138,6 +170,23 @@ def test_lists_are_narrowed_by_state_and_by_group(client: ApiClient) -> None:
     assert len(found(parent="")) == COUNT - 3
     assert {row["state"] for row in client.page("/allocations", limit=0, state="open").rows} == {"running"}
     assert len(client.page("/bids", limit=0, job="job-0007").rows) == 1
+
+
+def test_the_operator_of_a_contract_database_sees_every_contract_by_party_and_state(client: ApiClient) -> None:
+    def found(**query: Any) -> list[int]:
+        return [int(row["id"].removeprefix("recorded-")) for row in client.page("/registry/contracts", **query).rows]
+
+    theirs = [n for n in range(RECORDED) if n % 5 == 0 or n % 3 == 0]
+    assert found(limit=0, party=OTHER) == theirs
+    assert found(limit=4, party=OTHER, newest=True) == theirs[:-5:-1]
+    assert found(limit=4, party=OTHER, after=f"recorded-{theirs[3]:04}") == theirs[4:8]
+    assert found(limit=0, party=OTHER, state="open") == [n for n in theirs if n % 3 < 2]
+    assert found(limit=0, state="disputed") == list(range(1, RECORDED, 3))
+    proved, closed = client.get("/registry/contracts?state=proved&limit=1")[0], client.get("/registry/contracts")[2]
+    assert (proved["recorded_at"], proved["paid"], proved["closed_at"]) == ("2029-01-01T00:00:00.000Z", None, None)
+    assert (closed["paid"], closed["refunded"], closed["reason"], closed["deposit"]) == ("0.75", "0.25", "done", "1")
+    with pytest.raises(NunetError):
+        client.get("/registry/contracts?party=nobody")
 
 
 def test_the_beginning_of_an_id_is_enough_to_go_on_after(client: ApiClient) -> None:

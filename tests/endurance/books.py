@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from nunet_cli.records.states import ALLOCATION_ENDS
 
 from nunet_cli import units
 from nunet_cli.config import Config
@@ -19,8 +18,12 @@ from nunet_cli.database.store import Store
 from nunet_cli.errors import NunetError
 from nunet_cli.node.capability import CapabilityAccounting
 from nunet_cli.node.monitor import Monitor
+from nunet_cli.records.allocations import ALLOCATION_ENDS
+from nunet_cli.records.books import LOG
+from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.contracts import FULFILLED, Receipt
 from nunet_cli.records.documents import Document
+from nunet_cli.records.tables import TABLES
 from nunet_cli.tokenomics import chain, ledger
 from nunet_cli.tokenomics.evidence import read_bundle, report
 from tests.endurance.market import DATABASE, PROVIDERS, REQUESTER, Market
@@ -28,6 +31,7 @@ from tests.endurance.market import DATABASE, PROVIDERS, REQUESTER, Market
 CLOSED = ("settled", "refunded")
 # a contract that nobody recorded binds nobody, whatever its parties call it
 UNRECORDED = ("proposed", "agreed", "refused", "expired")
+BY_NAME = {table.name: table for table in TABLES}
 LOCK_LEASE = timedelta(seconds=Config().lock_lease)
 
 
@@ -39,18 +43,19 @@ def looking(home: Path) -> Store:
 def rows(home: Path, table: str) -> list[dict[str, Any]]:
     """Return all rows of a table of a home's, as of one moment."""
     with looking(home) as store:
-        return [dict(row) for row in store.table(table).all()]
+        return [dict(row) for row in store.documents(BY_NAME[table]).all()]
 
 
 def find(home: Path, table: str, key: str) -> dict[str, Any] | None:
     """Return one row of a table by its id."""
     with looking(home) as store:
-        return store.find(table, key)
+        found = store[BY_NAME[table]].get(key)
+        return None if found is None else msgspec.to_builtins(found)
 
 
 def events(store: Store, job_id: str) -> list[str]:
     """Return the types of the events of a job in an open store, in order."""
-    return [row["type"] for row in store.events(job_id)]
+    return [event.type for _, event in store.log(job_id)]
 
 
 # -- at any moment -----------------------------------------------------------------------------------------------------
@@ -69,8 +74,8 @@ def at_any_moment(market: Market, name: str) -> list[str]:
             except NunetError as error:
                 wrong.append(f"over-committed: {error}")
             for key in allocated:
-                contract = store.find("contracts", key)
-                if contract is None or not contract["proof"]:
+                contract = store[CONTRACTS].get(key)
+                if contract is None or contract.proof is None:
                     wrong.append(f"an allocation without a proved contract: {key}")
     if name == DATABASE:
         wrong += _books(home)
@@ -86,7 +91,8 @@ def _books(home: Path) -> list[str]:
     negative = [key for key, balance in accounts.items() if balance < 0 and key != ledger.ISSUANCE]
     wrong += [f"the account {key} has {accounts[key]} micro-NTX" for key in negative]
     try:
-        chain.check(rows(home, "log"))
+        with looking(home) as store:
+            chain.check(store[LOG].all())
     except NunetError as error:
         wrong.append(str(error))
     return wrong
@@ -170,7 +176,7 @@ def _held(home: Path, name: str) -> list[str]:
     """Return what a provider holds still; a lock that became no contract lapses by itself, when its lease is over."""
     lease = units.format_time(units.now() + LOCK_LEASE)
     wrong = [
-        f"{name} holds the {row['kind']} {row['id']} for job {row['job_id']}" for row in rows(home, "capabilities")
+        f"{name} holds the {row['kind']} {row['id']} for job {row['job_id']}" for row in rows(home, "holdings")
         if row.get("kind") == "allocation" or (row.get("kind") == "lock" and row["expires_at"] > lease)
     ]  # fmt: skip
     running = [row for row in rows(home, "allocations") if row["state"] not in ALLOCATION_ENDS]
@@ -180,7 +186,7 @@ def _held(home: Path, name: str) -> list[str]:
 def lapsing(market: Market) -> int:
     """Return how many locks of the providers hold, and will lapse."""
     now = units.utc_now()
-    held = [row for name in PROVIDERS for row in rows(market.home(name), "capabilities") if row.get("kind") == "lock"]
+    held = [row for name in PROVIDERS for row in rows(market.home(name), "holdings") if row.get("kind") == "lock"]
     return sum(row["expires_at"] > now for row in held)
 
 

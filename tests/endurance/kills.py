@@ -24,9 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nunet_cli.records.states import JOB_ENDS, JOB_TRANSITIONS
-
 from nunet_cli.errors import NunetError
+from nunet_cli.records.bids import BIDS
+from nunet_cli.records.jobs import JOB, JOB_ENDS, JOBS
 from tests.endurance import books
 from tests.endurance.market import DATABASE, NAMES, ORACLE, PROVIDERS, REQUESTER, Late, Market, wait_for
 
@@ -45,7 +45,7 @@ LOST_MOMENTS = ((REQUESTER, 10, 13), (PROVIDER, 3, 7), (PROVIDER, 7, 8))
 JOB_END, TOLD, SETTLED_ELSEWHERE = 120.0, 60.0, 60.0
 # of the providers so many are lost; of the others so many are away for longer than an answer is waited for
 LOST, LONG = 0.15, 0.1
-STATES = list(JOB_TRANSITIONS)
+STATES = list(JOB.states)
 
 
 @dataclass(frozen=True)
@@ -155,9 +155,9 @@ class Run:
         """Return who runs the job, or is about to."""
         job = self._job()
         with books.looking(self.market.home(REQUESTER)) as store:
-            bid = store.find("bids", job["bid_id"] or next(iter(job["shortlist"]), ""))
+            bid = store[BIDS].get(job["bid_id"] or next(iter(job["shortlist"]), ""))
         if bid is not None:
-            return self.market.name_of(bid["did"])
+            return self.market.name_of(bid.did)
         return PROVIDERS[1] if self.outcome.plan.max_duration == "8s" else PROVIDERS[0]
 
     def _wait_moment(self) -> None:
@@ -169,8 +169,8 @@ class Run:
             def is_reached() -> bool:
                 seen = books.events(store, outcome.job_id)[: plan.event]
                 outcome.event = f"{watched}: {seen[-1]}" if seen else ""
-                job = jobs.find("jobs", outcome.job_id)
-                return len(seen) >= plan.event or (job is not None and job["state"] in JOB_ENDS)
+                job = jobs[JOBS].get(outcome.job_id)
+                return len(seen) >= plan.event or (job is not None and job.state in JOB_ENDS)
 
             wait_for(is_reached, JOB_END, f"event {plan.event} at {watched}", pause=0.004)
         # not a wait for something: the moment is what is drawn
@@ -213,9 +213,9 @@ class Run:
     def _stuck(self) -> str:
         with books.looking(self.market.home(REQUESTER)) as store:
             said = [
-                row["data"].get("message", "")
-                for row in store.events(self.outcome.job_id)
-                if row["type"] == "job_stuck"
+                event.data.get("message", "")
+                for _, event in store.log(self.outcome.job_id)
+                if event.type == "job_stuck"
             ]
         return said[-1] if said else "the node is at it"
 

@@ -31,6 +31,7 @@ from nunet_cli.api.schemas.market import (
     DisputeDocument,
     KycDocument,
     ReceiptDocument,
+    RecordedContract,
     RegistryEntry,
     Statement,
 )
@@ -100,6 +101,7 @@ __all__ = [
     "Preferences",
     "Problem",
     "ReceiptDocument",
+    "RecordedContract",
     "Refusal",
     "RegistryEntry",
     "Role",

@@ -57,6 +57,32 @@ class Contract(Answer, kw_only=True):
     provider_peer: str
 
 
+class RecordedContract(Answer, kw_only=True):
+    """A contract that this contract database has recorded, whoever its parties are.
+
+    What a receipt says is null until there is one: what was paid, what went back, why, and when. From `window_from` on
+    it can be settled for `limits.settlement_window`; then the deposit goes back.
+    """
+
+    id: str
+    job_id: str
+    state: Literal["proved", "disputed", "settled", "refunded"]
+    requester: str
+    provider: str
+    requester_peer: str
+    provider_peer: str
+    payment: Literal["volunteer", "escrow"]
+    deposit: str
+    verification: Literal["attested", "replicate", "reexecute"]
+    recorded_at: str
+    deadline: str
+    window_from: str
+    paid: str | None
+    refunded: str | None
+    reason: str | None
+    closed_at: str | None
+
+
 class ContractDocuments(Struct, forbid_unknown_fields=True, kw_only=True):
     """Everything that was signed, as far as it is here."""
 
