@@ -101,7 +101,7 @@ async def settled(node: Node, job_id: str) -> None:
         RuntimeError: it ended otherwise.
     """
     with trio.fail_after(PATIENCE):
-        while (state := node.ctx.job(job_id).state) != "settled":
+        while (state := node.get_job(job_id).state) != "settled":
             if state in JOB_ENDS:
-                raise RuntimeError(f"a job of the simulation ended {state}: {node.ctx.job(job_id).error}")
+                raise RuntimeError(f"a job of the simulation ended {state}: {node.get_job(job_id).error}")
             await node.ctx.store.new_event.wait()

@@ -114,7 +114,7 @@ class Market:
         return job.id
 
     def job(self, job_id: str) -> Job:
-        return self.requester.ctx.job(job_id)
+        return self.requester.get_job(job_id)
 
     def event_types(self, job_id: str) -> list[str]:
         return [event.type for _, event in self.requester.ctx.store.log(job_id)]

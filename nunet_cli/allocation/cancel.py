@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Protocol
 
 import trio
 from msgspec import structs
 
+from nunet_cli.allocation.actor import AllocationActor, HasRunning
 from nunet_cli.allocation.results import failed_result
-from nunet_cli.allocation.run import AllocationActor
 from nunet_cli.database.store import Transaction
 from nunet_cli.database.transition import transition
 from nunet_cli.network.messenger import Answer, Change, Incoming
 from nunet_cli.orchestrator import execute
 from nunet_cli.orchestrator.bid import sent_bid
-from nunet_cli.orchestrator.context import Context
+from nunet_cli.orchestrator.needs import Asking, HasAccounting, HasIdentity, HasMessenger, HasStore, HasTasks
 from nunet_cli.orchestrator.retry import CANCEL_LIFETIME
 from nunet_cli.records.allocations import ALLOCATION_ENDS, ALLOCATIONS, Allocation
 from nunet_cli.records.bids import BID
@@ -24,7 +25,19 @@ from nunet_cli.records.documents import Document, make_document
 from nunet_cli.records.messages import JobCancel, JobCancelled, JobCompleted
 
 
-def register(ctx: Context) -> None:
+class Stopping(HasRunning, HasStore, Protocol):
+    """Ends allocations that run."""
+
+
+class CallingOff(Stopping, HasAccounting, HasTasks, HasIdentity, HasMessenger, Protocol):
+    """Calls off what has not started, and ends what has."""
+
+
+class CalledOff(CallingOff, Asking, Protocol):
+    """Takes cancellations."""
+
+
+def register(ctx: CalledOff) -> None:
     """Take cancellations."""
 
     async def on_cancel(message: Incoming) -> Answer | Change:
@@ -33,7 +46,7 @@ def register(ctx: Context) -> None:
     ctx.messenger.register("job_cancel", JobCancel, on_cancel)
 
 
-async def _on_cancel(ctx: Context, message: Incoming) -> Answer | Change:
+async def _on_cancel(ctx: CalledOff, message: Incoming) -> Answer | Change:
     body: JobCancel = message.body
     if not body.contract_id:
         return _release_change(ctx, body.bid_id, message.sender)
@@ -46,7 +59,7 @@ async def _on_cancel(ctx: Context, message: Incoming) -> Answer | Change:
     return "job_cancelled", JobCancelled(ctx.store[CONTRACTS].one(contract.id).result)
 
 
-def _release_change(ctx: Context, bid_id: str, requester: str) -> Change:
+def _release_change(ctx: HasAccounting, bid_id: str, requester: str) -> Change:
     """Return the change that gives back what a bid has locked."""
 
     def change(t: Transaction) -> Answer:
@@ -60,16 +73,16 @@ def _release_change(ctx: Context, bid_id: str, requester: str) -> Change:
     return change
 
 
-async def route_to_allocation(ctx: Context, allocation_id: str, type_: str) -> AllocationActor | None:
+async def route_to_allocation(ctx: HasRunning, allocation_id: str, type_: str) -> AllocationActor | None:
     """Put a message into the mailbox of an allocation (second seed: `routeToAllocation`); None if it has ended."""
-    actor: AllocationActor | None = ctx.running.get(allocation_id)
+    actor = ctx.running.get(allocation_id)
     if actor is not None:
         with suppress(trio.BrokenResourceError):
             await actor.send_message(type_)
     return actor
 
 
-async def _end_allocation(ctx: Context, allocation_id: str) -> None:
+async def _end_allocation(ctx: Stopping, allocation_id: str) -> None:
     """End an allocation, also one whose task is just about to begin; returns once its result is signed."""
     while True:
         allocation = ctx.store[ALLOCATIONS].get(allocation_id)
@@ -82,7 +95,7 @@ async def _end_allocation(ctx: Context, allocation_id: str) -> None:
         await actor.ended.wait()
 
 
-def _unstarted_change(ctx: Context, contract: ContractRecord) -> Change:
+def _unstarted_change(ctx: CallingOff, contract: ContractRecord) -> Change:
     """Return the change that signs that nothing was done, and lets nothing start under this contract any more.
 
     It releases the lock. A job that was started just now is ended as any other, and its result follows by itself.
@@ -109,7 +122,7 @@ def _unstarted_change(ctx: Context, contract: ContractRecord) -> Change:
     return change
 
 
-def nothing_done(ctx: Context, contract: ContractRecord) -> Document:
+def nothing_done(ctx: HasIdentity, contract: ContractRecord) -> Document:
     """Return the signed result of a contract that was called off before its invocation."""
     nothing = Allocation(
         id="", job_id=contract.job_id, contract_id=contract.id, requester=contract.requester, executor=""

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 import trio
@@ -16,7 +17,8 @@ from nunet_cli import units
 from nunet_cli.errors import NunetError
 from nunet_cli.executor.base import NODE_LABEL, Executor, ExecutorError, Exit, Task, make_scratch, open_output
 from nunet_cli.jobs.spec import HealthSpec, JobSpec, ServiceSpec, output_name
-from nunet_cli.orchestrator.context import Context
+from nunet_cli.orchestrator.needs import HasBlobs, HasConfig, HasExecutors, HasHome, HasStore, HasThreads
+from nunet_cli.orchestrator.permissions import Permitting, trusts
 from nunet_cli.records.allocations import Allocation
 from nunet_cli.records.results import OutputFile, Progress, Usage
 
@@ -25,6 +27,18 @@ log = logging.getLogger("nunet.part")
 MEMBERS = "members"  # the folders of a pod's members: beside its logs, whatever they are called
 FETCH_TIMEOUT = 6 * 3600.0
 Started = Callable[["Part"], Awaitable[None]]
+
+
+class Making(HasExecutors, HasHome, Permitting, Protocol):
+    """Makes the programs of an allocation."""
+
+
+class Keeping(HasBlobs, HasThreads, Protocol):
+    """Takes outputs in."""
+
+
+class Preparing(Keeping, HasConfig, HasStore, Protocol):
+    """Takes a program from its inputs to its outputs."""
 
 
 @dataclass
@@ -63,7 +77,7 @@ def add_usage(first: Usage, second: Usage) -> Usage:
     )  # fmt: skip
 
 
-def make_part(ctx: Context, allocation: Allocation, spec: JobSpec, name: str = "") -> Part:
+def make_part(ctx: Making, allocation: Allocation, spec: JobSpec, name: str = "") -> Part:
     """Return a program of an allocation, ready to be prepared.
 
     Raises:
@@ -73,7 +87,7 @@ def make_part(ctx: Context, allocation: Allocation, spec: JobSpec, name: str = "
     if spec.executor.type not in ctx.executors:
         raise ExecutorError(f"the provider has no {spec.executor.type} executor any more", code="no_executor")
     process = ctx.config.executor.process
-    trusted = ctx.trusts("process", allocation.requester)
+    trusted = trusts(ctx, "process", allocation.requester)
     has_sandbox = ctx.available_executors.get("process", "").startswith("bubblewrap")
     # whoever may run without a sandbox still gets one where there is one
     bare = (trusted or process.foreign == "unsandboxed") and not has_sandbox
@@ -81,14 +95,14 @@ def make_part(ctx: Context, allocation: Allocation, spec: JobSpec, name: str = "
     task = Task(
         allocation_id=f"{allocation.id}/{name}" if name else allocation.id, spec=spec.executor,
         resources=spec.resources, max_duration=spec.time.max_duration, max_log=ctx.config.limits.log_size,
-        sandbox=not bare, foreign=not ctx.trusts(spec.executor.type, allocation.requester),
+        sandbox=not bare, foreign=not trusts(ctx, spec.executor.type, allocation.requester),
         folder=folder / MEMBERS / name if name else folder, inputs=tuple(item.to for item in spec.inputs),
         labels={NODE_LABEL: ctx.identity.did, "org.nunet.job": allocation.job_id},
     )  # fmt: skip
     return Part(name, spec, task, ctx.executors[spec.executor.type], allocation.job_id, allocation.requester)
 
 
-async def prepare(ctx: Context, part: Part, given: dict[str, Path]) -> None:
+async def prepare(ctx: Preparing, part: Part, given: dict[str, Path]) -> None:
     """Fetch the inputs from the requester, and make the scratch folder.
 
     Args:
@@ -118,7 +132,7 @@ async def prepare(ctx: Context, part: Part, given: dict[str, Path]) -> None:
         await ctx.store.save_event(part.job_id, "inputs_received", **event)
     await part.executor.prepare(part.task)
     part.task = replace(part.task, inputs=tuple(files))
-    await ctx.blocking(make_scratch, part.task, files)
+    await ctx.threads.run(make_scratch, part.task, files)
 
 
 async def start(part: Part, started: Started) -> None:
@@ -129,7 +143,7 @@ async def start(part: Part, started: Started) -> None:
         await started(part)
 
 
-async def wait(ctx: Context, part: Part, restarted: Started) -> Exit:
+async def wait(ctx: HasStore, part: Part, restarted: Started) -> Exit:
     """Wait for the program's end within its wall time, and say when it was; a service is started again as it says.
 
     What ended by itself while the node was away has ended then, and not when the node came back.
@@ -173,7 +187,7 @@ def _is_over(part: Part, exit_: Exit) -> bool:
     return part.spec.type == "service" and exit_.reason == "max_duration"
 
 
-async def _wait_once(ctx: Context, part: Part, until: datetime) -> Exit:
+async def _wait_once(ctx: HasStore, part: Part, until: datetime) -> Exit:
     left = max(0.0, (until - units.now()).total_seconds())
     ended: list[Exit] = []
     reason = ""
@@ -210,7 +224,7 @@ async def _first(event: trio.Event, scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _watch_health(ctx: Context, part: Part, health: HealthSpec, sick: trio.Event) -> None:
+async def _watch_health(ctx: HasStore, part: Part, health: HealthSpec, sick: trio.Event) -> None:
     await trio.sleep(health.start_period)
     failures, told = 0, ""
     while True:
@@ -231,7 +245,7 @@ async def _watch_health(ctx: Context, part: Part, health: HealthSpec, sick: trio
             return
 
 
-async def collect(ctx: Context, part: Part, room: int) -> tuple[list[OutputFile], list[str]]:
+async def collect(ctx: Keeping, part: Part, room: int) -> tuple[list[OutputFile], list[str]]:
     """Take the outputs in as blobs; return them, and the paths that are missing or have no room.
 
     Args:
@@ -254,12 +268,12 @@ async def collect(ctx: Context, part: Part, room: int) -> tuple[list[OutputFile]
     return outputs, missing
 
 
-async def _take_in(ctx: Context, task: Task, path: str, room: int) -> tuple[str, int] | None:
+async def _take_in(ctx: Keeping, task: Task, path: str, room: int) -> tuple[str, int] | None:
     """Keep an output as a blob; None where there is no such file, or it has more bytes than there is room.
 
     A file with holes has the bytes that reading it gives, however few the disk has.
     """
-    descriptor = await ctx.blocking(open_output, task, path)
+    descriptor = await ctx.threads.run(open_output, task, path)
     if descriptor is None:
         return None
     try:

@@ -8,10 +8,10 @@ from pathlib import Path
 import trio
 
 from nunet_cli.allocation import part as programs
-from nunet_cli.allocation.part import Part, Started, add_usage
+from nunet_cli.allocation.part import Part, Preparing, Started, add_usage
 from nunet_cli.executor.base import Exit
 from nunet_cli.jobs.spec import JobLink, JobSpec
-from nunet_cli.orchestrator.context import Context
+from nunet_cli.orchestrator.needs import HasBlobs
 from nunet_cli.records.results import OutputFile, Usage
 
 
@@ -29,7 +29,7 @@ class Ended:
     at: str = ""
 
 
-async def run_single(ctx: Context, part: Part, started: Started) -> Ended:
+async def run_single(ctx: Preparing, part: Part, started: Started) -> Ended:
     """Wait for a job's only program, which is started, and take its outputs in."""
     exit_ = await programs.wait(ctx, part, started)
     with trio.CancelScope(shield=True):
@@ -37,7 +37,7 @@ async def run_single(ctx: Context, part: Part, started: Started) -> Ended:
     return Ended(exit_, outputs, missing, at=exit_.ended_at)
 
 
-async def run_pod(ctx: Context, spec: JobSpec, parts: list[Part], started: Started) -> Ended:
+async def run_pod(ctx: Preparing, spec: JobSpec, parts: list[Part], started: Started) -> Ended:
     """Run the members of a pod, each once those that it depends on have ended well; the first failure ends all.
 
     Raises:
@@ -64,7 +64,7 @@ async def run_pod(ctx: Context, spec: JobSpec, parts: list[Part], started: Start
             room = ctx.config.limits.output_size - sum(output.size for output in ended.outputs)
             with trio.CancelScope(shield=True):
                 outputs, missing = await programs.collect(ctx, part, room)
-                await ctx.blocking(_append_logs, part, part.task.folder.parent.parent)
+                await ctx.threads.run(_append_logs, part, part.task.folder.parent.parent)
             ended.outputs += outputs
             ended.missing += missing
             ended.exit = replace(ended.exit, usage=add_usage(ended.exit.usage, exit_.usage))
@@ -86,7 +86,7 @@ async def run_pod(ctx: Context, spec: JobSpec, parts: list[Part], started: Start
     return ended
 
 
-def _data(ctx: Context, links: list[JobLink], outputs: list[OutputFile]) -> dict[str, Path]:
+def _data(ctx: HasBlobs, links: list[JobLink], outputs: list[OutputFile]) -> dict[str, Path]:
     """Return the outputs of earlier members that links bring into a member's folder: place → file."""
     given: dict[str, Path] = {}
     for link in links:

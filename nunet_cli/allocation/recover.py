@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
+from typing import Protocol
 
 import trio
 
-from nunet_cli.allocation.reexecute import leftovers
+from nunet_cli.allocation.reexecute import HasSecondRuns, leftovers
 from nunet_cli.allocation.results import failed_result
-from nunet_cli.allocation.run import finish_allocation, make_parts, run_allocation
+from nunet_cli.allocation.run import Allocating, finish_allocation, make_parts, run_allocation
 from nunet_cli.errors import NunetError
 from nunet_cli.executor.base import Lasting
 from nunet_cli.executor.files import remove_folder
 from nunet_cli.jobs.check import decode_spec
-from nunet_cli.orchestrator.context import Context
+from nunet_cli.orchestrator.needs import HasAvailable, HasExecutors, HasIdentity, HasStore, HasTasks
 from nunet_cli.records.allocations import ALLOCATION, ALLOCATION_ENDS, ALLOCATIONS, Allocation
 from nunet_cli.records.contract_records import CONTRACTS
 
@@ -22,12 +23,20 @@ log = logging.getLogger("nunet.recover")
 _OPEN = tuple(state for state in ALLOCATION.states if state not in ALLOCATION_ENDS)
 
 
-async def recover_allocations(ctx: Context) -> None:
+class Recovering(HasTasks, Allocating, Protocol):
+    """Takes allocations up again."""
+
+
+class Sweeping(HasSecondRuns, HasAvailable, HasExecutors, HasIdentity, HasStore, Protocol):
+    """Removes what nobody owns."""
+
+
+async def recover_allocations(ctx: Recovering) -> None:
     """After a restart: go on with what still runs, start what never did, and report what was lost."""
     for key in leftovers(ctx.store):
         # an oracle's second run: whoever waited for it asks again
         await ctx.store.change(lambda t, key=key: ctx.accounting.release(t, key))  # type: ignore[misc]  # bound now
-        await ctx.blocking(remove_folder, ctx.home / "allocations" / key)
+        await ctx.threads.run(remove_folder, ctx.home / "allocations" / key)
     for allocation in ctx.store[ALLOCATIONS].by("state", *_OPEN):
         try:
             await _recover(ctx, allocation)
@@ -36,7 +45,7 @@ async def recover_allocations(ctx: Context) -> None:
             log.exception("allocation %s cannot be taken up again", allocation.id)
 
 
-async def remove_left(ctx: Context) -> None:
+async def remove_left(ctx: Sweeping) -> None:
     """End and remove what no allocation of this node owns, at every engine that answers.
 
     Who was killed, or gave an engine up that did not answer, has not ended what it had started there.
@@ -44,7 +53,7 @@ async def remove_left(ctx: Context) -> None:
 
     def is_owned(allocation_id: str) -> bool:
         known = ctx.store[ALLOCATIONS].get(allocation_id)
-        return (known is not None and known.state not in ALLOCATION_ENDS) or allocation_id in ctx.again
+        return (known is not None and known.state not in ALLOCATION_ENDS) or allocation_id in ctx.second_runs
 
     for name, executor in ctx.executors.items():
         if name in ctx.available_executors and isinstance(executor, Lasting):
@@ -52,7 +61,7 @@ async def remove_left(ctx: Context) -> None:
                 log.warning("%s was left behind and is removed", allocation_id)
 
 
-async def _recover(ctx: Context, allocation: Allocation) -> None:
+async def _recover(ctx: Recovering, allocation: Allocation) -> None:
     contract = ctx.store[CONTRACTS].one(allocation.contract_id)
     if allocation.state == "created":
         ctx.supervisor.start_soon(ctx.nursery, "allocation", run_allocation, ctx, allocation.id)
@@ -78,8 +87,8 @@ async def _recover(ctx: Context, allocation: Allocation) -> None:
     else:
         result = failed_result(allocation, allocation.started_at, code, message, fault="provider")
         await finish_allocation(ctx, allocation, result)
-        await ctx.blocking(remove_folder, ctx.home / "allocations" / allocation.id)
+        await ctx.threads.run(remove_folder, ctx.home / "allocations" / allocation.id)
 
 
-async def _run_attached(ctx: Context, allocation_id: str) -> None:
+async def _run_attached(ctx: Allocating, allocation_id: str) -> None:
     await run_allocation(ctx, allocation_id, attached=True)

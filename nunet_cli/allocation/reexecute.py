@@ -7,14 +7,15 @@ the second run takes its share of the registered capability as any allocation do
 from __future__ import annotations
 
 import logging
+from typing import Protocol
 
 import trio
 from msgspec import structs
 
 from nunet_cli import units
-from nunet_cli.allocation.part import Part, Started, prepare, start
+from nunet_cli.allocation.part import Making, Part, Preparing, Started, prepare, start
 from nunet_cli.allocation.pod import Ended, run_pod, run_single
-from nunet_cli.allocation.results import result_of, said_of
+from nunet_cli.allocation.results import Resulting, result_of, said_of
 from nunet_cli.allocation.run import make_parts
 from nunet_cli.database.store import Store
 from nunet_cli.errors import ContractError, PeerError
@@ -22,9 +23,9 @@ from nunet_cli.executor.files import remove_folder
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.spec import JobSpec
 from nunet_cli.jobs.tree import programs, required_capability
-from nunet_cli.orchestrator.bid import may_use
-from nunet_cli.orchestrator.context import Context
-from nunet_cli.orchestrator.post import new_id
+from nunet_cli.orchestrator.needs import HasAccounting, HasExecutors, HasStore, HasTasks
+from nunet_cli.orchestrator.permissions import Permitting, may_use
+from nunet_cli.orchestrator.post import TakingIn, new_id
 from nunet_cli.records.allocations import HOLDINGS, Allocation
 from nunet_cli.records.contracts import Contract, JobVerification
 from nunet_cli.records.results import Result
@@ -37,7 +38,59 @@ GIVE_BACK_PAUSE, MAX_GIVE_BACK_PAUSE = 1.0, 60.0
 KIND = "reexecution"
 
 
-async def reexecute(ctx: Context, request: JobVerification, sender: str) -> Result:
+class HasSecondRuns(Protocol):
+    """The second runs that go on here."""
+
+    @property
+    def second_runs(self) -> SecondRuns:
+        """At most `MAX_AT_ONCE`."""
+
+
+class Holding(HasAccounting, HasStore, Protocol):
+    """Takes capability, and gives it back."""
+
+
+class GivingBack(Holding, HasTasks, Protocol):
+    """Gives capability back, however long that takes."""
+
+
+class Permitted(HasAccounting, HasExecutors, Permitting, Protocol):
+    """Knows which jobs the oracle's operator lets run."""
+
+
+class Rerunning(Making, Preparing, Resulting, Protocol):
+    """Runs the programs of a job."""
+
+
+class Reexecuting(Rerunning, Permitted, HasSecondRuns, GivingBack, Protocol):
+    """Runs a job again."""
+
+
+class SecondRuns:
+    """The second runs of jobs that go on here."""
+
+    def __init__(self) -> None:
+        self._ids: set[str] = set()
+
+    def __contains__(self, run_id: str) -> bool:
+        return run_id in self._ids
+
+    def begin(self, run_id: str) -> None:
+        """Take one on.
+
+        Raises:
+            ContractError: there are as many as may be.
+        """
+        if len(self._ids) >= MAX_AT_ONCE:
+            raise ContractError("the oracle runs other jobs again just now", code="oracle_busy")
+        self._ids.add(run_id)
+
+    def end(self, run_id: str) -> None:
+        """Let go of one."""
+        self._ids.discard(run_id)
+
+
+async def reexecute(ctx: Reexecuting, request: JobVerification, sender: str) -> Result:
     """Run the job of a verification here and return its result, unsigned.
 
     Args:
@@ -58,9 +111,7 @@ async def reexecute(ctx: Context, request: JobVerification, sender: str) -> Resu
         id=new_id(KIND), job_id=contract.job_id, contract_id=request.contract.cid, requester=contract.requester,
         executor="",
     )  # fmt: skip
-    if len(ctx.again) >= MAX_AT_ONCE:
-        raise ContractError("the oracle runs other jobs again just now", code="oracle_busy")
-    ctx.again.add(run.id)
+    ctx.second_runs.begin(run.id)
     try:
         await _take_room(ctx, run.id, spec)
         with trio.move_on_after(MAX_SECONDS):
@@ -69,12 +120,12 @@ async def reexecute(ctx: Context, request: JobVerification, sender: str) -> Resu
             return await _run(ctx, run, spec)
         raise ContractError(f"the oracle gives a second run no more than {MAX_SECONDS} s", code="reexecution_too_long")
     finally:
-        ctx.again.discard(run.id)
+        ctx.second_runs.end(run.id)
         with trio.CancelScope(shield=True):
             await _give_back(ctx, run.id)
 
 
-async def _give_back(ctx: Context, key: str) -> None:
+async def _give_back(ctx: GivingBack, key: str) -> None:
     """Free the capability; where that cannot be kept, as on a full disk, the verdict does not wait for it."""
     try:
         await _release(ctx, key)
@@ -83,7 +134,7 @@ async def _give_back(ctx: Context, key: str) -> None:
         ctx.supervisor.start_soon(ctx.nursery, "giving back what a second run held", _give_back_later, ctx, key)
 
 
-async def _give_back_later(ctx: Context, key: str) -> None:
+async def _give_back_later(ctx: Holding, key: str) -> None:
     pause = GIVE_BACK_PAUSE
     while True:
         await trio.sleep(pause)
@@ -95,11 +146,11 @@ async def _give_back_later(ctx: Context, key: str) -> None:
             log.debug("%s: %s", key, error)
 
 
-async def _release(ctx: Context, key: str) -> None:
+async def _release(ctx: Holding, key: str) -> None:
     await ctx.store.change(lambda t: ctx.accounting.release(t, key))
 
 
-async def _check(ctx: Context, spec: JobSpec, requester: str) -> None:
+async def _check(ctx: Permitted, spec: JobSpec, requester: str) -> None:
     """Refuse what this oracle's operator does not let the requester run, and what is too large to fetch."""
     if not ctx.accounting.is_onboarded():
         raise ContractError("this oracle offers no machine to run jobs on", code="not_onboarded")
@@ -121,7 +172,7 @@ async def _check(ctx: Context, spec: JobSpec, requester: str) -> None:
             raise ContractError(f"the inputs have {size} bytes, more than the job's disk", code="inputs_too_large")
 
 
-async def _take_room(ctx: Context, key: str, spec: JobSpec) -> None:
+async def _take_room(ctx: Holding, key: str, spec: JobSpec) -> None:
     needs = required_capability(spec)
 
     await ctx.store.change(
@@ -134,7 +185,7 @@ def leftovers(source: Store) -> list[str]:
     return [row.id for row in source[HOLDINGS].by("kind", "allocation") if row.id.startswith(f"{KIND}-")]
 
 
-async def _run(ctx: Context, run: Allocation, spec: JobSpec) -> Result:
+async def _run(ctx: Rerunning, run: Allocation, spec: JobSpec) -> Result:
     parts = make_parts(ctx, run, spec)
 
     async def started(_part: Part) -> None:
@@ -154,7 +205,7 @@ async def _run(ctx: Context, run: Allocation, spec: JobSpec) -> Result:
             patience.shield = True
             for part in parts:
                 await _end(part)
-            await ctx.blocking(remove_folder, ctx.home / "allocations" / run.id)
+            await ctx.threads.run(remove_folder, ctx.home / "allocations" / run.id)
 
 
 async def _end(part: Part) -> None:
@@ -167,7 +218,7 @@ async def _end(part: Part) -> None:
             log.warning("%s cannot be ended: %s", part.task.allocation_id, error)
 
 
-async def _run_parts(ctx: Context, parts: list[Part], spec: JobSpec, started: Started) -> Ended:
+async def _run_parts(ctx: Preparing, parts: list[Part], spec: JobSpec, started: Started) -> Ended:
     if spec.pod:
         return await run_pod(ctx, spec, parts, started)
     await prepare(ctx, parts[0], {})
@@ -175,7 +226,7 @@ async def _run_parts(ctx: Context, parts: list[Part], spec: JobSpec, started: St
     return await run_single(ctx, parts[0], started)
 
 
-async def _fetch(ctx: Context, parties: tuple[str, ...], cid: str, size: int) -> None:
+async def _fetch(ctx: TakingIn, parties: tuple[str, ...], cid: str, size: int) -> None:
     problem: PeerError | None = None
     for did in dict.fromkeys(parties):
         try:

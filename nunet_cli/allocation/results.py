@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from nunet_cli import units
 from nunet_cli.allocation.pod import Ended
-from nunet_cli.orchestrator.context import Context
+from nunet_cli.orchestrator.needs import HasBlobs, HasHome, HasStore
 from nunet_cli.records.allocations import Allocation
 from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.contracts import Contract
@@ -17,6 +17,10 @@ from nunet_cli.records.results import Result
 from nunet_cli.tokenomics.payment import seconds_between
 
 log = logging.getLogger("nunet.results")
+
+
+class Resulting(HasBlobs, HasHome, HasStore, Protocol):
+    """Makes the result of an allocation."""
 
 
 def held(started_at: str, ended_at: str) -> float:
@@ -53,7 +57,7 @@ _REASONS = {
 }
 
 
-async def result_of(ctx: Context, allocation: Allocation, ended: Ended) -> Result:
+async def result_of(ctx: Resulting, allocation: Allocation, ended: Ended) -> Result:
     """Take the logs in as blobs and return the result; shielded, as the job has ended."""
     folder = ctx.home / "allocations" / allocation.id
     logs = []
@@ -81,7 +85,7 @@ async def result_of(ctx: Context, allocation: Allocation, ended: Ended) -> Resul
     )  # fmt: skip
 
 
-def _is_paid_per_result(ctx: Context, allocation: Allocation) -> bool:
+def _is_paid_per_result(ctx: HasStore, allocation: Allocation) -> bool:
     """Say whether an allocation's contract pays for a result: then a job that fails by its own doing hands out none."""
     contract = ctx.store[CONTRACTS].get(allocation.contract_id)
     if contract is None:

@@ -8,16 +8,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Protocol
 
 import msgspec
 import trio
 
 from nunet_cli import units
-from nunet_cli.actor import Actor
-from nunet_cli.allocation.part import Part, add_usage, collect, make_part, prepare, start
+from nunet_cli.allocation.actor import AllocationActor, HasRunning
+from nunet_cli.allocation.part import Making, Part, Preparing, collect, make_part, prepare, start
 from nunet_cli.allocation.pod import Ended, run_pod, run_single
-from nunet_cli.allocation.results import broken_result, failed_result, held, readable, result_of, said_of
+from nunet_cli.allocation.results import Resulting, broken_result, failed_result, held, readable, result_of, said_of
 from nunet_cli.database.store import Transaction
 from nunet_cli.database.transition import transition
 from nunet_cli.errors import NoSpaceError, NunetError, PeerError
@@ -27,7 +27,7 @@ from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.spec import JobSpec
 from nunet_cli.jobs.tree import programs
 from nunet_cli.network.blobs import Blobs
-from nunet_cli.orchestrator.context import Context
+from nunet_cli.orchestrator.needs import Asking, HasAccounting, HasHome, HasIdentity, HasMessenger, HasStore, HasThreads
 from nunet_cli.records.allocations import ALLOCATION_ENDS, ALLOCATIONS, Allocation
 from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.contracts import PROVIDER, Contract
@@ -45,57 +45,27 @@ END_EVENTS = {"completed": "complete", "failed": "fail", "cancelled": "cancel"}
 LATE_JOB_FAULTS = {"no_program", "no_image", "image_not_allowed"}
 
 
-class AllocationActor(Actor):
-    """An allocation that runs now (second seed: an allocation is an actor, and the node routes messages to it).
-
-    Its mailbox takes `cancel` and `status`. `allocation` is as it was last recorded; `began` is set once a program
-    runs, `cancelled` once the requester has called it off.
-    """
-
-    def __init__(self, allocation: Allocation, parts: list[Part]) -> None:
-        super().__init__({"cancel": self._on_cancel, "status": self._on_status})
-        self.allocation, self.parts = allocation, parts
-        self.scope = trio.CancelScope()
-        self.cancelled = False
-        self.began, self.ended = trio.Event(), trio.Event()
-
-    @property
-    def allocation_id(self) -> str:
-        """The id of the allocation."""
-        return self.allocation.id
-
-    async def _on_cancel(self, _body: Any) -> str:
-        self.cancelled = True
-        self.scope.cancel()
-        return "cancelling"
-
-    async def _on_status(self, _body: Any) -> Usage:
-        return await self.usage()
-
-    async def usage(self) -> Usage:
-        """Return what all its programs have used so far, and how long the machine has been held for them."""
-        total = Usage()
-        for part in self.parts:
-            try:
-                total = add_usage(total, await part.usage())
-            except Exception as error:
-                log.warning("what %s used is not known: %s", part.task.allocation_id, error)
-        first = min((part.started_at for part in self.parts if part.started_at), default="")
-        restarts = sum(part.task.restarts for part in self.parts)
-        return msgspec.structs.replace(total, wall_seconds=held(first, units.utc_now()), restarts=restarts)
-
-    async def stop(self, *types: str) -> None:
-        """End every program, or those of some executors; what cannot be ended is said, and keeps no other from it."""
-        for part in self.parts:
-            if part.handle and (not types or part.task.spec.type in types):
-                try:
-                    await part.executor.stop(part.task, part.handle)
-                except Exception as error:
-                    # an engine says what it likes
-                    log.warning("%s cannot be stopped: %s", part.task.allocation_id, error)
+class Removing(HasHome, HasThreads, Protocol):
+    """Removes what an allocation leaves behind."""
 
 
-async def run_allocation(ctx: Context, allocation_id: str, *, attached: bool = False) -> None:
+class Signing(HasAccounting, HasIdentity, HasMessenger, HasStore, Protocol):
+    """Signs a result, and keeps it."""
+
+
+class Ending(Removing, Signing, Protocol):
+    """Ends an allocation."""
+
+
+class Performing(Asking, Resulting, Preparing, Protocol):
+    """Runs the programs of an allocation, and tells the requester."""
+
+
+class Allocating(Ending, HasRunning, Making, Performing, Protocol):
+    """Runs an allocation from its inputs to its signed result."""
+
+
+async def run_allocation(ctx: Allocating, allocation_id: str, *, attached: bool = False) -> None:
     """Run one allocation to its end, and tell the requester; nothing that happens in it reaches the node.
 
     Args:
@@ -116,7 +86,8 @@ async def run_allocation(ctx: Context, allocation_id: str, *, attached: bool = F
         log.exception("allocation %s cannot be begun", allocation_id)
         await _end(ctx, [], allocation, broken_result(allocation, error))
         return
-    actor = ctx.running[allocation_id] = AllocationActor(allocation, parts)
+    actor = AllocationActor(allocation, parts)
+    ctx.running.add(actor)
     result: Result | None = None
     over = False
     try:
@@ -142,11 +113,11 @@ async def run_allocation(ctx: Context, allocation_id: str, *, attached: bool = F
             # the node stops: a process goes with it, a container stays and is found again
             if not over:
                 await actor.stop("process")
-        ctx.running.pop(allocation_id, None)
+        ctx.running.remove(allocation_id)
         actor.ended.set()
 
 
-def make_parts(ctx: Context, allocation: Allocation, spec: JobSpec) -> list[Part]:
+def make_parts(ctx: Making, allocation: Allocation, spec: JobSpec) -> list[Part]:
     """Return the programs of an allocation, with the handles of those that were started.
 
     Raises:
@@ -159,7 +130,7 @@ def make_parts(ctx: Context, allocation: Allocation, spec: JobSpec) -> list[Part
     return found
 
 
-async def _run(ctx: Context, actor: AllocationActor, spec: JobSpec, *, attached: bool) -> Result | None:
+async def _run(ctx: Performing, actor: AllocationActor, spec: JobSpec, *, attached: bool) -> Result | None:
     """Run the programs and return the result; None when the requester called them off."""
 
     async def started(part: Part) -> None:
@@ -198,7 +169,7 @@ async def _run(ctx: Context, actor: AllocationActor, spec: JobSpec, *, attached:
     return result
 
 
-async def _beating(ctx: Context, actor: AllocationActor, run: Callable[[], Awaitable[Ended]]) -> Ended:
+async def _beating(ctx: Asking, actor: AllocationActor, run: Callable[[], Awaitable[Ended]]) -> Ended:
     """Run the programs, sending heartbeats all along."""
     problem: Exception | None = None
     ended: Ended | None = None
@@ -216,7 +187,7 @@ async def _beating(ctx: Context, actor: AllocationActor, run: Callable[[], Await
     return ended
 
 
-async def _begin(ctx: Context, allocation: Allocation) -> Allocation:
+async def _begin(ctx: HasStore, allocation: Allocation) -> Allocation:
     """Record that an allocation is being started: from here on it is never begun again."""
 
     def change(t: Transaction) -> Allocation:
@@ -226,7 +197,7 @@ async def _begin(ctx: Context, allocation: Allocation) -> Allocation:
     return await ctx.store.change(change)
 
 
-async def _note_started(ctx: Context, allocation: Allocation, part: Part) -> Allocation:
+async def _note_started(ctx: HasStore, allocation: Allocation, part: Part) -> Allocation:
     """Record the handle of a program that was started; the allocation runs from the first one on."""
 
     def change(t: Transaction) -> Allocation:
@@ -241,7 +212,7 @@ async def _note_started(ctx: Context, allocation: Allocation, part: Part) -> All
     return await ctx.store.change(change)
 
 
-async def _beat(ctx: Context, actor: AllocationActor) -> None:
+async def _beat(ctx: Asking, actor: AllocationActor) -> None:
     """Tell how far the start has come, and once something runs, that it does."""
     while not actor.began.is_set():
         with _heard("progress", actor.allocation_id):
@@ -263,7 +234,7 @@ def _heard(what: str, allocation_id: str) -> Iterator[None]:
         log.debug("%s of allocation %s was not sent: %s", what, allocation_id, error)
 
 
-async def _tell_progress(ctx: Context, actor: AllocationActor) -> None:
+async def _tell_progress(ctx: HasMessenger, actor: AllocationActor) -> None:
     run = actor.allocation
     for part in actor.parts:
         progress, part.progress = part.progress, None
@@ -272,7 +243,7 @@ async def _tell_progress(ctx: Context, actor: AllocationActor) -> None:
             await ctx.messenger.tell(run.requester, "job_status_update", update)
 
 
-async def job_update(ctx: Context, actor: AllocationActor) -> JobStatusUpdate:
+async def job_update(ctx: HasMessenger, actor: AllocationActor) -> JobStatusUpdate:
     """Send a sign of life with what is used so far (seed 6: `executor.jobUpdate`), and return it."""
     run = actor.allocation
     update = JobStatusUpdate(run.contract_id, run.id, "running", await actor.usage(), units.utc_now())
@@ -280,7 +251,7 @@ async def job_update(ctx: Context, actor: AllocationActor) -> JobStatusUpdate:
     return update
 
 
-async def _called_off(ctx: Context, actor: AllocationActor, spec: JobSpec) -> Result:
+async def _called_off(ctx: Performing, actor: AllocationActor, spec: JobSpec) -> Result:
     """End the programs for the requester, and return the result."""
     try:
         usage = await actor.usage()
@@ -300,7 +271,7 @@ async def _called_off(ctx: Context, actor: AllocationActor, spec: JobSpec) -> Re
     return msgspec.structs.replace(result, usage=usage)
 
 
-async def _end(ctx: Context, parts: list[Part], allocation: Allocation, result: Result) -> None:
+async def _end(ctx: Ending, parts: list[Part], allocation: Allocation, result: Result) -> None:
     """Sign the result; keep it, free the capability and queue the news in one change; then clean up.
 
     Where that cannot be kept, as on a full disk, what the job left is removed first, and it is tried again until it
@@ -327,7 +298,7 @@ async def _end(ctx: Context, parts: list[Part], allocation: Allocation, result: 
             await _clean_up(ctx, parts, allocation.id)
 
 
-async def _clean_up(ctx: Context, parts: list[Part], allocation_id: str) -> None:
+async def _clean_up(ctx: Removing, parts: list[Part], allocation_id: str) -> None:
     for part in parts:
         if part.handle:
             try:
@@ -335,12 +306,12 @@ async def _clean_up(ctx: Context, parts: list[Part], allocation_id: str) -> None
             except Exception as error:
                 log.warning("cleaning up after %s: %s", allocation_id, error)
     try:
-        await ctx.blocking(remove_folder, ctx.home / "allocations" / allocation_id)
+        await ctx.threads.run(remove_folder, ctx.home / "allocations" / allocation_id)
     except Exception as error:
         log.warning("removing the folder of %s: %s", allocation_id, error)
 
 
-async def finish_allocation(ctx: Context, allocation: Allocation, result: Result) -> Document:
+async def finish_allocation(ctx: Signing, allocation: Allocation, result: Result) -> Document:
     """Record the end of an allocation with its signed result, and queue the message to the requester.
 
     Returns the signed result; where the allocation has ended already, the one that was kept then.

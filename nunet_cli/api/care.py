@@ -45,7 +45,7 @@ async def backup(request: Request) -> Response:
     node, body = node_of(request), await body_of(request, BackupRequest)
     ctx = node.ctx
     config_file = _path(body.config) if body.config else ctx.home / CONFIG_FILE
-    done = await ctx.blocking(_backup, ctx.home, config_file, _path(body.path), body.blobs)
+    done = await ctx.threads.run(_backup, ctx.home, config_file, _path(body.path), body.blobs)
     return answer(msgspec.to_builtins(done), status=201)
 
 

@@ -198,7 +198,7 @@ def node_of(request: Request) -> Node:
 def job_of(request: Request) -> tuple[Node, Job]:
     """Return the node, and the job that a path names by its id or the beginning of it."""
     node = node_of(request)
-    return node, node.ctx.job(request.path_params["job"])
+    return node, node.get_job(request.path_params["job"])
 
 
 async def body_of(request: Request, kind: type[T]) -> T:

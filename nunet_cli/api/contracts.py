@@ -158,7 +158,7 @@ async def balance(request: Request) -> Response:
     node = node_of(request)
     ctx = node.ctx
     try:
-        database = ctx.find_role(DATABASE, ctx.config.contract_database)
+        database = ctx.roles.find(DATABASE)
         told = await ctx.messenger.request(database, "ask_statement", AskStatement(), timeout=STATEMENT_TIMEOUT)
         statement = told.body
         if not isinstance(statement, AccountStatement):

@@ -114,7 +114,7 @@ def _progress(node: Node, family: Family, after: int) -> list[dict[str, Any]]:
     """Return what takes its time just now in a job and all below it, as events."""
     return [
         _event(after, Event(units.utc_now(), key, "progress", msgspec.to_builtins(item)), child)
-        for key, item in sorted(node.ctx.progress.items()) if (child := family.name(key)) is not None
+        for key, item in sorted(node.ctx.progress.all().items()) if (child := family.name(key)) is not None
     ]  # fmt: skip
 
 

@@ -32,7 +32,7 @@ from nunet_cli.errors import NotFoundError, StateError, UsageError
 from nunet_cli.groups.group import logs_of, outputs_of
 from nunet_cli.jobs.reader import placed, read_spec, spec_from_object
 from nunet_cli.jobs.spec import JobSpec
-from nunet_cli.orchestrator.context import change_job
+from nunet_cli.orchestrator.changes import change_job
 from nunet_cli.orchestrator.contract import close_contract
 from nunet_cli.orchestrator.execute import collect_outputs, read_logs
 from nunet_cli.orchestrator.invoke import invoke, send_inputs
@@ -106,7 +106,7 @@ async def list_jobs(request: Request) -> Response:
     """Return jobs in the order in which they were posted, each with its place in groups (`path`)."""
     jobs = node_of(request).ctx.store[JOBS]
     parent = request.query_params.get("parent")
-    where = {} if parent is None else {"parent": parent and node_of(request).ctx.job(parent).id}
+    where = {} if parent is None else {"parent": parent and node_of(request).get_job(parent).id}
     names: dict[str, str] = {"": ""}
 
     def path(job: Job) -> str:
@@ -123,7 +123,7 @@ async def list_jobs(request: Request) -> Response:
 async def show_job(request: Request) -> Response:
     """Return one job."""
     node, job = job_of(request)
-    children = [versioned(views.job(node.ctx.job(child))) for child in below(job)]
+    children = [versioned(views.job(node.get_job(child))) for child in below(job)]
     return answer({**views.job(job), "children": children, "spec": json.loads(job.spec)})
 
 
@@ -136,7 +136,7 @@ async def run_stage(request: Request) -> Response:
     """Take a job through one stage, and return it."""
     node, job = job_of(request)
     stage = request.path_params["stage"]
-    async with node.ctx.one_at_a_time(job.id):
+    async with node.ctx.job_locks.hold(job.id):
         if stage == "match":
             options = await body_of(request, MatchOptions)
             done = await match(node.ctx, job.id, timeout=options.timeout)

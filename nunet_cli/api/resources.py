@@ -83,7 +83,7 @@ async def choose_role(request: Request) -> Response:
     """Use a node in a role from now on, instead of any that was used before."""
     node, body = node_of(request), await body_of(request, Choice)
     did = did_of(body.did)
-    await node.ctx.choose_role(body.role, did)
+    await node.ctx.roles.choose(body.role, did)
     return answer({"role": body.role, "did": did})
 
 
@@ -167,13 +167,13 @@ async def indices(request: Request) -> Response:
     """Return the node's indices, and where they differ from what the event log gives."""
     ctx = node_of(request).ctx
     # everything that the node has done is looked through, beside what it does now
-    return answer(await ctx.blocking(activity.audit, ctx.home))
+    return answer(await ctx.threads.run(activity.audit, ctx.home))
 
 
 async def list_bids(request: Request) -> Response:
     """Return bids, declines and silences in the order in which they were made; of one job with `job=`."""
     node, job = node_of(request), request.query_params.get("job")
-    where = {"job_id": node.ctx.job(job).id} if job else {}
+    where = {"job_id": node.get_job(job).id} if job else {}
     return listed(request, node.ctx.store[BIDS], views.bid, **where)
 
 

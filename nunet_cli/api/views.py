@@ -10,7 +10,7 @@ from nunet_cli import units
 from nunet_cli.network.addresses import format_address
 from nunet_cli.network.peers import Peer
 from nunet_cli.node.node import Node
-from nunet_cli.orchestrator.bid import open_to_strangers
+from nunet_cli.orchestrator.permissions import open_to_strangers
 from nunet_cli.records.bids import BIDS, BidRecord, CapabilityComparison
 from nunet_cli.records.contract_records import ContractRecord, RegisteredContract
 from nunet_cli.records.contracts import Contract, Proof, Receipt

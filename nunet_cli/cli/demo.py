@@ -64,7 +64,7 @@ async def _main(folder: Path, output: Format) -> None:
         jobs, machines = market.rows(), market.machines()
         for row in jobs:
             if row["state"] == "expired":
-                suggestion = views.explain(market.requester, market.requester.ctx.job(row["id"]))["suggestion"]
+                suggestion = views.explain(market.requester, market.requester.get_job(row["id"]))["suggestion"]
                 row["suggestion"] = suggestion["text"] if suggestion else ""
     if output is not Format.table:
         dump({"jobs": jobs, "providers": machines}, output)

@@ -16,7 +16,9 @@ from nunet_cli.jobs.check import check_spec, decode_spec, next_run
 from nunet_cli.jobs.spec import InputSpec, JobLink, JobSpec, encode_spec
 from nunet_cli.jobs.tree import Arrangement, arrange
 from nunet_cli.orchestrator import cancel
-from nunet_cli.orchestrator.context import Context, advance, change_job, error_record
+from nunet_cli.orchestrator.cancel import Cancelling
+from nunet_cli.orchestrator.changes import advance, change_job, error_record, find_job
+from nunet_cli.orchestrator.needs import HasStore
 from nunet_cli.orchestrator.patience import while_full
 from nunet_cli.orchestrator.post import job_rows, put_job
 from nunet_cli.records.contract_records import CONTRACTS
@@ -27,11 +29,11 @@ from nunet_cli.records.results import OutputFile
 
 log = logging.getLogger("nunet.group")
 
-Run = Callable[[Context, str], Awaitable[Job]]
+Run = Callable[[str], Awaitable[Job]]
 PLACED = frozenset({"contracted", "invoked", "running", "completed", "verified", "settled"})
 
 
-async def run_group(ctx: Context, job_id: str, run: Run) -> Job:
+async def run_group(ctx: Cancelling, job_id: str, run: Run) -> Job:
     """Take every child of a group through its stages, in the order of their links; return the group.
 
     Args:
@@ -56,7 +58,7 @@ async def run_group(ctx: Context, job_id: str, run: Run) -> Job:
             await _wait_for_links(ctx, job, arranged, name)
             async with places:
                 await _release(ctx, job, arranged, name)
-                return await run(ctx, child_id)
+                return await run(child_id)
 
         async def take(name: str, child_id: str) -> None:
             try:
@@ -74,18 +76,18 @@ async def run_group(ctx: Context, job_id: str, run: Run) -> Job:
     return await _settle(ctx, job_id)
 
 
-async def _begin(ctx: Context, job_id: str) -> Job:
+async def _begin(ctx: HasStore, job_id: str) -> Job:
     def change(t: Transaction) -> Job:
         job = t[JOBS].one(job_id)
         if job.state != "posted":
             return job
         return advance(t, job_id, "begin", by=REQUESTER, said={"children": len(job.units)})
 
-    job = ctx.job(job_id)
+    job = find_job(ctx.store, job_id)
     return job if job.state != "posted" else await ctx.store.change(change)
 
 
-async def _wait_for_links(ctx: Context, job: Job, arranged: Arrangement, name: str) -> None:
+async def _wait_for_links(ctx: HasStore, job: Job, arranged: Arrangement, name: str) -> None:
     """Wait until what a child is linked to is settled, or for `colocate`, has a provider."""
     links = arranged.before(name) if arranged.units else []
     while True:
@@ -93,7 +95,7 @@ async def _wait_for_links(ctx: Context, job: Job, arranged: Arrangement, name: s
         # one that fails ends the whole group, and this wait with it
         waiting = []
         for source, link in links:
-            state = ctx.job(job.units[source]).state
+            state = find_job(ctx.store, job.units[source]).state
             if state not in (PLACED if link.kind == "colocate" else {"settled"}):
                 waiting.append(source)
         if not waiting:
@@ -102,15 +104,15 @@ async def _wait_for_links(ctx: Context, job: Job, arranged: Arrangement, name: s
             await changed.wait()
 
 
-async def _release(ctx: Context, job: Job, arranged: Arrangement, name: str) -> None:
+async def _release(ctx: HasStore, job: Job, arranged: Arrangement, name: str) -> None:
     """Give a child what its links bring: the data as inputs, the provider to run at, the constraints on its bids."""
-    child = ctx.job(job.units[name])
+    child = find_job(ctx.store, job.units[name])
     links = arranged.before(name) if arranged.units else []
     if not _is_held(child) or not links:
         return
     spec, push, rules = decode_spec(child.spec), child.push, []
     for source, link in links:
-        other = ctx.job(job.units[source])
+        other = find_job(ctx.store, job.units[source])
         if link.kind == "data":
             spec = _with_data(ctx, spec, link, other, in_pod=spec.pod)
         if link.kind == "colocate":
@@ -139,7 +141,7 @@ def _is_held(child: Job) -> bool:
     return child.state == "posted" and not child.released
 
 
-def _with_data(ctx: Context, spec: JobSpec, link: JobLink, source: Job, *, in_pod: bool) -> JobSpec:
+def _with_data(ctx: HasStore, spec: JobSpec, link: JobLink, source: Job, *, in_pod: bool) -> JobSpec:
     """Return a job with the outputs that a link brings among its inputs."""
     inside = link.from_ != source.name
     prefix = f"{link.from_}/" if inside else ""
@@ -164,34 +166,34 @@ def _with_data(ctx: Context, spec: JobSpec, link: JobLink, source: Job, *, in_po
     return structs.replace(spec, inputs=spec.inputs + inputs)
 
 
-def outputs_of(ctx: Context, job: Job) -> dict[str, OutputFile]:
+def outputs_of(ctx: HasStore, job: Job) -> dict[str, OutputFile]:
     """Return the outputs of a job by name; those of a group's children have the child's name before a slash."""
     if job.kind == "member":
-        pod = ctx.job(job.parent)
+        pod = find_job(ctx.store, job.parent)
         prefix = f"{job.name}/"
         return {k.removeprefix(prefix): v for k, v in outputs_of(ctx, pod).items() if k.startswith(prefix)}
     if job.kind == "group":
         found: dict[str, OutputFile] = {}
         for name, child_id in job.units.items():
-            child = ctx.job(child_id)
+            child = find_job(ctx.store, child_id)
             # a pod is no level of names of its own
             prefix = "" if child.members else f"{name}/"
             found |= {f"{prefix}{output}": file for output, file in outputs_of(ctx, child).items()}
         return found
     if job.kind == "replicas":
-        replicas = [ctx.job(child_id) for child_id in job.units.values()]
+        replicas = [find_job(ctx.store, child_id) for child_id in job.units.values()]
         agreed = [replica for replica in replicas if replica.state == "settled"]
         return outputs_of(ctx, agreed[0]) if agreed else {}
     return {output.name: output for output in job.result.outputs} if job.result is not None else {}
 
 
-def logs_of(ctx: Context, job: Job) -> dict[str, str]:
+def logs_of(ctx: HasStore, job: Job) -> dict[str, str]:
     """Return the logs of a job that are here and not empty: file name → content id; a folder for each child."""
     if job.kind == "group":
         return {
             f"{name}/{log_name}": cid
             for name, child in job.units.items()
-            for log_name, cid in logs_of(ctx, ctx.job(child)).items()
+            for log_name, cid in logs_of(ctx, find_job(ctx.store, child)).items()
         }
     result = job.result
     if result is None or not job.collected:
@@ -208,7 +210,7 @@ def _failure_of(child: Job) -> NunetError:
     )
 
 
-async def fail_group(ctx: Context, job: Job, name: str, cause: NunetError) -> None:
+async def fail_group(ctx: Cancelling, job: Job, name: str, cause: NunetError) -> None:
     """Call off what has not ended, and fail the group.
 
     Raises:
@@ -225,7 +227,7 @@ async def fail_group(ctx: Context, job: Job, name: str, cause: NunetError) -> No
     raise error
 
 
-async def _settle(ctx: Context, job_id: str) -> Job:
+async def _settle(ctx: HasStore, job_id: str) -> Job:
     def change(t: Transaction) -> Job:
         job = t[JOBS].one(job_id)
         if job.state == "settled":
@@ -234,7 +236,7 @@ async def _settle(ctx: Context, job_id: str) -> Job:
         paid = total_paid(children)
         return advance(t, job_id, "settle", by=REQUESTER, said={"children": len(children), "paid": paid}, paid=paid)
 
-    job = ctx.job(job_id)
+    job = find_job(ctx.store, job_id)
     return job if job.state == "settled" else await ctx.store.change(change)
 
 
@@ -246,16 +248,16 @@ def total_paid(jobs: list[Job]) -> str:
 # -- recurring ---------------------------------------------------------------------------------------------------------
 
 
-async def _run_recurring(ctx: Context, job_id: str, spec: JobSpec, run: Run) -> Job:
+async def _run_recurring(ctx: HasStore, job_id: str, spec: JobSpec, run: Run) -> Job:
     """Run a job whenever its schedule says, as a new child each time; a time that was missed is made up once."""
     schedule = spec.schedule
     assert schedule is not None
     while True:
-        job = ctx.job(job_id)
+        job = find_job(ctx.store, job_id)
         done = len(job.units)
-        open_ones = [child for child in job.units.values() if ctx.job(child).state not in JOB_ENDS]
+        open_ones = [child for child in job.units.values() if find_job(ctx.store, child).state not in JOB_ENDS]
         for child_id in open_ones:
-            await _run_once(ctx, child_id, run)
+            await _run_once(child_id, run)
         if schedule.count and done >= schedule.count:
             return await _settle(ctx, job_id)
         due = job.next_run or (units.utc_now() if schedule.every else next_run(schedule, units.utc_now()))
@@ -268,9 +270,9 @@ async def _run_recurring(ctx: Context, job_id: str, spec: JobSpec, run: Run) -> 
         await ctx.store.change(partial(_add_run, job_id=job_id, spec=spec, number=done))
 
 
-async def _run_once(ctx: Context, child_id: str, run: Run) -> None:
+async def _run_once(child_id: str, run: Run) -> None:
     try:
-        await run(ctx, child_id)
+        await run(child_id)
     except NunetError as error:
         # one time that fails does not end the schedule
         log.info("a run of a recurring job failed: %s: %s", child_id, error)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Protocol
+
 from nunet_cli.errors import DisputedError, StateError
 from nunet_cli.groups.group import run_group
 from nunet_cli.groups.replicas import run_replicas
-from nunet_cli.orchestrator.context import Context
-from nunet_cli.orchestrator.orchestrate import next_stage
+from nunet_cli.orchestrator.changes import find_job
+from nunet_cli.orchestrator.needs import HasJobLocks
+from nunet_cli.orchestrator.orchestrate import Orchestrating, next_stage
 from nunet_cli.records.jobs import JOB_ENDS, Job
 
 
-async def orchestrate_job(ctx: Context, job_id: str) -> Job:
+class Walking(HasJobLocks, Orchestrating, Protocol):
+    """Takes jobs through all stages, alone and as one."""
+
+
+async def orchestrate_job(ctx: Walking, job_id: str) -> Job:
     """Take a job through every stage that is left, to its end; return the job.
 
     A failure before the invocation tries the next bid; one after it follows the job's retry policy.
@@ -18,9 +26,9 @@ async def orchestrate_job(ctx: Context, job_id: str) -> Job:
     Raises:
         NunetError: the job ended otherwise than settled; what is raised is stored with the job.
     """
-    async with ctx.one_at_a_time(job_id):
+    async with ctx.job_locks.hold(job_id):
         while True:
-            job = ctx.job(job_id)
+            job = find_job(ctx.store, job_id)
             if job.state in JOB_ENDS and job.state != "expired":
                 return job
             if job.state == "disputed":
@@ -28,13 +36,13 @@ async def orchestrate_job(ctx: Context, job_id: str) -> Job:
             if job.kind == "member":
                 raise StateError("a job in a pod runs with its pod", hint=f"run: nunet job run --job {job.parent}")
             if job.kind == "group":
-                return await run_group(ctx, job_id, orchestrate_job)
+                return await run_group(ctx, job_id, partial(orchestrate_job, ctx))
             if job.kind == "replicas":
-                return await run_replicas(ctx, job_id, _one_stage)
+                return await run_replicas(ctx, job_id, partial(_one_stage, ctx))
             await next_stage(ctx, job)
 
 
-async def _one_stage(ctx: Context, job_id: str) -> Job:
-    async with ctx.one_at_a_time(job_id):
-        await next_stage(ctx, ctx.job(job_id))
-    return ctx.job(job_id)
+async def _one_stage(ctx: Walking, job_id: str) -> Job:
+    async with ctx.job_locks.hold(job_id):
+        await next_stage(ctx, find_job(ctx.store, job_id))
+    return find_job(ctx.store, job_id)

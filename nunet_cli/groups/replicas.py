@@ -12,7 +12,10 @@ from nunet_cli.groups import group
 from nunet_cli.groups.group import Run, total_paid
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.orchestrator import execute
-from nunet_cli.orchestrator.context import Context, advance, change_job, error_record
+from nunet_cli.orchestrator.cancel import Cancelling
+from nunet_cli.orchestrator.changes import advance, change_job, error_record, find_job
+from nunet_cli.orchestrator.execute import Collecting
+from nunet_cli.orchestrator.needs import HasStore
 from nunet_cli.orchestrator.patience import FULL
 from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.jobs import JOB_ENDS, JOBS, Job
@@ -24,7 +27,7 @@ UNPLACED = frozenset({"posted", "matching", "expired", "matched", "requested"})
 UNFINISHED = frozenset({"contracted", "invoked", "running"})
 
 
-async def run_replicas(ctx: Context, job_id: str, next_stage: Run) -> Job:
+async def run_replicas(ctx: Cancelling, job_id: str, next_stage: Run) -> Job:
     """Run a job at several providers, have the results compared, and settle each contract; return the job.
 
     Args:
@@ -44,7 +47,7 @@ async def run_replicas(ctx: Context, job_id: str, next_stage: Run) -> Job:
         except NunetError as error:
             if error.code == FULL:
                 raise
-            replica = ctx.job(child_id)
+            replica = find_job(ctx.store, child_id)
             if replica.state in UNPLACED | JOB_ENDS and replica.result is None:
                 await group.fail_group(ctx, job, replica.name, error)
             log.info("replica %s: %s", child_id, error)
@@ -53,26 +56,26 @@ async def run_replicas(ctx: Context, job_id: str, next_stage: Run) -> Job:
             nursery.start_soon(_finish, ctx, child_id, next_stage)
     # each is settled with the others' results, so all must have ended first
     for child_id in job.units.values():
-        if ctx.job(child_id).state in ("completed", "verified"):
+        if find_job(ctx.store, child_id).state in ("completed", "verified"):
             try:
-                await next_stage(ctx, child_id)
+                await next_stage(child_id)
             except NunetError as error:
                 log.info("replica %s: %s", child_id, error)
     return await _conclude(ctx, job_id)
 
 
-async def _begin(ctx: Context, job_id: str) -> Job:
+async def _begin(ctx: HasStore, job_id: str) -> Job:
     def change(t: Transaction) -> Job:
         job = t[JOBS].one(job_id)
         if job.state != "posted":
             return job
         return advance(t, job_id, "begin", by=REQUESTER, said={"replicas": len(job.units)})
 
-    job = ctx.job(job_id)
+    job = find_job(ctx.store, job_id)
     return job if job.state != "posted" else await ctx.store.change(change)
 
 
-async def _place(ctx: Context, job: Job, child_id: str, next_stage: Run) -> None:
+async def _place(ctx: HasStore, job: Job, child_id: str, next_stage: Run) -> None:
     """Get one replica a contract, with a provider that has none of the others."""
 
     def exclude(t: Transaction) -> None:
@@ -82,22 +85,22 @@ async def _place(ctx: Context, job: Job, child_id: str, next_stage: Run) -> None
         if excluded != known:
             change_job(t, child_id, excluded=excluded)
 
-    while ctx.job(child_id).state in UNPLACED:
+    while find_job(ctx.store, child_id).state in UNPLACED:
         await ctx.store.change(exclude)
-        await next_stage(ctx, child_id)
+        await next_stage(child_id)
 
 
-async def _finish(ctx: Context, child_id: str, next_stage: Run) -> None:
+async def _finish(ctx: Collecting, child_id: str, next_stage: Run) -> None:
     try:
-        while ctx.job(child_id).state in UNFINISHED:
-            await next_stage(ctx, child_id)
-        if ctx.job(child_id).state == "completed":
+        while find_job(ctx.store, child_id).state in UNFINISHED:
+            await next_stage(child_id)
+        if find_job(ctx.store, child_id).state == "completed":
             await execute.collect_outputs(ctx, child_id)
     except NunetError as error:
         log.info("replica %s: %s", child_id, error)
 
 
-async def _conclude(ctx: Context, job_id: str) -> Job:
+async def _conclude(ctx: HasStore, job_id: str) -> Job:
     def change(t: Transaction) -> tuple[Job, NunetError | None]:
         job = t[JOBS].one(job_id)
         if job.state in JOB_ENDS:

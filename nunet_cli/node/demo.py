@@ -103,7 +103,7 @@ class Demo:
         """Return the jobs with who runs them, at what price."""
         found = []
         for job_id in self.posted:
-            job = self.requester.ctx.job(job_id)
+            job = self.requester.get_job(job_id)
             contract = self.requester.ctx.store[CONTRACTS].get(job.contract_id)
             found.append({
                 "id": job.id, "name": job.name, "state": job.state, "paid": job.paid or "",
@@ -129,7 +129,7 @@ class Demo:
 
     def ended(self) -> bool:
         """Say whether every job has."""
-        return not self.waiting and all(self.requester.ctx.job(job_id).state in JOB_ENDS for job_id in self.posted)
+        return not self.waiting and all(self.requester.get_job(job_id).state in JOB_ENDS for job_id in self.posted)
 
 
 @contextlib.asynccontextmanager

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Protocol
 
 import msgspec
 
 from nunet_cli import units
 from nunet_cli.errors import RejectedMessageError, UsageError
-from nunet_cli.orchestrator.context import Context
+from nunet_cli.orchestrator.needs import HasIdentity, HasStore
 from nunet_cli.records.documents import Document, make_document
 from nunet_cli.records.kyc import MAX_STATEMENT, VERIFIER, Kyc, KycStatement
 
@@ -20,7 +21,11 @@ class StatementFile(Document, forbid_unknown_fields=False, frozen=True):
     """A document as a command prints it: what else is there is not looked at."""
 
 
-async def attest(ctx: Context, subject: str, name: str, valid: str) -> Document:
+class Attesting(HasIdentity, HasStore, Protocol):
+    """Signs statements, and notes them."""
+
+
+async def attest(ctx: Attesting, subject: str, name: str, valid: str) -> Document:
     """Sign that this node has verified another one, and note it in the event log.
 
     Args:

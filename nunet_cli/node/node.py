@@ -18,7 +18,7 @@ from nunet_cli import __version__, units
 from nunet_cli.allocation import cancel as allocation_cancel
 from nunet_cli.allocation import recover
 from nunet_cli.allocation.reexecute import reexecute
-from nunet_cli.allocation.run import AllocationActor, run_allocation
+from nunet_cli.allocation.run import run_allocation
 from nunet_cli.config import Config
 from nunet_cli.database.store import Store, owned
 from nunet_cli.errors import NunetError, StateError
@@ -42,7 +42,9 @@ from nunet_cli.node.capability import CapabilityAccounting
 from nunet_cli.node.care import DAY, Care
 from nunet_cli.node.monitor import Monitor
 from nunet_cli.node.onboarding import keep_offer, plan_onboarding, still_standing
+from nunet_cli.node.parts import Parts
 from nunet_cli.orchestrator import (
+    agreement,
     bid,
     cancel,
     closing,
@@ -55,8 +57,9 @@ from nunet_cli.orchestrator import (
     select,
     settle,
 )
-from nunet_cli.orchestrator.context import Context
+from nunet_cli.orchestrator.changes import find_job
 from nunet_cli.orchestrator.patience import while_full
+from nunet_cli.orchestrator.roles import Roles
 from nunet_cli.records.allocations import ALLOCATIONS, Allocation, Holding
 from nunet_cli.records.bids import BidRecord, CapabilityComparator
 from nunet_cli.records.capability import Capability, Resources
@@ -95,7 +98,7 @@ class Node:
     """
 
     def __init__(
-        self, ctx: Context, accounting: CapabilityAccounting, roles: tuple[str, ...], *, announce: bool = True
+        self, ctx: Parts, accounting: CapabilityAccounting, roles: tuple[str, ...], *, announce: bool = True
     ) -> None:
         self._is_announced = announce
         self.ctx, self.accounting = ctx, accounting
@@ -106,8 +109,9 @@ class Node:
         self._orchestrating: dict[str, trio.CancelScope] = {}
         self._discovery: Discovery | None = None
         ctx.begin_allocation = self._begin_allocation
-        for room in (match, bid, request, contract, invoke, execute, settle, disputes, cancel, allocation_cancel):
+        for room in (match, bid, request, contract, agreement, invoke, execute, settle, disputes, cancel):
             room.register(ctx)
+        allocation_cancel.register(ctx)
         if "contract-database" in roles:
             self.contract_database = ContractDatabase(ctx.identity, ctx.store, ctx.config, ctx.messenger)
         self.care = Care(ctx.store, ctx.blobs, ctx.config.retention)
@@ -228,7 +232,7 @@ class Node:
 
     async def _note_stuck(self, job_id: str, error: NunetError) -> None:
         """Where a stage failed but the job has not ended, say so: whoever follows the job must not wait for ever."""
-        job = self.ctx.job(job_id)
+        job = self.get_job(job_id)
         if job.state not in JOB_ENDS | {"disputed"}:
             fields = {"code": error.code, "message": error.message, "hint": error.hint, "exit_code": error.exit_code}
             await self.ctx.store.save_event(job_id, "job_stuck", **fields)
@@ -238,7 +242,7 @@ class Node:
         scope = self._orchestrating.get(job_id)
         if scope is not None:
             scope.cancel()
-        async with self.ctx.one_at_a_time(job_id):
+        async with self.ctx.job_locks.hold(job_id):
             return await cancel.cancel(self.ctx, job_id)
 
     def _begin_allocation(self, allocation_id: str) -> None:
@@ -276,13 +280,17 @@ class Node:
         await self.accounting.offboard()
         await self._announce()
         while self.ctx.running:
-            running = list(self.ctx.running.values())
+            running = self.ctx.running.all()
             for actor in running if force else []:
                 await allocation_cancel.route_to_allocation(self.ctx, actor.allocation_id, "cancel")
             for actor in running:
                 await actor.ended.wait()
 
     # -- the interface of the second seed ----------------------------------------------------------------------------
+
+    def get_job(self, job_id: str) -> Job:
+        """Return a job of this node's by id or unambiguous prefix."""
+        return find_job(self.ctx.store, job_id)
 
     def get_allocation(self, allocation_id: str) -> Allocation:
         """Return an allocation of this node's by id or unambiguous prefix; every one that ever was is kept."""
@@ -296,7 +304,7 @@ class Node:
 
     async def route_to_allocation(self, allocation_id: str, type_: str) -> Any:
         """Put a message into the mailbox of an allocation that runs here, and return its answer; None if none does."""
-        actor: AllocationActor | None = self.ctx.running.get(allocation_id)
+        actor = self.ctx.running.get(allocation_id)
         if actor is None:
             return None
         with trio.move_on_after(self.ctx.config.limits.answer_timeout), contextlib.suppress(trio.BrokenResourceError):
@@ -305,7 +313,7 @@ class Node:
 
     async def benchmark_capability(self) -> Benchmark:
         """Measure this machine; takes about two seconds."""
-        return await self.ctx.blocking(run_benchmark, self.ctx.home)
+        return await self.ctx.threads.run(run_benchmark, self.ctx.home)
 
     def get_registered_capability(self) -> Capability:
         """Return what was registered at onboarding."""
@@ -450,11 +458,12 @@ async def open_node(
         async with trio.open_nursery() as nursery:
             relay = Relay(identity, transport, messenger, peers)
             accounting = CapabilityAccounting(store, monitor or Monitor(home))
-            ctx = Context(
+            ctx = Parts(
                 home=home, config=config, identity=identity, store=store, peers=peers, transport=transport,
                 messenger=messenger, topics=topics, relay=relay,
                 blobs=Blobs(home, store, transport), accounting=accounting, executors=make_executors(config),
-                nursery=nursery, supervisor=supervisor, started_at=trio.current_time(),
+                nursery=nursery, supervisor=supervisor,
+                roles=Roles(identity.did, config, store, topics, transport, peers),
             )  # fmt: skip
             node = Node(ctx, accounting, roles, announce=announce)
             if not read_only:

@@ -12,7 +12,7 @@ from nunet_cli.database.store import Store
 from nunet_cli.errors import ContractError
 from nunet_cli.network.addresses import format_address
 from nunet_cli.node.node import Node
-from nunet_cli.orchestrator.bid import open_to_strangers
+from nunet_cli.orchestrator.permissions import open_to_strangers
 from nunet_cli.records.allocations import ALLOCATION_ENDS, ALLOCATIONS
 from nunet_cli.records.contract_records import BALANCES, STATEMENTS
 from nunet_cli.records.jobs import JOB_ENDS, JOBS
@@ -59,7 +59,7 @@ def status(node: Node) -> dict[str, Any]:
         "balances": msgspec.to_builtins(list(store[BALANCES].all())),
         "earned": units.format_amount(earned), "spent": units.format_amount(spent),
         "known_roles": {role: _known(node, role) for role in ("contract-database", "oracle")},
-        "undecided": ctx.undecided(),
+        "undecided": ctx.roles.undecided(),
         "rejections": dict(ctx.transport.rejections), "failures": dict(ctx.supervisor.failures),
         "machine": node.accounting.machine(),
     }  # fmt: skip
@@ -77,8 +77,7 @@ def _moved(store: Store) -> tuple[int, int]:
 
 
 def _known(node: Node, role: str) -> str:
-    configured = node.ctx.config.contract_database if role == "contract-database" else node.ctx.config.oracle
     try:
-        return node.ctx.find_role(role, configured)
+        return node.ctx.roles.find(role)
     except ContractError:
         return ""

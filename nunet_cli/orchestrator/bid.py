@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
+from typing import Protocol
 
 import msgspec
 from msgspec import structs
@@ -14,13 +15,22 @@ from nunet_cli import units
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import PeerError, RejectedMessageError, StateError
 from nunet_cli.executor.docker import is_allowed
-from nunet_cli.executor.process import SANDBOXED
 from nunet_cli.jobs import expressions
 from nunet_cli.jobs.spec import total_price
 from nunet_cli.matching.accept import accept
 from nunet_cli.matching.compare import compare
 from nunet_cli.network.messenger import Answer, Change, Incoming
-from nunet_cli.orchestrator.context import Context
+from nunet_cli.orchestrator.needs import (
+    HasAccounting,
+    HasExecutors,
+    HasIdentity,
+    HasJudging,
+    HasMessenger,
+    HasPeers,
+    HasRelay,
+    HasStore,
+)
+from nunet_cli.orchestrator.permissions import Permitting, may_use, trusts
 from nunet_cli.orchestrator.post import new_id
 from nunet_cli.records.bids import (
     BID_REQUESTS,
@@ -43,6 +53,22 @@ log = logging.getLogger("nunet.bid")
 RELAYED_LIFETIME = 120
 
 
+class Offering(HasAccounting, Permitting, HasStore, Protocol):
+    """Knows what this machine can offer."""
+
+
+class Assessing(HasJudging, HasPeers, Offering, Protocol):
+    """Holds a bid request against what this machine can offer."""
+
+
+class Bidding(HasExecutors, Assessing, Protocol):
+    """Answers a bid request."""
+
+
+class Invited(Bidding, HasRelay, HasMessenger, Protocol):
+    """Takes bid requests, however they come."""
+
+
 def check_names(node: NodeID) -> None:
     """Refuse a node whose identifiers are not all of one key.
 
@@ -54,7 +80,7 @@ def check_names(node: NodeID) -> None:
         raise RejectedMessageError("the identifiers belong to different keys", code="wrong_sender")
 
 
-def register(ctx: Context) -> None:
+def register(ctx: Invited) -> None:
     """Take bid requests, sent directly or relayed."""
 
     async def on_bid_request(message: Incoming) -> Answer | Change:
@@ -74,7 +100,7 @@ def register(ctx: Context) -> None:
     ctx.relay.on_publication("bid_request", BidRequest, on_relayed)
 
 
-async def _on_bid_request(ctx: Context, message: Incoming) -> Answer | Callable[[Transaction], Answer]:
+async def _on_bid_request(ctx: Bidding, message: Incoming) -> Answer | Callable[[Transaction], Answer]:
     request: BidRequest = message.body
     if request.requester.did != message.sender:
         raise RejectedMessageError("the bid request is not the sender's own", code="wrong_sender")
@@ -133,20 +159,20 @@ def _made_bid(source: Store | Transaction, request: BidRequest) -> Bid | None:
     return made[0].offer if made and made[0].direction == "sent" else None
 
 
-def _taken(ctx: Context, request: BidRequest, offer: Offer, reason: str) -> Decline:
+def _taken(ctx: HasIdentity, request: BidRequest, offer: Offer, reason: str) -> Decline:
     """Return the refusal of a request that would have been accepted a moment ago."""
     fields = (*offer.comparison.fields, Comparison("resources", "worse", reason=reason))
     comparison = CapabilityComparison(fields, "decline", (f"resources: {reason}",))
     return Decline(request.id, request.job_id, ctx.identity.node_id, comparison)
 
 
-async def _compare_images(ctx: Context, request: BidRequest) -> tuple[Comparison, ...]:
+async def _compare_images(ctx: Bidding, request: BidRequest) -> tuple[Comparison, ...]:
     """Compare the images that are asked for with what the docker executor would run."""
     executor = ctx.executors.get("docker")
     if executor is None or "docker" not in ctx.available_executors:
         return ()
     found = []
-    foreign = not ctx.trusts("docker", request.requester.did)
+    foreign = not trusts(ctx, "docker", request.requester.did)
     for image in request.images:
         refused = foreign and not is_allowed(ctx.config.executor.docker, image)
         reason = "this provider does not run the image" if refused else await executor.refusal(image)
@@ -163,7 +189,7 @@ class Offer(msgspec.Struct, frozen=True):
     start: str = ""
 
 
-async def assess(ctx: Context, request: BidRequest, more: tuple[Comparison, ...] = (), *, at: str = "") -> Offer:
+async def assess(ctx: Assessing, request: BidRequest, more: tuple[Comparison, ...] = (), *, at: str = "") -> Offer:
     """Compare a request with what this provider has left, and decide (seed 2: `compare`, then `accept`).
 
     Expressions, the requester's and the provider's own, are evaluated off the event loop; a requester's only as long as
@@ -201,7 +227,7 @@ async def assess(ctx: Context, request: BidRequest, more: tuple[Comparison, ...]
     return Offer(comparison, price, available, at)
 
 
-async def _later(ctx: Context, request: BidRequest, more: tuple[Comparison, ...]) -> Offer | None:
+async def _later(ctx: Assessing, request: BidRequest, more: tuple[Comparison, ...]) -> Offer | None:
     """Return an offer for a later start, where the requester waits and this machine is only busy."""
     if not request.start_by:
         return None
@@ -212,38 +238,14 @@ async def _later(ctx: Context, request: BidRequest, more: tuple[Comparison, ...]
     return offer if offer.comparison.verdict == "accept" else None
 
 
-def _offered(ctx: Context, requester: str, cost: int, at: str) -> Capability:
+def _offered(ctx: Offering, requester: str, cost: int, at: str) -> Capability:
     """Return what this provider offers a requester: what is left, the executors it may use, and the cost."""
     available = ctx.accounting.available(ctx.store, at)
     usable = tuple(name for name in available.executors if may_use(ctx, name, requester))
     return structs.replace(available, executors=usable, price=PriceBid(amount=units.format_amount(cost)))
 
 
-def may_use(ctx: Context, executor: str, requester: str) -> bool:
-    """Say whether a requester's jobs may use an executor here; images and commands of strangers only as configured."""
-    if executor not in ctx.available_executors:
-        return False
-    if executor not in ("docker", "process") or ctx.trusts(executor, requester):
-        return True
-    if executor == "docker":
-        return bool(ctx.config.executor.docker.images)
-    process = ctx.config.executor.process
-    if process.foreign == "unsandboxed":
-        return True
-    return process.foreign == "sandboxed" and ctx.available_executors["process"] == SANDBOXED
-
-
-def open_to_strangers(ctx: Context) -> dict[str, str]:
-    """Return what strangers may run here, by executor, in words; nothing for what is closed to them."""
-    executors = ctx.config.executor
-    words = {
-        "docker": f"images {', '.join(executors.docker.images)}",
-        "process": f"commands, {executors.process.foreign}",
-    }
-    return {name: text for name, text in words.items() if may_use(ctx, name, "")}
-
-
-def create_bid(ctx: Context, request: BidRequest, offer: Offer) -> Bid:
+def create_bid(ctx: Offering, request: BidRequest, offer: Offer) -> Bid:
     """Return the offer as a bid (seed 2: `createBid`); its start counts what runs and is locked here."""
     now = units.now()
     start = units.parse_time(offer.start) if offer.start else now

@@ -6,6 +6,7 @@ What the provider does then is in `allocation.cancel`.
 from __future__ import annotations
 
 import logging
+from typing import Protocol
 
 import trio
 
@@ -13,10 +14,11 @@ from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError, StateError
 from nunet_cli.orchestrator import execute
-from nunet_cli.orchestrator.context import Context, advance
+from nunet_cli.orchestrator.changes import advance, find_job
 from nunet_cli.orchestrator.contract import check_contract, check_proof, is_transient, set_contract
+from nunet_cli.orchestrator.needs import Asking, Dealing, HasJobLocks, HasMessenger, HasStore
 from nunet_cli.orchestrator.retry import CANCEL_LIFETIME, note_called_off
-from nunet_cli.orchestrator.settle import settle
+from nunet_cli.orchestrator.settle import Settling, settle
 from nunet_cli.records.bids import BIDS, BidRecord
 from nunet_cli.records.contract_records import CONTRACTS, ContractRecord
 from nunet_cli.records.contracts import DATABASE, REQUESTER
@@ -27,16 +29,25 @@ log = logging.getLogger("nunet.cancel")
 
 _UNDER_CONTRACT = ("contracted", "invoked", "running", "completed")
 
+
+class Cancelling(HasJobLocks, Settling, Protocol):
+    """Calls jobs off."""
+
+
+class Leaving(HasMessenger, HasStore, Protocol):
+    """Leaves a provider the order to stop."""
+
+
 # -- requester ---------------------------------------------------------------------------------------------------------
 
 
-async def cancel(ctx: Context, job_id: str) -> Job:
+async def cancel(ctx: Cancelling, job_id: str) -> Job:
     """Call a job off, at whatever stage it is; a cancelled one is left as it is.
 
     Raises:
         StateError: the job has ended otherwise, or its result is already in.
     """
-    job = ctx.job(job_id)
+    job = find_job(ctx.store, job_id)
     if job.state == "cancelled":
         return job
     if (job.state in JOB_ENDS and job.state != "expired") or job.state in ("verified", "disputed"):
@@ -50,7 +61,7 @@ async def cancel(ctx: Context, job_id: str) -> Job:
     contract = ctx.store[CONTRACTS].get(job.contract_id)
     recorded = await _is_recorded(ctx, job, contract) if contract is not None and contract.state == "agreed" else False
     if recorded:
-        return await _cancel_contract(ctx, ctx.job(job.id))
+        return await _cancel_contract(ctx, find_job(ctx.store, job.id))
     note = (
         ""
         if recorded is False or contract is None
@@ -77,19 +88,19 @@ async def cancel(ctx: Context, job_id: str) -> Job:
     return await ctx.store.change(change)
 
 
-async def _cancel_group(ctx: Context, job: Job) -> Job:
+async def _cancel_group(ctx: Cancelling, job: Job) -> Job:
     ended = await cancel_children(ctx, job)
     note = f"{ended} of {len(job.units)} children had ended" if ended else ""
     return await ctx.store.change(lambda t: advance(t, job.id, "cancel", by=REQUESTER, said={"note": note}, note=note))
 
 
-async def cancel_children(ctx: Context, job: Job) -> int:
+async def cancel_children(ctx: Cancelling, job: Job) -> int:
     """Call off every child of a group that has not ended; return how many had."""
     ended: list[str] = []
 
     async def call_off(child_id: str) -> None:
         try:
-            async with ctx.one_at_a_time(child_id):
+            async with ctx.job_locks.hold(child_id):
                 await cancel(ctx, child_id)
         except NunetError as error:
             log.info("child %s is not cancelled: %s", child_id, error)
@@ -101,7 +112,7 @@ async def cancel_children(ctx: Context, job: Job) -> int:
     return len(ended)
 
 
-async def _is_recorded(ctx: Context, job: Job, contract: ContractRecord) -> bool | None:
+async def _is_recorded(ctx: Dealing, job: Job, contract: ContractRecord) -> bool | None:
     """Say whether the contract database has recorded a contract whose proof never arrived here; then take the proof.
 
     None where it does not answer: nobody knows.
@@ -121,7 +132,7 @@ async def _is_recorded(ctx: Context, job: Job, contract: ContractRecord) -> bool
     return True
 
 
-async def _release(ctx: Context, bid: BidRecord) -> str:
+async def _release(ctx: Asking, bid: BidRecord) -> str:
     """Have a provider release a bid's lock; return a note when it does not answer: the lock lapses by itself."""
     try:
         await ctx.messenger.request(
@@ -132,7 +143,7 @@ async def _release(ctx: Context, bid: BidRecord) -> str:
     return ""
 
 
-async def _cancel_contract(ctx: Context, job: Job) -> Job:
+async def _cancel_contract(ctx: Settling, job: Job) -> Job:
     contract = ctx.store[CONTRACTS].one(job.contract_id)
     if job.state != "completed":
         body = JobCancel(contract_id=contract.id)
@@ -152,7 +163,7 @@ async def _cancel_contract(ctx: Context, job: Job) -> Job:
     return await settle(ctx, job.id)
 
 
-async def _cancel_later(ctx: Context, job: Job, contract: ContractRecord, body: JobCancel, error: NunetError) -> Job:
+async def _cancel_later(ctx: Leaving, job: Job, contract: ContractRecord, body: JobCancel, error: NunetError) -> Job:
     """The provider does not answer: leave it the order, and say what happens with the deposit.
 
     A job whose result has come in the meantime is left as it is.
@@ -173,6 +184,6 @@ async def _cancel_later(ctx: Context, job: Job, contract: ContractRecord, body: 
 # -- answers -----------------------------------------------------------------------------------------------------------
 
 
-def register(ctx: Context) -> None:
+def register(ctx: HasMessenger) -> None:
     """Know the answer of a provider."""
     ctx.messenger.register("job_cancelled", JobCancelled)

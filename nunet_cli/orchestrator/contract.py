@@ -9,24 +9,22 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
-import msgspec
 import trio
 from msgspec import structs
 
 from nunet_cli import units
-from nunet_cli.database.store import Store, Transaction
+from nunet_cli.database.store import Transaction
 from nunet_cli.database.transition import transition
 from nunet_cli.errors import ContractError, NoSpaceError, NunetError, PeerError, RejectedMessageError, StateError
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.tree import required_capability
-from nunet_cli.network.messenger import Answer, Change, Incoming
-from nunet_cli.orchestrator.bid import sent_bid
-from nunet_cli.orchestrator.context import Context, advance
-from nunet_cli.orchestrator.request import offered_until
+from nunet_cli.network.messenger import Change, Incoming
+from nunet_cli.orchestrator.changes import advance, find_job
+from nunet_cli.orchestrator.needs import Asking, Dealing, HasIdentity, HasMessenger, HasPeers, HasRoles, HasStore
 from nunet_cli.orchestrator.select import missing_kycs
-from nunet_cli.records.bids import BID, BID_REQUESTS, BIDS, BidRecord
+from nunet_cli.records.bids import BIDS, BidRecord
 from nunet_cli.records.contract_records import BALANCES, CONTRACT, CONTRACTS, Balance, ContractRecord
 from nunet_cli.records.contracts import (
     DATABASE,
@@ -59,17 +57,22 @@ RETRY_PAUSE = 2.0
 MAX_SKEW = timedelta(seconds=60)
 _LEADS_TO = {move.event: move.to for move in CONTRACT.moves}
 
+
+class Contracting(HasPeers, HasRoles, HasIdentity, Dealing, Protocol):
+    """Closes a contract as its requester."""
+
+
 # -- requester ---------------------------------------------------------------------------------------------------------
 
 
-async def close_contract(ctx: Context, job_id: str) -> Job:
+async def close_contract(ctx: Contracting, job_id: str) -> Job:
     """Agree on a contract with the provider, and have it proved; a job that has one already is left as it is.
 
     Raises:
         StateError: the job is not at this stage.
         ContractError: refused; code `provider_refused` when another provider may do better.
     """
-    job = ctx.job(job_id)
+    job = find_job(ctx.store, job_id)
     if job.state == "contracted":
         return job
     if job.state != "requested":
@@ -87,7 +90,7 @@ def is_transient(error: NunetError) -> bool:
     return error.code in TRANSIENT or error.details.get("cause") in TRANSIENT
 
 
-async def _ask_until(ctx: Context, job_id: str, until: str, ask: Callable[[], Awaitable[T]]) -> T:
+async def _ask_until(ctx: HasStore, job_id: str, until: str, ask: Callable[[], Awaitable[T]]) -> T:
     """Ask the contract database something, and again while it is only away, up to a time.
 
     Raises:
@@ -107,15 +110,15 @@ async def _ask_until(ctx: Context, job_id: str, until: str, ask: Callable[[], Aw
             await trio.sleep(RETRY_PAUSE)
 
 
-async def _propose(ctx: Context, job: Job) -> ContractRecord:
+async def _propose(ctx: Contracting, job: Job) -> ContractRecord:
     bid = ctx.store[BIDS].one(job.bid_id)
     # a statement may have run out since the bid was chosen
     missing = missing_kycs(required_capability(decode_spec(job.spec), ctx.config.kyc.verifiers), bid.offer)
     if missing:
         raise ContractError("; ".join(missing), code=PROVIDER_REFUSED)
     paid = check_payment_info(bid.offer.price, bid.offer.time.duration)
-    database = await ctx.wait_role(DATABASE, ctx.config.contract_database, paid=paid)
-    oracle = await ctx.wait_role(ORACLE, ctx.config.oracle, paid=paid)
+    database = await ctx.roles.wait(DATABASE, paid=paid)
+    oracle = await ctx.roles.wait(ORACLE, paid=paid)
     # a contract database that is away is asked again, for as long as the provider's lock holds
     if not await _ask_until(ctx, job.id, bid.offer.timeout, partial(validate_provider, ctx, bid.did, database)):
         raise ContractError(f"the provider {bid.did} is not verified", code=PROVIDER_REFUSED)
@@ -131,7 +134,7 @@ async def _propose(ctx: Context, job: Job) -> ContractRecord:
     return contract
 
 
-async def validate_provider(ctx: Context, did: str, database: str) -> bool:
+async def validate_provider(ctx: Asking, did: str, database: str) -> bool:
     """Ask the contract database whether a node is verified (seed 4: `network.validateProvider`).
 
     Raises:
@@ -150,11 +153,11 @@ async def validate_provider(ctx: Context, did: str, database: str) -> bool:
     return isinstance(answer.body, KycAnswer) and answer.body.did == did and answer.body.verified
 
 
-def generate_job_contract(ctx: Context, job: Job, bid: BidRecord, database: str, oracle: str) -> Document:
+def generate_job_contract(ctx: HasIdentity, job: Job, bid: BidRecord, database: str, oracle: str) -> Document:
     """Return the unsigned contract for a bid (seed 4: `generateJobContract`)."""
     verify = decode_spec(job.spec).verify
     return make_document(
-        _contract(
+        contract_text(
             bid, requester=ctx.identity.did, provider=bid.did, database=database, oracle=oracle,
             verification=verify.policy, replicas=verify.n if verify.policy == "replicate" else 1,
             created_at=units.utc_now(),
@@ -162,7 +165,7 @@ def generate_job_contract(ctx: Context, job: Job, bid: BidRecord, database: str,
     )  # fmt: skip
 
 
-def _contract(
+def contract_text(
     bid: BidRecord, *, requester: str, provider: str, database: str, oracle: str,
     verification: Literal["attested", "replicate", "reexecute"], created_at: str, replicas: int,
 ) -> Contract:  # fmt: skip
@@ -181,7 +184,7 @@ def _contract(
     )  # fmt: skip
 
 
-async def _agree(ctx: Context, contract: ContractRecord) -> ContractRecord:
+async def _agree(ctx: Contracting, contract: ContractRecord) -> ContractRecord:
     """Get the provider's signature under the very same text, and put this node's own under it, which comes last."""
     proposal = Document(contract.document.content)
     timeout = ctx.config.limits.answer_timeout * 2
@@ -202,7 +205,7 @@ async def _agree(ctx: Context, contract: ContractRecord) -> ContractRecord:
     return await ctx.store.change(lambda t: set_contract(t, contract.id, "agree", by=PROVIDER, document=signed))
 
 
-async def _prove(ctx: Context, job_id: str, record: ContractRecord) -> Job:
+async def _prove(ctx: Contracting, job_id: str, record: ContractRecord) -> Job:
     document = record.document
     contract = document.read(Contract)
     try:
@@ -227,8 +230,8 @@ async def _prove(ctx: Context, job_id: str, record: ContractRecord) -> Job:
     def change(t: Transaction) -> Job:
         if contract.payment != "volunteer":
             # whom a volunteer's contract names costs nobody anything, and says nothing about whom to trust with money
-            ctx.pin_role(t, DATABASE, contract.contract_database, job_id=job_id)
-            ctx.pin_role(t, ORACLE, contract.oracle, job_id=job_id)
+            ctx.roles.pin(t, DATABASE, contract.contract_database, job_id=job_id)
+            ctx.roles.pin(t, ORACLE, contract.oracle, job_id=job_id)
         set_contract(t, record.id, "prove", by=DATABASE, proof=body.proof, proved_at=units.utc_now())
         note_balance(t, contract.contract_database, body.balance)
         said = {"contract_id": record.id, "deposit": record.deposit, "payment": contract.payment}
@@ -237,7 +240,7 @@ async def _prove(ctx: Context, job_id: str, record: ContractRecord) -> Job:
     return await ctx.store.change(change)
 
 
-async def _register(ctx: Context, document: Document, contract: Contract) -> ProofOfContract:
+async def _register(ctx: Asking, document: Document, contract: Contract) -> ProofOfContract:
     answer = await ctx.messenger.request(
         contract.contract_database, "register_contract", RegisterContract(document),
         timeout=ctx.config.limits.answer_timeout,
@@ -260,7 +263,7 @@ def check_proof(proof: Document, contract: Document) -> None:
         raise RejectedMessageError("the proof is for another contract", code="wrong_proof")
 
 
-async def check_contract(ctx: Context, contract_id: str) -> ContractStatus:
+async def check_contract(ctx: Dealing, contract_id: str) -> ContractStatus:
     """Ask the contract database for the state of a contract of this node's (seed 4: `checkContract`)."""
     contract = ctx.store[CONTRACTS].resolve(contract_id, what="contract")
     answer = await ctx.messenger.request(
@@ -312,7 +315,7 @@ def set_contract(t: Transaction, contract_id: str, event: str, *, by: str, **cha
     return contract
 
 
-def recorded_with(ctx: Context, contract_id: str, database: str) -> ContractRecord:
+def recorded_with(ctx: Dealing, contract_id: str, database: str) -> ContractRecord:
     """Return a contract of this node's, for the contract database that it names.
 
     Raises:
@@ -324,7 +327,7 @@ def recorded_with(ctx: Context, contract_id: str, database: str) -> ContractReco
     return contract
 
 
-def _on_registered(ctx: Context, message: Incoming) -> Change:
+def _on_registered(ctx: Dealing, message: Incoming) -> Change:
     """Keep the proof that the contract database sends to the party that did not register the contract itself."""
     body: ContractRegistered = message.body
     check_proof(body.proof, recorded_with(ctx, body.contract_id, message.sender).document)
@@ -346,126 +349,14 @@ def note_balance(t: Transaction, database: str, balance: str) -> None:
     t[BALANCES].put(Balance(database, balance, units.utc_now()))
 
 
-# -- provider ----------------------------------------------------------------------------------------------------------
-
-
-def register(ctx: Context) -> None:
-    """Take contract proposals, and know the answers of the contract database."""
-
-    async def on_proposal(message: Incoming) -> Answer | Change:
-        return await _on_proposal(ctx, message)
+def register(ctx: Dealing) -> None:
+    """Take the proof of what the other party has registered; know the answers of provider and contract database."""
 
     async def on_registered(message: Incoming) -> Change:
         return _on_registered(ctx, message)
 
-    ctx.messenger.register("contract_proposal", ContractProposal, on_proposal)
     ctx.messenger.register("contract_registered", ContractRegistered, on_registered)
     ctx.messenger.register("contract_agreement", ContractAgreement)
     ctx.messenger.register("kyc_answer", KycAnswer)
     ctx.messenger.register("proof_of_contract", ProofOfContract)
     ctx.messenger.register("contract_status", ContractStatus)
-
-
-async def _on_proposal(ctx: Context, message: Incoming) -> Answer | Change:
-    document: Document = message.body.contract
-    contract = document.read(Contract)
-    known = _signed_before(ctx.store, document, message.sender)
-    if known is not None:
-        return known
-    bid = _open_bid(ctx, ctx.store, contract, message.sender)
-    _check_roles(ctx, contract)
-    agreement = generate_job_agreement(ctx, bid, contract)
-    if agreement.content != document.content:
-        raise ContractError(
-            "the contract differs from the bid", code="terms_differ", details=_differences(agreement, document)
-        )
-    sign_by = units.parse_time(contract.sign_by)
-    if sign_by + MAX_SKEW <= units.now() or units.parse_time(contract.created_at) > units.now() + MAX_SKEW:
-        raise ContractError(
-            f"the contract was to be signed between {contract.created_at} and {contract.sign_by}", code="bad_times",
-            hint="compare the clocks of both machines",
-        )  # fmt: skip
-    if not await validate_provider(ctx, contract.requester, contract.contract_database):
-        raise ContractError("the requester is not verified", code="not_verified_entity")
-    agreed = agreement.sign(ctx.identity, PROVIDER)
-    record = structs.replace(contract_record(agreed, "provider", ""), state="agreed")
-
-    def change(t: Transaction) -> Answer:
-        before = _signed_before(t, document, message.sender)
-        if before is not None:
-            return before
-        current = _open_bid(ctx, t, contract, message.sender)
-        if t[CONTRACTS].first("bid_id", current.id) is not None:
-            raise ContractError("there is a contract for this bid already", code="bid_used")
-        resources = t[BID_REQUESTS].one(current.bid_request_id).request.required_capability.resources
-        lease = units.format_time(units.now() + timedelta(seconds=ctx.config.lock_lease))
-        # a lock that lapsed in the meantime is taken again, if there is still room
-        ctx.accounting.lock(t, current.id, current.job_id, resources, lease, current.offer.time.duration)
-        t[CONTRACTS].put(record)
-        t.save_event(current.job_id, "contract_agreed", contract_id=agreed.cid, deposit=contract.terms.deposit)
-        return "contract_agreement", ContractAgreement(agreed)
-
-    return change
-
-
-def _signed_before(source: Store | Transaction, document: Document, sender: str) -> Answer | None:
-    """Return the answer to a proposal that was agreed to already."""
-    known = source[CONTRACTS].get(document.cid)
-    if known is None or known.requester != sender:
-        return None
-    return "contract_agreement", ContractAgreement(known.document)
-
-
-def _open_bid(ctx: Context, source: Store | Transaction, contract: Contract, sender: str) -> BidRecord:
-    """Return the bid that a proposal is about, while it stands.
-
-    Raises:
-        PeerError: no such bid was made to the sender.
-        ContractError: it timed out.
-        StateError: it was released.
-    """
-    bid = sent_bid(source, contract.bid_id, sender)
-    if offered_until(bid) <= units.utc_now() and not ctx.accounting.is_locked(source, bid.id):
-        raise ContractError(f"the bid timed out at {offered_until(bid)}", code="bid_timeout")
-    # what was released is locked for nobody any more
-    BID.move(bid, "lock", PROVIDER, None)
-    return bid
-
-
-def generate_job_agreement(ctx: Context, bid: BidRecord, proposed: Contract) -> Document:
-    """Return the contract as this provider's bid has it (seed 4: `generateJobAgreement`).
-
-    Only what the requester chooses is taken over from the proposal, once it was checked.
-    """
-    return make_document(
-        _contract(
-            bid, requester=bid.did, provider=ctx.identity.did, database=proposed.contract_database,
-            oracle=proposed.oracle, verification=proposed.terms.verification, created_at=proposed.created_at,
-            replicas=proposed.terms.replicas,
-        )
-    )  # fmt: skip
-
-
-def _check_roles(ctx: Context, contract: Contract) -> None:
-    """Refuse a contract database or oracle that is not this provider's own choice, where money is at stake."""
-    for role, configured, named in (
-        (DATABASE, ctx.config.contract_database, contract.contract_database),
-        (ORACLE, ctx.config.oracle, contract.oracle),
-    ):
-        if contract.payment == "volunteer" and not configured:
-            continue
-        trusted = ctx.find_role(role, configured)
-        if named != trusted:
-            key = role.replace("-", "_")
-            raise ContractError(
-                f"this provider accepts only {trusted} as {role}; the setting {key} decides on each side",
-                code="untrusted_role",
-                hint=f"to use it as well: nunet config set {key} {trusted}",
-            )
-
-
-def _differences(mine: Document, theirs: Document) -> dict[str, Any]:
-    """Return what differs, as `{field: {bid, contract}}`."""
-    ours, other = (msgspec.to_builtins(document.read(Contract)) for document in (mine, theirs))
-    ours, other = {**ours, **ours.pop("terms")}, {**other, **other.pop("terms")}
-    return {key: {"bid": ours[key], "contract": other[key]} for key in ours if ours[key] != other[key]}

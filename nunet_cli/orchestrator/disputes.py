@@ -11,8 +11,9 @@ from msgspec import Struct, structs
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import ContractError, DisputedError, NunetError
 from nunet_cli.network.messenger import Change, Incoming
-from nunet_cli.orchestrator.context import Context, advance, error_record
+from nunet_cli.orchestrator.changes import advance, error_record
 from nunet_cli.orchestrator.contract import recorded_with, set_contract
+from nunet_cli.orchestrator.needs import Asking, Dealing, HasMessenger
 from nunet_cli.records.contract_records import CONTRACT, CONTRACTS
 from nunet_cli.records.contracts import PROVIDER, REQUESTER
 from nunet_cli.records.disputes import AskDispute, Dispute, DisputeContract, DisputeSummary, EvidenceDocument
@@ -26,7 +27,7 @@ T = TypeVar("T", bound=Struct)
 _TOLD = "contract %s is in dispute: %s; to say this node's side: nunet contract dispute %s --reason TEXT"
 
 
-def register(ctx: Context) -> None:
+def register(ctx: Dealing) -> None:
     """Take word of disputes, and know the answers of the contract database."""
 
     async def on_opened(message: Incoming) -> Change:
@@ -38,7 +39,7 @@ def register(ctx: Context) -> None:
 
 
 async def add(
-    ctx: Context, contract_id: str, text: str, *, documents: tuple[Document, ...] = (), with_result: bool = False
+    ctx: Dealing, contract_id: str, text: str, *, documents: tuple[Document, ...] = (), with_result: bool = False
 ) -> Dispute:
     """Open a dispute about one of this node's contracts, or add evidence to it; return it as it stands.
 
@@ -65,7 +66,7 @@ async def add(
     return whole(dispute, {document.cid: document for document in documents})
 
 
-def _on_opened(ctx: Context, message: Incoming) -> Change:
+def _on_opened(ctx: Dealing, message: Incoming) -> Change:
     """Note a dispute that the contract database tells of, whoever opened it."""
     dispute: DisputeSummary = message.body
     contract = recorded_with(ctx, dispute.contract_id, message.sender)
@@ -97,7 +98,7 @@ def _note(t: Transaction, contract_id: str, dispute: DisputeSummary) -> None:
 
 
 async def send(
-    ctx: Context, database: str, contract_id: str, text: str, documents: tuple[Document, ...]
+    ctx: Asking, database: str, contract_id: str, text: str, documents: tuple[Document, ...]
 ) -> DisputeSummary:
     """Send evidence to a contract database.
 
@@ -108,7 +109,7 @@ async def send(
     return await _request(ctx, database, "dispute_contract", body, DisputeSummary)
 
 
-async def ask(ctx: Context, contract_id: str) -> Dispute:
+async def ask(ctx: Dealing, contract_id: str) -> Dispute:
     """Ask the contract database for the dispute about one of this node's contracts, with its documents.
 
     Raises:
@@ -125,7 +126,7 @@ async def ask(ctx: Context, contract_id: str) -> Dispute:
     return whole(known, documents)
 
 
-async def _request(ctx: Context, database: str, type_: str, body: Struct, kind: type[T]) -> T:
+async def _request(ctx: Asking, database: str, type_: str, body: Struct, kind: type[T]) -> T:
     try:
         answer = await ctx.messenger.request(database, type_, body, timeout=ctx.config.limits.answer_timeout)
     except NunetError as error:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 import trio
@@ -17,7 +19,18 @@ from nunet_cli.errors import NotFoundError, NunetError, PeerError, RejectedMessa
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.tree import output_names
 from nunet_cli.network.messenger import Answer, Change, Incoming
-from nunet_cli.orchestrator.context import Context, advance, change_job
+from nunet_cli.orchestrator.changes import advance, change_job, find_job
+from nunet_cli.orchestrator.needs import (
+    Dealing,
+    HasBlobs,
+    HasConfig,
+    HasHeard,
+    HasHome,
+    HasMessenger,
+    HasProgress,
+    HasStore,
+    HasThreads,
+)
 from nunet_cli.orchestrator.retry import may_retry
 from nunet_cli.records.allocations import ALLOCATION_ENDS, ALLOCATIONS
 from nunet_cli.records.contract_records import CONTRACTS, LATE_RESULTS, ContractRecord, LateResult
@@ -32,10 +45,39 @@ log = logging.getLogger("nunet.execute")
 LOG_PIECE = 256 * 1024
 _RUNS = ("contracted", "invoked", "running")
 
+
+class Telling(HasBlobs, HasHome, HasThreads, HasStore, Protocol):
+    """Tells a requester what its job writes."""
+
+
+class Hearing(HasHeard, HasStore, Protocol):
+    """Takes what a provider tells."""
+
+
+class Following(Hearing, Dealing, Protocol):
+    """Follows a job at its provider."""
+
+
+class Fetching(HasProgress, HasBlobs, HasConfig, Protocol):
+    """Fetches what a job has made."""
+
+
+class Collecting(Fetching, HasStore, Protocol):
+    """Fetches what a job has made, and keeps with the job that it is here."""
+
+
+class Reading(HasBlobs, HasThreads, Dealing, Protocol):
+    """Reads logs, here or at the provider."""
+
+
+class Executing(Hearing, HasProgress, Telling, HasMessenger, Protocol):
+    """Has both halves of the stage."""
+
+
 # -- provider ----------------------------------------------------------------------------------------------------------
 
 
-def register(ctx: Context) -> None:
+def register(ctx: Executing) -> None:
     """Take questions about running jobs, and what providers tell of ours."""
 
     async def on_sync(message: Incoming) -> Answer:
@@ -73,7 +115,7 @@ def contract_with(source: Store | Transaction, contract_id: str, requester: str)
     return contract
 
 
-async def _on_sync(ctx: Context, message: Incoming) -> Answer:
+async def _on_sync(ctx: HasStore, message: Incoming) -> Answer:
     contract = contract_with(ctx.store, message.body.contract_id, message.sender)
     allocation = ctx.store[ALLOCATIONS].first("contract_id", contract.id)
     if allocation is None:
@@ -81,7 +123,7 @@ async def _on_sync(ctx: Context, message: Incoming) -> Answer:
     return "job_state", JobState(contract.id, allocation.id, allocation.state, allocation.usage, contract.result)
 
 
-async def _on_logs(ctx: Context, message: Incoming) -> Answer:
+async def _on_logs(ctx: Telling, message: Incoming) -> Answer:
     body: JobLogs = message.body
     contract = contract_with(ctx.store, body.contract_id, message.sender)
     end = trio.current_time() + body.wait
@@ -92,7 +134,7 @@ async def _on_logs(ctx: Context, message: Incoming) -> Answer:
         await trio.sleep(min(0.1, body.wait))
 
 
-async def _read_log(ctx: Context, contract_id: str, body: JobLogs) -> tuple[bytes, bool]:
+async def _read_log(ctx: Telling, contract_id: str, body: JobLogs) -> tuple[bytes, bool]:
     allocation = ctx.store[ALLOCATIONS].first("contract_id", contract_id)
     if allocation is None:
         return b"", False
@@ -106,7 +148,7 @@ async def _read_log(ctx: Context, contract_id: str, body: JobLogs) -> tuple[byte
         if not cid:
             return b"", True
         path, ended = ctx.blobs.path(cid), True
-    data = await ctx.blocking(_read_piece, path, body.offset)
+    data = await ctx.threads.run(_read_piece, path, body.offset)
     return data, ended and len(data) < LOG_PIECE
 
 
@@ -134,18 +176,18 @@ def _contract_of(source: Store | Transaction, contract_id: str, provider: str) -
     return contract
 
 
-def _on_update(ctx: Context, message: Incoming) -> Change | None:
+def _on_update(ctx: Executing, message: Incoming) -> Change | None:
     body: JobStatusUpdate = message.body
     contract = _contract_of(ctx.store, body.contract_id, message.sender)
     job = ctx.store[JOBS].get(contract.job_id)
     if job is None or job.contract_id != contract.id or job.state not in _RUNS:
         return None
-    ctx.heard[contract.id] = trio.current_time()
+    ctx.heard.note(contract.id)
     if body.state == "starting":
         if body.progress is not None and job.state != "running":
-            ctx.progress[job.id] = body.progress
+            ctx.progress.note(job.id, body.progress)
         return None
-    ctx.progress.pop(job.id, None)
+    ctx.progress.done(job.id)
     return _running_change(contract, body.allocation_id, body.usage)
 
 
@@ -166,7 +208,7 @@ def _running_change(contract: ContractRecord, allocation_id: str, usage: Usage) 
     return change
 
 
-async def take_result(ctx: Context, contract: ContractRecord, document: Document) -> None:
+async def take_result(ctx: Hearing, contract: ContractRecord, document: Document) -> None:
     """Check a provider's signed result and keep it; the job is completed then, whatever the result says.
 
     Raises:
@@ -175,7 +217,7 @@ async def take_result(ctx: Context, contract: ContractRecord, document: Document
     await ctx.store.change(result_change(ctx, contract, document))
 
 
-def result_change(ctx: Context, contract: ContractRecord, document: Document) -> Callable[[Transaction], None]:
+def result_change(ctx: HasHeard, contract: ContractRecord, document: Document) -> Callable[[Transaction], None]:
     """Check a provider's signed result, and return the change that keeps it.
 
     Raises:
@@ -207,10 +249,7 @@ def result_change(ctx: Context, contract: ContractRecord, document: Document) ->
         elif result.state == "completed" and is_first:
             # the job goes on without it, or was called off; it will be paid, so it is fetched, too: see `closing`
             t[LATE_RESULTS].put(LateResult(contract.id))
-        t.then(heard_out)
-
-    def heard_out() -> None:
-        ctx.heard.pop(contract.id, None)
+        t.then(partial(ctx.heard.forget, contract.id))
 
     return change
 
@@ -231,7 +270,7 @@ def _complete(t: Transaction, job: Job, result: Result) -> None:
     )  # fmt: skip
 
 
-async def follow(ctx: Context, job_id: str) -> Job:
+async def follow(ctx: Following, job_id: str) -> Job:
     """Wait until a running job's result is here; ask the provider when it falls silent.
 
     Raises:
@@ -243,13 +282,13 @@ async def follow(ctx: Context, job_id: str) -> Job:
     began, asked = trio.current_time(), -math.inf
     while True:
         changed = ctx.store.new_event
-        job = ctx.job(job_id)
+        job = find_job(ctx.store, job_id)
         if job.state not in _RUNS:
             return job
         if job.state == "contracted" or not job.contract_id:
             raise StateError(f"job {job.id} does not run: it is {job.state}")
         contract = ctx.store[CONTRACTS].one(job.contract_id)
-        silent = trio.current_time() - max(began, ctx.heard.get(contract.id, began))
+        silent = trio.current_time() - ctx.heard.since(contract.id, began)
         overdue = contract.deadline <= units.utc_now()
         if not overdue and silent > ctx.config.limits.silence and may_retry(job):
             raise PeerError(f"the provider has been silent for {units.format_duration(silent)}", code=SILENT)
@@ -267,14 +306,14 @@ async def follow(ctx: Context, job_id: str) -> Job:
             await changed.wait()
 
 
-async def _sync_quietly(ctx: Context, contract: ContractRecord) -> None:
+async def _sync_quietly(ctx: Following, contract: ContractRecord) -> None:
     try:
         await job_sync(ctx, contract)
     except NunetError as error:
         log.info("asking about %s: %s", contract.job_id, error)
 
 
-async def job_sync(ctx: Context, contract: ContractRecord) -> JobState:
+async def job_sync(ctx: Following, contract: ContractRecord) -> JobState:
     """Ask the provider what was missed about a contract, and take the result if there is one."""
     answer = await ctx.messenger.request(
         contract.provider, "job_sync", JobSync(contract.id), timeout=ctx.config.limits.answer_timeout
@@ -282,7 +321,7 @@ async def job_sync(ctx: Context, contract: ContractRecord) -> JobState:
     state = answer.body
     if not isinstance(state, JobState) or state.contract_id != contract.id:
         raise PeerError("the provider answered something else", code="bad_answer")
-    ctx.heard[contract.id] = trio.current_time()
+    ctx.heard.note(contract.id)
     if state.result is not None:
         await take_result(ctx, contract, state.result)
     elif state.state in ("starting", "running"):
@@ -290,14 +329,14 @@ async def job_sync(ctx: Context, contract: ContractRecord) -> JobState:
     return state
 
 
-async def collect_outputs(ctx: Context, job_id: str) -> Job:
+async def collect_outputs(ctx: Collecting, job_id: str) -> Job:
     """Fetch the outputs and logs of a job that ended, each checked against its content id; return the job.
 
     Raises:
         PeerError: the provider does not give them.
         RejectedMessageError: it gave something else.
     """
-    job = ctx.job(job_id)
+    job = find_job(ctx.store, job_id)
     if job.result is None or job.collected:
         return job
     result = job.result
@@ -314,7 +353,7 @@ async def collect_outputs(ctx: Context, job_id: str) -> Job:
     return await ctx.store.change(change)
 
 
-async def fetch_outputs(ctx: Context, contract: ContractRecord, result: Result) -> int:
+async def fetch_outputs(ctx: Fetching, contract: ContractRecord, result: Result) -> int:
     """Fetch the outputs and logs of a result, each checked against its content id; return their bytes.
 
     Raises:
@@ -336,15 +375,15 @@ async def fetch_outputs(ctx: Context, contract: ContractRecord, result: Result) 
                 )  # fmt: skip
             arrived += size
     finally:
-        ctx.progress.pop(job_id, None)
+        ctx.progress.done(job_id)
     return total
 
 
-def _note_arrived(ctx: Context, job_id: str, done: int, total: int) -> None:
-    ctx.progress[job_id] = Progress("outputs", done, total)
+def _note_arrived(ctx: HasProgress, job_id: str, done: int, total: int) -> None:
+    ctx.progress.note(job_id, Progress("outputs", done, total))
 
 
-async def read_logs(ctx: Context, job: Job, stream: str, offset: int, wait: float) -> tuple[bytes, bool]:
+async def read_logs(ctx: Reading, job: Job, stream: str, offset: int, wait: float) -> tuple[bytes, bool]:
     """Return output of a job from an offset on, and whether that is all: from here, or from the provider.
 
     Raises:
@@ -355,7 +394,7 @@ async def read_logs(ctx: Context, job: Job, stream: str, offset: int, wait: floa
         cid = job.result.stdout_cid if stream == "stdout" else job.result.stderr_cid
         if not cid:
             return b"", True
-        data = await ctx.blocking(_read_piece, ctx.blobs.path(cid), offset)
+        data = await ctx.threads.run(_read_piece, ctx.blobs.path(cid), offset)
         return data, len(data) < LOG_PIECE
     contract = ctx.store[CONTRACTS].get(job.contract_id)
     if contract is None or contract.state in ("proposed", "refused"):

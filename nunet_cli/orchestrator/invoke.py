@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import trio
 
@@ -14,9 +15,21 @@ from nunet_cli.jobs.spec import JobSpec
 from nunet_cli.jobs.tree import images_of, is_group, programs, required_capability
 from nunet_cli.network.blobs import Blobs
 from nunet_cli.network.messenger import Change, Incoming
-from nunet_cli.orchestrator.bid import may_use
-from nunet_cli.orchestrator.context import Context, advance, change_job
+from nunet_cli.orchestrator.changes import advance, change_job, find_job
 from nunet_cli.orchestrator.contract import check_proof, set_contract
+from nunet_cli.orchestrator.needs import (
+    Asking,
+    BeginsAllocations,
+    Dealing,
+    HasAccounting,
+    HasBlobs,
+    HasConfig,
+    HasJudging,
+    HasMessenger,
+    HasPeers,
+    HasStore,
+)
+from nunet_cli.orchestrator.permissions import Permitting, may_use
 from nunet_cli.orchestrator.post import new_id
 from nunet_cli.records.allocations import ALLOCATIONS, Allocation
 from nunet_cli.records.bids import BID_REQUESTS, BIDS
@@ -29,10 +42,27 @@ from nunet_cli.records.jobs import JOBS, Job
 from nunet_cli.records.kyc import Kyc
 from nunet_cli.records.messages import AllocationStartSuccess, Invocation
 
+
+class Serving(HasBlobs, HasConfig, HasStore, Protocol):
+    """Serves the inputs of a job."""
+
+
+class Checking(Permitting, HasStore, Protocol):
+    """Checks what is invoked."""
+
+
+class Starting(BeginsAllocations, HasAccounting, HasJudging, HasPeers, Checking, Protocol):
+    """Makes allocations, and has them begun."""
+
+
+class Invoked(Starting, HasMessenger, Protocol):
+    """Takes invocations."""
+
+
 # -- requester ---------------------------------------------------------------------------------------------------------
 
 
-async def invoke(ctx: Context, job_id: str) -> Job:
+async def invoke(ctx: Dealing, job_id: str) -> Job:
     """Order the provider to start; a job that was invoked already is left as it is.
 
     Raises:
@@ -40,7 +70,7 @@ async def invoke(ctx: Context, job_id: str) -> Job:
         PeerError: the provider does not answer; the contract stands, and this can be run again.
         NunetError: the provider refused; its reason.
     """
-    job = ctx.job(job_id)
+    job = find_job(ctx.store, job_id)
     if job.state in ("invoked", "running", "completed", "verified", "settled"):
         return job
     if job.state != "contracted":
@@ -73,7 +103,7 @@ def _invoked(t: Transaction, job_id: str, contract_id: str, allocation_id: str) 
     )  # fmt: skip
 
 
-async def send_inputs(ctx: Context, job_id: str) -> Job:
+async def send_inputs(ctx: Serving, job_id: str) -> Job:
     """Stay until the provider has taken the inputs and begun, or has shown no interest for `answer_timeout`.
 
     A node that lives on serves the inputs in any case; this is for a node that would end with its command.
@@ -81,7 +111,7 @@ async def send_inputs(ctx: Context, job_id: str) -> Job:
     quiet_since = trio.current_time()
     while True:
         event = ctx.store.new_event
-        job = ctx.job(job_id)
+        job = find_job(ctx.store, job_id)
         if job.state != "invoked" or not any(part.inputs for part in programs(decode_spec(job.spec))):
             return job
         if ctx.blobs.is_serving(ctx.store[CONTRACTS].one(job.contract_id).provider):
@@ -92,7 +122,7 @@ async def send_inputs(ctx: Context, job_id: str) -> Job:
             await event.wait()
 
 
-async def send_invocation(ctx: Context, contract: ContractRecord, spec: str) -> AllocationStartSuccess:
+async def send_invocation(ctx: Asking, contract: ContractRecord, spec: str) -> AllocationStartSuccess:
     """Send the job, the contract and its proof (seed 5: `network.sendInvocation`)."""
     assert contract.proof is not None
     body = Invocation(spec, contract.document, contract.proof)
@@ -108,7 +138,7 @@ async def send_invocation(ctx: Context, contract: ContractRecord, spec: str) -> 
 # -- provider ----------------------------------------------------------------------------------------------------------
 
 
-def register(ctx: Context) -> None:
+def register(ctx: Invoked) -> None:
     """Take invocations."""
 
     async def on_invocation(message: Incoming) -> Change:
@@ -119,7 +149,7 @@ def register(ctx: Context) -> None:
     ctx.messenger.register("allocation_start_success", AllocationStartSuccess)
 
 
-async def start_allocation(ctx: Context, invocation: Invocation, sender: str) -> AllocationStartSuccess:
+async def start_allocation(ctx: Starting, invocation: Invocation, sender: str) -> AllocationStartSuccess:
     """Make and start the allocation that an invocation orders (second seed: `startAllocation`).
 
     Raises:
@@ -129,7 +159,7 @@ async def start_allocation(ctx: Context, invocation: Invocation, sender: str) ->
     return await ctx.store.change(await _start(ctx, invocation, sender))
 
 
-async def _start(ctx: Context, invocation: Invocation, sender: str) -> Callable[[Transaction], AllocationStartSuccess]:
+async def _start(ctx: Starting, invocation: Invocation, sender: str) -> Callable[[Transaction], AllocationStartSuccess]:
     """Check an invocation, and return the change that makes its allocation and has it begun."""
     contract = _contract_of(ctx.store, invocation.contract.cid, sender)
     needs = Capability()
@@ -174,7 +204,7 @@ def _check_invocation(body: Invocation, document: Document) -> None:
         raise RejectedMessageError("the job is not the one that the contract names", code="wrong_spec")
 
 
-def _check_bid_for(ctx: Context, spec: JobSpec, contract: ContractRecord) -> None:
+def _check_bid_for(ctx: Checking, spec: JobSpec, contract: ContractRecord) -> None:
     """Refuse a job that asks for something else than the bid request did on which this provider decided.
 
     The bid request only names the job's content id. What runs, for how long and under which rules, must be what was
@@ -209,7 +239,7 @@ def _check_bid_for(ctx: Context, spec: JobSpec, contract: ContractRecord) -> Non
 
 
 def create_allocation(
-    ctx: Context, t: Transaction, body: Invocation, contract: ContractRecord, needs: Capability
+    ctx: HasAccounting, t: Transaction, body: Invocation, contract: ContractRecord, needs: Capability
 ) -> Allocation:
     """Turn the lock into an allocation, at most one per contract ever (seed 5: `executor.createAllocation`).
 

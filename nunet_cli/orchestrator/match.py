@@ -5,10 +5,11 @@ The best of them are shortlisted in `select`; the provider's half is in `bid`.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
+from typing import Protocol
 
 import msgspec
 import trio
@@ -22,9 +23,21 @@ from nunet_cli.jobs.tree import images_of, required_capability
 from nunet_cli.matching.rank import bid_price
 from nunet_cli.network.messenger import Change, Incoming
 from nunet_cli.network.topics import BIDS as BID_TOPIC
-from nunet_cli.orchestrator.context import Context, advance, change_job, error_record
+from nunet_cli.orchestrator.changes import advance, change_job, error_record, find_job
+from nunet_cli.orchestrator.needs import (
+    HasConfig,
+    HasIdentity,
+    HasMessenger,
+    HasPeers,
+    HasRelay,
+    HasSearches,
+    HasStore,
+    HasTasks,
+    HasTopics,
+    HasTransport,
+)
 from nunet_cli.orchestrator.post import new_id
-from nunet_cli.orchestrator.select import select_best_bid
+from nunet_cli.orchestrator.select import Selecting, select_best_bid
 from nunet_cli.records.bids import BID_REQUESTS, BIDS, Bid, BidRecord, BidRequest, BidRequestRecord, Decline, NodeID
 from nunet_cli.records.identifiers import key_from_did, peer_cid_from_key, peer_id_from_key
 from nunet_cli.records.jobs import JOBS, Job, Waiting
@@ -38,7 +51,31 @@ RELAY_WAIT = 2.0
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 
 
-async def match(ctx: Context, job_id: str, *, timeout: float | None = None) -> Job:
+class Awaiting(HasTopics, HasTransport, HasStore, Protocol):
+    """Waits for a time, or for a provider to come."""
+
+
+class Registering(HasSearches, HasStore, Protocol):
+    """Keeps the answers to a bid request."""
+
+
+class Gathering(HasTransport, HasMessenger, Registering, Protocol):
+    """Takes the answers to a bid request."""
+
+
+class Searching(HasPeers, HasRelay, HasTasks, HasTopics, HasConfig, Gathering, Protocol):
+    """Sends a bid request to everybody who may answer."""
+
+
+class Requesting(HasConfig, HasIdentity, HasStore, Protocol):
+    """Makes a bid request."""
+
+
+class Matching(Requesting, Searching, Selecting, Protocol):
+    """Searches, and selects."""
+
+
+async def match(ctx: Matching, job_id: str, *, timeout: float | None = None) -> Job:
     """Ask for bids and shortlist the best; a job that is matched already is left as it is.
 
     A job with a deadline is searched for again, with growing pauses and whenever the network changes, until somebody
@@ -53,7 +90,7 @@ async def match(ctx: Context, job_id: str, *, timeout: float | None = None) -> J
         StateError: the job is past this stage.
         NoBidError: nobody answered, or nobody can take it; the details say what each said.
     """
-    job = ctx.job(job_id)
+    job = find_job(ctx.store, job_id)
     if job.state == "matched" and job.shortlist:
         return job
     if job.kind != "job":
@@ -70,7 +107,7 @@ async def match(ctx: Context, job_id: str, *, timeout: float | None = None) -> J
         again = min(spec.time.deadline, units.format_time(units.now() + timedelta(seconds=pause)))
         await _wait(ctx, job.id, again, "every provider asked declined")
     while True:
-        request = await _new_bid_request(ctx, ctx.job(job.id), spec)
+        request = await _new_bid_request(ctx, find_job(ctx.store, job.id), spec)
         named = [job.topic] if job.topic else []
         await publish_bid_request(ctx, request, *named, push=job.push, timeout=search)
         try:
@@ -85,7 +122,7 @@ async def match(ctx: Context, job_id: str, *, timeout: float | None = None) -> J
             await _wait(ctx, job.id, again, error.message, known)
 
 
-async def _expire(ctx: Context, job_id: str, error: NoBidError) -> None:
+async def _expire(ctx: HasStore, job_id: str, error: NoBidError) -> None:
     said, record = {"reason": error.code, "message": error.message}, error_record(error)
     await ctx.store.change(lambda t: advance(t, job_id, "expire", by=CLOCK, said=said, error=record, waiting=None))
 
@@ -101,7 +138,7 @@ def _next_try(error: NoBidError, deadline: str, tries: int) -> str:
     return min(deadline, max(starts, units.utc_now()) if starts and starts < again else again)
 
 
-async def _wait(ctx: Context, job_id: str, until: str, what: str, known: frozenset[str] | None = None) -> None:
+async def _wait(ctx: Awaiting, job_id: str, until: str, what: str, known: frozenset[str] | None = None) -> None:
     """Wait for a time, saying so with the job; with `known` providers also until another comes."""
 
     def begin(t: Transaction) -> None:
@@ -117,7 +154,7 @@ async def _wait(ctx: Context, job_id: str, until: str, what: str, known: frozens
             break
 
 
-async def _new_bid_request(ctx: Context, job: Job, spec: JobSpec) -> BidRequest:
+async def _new_bid_request(ctx: Requesting, job: Job, spec: JobSpec) -> BidRequest:
     search = timedelta(seconds=ctx.config.default_search_timeout)
     request = BidRequest(
         id=new_id("request"), job_id=job.id, requester=ctx.identity.node_id, name=spec.name,
@@ -140,7 +177,7 @@ async def _new_bid_request(ctx: Context, job: Job, spec: JobSpec) -> BidRequest:
 
 
 async def publish_bid_request(
-    ctx: Context, request: BidRequest, *topics: str, push: str = "", timeout: float = 10
+    ctx: Searching, request: BidRequest, *topics: str, push: str = "", timeout: float = 10
 ) -> None:
     """Send a bid request to every subscriber of its topics, or to one peer, and register what they answer.
 
@@ -152,7 +189,7 @@ async def publish_bid_request(
     waiting: set[str] = set()
     end = trio.current_time() + timeout
     relayed = _Relayed(patience=trio.current_time())
-    with trio.move_on_at(end + 1), _searching(ctx, request.id):
+    with trio.move_on_at(end + 1), ctx.searches.out(request.id):
         async with trio.open_nursery() as nursery:
             while trio.current_time() < end:
                 targets = [push] if push else _subscribers(ctx, topics or (request.topic,))
@@ -169,20 +206,10 @@ async def publish_bid_request(
                     )
                 settled = bool(push) or (_is_settled(ctx) and relayed.done and trio.current_time() >= relayed.patience)
                 everybody = bool(asked or relayed.count) and not waiting and settled
-                if everybody or ctx.answers[request.id] >= ENOUGH_BIDS:
+                if everybody or (ctx.searches.answers(request.id) or 0) >= ENOUGH_BIDS:
                     nursery.cancel_scope.cancel()
                     break
                 await ctx.transport.wait_change(0.1)
-
-
-@contextlib.contextmanager
-def _searching(ctx: Context, request_id: str) -> Iterator[None]:
-    """Count the answers to a bid request while it is out."""
-    ctx.answers[request_id] = 0
-    try:
-        yield
-    finally:
-        del ctx.answers[request_id]
 
 
 class _Relayed(msgspec.Struct):
@@ -194,11 +221,13 @@ class _Relayed(msgspec.Struct):
     count: int = 0
 
 
-def _subscribers(ctx: Context, topics: tuple[str, ...]) -> list[str]:
+def _subscribers(ctx: HasTopics, topics: tuple[str, ...]) -> list[str]:
     return list(dict.fromkeys(peer.did for topic in topics for peer in ctx.topics.subscribers(topic)))
 
 
-async def _relay(ctx: Context, request: BidRequest, topics: tuple[str, ...], relayed: _Relayed, timeout: float) -> None:
+async def _relay(
+    ctx: Searching, request: BidRequest, topics: tuple[str, ...], relayed: _Relayed, timeout: float
+) -> None:
     for topic in topics:
         relayed.count += await ctx.relay.publish(topic, "bid_request", request, lifetime=timeout + 5)
     if relayed.count:
@@ -207,14 +236,13 @@ async def _relay(ctx: Context, request: BidRequest, topics: tuple[str, ...], rel
     ctx.transport.notify()
 
 
-def _is_settled(ctx: Context) -> bool:
+def _is_settled(ctx: Searching) -> bool:
     """Say whether who is there could be found: known peers are connected, or discovery had its time."""
     pending = [peer for peer in ctx.peers if not peer.introduced and peer.failures == 0]
-    uptime = trio.current_time() - ctx.started_at
-    return uptime >= SETTLE_TIME or (not ctx.config.network.discovery and not pending)
+    return ctx.searches.age >= SETTLE_TIME or (not ctx.config.network.discovery and not pending)
 
 
-async def _ask(ctx: Context, request: BidRequest, did: str, timeout: float, waiting: set[str]) -> None:
+async def _ask(ctx: Gathering, request: BidRequest, did: str, timeout: float, waiting: set[str]) -> None:
     try:
         answer = await ctx.messenger.request(did, "bid_request", request, timeout=timeout)
         if isinstance(answer.body, Bid):
@@ -229,7 +257,7 @@ async def _ask(ctx: Context, request: BidRequest, did: str, timeout: float, wait
         ctx.transport.notify()
 
 
-async def register_bid(ctx: Context, request: BidRequest, message: Incoming) -> None:
+async def register_bid(ctx: Registering, request: BidRequest, message: Incoming) -> None:
     """Check a bid and add it to the compute providers index (seed 2: `registerComputeBid`).
 
     Raises:
@@ -238,7 +266,7 @@ async def register_bid(ctx: Context, request: BidRequest, message: Incoming) -> 
     await ctx.store.change(_bid_change(ctx, request, message))
 
 
-def _bid_change(ctx: Context, request: BidRequest, message: Incoming) -> Callable[[Transaction], None]:
+def _bid_change(ctx: HasSearches, request: BidRequest, message: Incoming) -> Callable[[Transaction], None]:
     """Check a bid, and return the change that keeps it."""
     bid: Bid = message.body
     _check_bidder(bid, message.sender)
@@ -266,14 +294,9 @@ def _bid_change(ctx: Context, request: BidRequest, message: Incoming) -> Callabl
             request.job_id, "bid_received", bid_id=bid.id, bidder=bid.bidder.peer_id,
             price=units.format_amount(bid_price(bid)), start=bid.time.start, load=bid.load,
         )  # fmt: skip
-        t.then(lambda: _count(ctx, request.id))
+        t.then(partial(ctx.searches.count, request.id))
 
     return change
-
-
-def _count(ctx: Context, request_id: str) -> None:
-    if request_id in ctx.answers:
-        ctx.answers[request_id] += 1
 
 
 def _has_answered(t: Transaction, request: BidRequest, did: str) -> bool:
@@ -306,7 +329,7 @@ def _decline_change(request: BidRequest, message: Incoming) -> Callable[[Transac
     return change
 
 
-async def _register_silence(ctx: Context, request: BidRequest, did: str, error: NunetError) -> None:
+async def _register_silence(ctx: HasStore, request: BidRequest, did: str, error: NunetError) -> None:
     key = key_from_did(did)
     bidder = NodeID("", peer_cid_from_key(key), peer_id_from_key(key), did)
     record = BidRecord(
@@ -324,7 +347,7 @@ async def _register_silence(ctx: Context, request: BidRequest, did: str, error: 
     await ctx.store.change(change)
 
 
-def register(ctx: Context) -> None:
+def register(ctx: Gathering) -> None:
     """Know bids and refusals as answers, and take those that come by relay."""
 
     async def on_answer(message: Incoming) -> Change:
@@ -334,15 +357,16 @@ def register(ctx: Context) -> None:
     ctx.messenger.register("decline", Decline, on_answer)
 
 
-def _on_relayed_answer(ctx: Context, message: Incoming) -> Change:
+def _on_relayed_answer(ctx: Gathering, message: Incoming) -> Change:
     """Register a bid or refusal of a provider that got the request by relay."""
     body: Bid | Decline = message.body
     sent = ctx.store[BID_REQUESTS].get(body.bid_request_id)
     if sent is None or sent.direction != "sent":
         raise RejectedMessageError("there is no such bid request", code="wrong_bid")
-    if sent.id not in ctx.answers:
+    answers = ctx.searches.answers(sent.id)
+    if answers is None:
         raise StateError("the search is over", code="search_over")
-    if ctx.answers[sent.id] >= ENOUGH_BIDS:
+    if answers >= ENOUGH_BIDS:
         raise StateError("there are enough bids", code="enough_bids")
     keep = _bid_change(ctx, sent.request, message) if isinstance(body, Bid) else _decline_change(sent.request, message)
 

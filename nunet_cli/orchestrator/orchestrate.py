@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
+from typing import Protocol
 
 import trio
 
 from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import ContractError, NoSpaceError, NunetError, PeerError, StateError
-from nunet_cli.orchestrator.context import Context, advance, error_record
+from nunet_cli.orchestrator.changes import advance, error_record, find_job
 from nunet_cli.orchestrator.contract import PROVIDER_REFUSED, TRANSIENT, close_contract
-from nunet_cli.orchestrator.execute import follow
+from nunet_cli.orchestrator.execute import Following, follow
 from nunet_cli.orchestrator.invoke import invoke
-from nunet_cli.orchestrator.match import match
+from nunet_cli.orchestrator.match import Matching, match
+from nunet_cli.orchestrator.needs import Dealing, HasBlobs, HasHeard, HasMessenger, HasProgress, HasRoles, HasStore
 from nunet_cli.orchestrator.request import next_bid, request
-from nunet_cli.orchestrator.retry import CANCEL_LIFETIME, forget, give_up, note_called_off
-from nunet_cli.orchestrator.settle import settle
+from nunet_cli.orchestrator.retry import CANCEL_LIFETIME, GivingUp, give_up, note_called_off
+from nunet_cli.orchestrator.settle import Settling, settle
 from nunet_cli.records.bids import BIDS
 from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.contracts import LAPSED
@@ -35,7 +38,15 @@ MOMENTARY = TRANSIENT | {"oracle_busy", "not_available", "machine_busy", "transf
 RELEASE_LIFETIME = 120
 
 
-async def next_stage(ctx: Context, job: Job) -> None:
+class Invoking(GivingUp, Dealing, Protocol):
+    """Has a job started."""
+
+
+class Orchestrating(HasRoles, Matching, HasHeard, HasProgress, HasBlobs, Protocol):
+    """Takes a job through every stage; it can do what closing a contract, following and settling need."""
+
+
+async def next_stage(ctx: Orchestrating, job: Job) -> None:
     """Take a job with a contract of its own through the stage that its state asks for."""
     state, job_id = job.state, job.id
     if state in ("posted", "matching", "expired"):
@@ -52,7 +63,7 @@ async def next_stage(ctx: Context, job: Job) -> None:
         await _settle(ctx, job_id)
 
 
-async def _contract(ctx: Context, job_id: str) -> None:
+async def _contract(ctx: Orchestrating, job_id: str) -> None:
     try:
         await close_contract(ctx, job_id)
     except ContractError as error:
@@ -65,7 +76,7 @@ async def _contract(ctx: Context, job_id: str) -> None:
         raise
 
 
-async def _search_anew(ctx: Context, job_id: str, error: NunetError) -> bool:
+async def _search_anew(ctx: HasStore, job_id: str, error: NunetError) -> bool:
     """Look for bids again after a contract lapsed that nobody had recorded; False after a few times."""
     said = {"reason": error.code, "message": error.message}
 
@@ -82,12 +93,12 @@ async def _search_anew(ctx: Context, job_id: str, error: NunetError) -> bool:
     return await ctx.store.change(change)
 
 
-async def _settle(ctx: Context, job_id: str) -> None:
+async def _settle(ctx: Settling, job_id: str) -> None:
     """Settle; who cannot just now, or is away, is asked again until the contract's deadline."""
     try:
         await settle(ctx, job_id)
     except ContractError as error:
-        contract = ctx.store[CONTRACTS].get(ctx.job(job_id).contract_id)
+        contract = ctx.store[CONTRACTS].get(find_job(ctx.store, job_id).contract_id)
         if error.code not in MOMENTARY or contract is None or contract.deadline <= units.utc_now():
             raise
         event = {"message": error.message, "until": contract.deadline}
@@ -95,9 +106,9 @@ async def _settle(ctx: Context, job_id: str) -> None:
         await trio.sleep(SETTLE_PAUSE)
 
 
-async def _invoke(ctx: Context, job_id: str) -> None:
-    contract = ctx.store[CONTRACTS].one(ctx.job(job_id).contract_id)
-    asked = ctx.heard.setdefault(contract.id, trio.current_time())
+async def _invoke(ctx: Invoking, job_id: str) -> None:
+    contract = ctx.store[CONTRACTS].one(find_job(ctx.store, job_id).contract_id)
+    asked = ctx.heard.begin(contract.id)
     try:
         await invoke(ctx, job_id)
     except PeerError as error:
@@ -123,7 +134,7 @@ async def _invoke(ctx: Context, job_id: str) -> None:
         raise
 
 
-async def _follow(ctx: Context, job_id: str) -> None:
+async def _follow(ctx: Following, job_id: str) -> None:
     try:
         await follow(ctx, job_id)
     except PeerError as error:
@@ -133,7 +144,7 @@ async def _follow(ctx: Context, job_id: str) -> None:
         raise
 
 
-async def fail(ctx: Context, job_id: str, error: NunetError) -> None:
+async def fail(ctx: GivingUp, job_id: str, error: NunetError) -> None:
     """Record that a job failed, and why; the first reason stays."""
     record = error_record(error)
 
@@ -145,7 +156,7 @@ async def fail(ctx: Context, job_id: str, error: NunetError) -> None:
         if message is not None:
             ctx.messenger.outbox.enqueue(t, message)
             note_called_off(t, job.contract_id, "silence")
-        t.then(lambda: forget(ctx, job.contract_id))
+        t.then(partial(ctx.heard.forget, job.contract_id))
 
     try:
         await ctx.store.change(change)
@@ -153,7 +164,7 @@ async def fail(ctx: Context, job_id: str, error: NunetError) -> None:
         log.info("job %s has ended already; not failed: %s", job_id, error)
 
 
-def _release(ctx: Context, t: Transaction, job: Job) -> Outgoing | None:
+def _release(ctx: HasMessenger, t: Transaction, job: Job) -> Outgoing | None:
     """Return the message that frees what a provider holds for a job, and so the deposit; None where nothing is held."""
     contract = t[CONTRACTS].get(job.contract_id) if job.contract_id else None
     if contract is not None and contract.state == "proved":

@@ -9,7 +9,7 @@ from typing import TypeVar
 import trio
 
 from nunet_cli.errors import NoSpaceError, NunetError
-from nunet_cli.orchestrator.context import Context
+from nunet_cli.orchestrator.needs import HasProgress
 from nunet_cli.records.results import Progress
 
 T = TypeVar("T")
@@ -19,7 +19,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 FULL = NoSpaceError.default_code
 
 
-async def while_full(ctx: Context, job_id: str, function: Callable[[], Awaitable[T]]) -> T:
+async def while_full(ctx: HasProgress, job_id: str, function: Callable[[], Awaitable[T]]) -> T:
     """Take a job further; where a disk is full, here or at a party, wait, say so with the job, and do it again.
 
     Raises:
@@ -33,9 +33,9 @@ async def while_full(ctx: Context, job_id: str, function: Callable[[], Awaitable
             if error.code != FULL:
                 raise
             log.warning("job %s waits: %s; %s", job_id, error, error.hint)
-        ctx.progress[job_id] = Progress("waiting: the disk is full", 0)
+        ctx.progress.note(job_id, Progress("waiting: the disk is full", 0))
         try:
             await trio.sleep(pause)
         finally:
-            ctx.progress.pop(job_id, None)
+            ctx.progress.done(job_id)
         pause = min(LONGEST_PAUSE, pause * 2)

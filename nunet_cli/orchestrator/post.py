@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 from msgspec import structs
@@ -14,13 +15,21 @@ from nunet_cli.errors import UsageError
 from nunet_cli.jobs.check import moment
 from nunet_cli.jobs.spec import InputSpec, JobSpec, encode_spec
 from nunet_cli.jobs.tree import arrange, expand_batch, is_group, price_limit, programs
-from nunet_cli.orchestrator.context import Context
 from nunet_cli.orchestrator.inputs import input_file
+from nunet_cli.orchestrator.needs import HasBlobs, HasConfig, HasIdentity, HasPeers, HasStore
 from nunet_cli.records.identifiers import content_id, did_from_key, key_from_any
 from nunet_cli.records.jobs import JOBS, Job
 from nunet_cli.world import world
 
 ID_BYTES = 10
+
+
+class TakingIn(HasBlobs, HasConfig, Protocol):
+    """Takes the inputs of a job in."""
+
+
+class Posting(HasPeers, TakingIn, HasIdentity, HasStore, Protocol):
+    """Keeps new jobs."""
 
 
 def new_id(prefix: str) -> str:
@@ -29,7 +38,7 @@ def new_id(prefix: str) -> str:
 
 
 async def process_job(
-    ctx: Context, spec: JobSpec, *, folder: Path, push: str = "", pull: bool = False, topic: str = "",
+    ctx: Posting, spec: JobSpec, *, folder: Path, push: str = "", pull: bool = False, topic: str = "",
     orchestrate: bool = False,
 ) -> Job:  # fmt: skip
     """Keep a new job with its children, and its inputs by content id, and return it.
@@ -65,7 +74,7 @@ async def process_job(
     return job
 
 
-def _check_verifiers(ctx: Context, spec: JobSpec) -> None:
+def _check_verifiers(ctx: HasConfig, spec: JobSpec) -> None:
     """Refuse a job that names a verifier whose key nobody configured: anybody could sign in its name."""
     for name in (name for part in programs(spec) for name in part.kycs):
         if name not in ctx.config.kyc.verifiers:
@@ -84,7 +93,7 @@ def put_job(t: Transaction, job: Job) -> None:
     t.save_event(job.id, "job_posted", **event)
 
 
-async def _complete(ctx: Context, spec: JobSpec, folder: Path, where: str) -> JobSpec:
+async def _complete(ctx: TakingIn, spec: JobSpec, folder: Path, where: str) -> JobSpec:
     """Return a specification with its inputs by content id and its times as times, children too."""
     children = [
         await _complete(ctx, child, folder, f"{where}children[{index}].") for index, child in enumerate(spec.children)
@@ -150,14 +159,14 @@ def group_units(spec: JobSpec) -> dict[str, JobSpec]:
     return arrange(spec).units
 
 
-def _target_key(ctx: Context, push: str) -> bytes:
+def _target_key(ctx: HasPeers, push: str) -> bytes:
     """Return the key of the peer to push to: a known one by prefix, or any by its whole id."""
     if len(push) >= 50:
         return key_from_any(push)
     return ctx.peers.resolve(push).public_key
 
 
-async def _take_input(ctx: Context, item: InputSpec, folder: Path, where: str) -> InputSpec:
+async def _take_input(ctx: TakingIn, item: InputSpec, folder: Path, where: str) -> InputSpec:
     details = {"path": f"{where}.path"}
     if item.cid:
         if not ctx.blobs.has(item.cid):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 from msgspec import structs
@@ -16,8 +16,9 @@ from nunet_cli.errors import ContractError, DeclinedError, NunetError, RejectedM
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.matching.rank import start_delay
 from nunet_cli.network.messenger import Answer, Change, Incoming
-from nunet_cli.orchestrator.bid import assess, sent_bid
-from nunet_cli.orchestrator.context import Context, advance, change_job, error_record
+from nunet_cli.orchestrator.bid import Assessing, assess, sent_bid
+from nunet_cli.orchestrator.changes import advance, change_job, error_record, find_job
+from nunet_cli.orchestrator.needs import Asking, Dealing, HasAccounting, HasConfig, HasMessenger, HasStore
 from nunet_cli.orchestrator.retry import may_retry, search_again
 from nunet_cli.orchestrator.select import SOON
 from nunet_cli.records.bids import BID_REQUESTS, BIDS, Bid, BidRecord, BidRequest
@@ -26,10 +27,19 @@ from nunet_cli.records.jobs import JOBS, Job, Refusal
 from nunet_cli.records.machine import PROVIDER, REQUESTER
 from nunet_cli.records.messages import DeclineJobRequest, JobRequest, TimeoutJobRequest
 
+
+class Requested(Assessing, HasMessenger, Protocol):
+    """Takes job requests."""
+
+
+class Locking(HasAccounting, HasConfig, Protocol):
+    """Locks what was bid."""
+
+
 # -- requester ---------------------------------------------------------------------------------------------------------
 
 
-async def request(ctx: Context, job_id: str) -> Job:
+async def request(ctx: Dealing, job_id: str) -> Job:
     """Get the resources of the best bid locked, walking the shortlist; a job that has them already is left as it is.
 
     A job with a deadline goes back to the search when nobody on the shortlist takes it.
@@ -38,7 +48,7 @@ async def request(ctx: Context, job_id: str) -> Job:
         StateError: the job is not at this stage.
         DeclinedError: everybody on the shortlist declined or did not answer; the details say what each said.
     """
-    job = ctx.job(job_id)
+    job = find_job(ctx.store, job_id)
     if job.state == "requested":
         return job
     if job.state != "matched":
@@ -109,7 +119,7 @@ def check_resource_lock(bid: Bid) -> bool:
     return bid.resources_locked_until_timeout and bid.timeout > units.utc_now()
 
 
-async def _try_bid(ctx: Context, record: BidRecord) -> BidRecord | str:
+async def _try_bid(ctx: Dealing, record: BidRecord) -> BidRecord | str:
     """Ask a bidder to lock; return the bid with its lock, or why there is none."""
     bid_request = ctx.store[BID_REQUESTS].one(record.bid_request_id).request
     try:
@@ -129,12 +139,12 @@ async def _try_bid(ctx: Context, record: BidRecord) -> BidRecord | str:
     return structs.replace(record, bid=locked, evidence=answer.evidence)
 
 
-async def query_peer(ctx: Context, did: str, body: JobRequest) -> Incoming:
+async def query_peer(ctx: Asking, did: str, body: JobRequest) -> Incoming:
     """Send the request to lock resources (seed 3: `network.queryPeer`)."""
     return await ctx.messenger.request(did, "job_request", body, timeout=ctx.config.limits.answer_timeout)
 
 
-async def _requested(ctx: Context, job_id: str, place: int, bid: BidRecord) -> Job:
+async def _requested(ctx: HasStore, job_id: str, place: int, bid: BidRecord) -> Job:
     def change(t: Transaction) -> Job:
         transition(t, bid, "lock", by=PROVIDER, bid=bid.offer, evidence=bid.evidence)
         said = {"bid_id": bid.id, "bidder": bid.bidder.peer_id, "locked_until": bid.offer.timeout}
@@ -145,9 +155,9 @@ async def _requested(ctx: Context, job_id: str, place: int, bid: BidRecord) -> J
     return await ctx.store.change(change)
 
 
-async def next_bid(ctx: Context, job_id: str, reason: str) -> Job:
+async def next_bid(ctx: HasStore, job_id: str, reason: str) -> Job:
     """Give up the current bid and go back to the shortlist, from the next one on."""
-    bid_id = ctx.job(job_id).bid_id
+    bid_id = find_job(ctx.store, job_id).bid_id
 
     def change(t: Transaction) -> Job:
         job, bid = t[JOBS].one(job_id), t[BIDS].get(bid_id)
@@ -164,7 +174,7 @@ async def next_bid(ctx: Context, job_id: str, reason: str) -> Job:
 # -- provider ----------------------------------------------------------------------------------------------------------
 
 
-def register(ctx: Context) -> None:
+def register(ctx: Requested) -> None:
     """Take job requests."""
 
     async def on_job_request(message: Incoming) -> Answer | Change:
@@ -175,7 +185,7 @@ def register(ctx: Context) -> None:
     ctx.messenger.register("timeout_job_request", TimeoutJobRequest)
 
 
-async def _on_job_request(ctx: Context, message: Incoming) -> Answer | Change:
+async def _on_job_request(ctx: Assessing, message: Incoming) -> Answer | Change:
     body: JobRequest = message.body
     record = sent_bid(ctx.store, body.bid_id, message.sender)
     if record.bid_request_id != body.bid_request.id or record.offer.spec_cid != body.bid_request.spec_cid:
@@ -195,7 +205,7 @@ def offered_until(record: BidRecord) -> str:
     return max(record.offer.timeout, record.offered_until)
 
 
-def lock_resources(ctx: Context, t: Transaction, record: BidRecord, request: BidRequest) -> Answer:
+def lock_resources(ctx: Locking, t: Transaction, record: BidRecord, request: BidRequest) -> Answer:
     """Lock for a lease what a bid offers, and submit the bid again (seed 3: `lockResources`).
 
     Raises:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, Protocol
 
 from msgspec import structs
 
@@ -10,7 +11,8 @@ from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError
 from nunet_cli.jobs.check import decode_spec
-from nunet_cli.orchestrator.context import Context, advance
+from nunet_cli.orchestrator.changes import advance, find_job
+from nunet_cli.orchestrator.needs import HasHeard, HasMessenger, HasStore
 from nunet_cli.records.bids import BIDS
 from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.jobs import JOBS, Job, Refusal
@@ -18,6 +20,10 @@ from nunet_cli.records.machine import PROVIDER, REQUESTER
 from nunet_cli.records.messages import JobCancel
 
 CANCEL_LIFETIME = 14 * 86400
+
+
+class GivingUp(HasHeard, HasMessenger, HasStore, Protocol):
+    """Gives a provider up, and tells it when it is back."""
 
 
 def may_retry(job: Job) -> bool:
@@ -46,13 +52,13 @@ def note_called_off(t: Transaction, contract_id: str, by: Literal["cancel", "sil
         t[CONTRACTS].put(structs.replace(record, called_off_at=units.utc_now(), called_off_by=by))
 
 
-async def give_up(ctx: Context, job_id: str, error: NunetError) -> bool:
+async def give_up(ctx: GivingUp, job_id: str, error: NunetError) -> bool:
     """Call off a contract whose provider is silent or refuses to start, and go on without it; False where nothing is.
 
     The provider gets the order to stop when it is back. What it has finished by then is paid and fetched; what it has
     not earned comes back with its answer, or after the contract's deadline.
     """
-    job = ctx.job(job_id)
+    job = find_job(ctx.store, job_id)
     contract = ctx.store[CONTRACTS].get(job.contract_id)
     if contract is None or not (may_retry(job) or (has_next_bid(job) and job.state == "contracted")):
         return False
@@ -67,7 +73,7 @@ async def give_up(ctx: Context, job_id: str, error: NunetError) -> bool:
             return
         ctx.messenger.outbox.enqueue(t, message)
         note_called_off(t, contract.id, "silence")
-        t.then(lambda: forget(ctx, contract.id))
+        t.then(partial(ctx.heard.forget, contract.id))
         if current.state == "contracted" and has_next_bid(current):
             bid = t[BIDS].get(current.bid_id)
             peer = bid.bidder.peer_id if bid is not None else ""
@@ -81,8 +87,3 @@ async def give_up(ctx: Context, job_id: str, error: NunetError) -> bool:
 
     await ctx.store.change(change)
     return True
-
-
-def forget(ctx: Context, contract_id: str) -> None:
-    """Let go of when a provider was last heard of."""
-    ctx.heard.pop(contract_id, None)

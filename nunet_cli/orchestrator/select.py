@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Protocol
 
 from msgspec import structs
 
@@ -17,7 +18,8 @@ from nunet_cli.matching.accept import refusals, unwanted
 from nunet_cli.matching.compare import compare_kycs, known_kycs
 from nunet_cli.matching.rank import RankedBid, Wishes, bid_names, rank, start_delay
 from nunet_cli.network.peers import clock_text, is_other_version
-from nunet_cli.orchestrator.context import Context, advance
+from nunet_cli.orchestrator.changes import advance, find_job
+from nunet_cli.orchestrator.needs import HasAccounting, HasConfig, HasJudging, HasPeers, HasStore
 from nunet_cli.records.bids import BIDS, Bid, BidRecord
 from nunet_cli.records.capability import Capability
 from nunet_cli.records.jobs import JOBS, Job, LinkRule
@@ -27,7 +29,11 @@ SHORTLIST = 5
 SOON = 2.0
 
 
-async def select_best_bid(ctx: Context, job_id: str, request_id: str) -> Job:
+class Selecting(HasAccounting, HasJudging, HasPeers, HasConfig, HasStore, Protocol):
+    """Selects among the bids for a job."""
+
+
+async def select_best_bid(ctx: Selecting, job_id: str, request_id: str) -> Job:
     """Rank the bids of a request and keep the shortlist with the job (seed 2: `selectBestBid`).
 
     Bids that the preferences refuse are left out, each with its reasons. Who can start now is preferred to who cannot.
@@ -35,7 +41,7 @@ async def select_best_bid(ctx: Context, job_id: str, request_id: str) -> Job:
     Raises:
         NoBidError: there is none for now; code `not_yet` with `details["start"]` where a provider can start later.
     """
-    job, now = ctx.job(job_id), units.utc_now()
+    job, now = find_job(ctx.store, job_id), units.utc_now()
     spec = decode_spec(job.spec)
     comparator = ctx.accounting.get_preferences()
     needs = required_capability(spec, ctx.config.kyc.verifiers)
@@ -109,11 +115,11 @@ def missing_kycs(needs: Capability, bid: Bid) -> list[str]:
     return [f"{field.field}: {field.reason}" for field in fields if field.result != "equal"]
 
 
-def _as_known(ctx: Context, offer: Capability, did: str) -> Capability:
+def _as_known(ctx: HasConfig, offer: Capability, did: str) -> Capability:
     return known_kycs(offer, ctx.config.kyc.verifiers, did, units.utc_now())
 
 
-def _linked(ctx: Context, job: Job) -> list[tuple[LinkRule, expressions.Variables]]:
+def _linked(ctx: Selecting, job: Job) -> list[tuple[LinkRule, expressions.Variables]]:
     """Return the constraints of links to this job, each with what the provider of the linked job has."""
     found = []
     for rule in job.link_rules:
@@ -132,7 +138,7 @@ def _not_yet(ranked: list[RankedBid]) -> NoBidError:
     )  # fmt: skip
 
 
-def _of_other_versions(ctx: Context) -> list[str]:
+def _of_other_versions(ctx: HasPeers) -> list[str]:
     """Return what is said of the peers that are there, and of which it cannot be known whether they are providers."""
     return [peer.obstacle.message for peer in ctx.peers if is_other_version(peer) and peer.obstacle is not None]
 
@@ -172,12 +178,12 @@ def _no_bid(rows: list[BidRecord], others: list[str]) -> NoBidError:
     )
 
 
-def get_registered_bids(ctx: Context, bid_request_id: str) -> list[BidRecord]:
+def get_registered_bids(ctx: HasStore, bid_request_id: str) -> list[BidRecord]:
     """Return the bids received for a request, best first (second seed: `getRegisteredBids`)."""
     return sorted(_received(ctx.store[BIDS].by("bid_request_id", bid_request_id)), key=_place)
 
 
-def compute_providers_index(ctx: Context, job_id: str) -> list[BidRecord]:
+def compute_providers_index(ctx: HasStore, job_id: str) -> list[BidRecord]:
     """Return the bids for a job with rank, score and why (seed 2: `computeProvidersIndex`); it survives restarts."""
     return sorted(_received(ctx.store[BIDS].by("job_id", job_id)), key=lambda row: (row.bid_request_id, *_place(row)))
 

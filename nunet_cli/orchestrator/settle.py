@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from datetime import timedelta
+from typing import Protocol
 
 from msgspec import structs
 
@@ -20,8 +21,10 @@ from nunet_cli.errors import (
 )
 from nunet_cli.network.messenger import Change, Incoming
 from nunet_cli.orchestrator import disputes, execute
-from nunet_cli.orchestrator.context import Context, advance, change_job, error_record
+from nunet_cli.orchestrator.changes import advance, change_job, error_record, find_job
 from nunet_cli.orchestrator.contract import note_balance, set_contract
+from nunet_cli.orchestrator.execute import Collecting, Following
+from nunet_cli.orchestrator.needs import Dealing, HasConfig, HasMessenger, HasStore
 from nunet_cli.orchestrator.retry import may_retry, search_again
 from nunet_cli.orchestrator.siblings import other_replicas
 from nunet_cli.records.contract_records import CONTRACTS, STATEMENTS, ContractRecord, Statement
@@ -53,10 +56,19 @@ SEE_EVIDENCE = "both results are signed, and kept as evidence: nunet contract ex
 # what two machines' clocks may come apart by within one job: a correction by a second or two, and a drift
 CLOCK_TOLERANCE, CLOCK_DRIFT = 2.0, 0.001
 
+
+class Settling(Following, Collecting, Protocol):
+    """Settles a job as its requester."""
+
+
+class Receiving(HasMessenger, HasStore, Protocol):
+    """Takes the closing message."""
+
+
 # -- requester ---------------------------------------------------------------------------------------------------------
 
 
-async def settle(ctx: Context, job_id: str) -> Job:
+async def settle(ctx: Settling, job_id: str) -> Job:
     """Wait for the job's end if it still runs, fetch its outputs, have it verified and settled; return the job.
 
     Raises:
@@ -65,7 +77,7 @@ async def settle(ctx: Context, job_id: str) -> Job:
         DisputedError: the oracle rejected the result.
         ContractError: the contract database or the oracle refused, or does not answer.
     """
-    job = ctx.job(job_id)
+    job = find_job(ctx.store, job_id)
     if job.state in ("invoked", "running"):
         job = await execute.follow(ctx, job.id)
     if job.state == "settled":
@@ -104,7 +116,7 @@ async def settle(ctx: Context, job_id: str) -> Job:
     return await ctx.store.change(change)
 
 
-def _is_paid_long_ago(ctx: Context, contract: ContractRecord) -> bool:
+def _is_paid_long_ago(ctx: HasConfig, contract: ContractRecord) -> bool:
     """Say whether a contract was closed so long ago that a job does not wait for its outputs any more."""
     if contract.receipt is None:
         return False
@@ -112,7 +124,7 @@ def _is_paid_long_ago(ctx: Context, contract: ContractRecord) -> bool:
     return seconds_between(closed, units.utc_now()) > ctx.config.limits.settlement_window
 
 
-async def require_honest_time(ctx: Context, contract: ContractRecord, result: Result) -> None:
+async def require_honest_time(ctx: Dealing, contract: ContractRecord, result: Result) -> None:
     """Dispute a result that sells more time than passed here.
 
     That is the time between the contract's proof and the result's arrival. Of a job that was called off, it ends
@@ -139,7 +151,7 @@ async def require_honest_time(ctx: Context, contract: ContractRecord, result: Re
     )
 
 
-async def verify_job(ctx: Context, contract: ContractRecord, *, reexecute: bool = False) -> Document | None:
+async def verify_job(ctx: Dealing, contract: ContractRecord, *, reexecute: bool = False) -> Document | None:
     """Ask the oracle for its verdict (seed 7: `oracle.verifyJob`); None for a failed job that earns nothing.
 
     Args:
@@ -177,7 +189,7 @@ async def verify_job(ctx: Context, contract: ContractRecord, *, reexecute: bool 
     return verdict
 
 
-async def _note_verdict(ctx: Context, job_id: str, contract: ContractRecord, verdict: Document) -> None:
+async def _note_verdict(ctx: HasStore, job_id: str, contract: ContractRecord, verdict: Document) -> None:
     content = verdict.read(JobVerificationResult)
     failed = [f"{check.name}: {check.detail}" for check in content.checks if not check.passed]
 
@@ -197,7 +209,7 @@ async def _note_verdict(ctx: Context, job_id: str, contract: ContractRecord, ver
     await ctx.store.change(change)
 
 
-async def close(ctx: Context, contract: ContractRecord, verdict: Document | None) -> Document:
+async def close(ctx: Dealing, contract: ContractRecord, verdict: Document | None) -> Document:
     """Have the contract database settle, keep the signed receipt, and return it.
 
     Raises:
@@ -209,7 +221,7 @@ async def close(ctx: Context, contract: ContractRecord, verdict: Document | None
     return settled.receipt
 
 
-async def _ask_to_settle(ctx: Context, contract: ContractRecord, verdict: Document | None) -> Settled:
+async def _ask_to_settle(ctx: Dealing, contract: ContractRecord, verdict: Document | None) -> Settled:
     """Have the contract database settle, and return what it answers; what it refused is kept here."""
     assert contract.result is not None
     body = SettleContract(contract.id, contract.result, verdict)
@@ -353,7 +365,7 @@ def _fail_or_retry(t: Transaction, job: Job, result: Result, money: dict[str, st
 # -- both --------------------------------------------------------------------------------------------------------------
 
 
-def register(ctx: Context) -> None:
+def register(ctx: Receiving) -> None:
     """Take the closing message, and know the answers of oracle and contract database."""
 
     async def on_message(message: Incoming) -> Change:
@@ -365,7 +377,7 @@ def register(ctx: Context) -> None:
     ctx.messenger.register("account_statement", AccountStatement)
 
 
-def _on_message(ctx: Context, message: Incoming) -> Change:
+def _on_message(ctx: HasStore, message: Incoming) -> Change:
     body: Message = message.body
     known = ctx.store[CONTRACTS].get(body.contract_id)
     if known is None or known.contract_database != message.sender:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from nunet_cli.orchestrator.context import Context
+from nunet_cli.orchestrator.changes import find_job
+from nunet_cli.orchestrator.needs import HasStore
 from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.contracts import Replica
 from nunet_cli.records.jobs import JOBS, Job
 
 
-def other_replicas(ctx: Context, job: Job) -> tuple[Replica, ...]:
+def other_replicas(ctx: HasStore, job: Job) -> tuple[Replica, ...]:
     """Return the documents of a replica's siblings that have a result, for the oracle."""
     parent = ctx.store[JOBS].get(job.parent) if job.parent else None
     if parent is None or parent.kind != "replicas":
         return ()
     found = []
     for child_id in parent.units.values():
-        contract_id = ctx.job(child_id).contract_id
+        contract_id = find_job(ctx.store, child_id).contract_id
         contract = ctx.store[CONTRACTS].get(contract_id) if contract_id and child_id != job.id else None
         if contract is not None and contract.result is not None and contract.proof is not None:
             found.append(Replica(contract.document, contract.proof, contract.result))

@@ -19,9 +19,10 @@ from nunet_cli import units
 from nunet_cli.errors import NunetError
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.node import Node, open_node
+from nunet_cli.node.parts import Parts
 from nunet_cli.orchestrator import contract as closure
 from nunet_cli.orchestrator import execute, match, request, settle
-from nunet_cli.orchestrator.context import Context
+from nunet_cli.orchestrator.changes import find_job
 from nunet_cli.records.bids import BID_REQUESTS, BIDS
 from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.contracts import (
@@ -56,7 +57,7 @@ class Town:
     did: dict[str, str]
 
     @property
-    def ctx(self) -> Context:
+    def ctx(self) -> Parts:
         return self.market.requester.ctx
 
     async def typed(self, who: str, *arguments: str) -> Any:
@@ -130,8 +131,8 @@ async def test_what_a_provider_refuses(tmp_path: Path, monkeypatch: pytest.Monke
         ctx, me, stranger = there.ctx, there.market.requester, there.stranger
         job_id = await there.market.post(job())
         await match.match(ctx, job_id)
-        bid_request = ctx.store[BID_REQUESTS].one(ctx.job(job_id).bid_request_id).request
-        bid_id = ctx.job(job_id).shortlist[0]
+        bid_request = ctx.store[BID_REQUESTS].one(find_job(ctx.store, job_id).bid_request_id).request
+        bid_id = find_job(ctx.store, job_id).shortlist[0]
 
         # stage 2: a request in somebody else's name
         await there.refused("provider", "bid_request", bid_request, "wrong_sender", stranger)
@@ -145,7 +146,7 @@ async def test_what_a_provider_refuses(tmp_path: Path, monkeypatch: pytest.Monke
         await request.request(ctx, job_id)
         bid = ctx.store[BIDS].one(bid_id)
         plain_contract = closure.generate_job_contract(
-            ctx, ctx.job(job_id), bid, there.did["authority"], there.did["authority"]
+            ctx, find_job(ctx.store, job_id), bid, there.did["authority"], there.did["authority"]
         )
         proposals: list[tuple[dict[str, Any], str]] = [
             ({"deposit": "0.01"}, "terms_differ"), ({"max_duration": 10**6}, "terms_differ"),
@@ -168,7 +169,7 @@ async def test_what_a_provider_refuses(tmp_path: Path, monkeypatch: pytest.Monke
             await there.refused("provider", "contract_proposal", again, code)
 
         # stage 5: no contract with the sender, a forged proof, another job than the contract's
-        document, proof, spec = held.document, held.proof, ctx.job(job_id).spec
+        document, proof, spec = held.document, held.proof, find_job(ctx.store, job_id).spec
         assert proof is not None
         order = Invocation(spec, document, proof)
         await there.refused("provider", "invocation", order, "no_contract", stranger)
@@ -198,7 +199,7 @@ async def test_what_a_contract_database_and_an_oracle_refuse(tmp_path: Path, mon
         job_id = await there.market.post(job("echo done > out", outputs=[{"path": "out"}]))
         for stage in (match.match, request.request, closure.close_contract):
             await stage(ctx, job_id)
-        held = ctx.store[CONTRACTS].one(ctx.job(job_id).contract_id)
+        held = ctx.store[CONTRACTS].one(find_job(ctx.store, job_id).contract_id)
         document = held.document
 
         # stage 4: registration

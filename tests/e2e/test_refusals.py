@@ -224,7 +224,7 @@ async def bids_go_bad(there: Others) -> None:
 
 async def another_oracle_trusted(there: Others) -> None:
     ctx = there.provider.ctx
-    ctx.config = msgspec.structs.replace(ctx.config, oracle=there.provider.identity.did)
+    ctx.roles.config = msgspec.structs.replace(ctx.config, oracle=there.provider.identity.did)
 
 
 async def contract_expires_first(there: Others) -> None:

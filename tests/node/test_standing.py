@@ -15,7 +15,7 @@ from nunet_cli.errors import FatalError, NoSpaceError
 from nunet_cli.executor.base import Probe
 from nunet_cli.network.envelope import ErrorMessage
 from nunet_cli.node.node import Node, open_node
-from nunet_cli.orchestrator.context import advance
+from nunet_cli.orchestrator.changes import advance
 from nunet_cli.records.allocations import ALLOCATIONS, Allocation
 from nunet_cli.records.contract_records import STATEMENTS, Statement
 from nunet_cli.records.jobs import JOBS, Job
@@ -78,9 +78,9 @@ async def test_a_job_waits_while_the_requesters_disk_is_full_and_goes_on_afterwa
                 await fill(m.requester.ctx.store)
                 m.requester.orchestrate(job_id)
                 waiting = [*m.job(job_id).units.values()] or [job_id]
-                while not all(name in m.requester.ctx.progress for name in waiting):
+                while not all(name in m.requester.ctx.progress.all() for name in waiting):
                     await trio.sleep(0.01)
-                assert m.requester.ctx.progress[waiting[0]].what == "waiting: the disk is full"
+                assert m.requester.ctx.progress.all()[waiting[0]].what == "waiting: the disk is full"
             while m.job(job_id).state != "settled":
                 assert m.job(job_id).state != "failed", m.job(job_id).error
                 await trio.sleep(0.05)

@@ -39,7 +39,7 @@ async def stranger(m: Market, *nodes: Node) -> AsyncIterator[Node]:
 
 async def chosen(m: Market, node: Node) -> None:
     for role in (DATABASE, ORACLE):
-        await node.ctx.choose_role(role, m.authority.identity.did)
+        await node.ctx.roles.choose(role, m.authority.identity.did)
 
 
 def logged(m: Market, job_id: str) -> str:
@@ -57,9 +57,9 @@ async def test_money_goes_to_none_of_two_authorities_that_nobody_chose(market: M
         assert m.authority.identity.did in caught.value.message
         assert other.identity.did in caught.value.message
         assert "nunet config set contract_database DID" in caught.value.hint
-        assert m.requester.ctx.undecided().keys() == {DATABASE, ORACLE}
+        assert m.requester.ctx.roles.undecided().keys() == {DATABASE, ORACLE}
         await chosen(m, m.requester)
-        assert m.requester.ctx.undecided() == {}
+        assert m.requester.ctx.roles.undecided() == {}
         assert (await orchestrate_job(m.requester.ctx, await m.post(JOB))).state == "settled"
 
 

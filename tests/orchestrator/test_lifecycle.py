@@ -25,7 +25,7 @@ from nunet_cli.executor.base import ExecutorError
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.node import open_node
 from nunet_cli.orchestrator import closing, contract, execute, invoke, match, request, settle
-from nunet_cli.orchestrator.context import change_job
+from nunet_cli.orchestrator.changes import change_job
 from nunet_cli.records.allocations import ALLOCATIONS
 from nunet_cli.records.bids import BIDS
 from nunet_cli.records.books import LOG
@@ -434,7 +434,7 @@ async def test_transfers_tell_how_far_they_have_come(market: MarketOf, monkeypat
 
             async def look() -> None:
                 while True:
-                    progress = m.requester.ctx.progress.get(job_id)
+                    progress = m.requester.ctx.progress.all().get(job_id)
                     if progress is not None:
                         assert progress.total >= size
                         seen[progress.what].append(progress.done)
@@ -447,7 +447,7 @@ async def test_transfers_tell_how_far_they_have_come(market: MarketOf, monkeypat
         for name, steps in seen.items():
             assert len(set(steps)) > 1, name
             assert steps == sorted(steps), name
-        assert m.requester.ctx.progress == {}
+        assert m.requester.ctx.progress.all() == {}
 
 
 async def test_an_overdue_contract_is_refunded_by_the_contract_database(market: MarketOf) -> None:

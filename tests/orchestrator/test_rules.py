@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
@@ -79,7 +80,7 @@ async def test_what_others_use_of_the_machine_is_seen_before_an_allocation_begin
             with pytest.raises(NunetError) as caught:
                 await orchestrate_job(m.requester.ctx, job_id)
             assert "others use the machine" in caught.value.message + str(caught.value.details)
-            assert m.provider.ctx.running == {}
+            assert m.provider.ctx.running.all() == []
             assert m.provider.ctx.store[ALLOCATIONS].count() == 0
 
 
@@ -104,12 +105,12 @@ async def test_a_role_that_is_not_there_yet_is_waited_for_and_then_kept(tmp_path
         open_node(tmp_path / "first", config(), roles=("contract-database",)) as first,
     ):
         with pytest.raises(ContractError) as caught:
-            r.ctx.find_role(DATABASE, "")
+            r.ctx.roles.find(DATABASE)
         assert caught.value.code == "no_contract_database"
         found: list[str] = []
 
         async def wait() -> None:
-            found.append(await r.ctx.wait_role(DATABASE, ""))
+            found.append(await r.ctx.roles.wait(DATABASE))
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wait)
@@ -117,15 +118,16 @@ async def test_a_role_that_is_not_there_yet_is_waited_for_and_then_kept(tmp_path
             assert found == []
             await r.add_peer(first.ctx.transport.describe())
         assert found == [first.identity.did]
-        await r.ctx.store.change(lambda t: r.ctx.pin_role(t, DATABASE, first.identity.did))
+        await r.ctx.store.change(lambda t: r.ctx.roles.pin(t, DATABASE, first.identity.did))
         # somebody who announces the role later is not taken instead
         async with open_node(tmp_path / "late", config(), roles=("contract-database",)) as late:
             await r.add_peer(late.ctx.transport.describe())
             with trio.fail_after(20):
                 while len(r.ctx.peers.with_role(DATABASE)) < 2:
                     await trio.sleep(0.02)
-            assert r.ctx.find_role(DATABASE, "") == first.identity.did
-            assert r.ctx.find_role(DATABASE, late.identity.did) == late.identity.did
+            assert r.ctx.roles.find(DATABASE) == first.identity.did
+            r.ctx.roles.config = msgspec.structs.replace(r.ctx.config, contract_database=late.identity.did)
+            assert r.ctx.roles.find(DATABASE) == late.identity.did
 
 
 def test_whether_a_job_is_paid_for_is_read_off_the_price() -> None:

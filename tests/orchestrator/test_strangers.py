@@ -13,7 +13,7 @@ from nunet_cli.config import DockerConfig, ExecutorConfig
 from nunet_cli.errors import NoBidError
 from nunet_cli.executor.base import Probe
 from nunet_cli.jobs.reader import read_spec
-from nunet_cli.orchestrator import bid, match
+from nunet_cli.orchestrator import match, permissions
 from nunet_cli.records.allocations import Allocation
 from tests.conftest import Market, config, nunet
 
@@ -52,8 +52,8 @@ async def test_by_default_strangers_run_no_image(market: MarketOf) -> None:
     async with market(provider=provider()) as m:
         await with_an_engine(m)
         assert any("executors" in reason for reason in await declined(m))
-        assert not bid.may_use(m.provider.ctx, "docker", m.requester.identity.did)
-        assert bid.may_use(m.provider.ctx, "docker", m.provider.identity.did)
+        assert not permissions.may_use(m.provider.ctx, "docker", m.requester.identity.did)
+        assert permissions.may_use(m.provider.ctx, "docker", m.provider.identity.did)
 
 
 @pytest.mark.parametrize(("pattern", "runs"), [("python:*", False), ("lab/*", True), ("*", True)])

@@ -73,12 +73,12 @@ async def test_of_two_bids_of_one_bidder_the_first_counts(market: MarketOf) -> N
         assert offer is not None
         first = offer[1]
         assert isinstance(first, Bid)
-        with match._searching(m.requester.ctx, asking.id):
+        with m.requester.ctx.searches.out(asking.id):
             bids = [first, structs.replace(first, id="bid-another")]
             changes = [await looked_at(m.requester, m.provider, "bid", bid) for bid in bids]
             for change in changes:
                 await m.requester.ctx.store.change(change)
-            assert m.requester.ctx.answers[asking.id] == 1
+            assert m.requester.ctx.searches.answers(asking.id) == 1
         assert [row.id for row in m.requester.ctx.store[BIDS].by("bid_request_id", asking.id)] == [first.id]
 
 

@@ -137,7 +137,7 @@ class Simulation:
         ends = {"settled", "failed", "cancelled", "expired", "disputed", "resolved"}
 
         def states() -> dict[str, str]:
-            return {job_id: self.nodes[name].ctx.job(job_id).state for job_id, name in names.items()}
+            return {job_id: self.nodes[name].get_job(job_id).state for job_id, name in names.items()}
 
         with trio.move_on_after(timeout):
             while not all(state in ends for state in states().values()):

@@ -33,7 +33,7 @@ async def reaches(sim: Simulation, job_id: str, *states: str, within: float = 60
     # some of them are over in a round trip
     pause = 0.002 if "requested" in states else 0.1
     with trio.fail_after(within):
-        while sim.nodes["requester"].ctx.job(job_id).state not in states:
+        while sim.nodes["requester"].get_job(job_id).state not in states:
             await trio.sleep(pause)
     return trio.current_time()
 
@@ -69,7 +69,7 @@ def test_a_provider_that_is_gone_for_good_is_replaced_within_a_minute(tmp_path: 
         gone = trio.current_time()
         await sim.crash("first")
         requester = sim.nodes["requester"]
-        while requester.ctx.job(job_id).attempts == 0 or requester.ctx.job(job_id).state != "running":
+        while requester.get_job(job_id).attempts == 0 or requester.get_job(job_id).state != "running":
             await trio.sleep(0.1)
         again = trio.current_time() - gone
         states = await sim.wait_ended({job_id: "requester"})
@@ -91,7 +91,7 @@ def test_a_provider_that_was_given_up_and_comes_back_gives_the_deposit_back_at_o
         await sim.crash("first")
         requester = sim.nodes["requester"]
         with trio.fail_after(120):
-            while requester.ctx.job(job_id).attempts == 0:
+            while requester.get_job(job_id).attempts == 0:
                 await trio.sleep(0.1)
         await sim.restart("first")
         with trio.fail_after(60):
@@ -135,7 +135,7 @@ def test_work_that_was_finished_out_of_reach_is_paid_and_delivered(tmp_path: Pat
         sim.network.partition()
         await trio.sleep(300)
         assert (contract_with(sim, "first").state, balance(sim, "first")) == ("settled", OPENING + QUARTER)
-        job = sim.nodes["requester"].ctx.job(job_id)
+        job = sim.nodes["requester"].get_job(job_id)
         assert (job.state, job.collected) == ("settled", True)
         assert held(sim) == []
 
@@ -151,7 +151,7 @@ def test_of_two_providers_that_did_a_job_one_is_paid(tmp_path: Path) -> None:
         sim.network.partition({"first"})
         requester = sim.nodes["requester"]
         with trio.fail_after(120):
-            while requester.ctx.job(job_id).attempts == 0 or requester.ctx.job(job_id).state != "running":
+            while requester.get_job(job_id).attempts == 0 or requester.get_job(job_id).state != "running":
                 await trio.sleep(0.1)
         await trio.sleep(40)
         sim.network.partition()
@@ -227,7 +227,7 @@ def test_a_requester_that_was_away_until_long_after_the_deadline_gets_what_it_pa
         for other in ("authority", "first", "second"):
             requester.ctx.peers.add(sim.nodes[other].identity.public_key, (other, 4000), "static")
         states = await sim.wait_ended({job_id: "requester"}, 600)
-        job = requester.ctx.job(job_id)
+        job = requester.get_job(job_id)
         return states[job_id], job.collected, balance(sim, "first")
 
     assert run(main, tmp_path) == ("settled", True, OPENING + QUARTER)
@@ -240,7 +240,7 @@ def test_a_contract_database_that_restarts_while_it_is_asked_for_the_proof_costs
         await reaches(sim, job_id, "requested")
         await sim.crash("authority")
         await trio.sleep(25)
-        assert sim.nodes["requester"].ctx.job(job_id).state == "requested"
+        assert sim.nodes["requester"].get_job(job_id).state == "requested"
         await sim.restart("authority")
         return (await sim.wait_ended({job_id: "requester"}))[job_id]
 

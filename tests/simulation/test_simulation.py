@@ -100,7 +100,7 @@ def test_a_silent_requester_cannot_keep_a_provider_from_its_money(tmp_path: Path
     async def main(sim: Simulation) -> tuple[int, str]:
         await small(sim)
         job_id = await sim.post(sim.nodes["requester"], seconds=60, time={"max_duration": 120})
-        while sim.nodes["requester"].ctx.job(job_id).state != "running":
+        while sim.nodes["requester"].get_job(job_id).state != "running":
             await trio.sleep(1)
         await sim.crash("requester")
         await trio.sleep(3600)
@@ -119,12 +119,12 @@ def test_a_silent_provider_cannot_keep_the_escrow(tmp_path: Path) -> None:
         await small(sim)
         requester = sim.nodes["requester"]
         job_id = await sim.post(requester, seconds=60, time={"max_duration": 120})
-        while requester.ctx.job(job_id).state != "running":
+        while requester.get_job(job_id).state != "running":
             await trio.sleep(1)
         await sim.crash("provider-0")
         await trio.sleep(7200)
         account = sim.nodes["authority"].ctx.store[ACCOUNTS].one(requester.identity.did)
-        return requester.ctx.job(job_id).state, account.balance
+        return requester.get_job(job_id).state, account.balance
 
     assert run(main, tmp_path) == ("failed", units.parse_amount("100"))
 
@@ -138,7 +138,7 @@ def test_a_contract_that_is_never_invoked_expires_and_returns_its_deposit(tmp_pa
         while not requester.ctx.store[CONTRACTS].count("state", "agreed"):
             await trio.sleep(0.001)
         sim.network.partition({"provider-0"})
-        while requester.ctx.job(job_id).state != "contracted":
+        while requester.get_job(job_id).state != "contracted":
             await trio.sleep(0.001)
         await sim.crash("requester")
         await trio.sleep(7200)

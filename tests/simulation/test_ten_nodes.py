@@ -90,7 +90,7 @@ def test_fifty_jobs_at_once_share_ten_machines(tmp_path: Path) -> None:
         assert set(states.values()) == {"settled"}
         got = {}
         for job_id in able:
-            contract = requester.ctx.store[CONTRACTS].one(requester.ctx.job(job_id).contract_id)
+            contract = requester.ctx.store[CONTRACTS].one(requester.get_job(job_id).contract_id)
             got[ids[job_id]["name"]] = names[contract.provider]
         for machine in scenario.providers():
             assert sim.nodes[machine.name].accounting.taken(sim.nodes[machine.name].ctx.store) == []

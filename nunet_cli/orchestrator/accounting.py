@@ -1,0 +1,53 @@
+"""Capability accounting, as the stages see it: what a machine has left, and who holds what of it."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from nunet_cli.database.store import Store, Transaction
+from nunet_cli.records.bids import CapabilityComparator
+from nunet_cli.records.capability import Capability, PriceBid, Resources
+
+
+class Accounting(Protocol):
+    """What the node implements. Methods with a transaction join a change."""
+
+    def is_onboarded(self) -> bool:
+        """Say whether this node offers capability."""
+
+    def available(self, source: Store | Transaction, at: str = "") -> Capability:
+        """Return registered minus allocated minus locked capability, now or at a later time."""
+
+    def earliest_start(self, source: Store | Transaction, resources: Resources) -> str:
+        """Return when resources are free at the latest; empty when they never are."""
+
+    def load(self, source: Store | Transaction) -> float:
+        """Return the share that is taken, 0 to 1."""
+
+    def machine(self) -> dict[str, Any]:
+        """Return what the monitor sees: `cpu_load`, `memory_free`, `disk_free`."""
+
+    def crowded(self, resources: Resources) -> str:
+        """Return why others leave no room for a job on the machine; empty where they do."""
+
+    def get_preferences(self) -> CapabilityComparator:
+        """Return the node's preferences."""
+
+    def price(self) -> PriceBid:
+        """Return the provider's price."""
+
+    def lock(
+        self, t: Transaction, bid_id: str, job_id: str, resources: Resources, until: str, duration: int = 0
+    ) -> None:
+        """Reserve resources for a bid until a time; a second lock of the same bid replaces the first."""
+
+    def is_locked(self, source: Store | Transaction, bid_id: str) -> bool:
+        """Say whether a bid's lock is there and has not expired."""
+
+    def allocate(
+        self, t: Transaction, bid_id: str, allocation_id: str, resources: Resources, duration: int = 0
+    ) -> None:
+        """Turn a bid's lock into an allocation."""
+
+    def release(self, t: Transaction, key: str) -> None:
+        """Give back what a bid locked, or what an allocation has."""

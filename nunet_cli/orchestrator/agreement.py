@@ -1,0 +1,140 @@
+"""Stage 4, the provider's half: a proposed contract that follows from this provider's bid is signed, and kept."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, Protocol
+
+import msgspec
+from msgspec import structs
+
+from nunet_cli import units
+from nunet_cli.database.store import Store, Transaction
+from nunet_cli.errors import ContractError
+from nunet_cli.network.messenger import Answer, Change, Incoming
+from nunet_cli.orchestrator.bid import sent_bid
+from nunet_cli.orchestrator.contract import contract_record, contract_text, validate_provider
+from nunet_cli.orchestrator.needs import Dealing, HasAccounting, HasIdentity, HasRoles
+from nunet_cli.orchestrator.request import offered_until
+from nunet_cli.records.bids import BID, BID_REQUESTS, BidRecord
+from nunet_cli.records.contract_records import CONTRACTS
+from nunet_cli.records.contracts import DATABASE, ORACLE, PROVIDER, Contract
+from nunet_cli.records.documents import Document, make_document
+from nunet_cli.records.messages import ContractAgreement, ContractProposal
+
+MAX_SKEW = timedelta(seconds=60)
+
+
+class Agreeing(HasAccounting, HasRoles, HasIdentity, Dealing, Protocol):
+    """Closes a contract as its provider."""
+
+
+def register(ctx: Agreeing) -> None:
+    """Take contract proposals."""
+
+    async def on_proposal(message: Incoming) -> Answer | Change:
+        return await _on_proposal(ctx, message)
+
+    ctx.messenger.register("contract_proposal", ContractProposal, on_proposal)
+
+
+async def _on_proposal(ctx: Agreeing, message: Incoming) -> Answer | Change:
+    document: Document = message.body.contract
+    contract = document.read(Contract)
+    known = _signed_before(ctx.store, document, message.sender)
+    if known is not None:
+        return known
+    bid = _open_bid(ctx, ctx.store, contract, message.sender)
+    _check_roles(ctx, contract)
+    agreement = generate_job_agreement(ctx, bid, contract)
+    if agreement.content != document.content:
+        raise ContractError(
+            "the contract differs from the bid", code="terms_differ", details=_differences(agreement, document)
+        )
+    sign_by = units.parse_time(contract.sign_by)
+    if sign_by + MAX_SKEW <= units.now() or units.parse_time(contract.created_at) > units.now() + MAX_SKEW:
+        raise ContractError(
+            f"the contract was to be signed between {contract.created_at} and {contract.sign_by}", code="bad_times",
+            hint="compare the clocks of both machines",
+        )  # fmt: skip
+    if not await validate_provider(ctx, contract.requester, contract.contract_database):
+        raise ContractError("the requester is not verified", code="not_verified_entity")
+    agreed = agreement.sign(ctx.identity, PROVIDER)
+    record = structs.replace(contract_record(agreed, "provider", ""), state="agreed")
+
+    def change(t: Transaction) -> Answer:
+        before = _signed_before(t, document, message.sender)
+        if before is not None:
+            return before
+        current = _open_bid(ctx, t, contract, message.sender)
+        if t[CONTRACTS].first("bid_id", current.id) is not None:
+            raise ContractError("there is a contract for this bid already", code="bid_used")
+        resources = t[BID_REQUESTS].one(current.bid_request_id).request.required_capability.resources
+        lease = units.format_time(units.now() + timedelta(seconds=ctx.config.lock_lease))
+        # a lock that lapsed in the meantime is taken again, if there is still room
+        ctx.accounting.lock(t, current.id, current.job_id, resources, lease, current.offer.time.duration)
+        t[CONTRACTS].put(record)
+        t.save_event(current.job_id, "contract_agreed", contract_id=agreed.cid, deposit=contract.terms.deposit)
+        return "contract_agreement", ContractAgreement(agreed)
+
+    return change
+
+
+def _signed_before(source: Store | Transaction, document: Document, sender: str) -> Answer | None:
+    """Return the answer to a proposal that was agreed to already."""
+    known = source[CONTRACTS].get(document.cid)
+    if known is None or known.requester != sender:
+        return None
+    return "contract_agreement", ContractAgreement(known.document)
+
+
+def _open_bid(ctx: HasAccounting, source: Store | Transaction, contract: Contract, sender: str) -> BidRecord:
+    """Return the bid that a proposal is about, while it stands.
+
+    Raises:
+        PeerError: no such bid was made to the sender.
+        ContractError: it timed out.
+        StateError: it was released.
+    """
+    bid = sent_bid(source, contract.bid_id, sender)
+    if offered_until(bid) <= units.utc_now() and not ctx.accounting.is_locked(source, bid.id):
+        raise ContractError(f"the bid timed out at {offered_until(bid)}", code="bid_timeout")
+    # what was released is locked for nobody any more
+    BID.move(bid, "lock", PROVIDER, None)
+    return bid
+
+
+def generate_job_agreement(ctx: HasIdentity, bid: BidRecord, proposed: Contract) -> Document:
+    """Return the contract as this provider's bid has it (seed 4: `generateJobAgreement`).
+
+    Only what the requester chooses is taken over from the proposal, once it was checked.
+    """
+    return make_document(
+        contract_text(
+            bid, requester=bid.did, provider=ctx.identity.did, database=proposed.contract_database,
+            oracle=proposed.oracle, verification=proposed.terms.verification, created_at=proposed.created_at,
+            replicas=proposed.terms.replicas,
+        )
+    )  # fmt: skip
+
+
+def _check_roles(ctx: HasRoles, contract: Contract) -> None:
+    """Refuse a contract database or oracle that is not this provider's own choice, where money is at stake."""
+    for role, named in ((DATABASE, contract.contract_database), (ORACLE, contract.oracle)):
+        if contract.payment == "volunteer" and not ctx.roles.configured(role):
+            continue
+        trusted = ctx.roles.find(role)
+        if named != trusted:
+            key = role.replace("-", "_")
+            raise ContractError(
+                f"this provider accepts only {trusted} as {role}; the setting {key} decides on each side",
+                code="untrusted_role",
+                hint=f"to use it as well: nunet config set {key} {trusted}",
+            )
+
+
+def _differences(mine: Document, theirs: Document) -> dict[str, Any]:
+    """Return what differs, as `{field: {bid, contract}}`."""
+    ours, other = (msgspec.to_builtins(document.read(Contract)) for document in (mine, theirs))
+    ours, other = {**ours, **ours.pop("terms")}, {**other, **other.pop("terms")}
+    return {key: {"bid": ours[key], "contract": other[key]} for key in ours if ours[key] != other[key]}

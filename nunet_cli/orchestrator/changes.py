@@ -1,0 +1,69 @@
+"""A job as the stages find it, and the one way to change its state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import structs
+
+from nunet_cli import units
+from nunet_cli.database.store import Store, Transaction
+from nunet_cli.database.transition import transition
+from nunet_cli.errors import NunetError
+from nunet_cli.records.jobs import JOBS, ErrorRecord, Job
+
+
+def find_job(source: Store | Transaction, job_id: str) -> Job:
+    """Return a job by its id or an unambiguous prefix.
+
+    Raises:
+        NotFoundError: there is none.
+        UsageError: there are several.
+    """
+    return source[JOBS].get(job_id) or source[JOBS].resolve(job_id, what="job")
+
+
+def advance(
+    t: Transaction, job_id: str, event: str, *, by: str, about: str | None = None, said: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Job:  # fmt: skip
+    """Let an event happen to a job, and save it in the event log, as part of a change; return the job.
+
+    Args:
+        t: the change.
+        job_id: the job.
+        event: what happens, as in `records.jobs.JOB` or `GROUP`.
+        by: which party causes it.
+        about: what it is about: the contract that the job has now, for example.
+        said: what else the log says of it; JSON.
+        changes: fields of the job.
+
+    Raises:
+        StateError: the job's machine does not allow it.
+    """
+    job = transition(
+        t, t[JOBS].one(job_id), event, by=by, about=about, changed_at=units.utc_now(), **changes
+    )  # fmt: skip
+    t.save_event(job_id, f"job_{job.state}", **(said or {}))
+    for member_id in job.members:
+        # a job inside a pod has the pod's state, and no machine of its own
+        member = t[JOBS].one(member_id)
+        shared = {name: getattr(job, name) for name in _SHARED}
+        t[JOBS].put(structs.replace(member, **shared))
+        t.save_event(member_id, f"job_{job.state}", pod=job.id)
+    return job
+
+
+_SHARED = ("state", "changed_at", "contract_id", "allocation_id", "bid_id", "error", "usage")
+
+
+def change_job(t: Transaction, job_id: str, **changes: Any) -> Job:
+    """Change what a job says beside its state, as part of a change; return it."""
+    job = structs.replace(t[JOBS].one(job_id), **changes)
+    t[JOBS].put(job)
+    return job
+
+
+def error_record(error: NunetError) -> ErrorRecord:
+    """Return an error as it is kept with a job."""
+    return ErrorRecord(error.code, error.message, error.hint, error.details, error.exit_code)

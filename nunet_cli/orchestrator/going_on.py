@@ -1,0 +1,118 @@
+"""What goes on just now, and is known in memory alone: after a restart it is found out anew."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
+
+import trio
+
+from nunet_cli.records.results import Progress
+
+
+class JobLocks:
+    """Lets one task at a time take a job through a stage."""
+
+    def __init__(self) -> None:
+        self._locks: defaultdict[str, trio.Lock] = defaultdict(trio.Lock)
+
+    @contextlib.asynccontextmanager
+    async def hold(self, job_id: str) -> AsyncIterator[None]:
+        """Keep every other task from taking a job further; wait for the one that does now."""
+        lock = self._locks[job_id]
+        async with lock:
+            yield
+        if not lock.locked() and not lock.statistics().tasks_waiting:
+            self._locks.pop(job_id, None)
+
+
+class Searches:
+    """The bid requests that are out, and how many answers each has; and for how long this node has looked around."""
+
+    def __init__(self) -> None:
+        self._began = trio.current_time()
+        self._answers: dict[str, int] = {}
+
+    @property
+    def age(self) -> float:
+        """For how many seconds others have had the time to be found."""
+        return trio.current_time() - self._began
+
+    @contextlib.contextmanager
+    def out(self, request_id: str) -> Iterator[None]:
+        """Count the answers to a bid request as long as it is out."""
+        self._answers[request_id] = 0
+        try:
+            yield
+        finally:
+            del self._answers[request_id]
+
+    def count(self, request_id: str) -> None:
+        """Count an answer to a bid request, if that is still out."""
+        if request_id in self._answers:
+            self._answers[request_id] += 1
+
+    def answers(self, request_id: str) -> int | None:
+        """Return how many answered a bid request; None where it is not out."""
+        return self._answers.get(request_id)
+
+
+class Heard:
+    """When the provider of each contract last gave a sign of life."""
+
+    def __init__(self) -> None:
+        self._at: dict[str, float] = {}
+
+    def note(self, contract_id: str) -> None:
+        """Note that a provider gave a sign of life just now."""
+        self._at[contract_id] = trio.current_time()
+
+    def begin(self, contract_id: str) -> float:
+        """Count a provider's silence from now on, unless it is counted already; return since when, in trio's time."""
+        return self._at.setdefault(contract_id, trio.current_time())
+
+    def since(self, contract_id: str, began: float) -> float:
+        """Return when a provider was last heard, in trio's time, but no earlier than somebody began to listen."""
+        return max(began, self._at.get(contract_id, began))
+
+    def forget(self, contract_id: str) -> None:
+        """Let go of a contract that nobody listens for any more."""
+        self._at.pop(contract_id, None)
+
+
+class JobProgress:
+    """What takes a job's time just now, of this node's jobs."""
+
+    def __init__(self) -> None:
+        self._now: dict[str, Progress] = {}
+
+    def note(self, job_id: str, progress: Progress) -> None:
+        """Note what a job does, and how far it is."""
+        self._now[job_id] = progress
+
+    def done(self, job_id: str) -> None:
+        """Note that this is over."""
+        self._now.pop(job_id, None)
+
+    def all(self) -> dict[str, Progress]:
+        """Return what each job does that does something worth saying."""
+        return dict(self._now)
+
+
+class Closings:
+    """The contracts and jobs that a task of their own is closing."""
+
+    def __init__(self) -> None:
+        self._keys: set[str] = set()
+
+    def begin(self, key: str) -> bool:
+        """Take one on; return False where a task has it already."""
+        if key in self._keys:
+            return False
+        self._keys.add(key)
+        return True
+
+    def end(self, key: str) -> None:
+        """Let go of one."""
+        self._keys.discard(key)
