@@ -34,9 +34,9 @@ from nunet_cli.jobs.reader import placed, read_spec, spec_from_object
 from nunet_cli.jobs.spec import JobSpec
 from nunet_cli.orchestrator.changes import change_job
 from nunet_cli.orchestrator.contract import close_contract
-from nunet_cli.orchestrator.execute import collect_outputs, read_logs
 from nunet_cli.orchestrator.invoke import invoke, send_inputs
 from nunet_cli.orchestrator.match import match
+from nunet_cli.orchestrator.outputs import collect_outputs, read_logs
 from nunet_cli.orchestrator.post import process_job
 from nunet_cli.orchestrator.request import request as request_stage
 from nunet_cli.orchestrator.settle import settle

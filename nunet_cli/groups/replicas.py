@@ -11,11 +11,10 @@ from nunet_cli.errors import DisputedError, JobFailedError, NunetError
 from nunet_cli.groups import group
 from nunet_cli.groups.group import Run, total_paid
 from nunet_cli.jobs.check import decode_spec
-from nunet_cli.orchestrator import execute
 from nunet_cli.orchestrator.cancel import Cancelling
 from nunet_cli.orchestrator.changes import advance, change_job, error_record, find_job
-from nunet_cli.orchestrator.execute import Collecting
 from nunet_cli.orchestrator.needs import HasStore
+from nunet_cli.orchestrator.outputs import Collecting, collect_outputs
 from nunet_cli.orchestrator.patience import FULL
 from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.jobs import JOB_ENDS, JOBS, Job
@@ -95,7 +94,7 @@ async def _finish(ctx: Collecting, child_id: str, next_stage: Run) -> None:
         while find_job(ctx.store, child_id).state in UNFINISHED:
             await next_stage(child_id)
         if find_job(ctx.store, child_id).state == "completed":
-            await execute.collect_outputs(ctx, child_id)
+            await collect_outputs(ctx, child_id)
     except NunetError as error:
         log.info("replica %s: %s", child_id, error)
 

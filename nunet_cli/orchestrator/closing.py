@@ -16,11 +16,11 @@ import trio
 from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError
-from nunet_cli.orchestrator import disputes, execute
+from nunet_cli.orchestrator import disputes
 from nunet_cli.orchestrator.changes import find_job
 from nunet_cli.orchestrator.contract import set_contract
-from nunet_cli.orchestrator.execute import Fetching
 from nunet_cli.orchestrator.needs import Dealing, HasClosings, HasJobLocks, HasStore, HasTasks
+from nunet_cli.orchestrator.outputs import Fetching, fetch_outputs
 from nunet_cli.orchestrator.settle import Settling, close, require_honest_time, settle, verify_job
 from nunet_cli.records.contract_records import CONTRACTS, LATE_RESULTS, ContractRecord
 from nunet_cli.records.contracts import PROVIDER
@@ -157,7 +157,7 @@ async def _fetch_late(ctx: Late, key: str) -> bool:
         await ctx.store.change(lambda t: t[LATE_RESULTS].remove(contract_id))
         return True
     if units.parse_time(contract.result_at) > units.now() - LATE_PATIENCE:
-        await execute.fetch_outputs(ctx, contract, result)
+        await fetch_outputs(ctx, contract, result)
     said = {"contract_id": contract.id, "outputs": {output.name: output.cid for output in result.outputs}}
 
     def change(t: Transaction) -> None:

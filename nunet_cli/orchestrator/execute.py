@@ -1,4 +1,7 @@
-"""Stage 6, execution: the provider runs the job and signs the result; the requester follows and fetches the outputs."""
+"""Stage 6, execution: the provider runs the job and signs the result; the requester follows, and takes the result.
+
+The outputs are fetched in `outputs`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import logging
 import math
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -20,10 +22,10 @@ from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.tree import output_names
 from nunet_cli.network.messenger import Answer, Change, Incoming
 from nunet_cli.orchestrator.changes import advance, change_job, find_job
+from nunet_cli.orchestrator.logs import LOG_PIECE, read_piece
 from nunet_cli.orchestrator.needs import (
     Dealing,
     HasBlobs,
-    HasConfig,
     HasHeard,
     HasHome,
     HasMessenger,
@@ -38,11 +40,10 @@ from nunet_cli.records.contracts import PROVIDER, REQUESTER
 from nunet_cli.records.documents import Document, require_signature
 from nunet_cli.records.jobs import JOBS, SILENT, Job
 from nunet_cli.records.messages import JobCompleted, JobLogs, JobState, JobStatusUpdate, JobSync, LogChunk
-from nunet_cli.records.results import Progress, Result, Usage
+from nunet_cli.records.results import Result, Usage
 
 log = logging.getLogger("nunet.execute")
 
-LOG_PIECE = 256 * 1024
 _RUNS = ("contracted", "invoked", "running")
 
 
@@ -56,18 +57,6 @@ class Hearing(HasHeard, HasStore, Protocol):
 
 class Following(Hearing, Dealing, Protocol):
     """Follows a job at its provider."""
-
-
-class Fetching(HasProgress, HasBlobs, HasConfig, Protocol):
-    """Fetches what a job has made."""
-
-
-class Collecting(Fetching, HasStore, Protocol):
-    """Fetches what a job has made, and keeps with the job that it is here."""
-
-
-class Reading(HasBlobs, HasThreads, Dealing, Protocol):
-    """Reads logs, here or at the provider."""
 
 
 class Executing(Hearing, HasProgress, Telling, HasMessenger, Protocol):
@@ -148,17 +137,8 @@ async def _read_log(ctx: Telling, contract_id: str, body: JobLogs) -> tuple[byte
         if not cid:
             return b"", True
         path, ended = ctx.blobs.path(cid), True
-    data = await ctx.threads.run(_read_piece, path, body.offset)
+    data = await ctx.threads.run(read_piece, path, body.offset)
     return data, ended and len(data) < LOG_PIECE
-
-
-def _read_piece(path: Path, offset: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            return file.read(LOG_PIECE)
-    except OSError:
-        return b""
 
 
 # -- requester ---------------------------------------------------------------------------------------------------------
@@ -327,84 +307,3 @@ async def job_sync(ctx: Following, contract: ContractRecord) -> JobState:
     elif state.state in ("starting", "running"):
         await ctx.store.change(_running_change(contract, state.allocation_id, state.usage))
     return state
-
-
-async def collect_outputs(ctx: Collecting, job_id: str) -> Job:
-    """Fetch the outputs and logs of a job that ended, each checked against its content id; return the job.
-
-    Raises:
-        PeerError: the provider does not give them.
-        RejectedMessageError: it gave something else.
-    """
-    job = find_job(ctx.store, job_id)
-    if job.result is None or job.collected:
-        return job
-    result = job.result
-    total = await fetch_outputs(ctx, ctx.store[CONTRACTS].one(job.contract_id), result)
-
-    def change(t: Transaction) -> Job:
-        current = t[JOBS].one(job.id)
-        if current.contract_id != job.contract_id or current.collected:
-            # it has gone on with another provider, or somebody else has fetched them
-            return current
-        t.save_event(job.id, "outputs_received", count=len(result.outputs), bytes=total)
-        return change_job(t, job.id, collected=True)
-
-    return await ctx.store.change(change)
-
-
-async def fetch_outputs(ctx: Fetching, contract: ContractRecord, result: Result) -> int:
-    """Fetch the outputs and logs of a result, each checked against its content id; return their bytes.
-
-    Raises:
-        PeerError: the provider does not give them.
-        RejectedMessageError: it gave something else, or they are too large.
-    """
-    wanted = [(output.cid, output.size) for output in result.outputs]
-    wanted += [(result.stdout_cid, result.stdout_size), (result.stderr_cid, result.stderr_size)]
-    total = sum(size for _, size in wanted)
-    if total > ctx.config.limits.output_size + 2 * ctx.config.limits.log_size:
-        raise RejectedMessageError(f"the outputs have {total} bytes, over limits.output_size", code="outputs_too_large")
-    job_id, arrived = contract.job_id, 0
-    try:
-        for cid, size in wanted:
-            if cid:
-                await ctx.blobs.fetch(
-                    contract.provider, cid, size,
-                    progress=lambda here, before=arrived: _note_arrived(ctx, job_id, before + here, total),  # type: ignore[misc]  # bound now
-                )  # fmt: skip
-            arrived += size
-    finally:
-        ctx.progress.done(job_id)
-    return total
-
-
-def _note_arrived(ctx: HasProgress, job_id: str, done: int, total: int) -> None:
-    ctx.progress.note(job_id, Progress("outputs", done, total))
-
-
-async def read_logs(ctx: Reading, job: Job, stream: str, offset: int, wait: float) -> tuple[bytes, bool]:
-    """Return output of a job from an offset on, and whether that is all: from here, or from the provider.
-
-    Raises:
-        StateError: the job has not been started.
-        PeerError: the provider does not answer.
-    """
-    if job.result is not None and job.collected:
-        cid = job.result.stdout_cid if stream == "stdout" else job.result.stderr_cid
-        if not cid:
-            return b"", True
-        data = await ctx.threads.run(_read_piece, ctx.blobs.path(cid), offset)
-        return data, len(data) < LOG_PIECE
-    contract = ctx.store[CONTRACTS].get(job.contract_id)
-    if contract is None or contract.state in ("proposed", "refused"):
-        raise StateError(f"job {job.id} is {job.state}: it has no logs yet")
-    answer = await ctx.messenger.request(
-        contract.provider, "job_logs",
-        JobLogs(contract.id, stream, offset, wait),  # type: ignore[arg-type]  # the API checked the stream's name
-        timeout=ctx.config.limits.answer_timeout + wait,
-    )  # fmt: skip
-    chunk = answer.body
-    if not isinstance(chunk, LogChunk):
-        raise PeerError("the provider answered something else", code="bad_answer")
-    return chunk.data, chunk.ended

@@ -13,7 +13,6 @@ from nunet_cli.database.store import Transaction
 from nunet_cli.errors import (
     ContractError,
     DisputedError,
-    JobFailedError,
     NunetError,
     PeerError,
     RejectedMessageError,
@@ -21,17 +20,23 @@ from nunet_cli.errors import (
 )
 from nunet_cli.network.messenger import Change, Incoming
 from nunet_cli.orchestrator import disputes, execute
-from nunet_cli.orchestrator.changes import advance, change_job, error_record, find_job
-from nunet_cli.orchestrator.contract import note_balance, set_contract
-from nunet_cli.orchestrator.execute import Collecting, Following
+from nunet_cli.orchestrator.changes import advance, find_job
+from nunet_cli.orchestrator.execute import Following
 from nunet_cli.orchestrator.needs import Dealing, HasConfig, HasMessenger, HasStore
-from nunet_cli.orchestrator.retry import may_retry, search_again
+from nunet_cli.orchestrator.outputs import Collecting, collect_outputs
+from nunet_cli.orchestrator.receipts import (
+    SEE_EVIDENCE,
+    finish_job,
+    finish_unattended,
+    keep_receipt,
+    keep_second_result,
+    note_dispute,
+    other_result,
+)
 from nunet_cli.orchestrator.siblings import other_replicas
-from nunet_cli.records.contract_records import CONTRACTS, STATEMENTS, ContractRecord, Statement
+from nunet_cli.records.contract_records import CONTRACTS, ContractRecord
 from nunet_cli.records.contracts import (
-    DATABASE,
     ORACLE,
-    PROVIDER,
     REQUESTER,
     AccountStatement,
     Contract,
@@ -47,12 +52,10 @@ from nunet_cli.records.documents import Document, require_signature
 from nunet_cli.records.jobs import JOBS, Job
 from nunet_cli.records.results import Result
 from nunet_cli.tokenomics.payment import amount_due, seconds_between
-from nunet_cli.tokenomics.receipt import NOT_DELIVERED, SECOND_RESULT, require_receipt
 
 log = logging.getLogger("nunet.settle")
 
 REEXECUTION_SLACK = 120
-SEE_EVIDENCE = "both results are signed, and kept as evidence: nunet contract export {}"
 # what two machines' clocks may come apart by within one job: a correction by a second or two, and a drift
 CLOCK_TOLERANCE, CLOCK_DRIFT = 2.0, 0.001
 
@@ -90,7 +93,7 @@ async def settle(ctx: Settling, job_id: str) -> Job:
     contract = ctx.store[CONTRACTS].one(job.contract_id)
     await require_honest_time(ctx, contract, result)
     try:
-        job = await execute.collect_outputs(ctx, job.id)
+        job = await collect_outputs(ctx, job.id)
     except NunetError as error:
         # a failed job is refunded even when its logs are lost; a completed one is not paid without its outputs
         if result.state == "completed" and not _is_paid_long_ago(ctx, contract):
@@ -103,15 +106,15 @@ async def settle(ctx: Settling, job_id: str) -> Job:
     contract = ctx.store[CONTRACTS].one(contract.id)
     if contract.receipt is not None:
         receipt = contract.receipt
-        return await ctx.store.change(lambda t: _finish_job(t, job.id, receipt, result))
+        return await ctx.store.change(lambda t: finish_job(t, job.id, receipt, result))
     verdict = await verify_job(ctx, contract)
     if verdict is not None:
         await _note_verdict(ctx, job.id, contract, verdict)
     settled = await _ask_to_settle(ctx, contract, verdict)
 
     def change(t: Transaction) -> Job:
-        _keep_receipt(t, contract.id, settled)
-        return _finish_job(t, job.id, settled.receipt, result)
+        keep_receipt(t, contract.id, settled)
+        return finish_job(t, job.id, settled.receipt, result)
 
     return await ctx.store.change(change)
 
@@ -217,7 +220,7 @@ async def close(ctx: Dealing, contract: ContractRecord, verdict: Document | None
         ContractError: refused, or no answer.
     """
     settled = await _ask_to_settle(ctx, contract, verdict)
-    await ctx.store.change(lambda t: _keep_receipt(t, contract.id, settled))
+    await ctx.store.change(lambda t: keep_receipt(t, contract.id, settled))
     return settled.receipt
 
 
@@ -232,134 +235,18 @@ async def _ask_to_settle(ctx: Dealing, contract: ContractRecord, verdict: Docume
         if not isinstance(answer.body, Settled):
             raise RejectedMessageError("the contract database did not answer with a receipt", code="bad_answer")
         settled: Settled = answer.body
-        other = _other_result(contract, settled.receipt)
+        other = other_result(contract, settled.receipt)
     except NunetError as error:
         if error.code == DisputedError.default_code:
             disputed = DisputedError(error.message, hint="escrow is held until the dispute is resolved")
-            await ctx.store.change(lambda t: _dispute(t, contract.id, disputed))
+            await ctx.store.change(lambda t: note_dispute(t, contract.id, disputed))
             raise disputed from None
         message = f"the contract was not settled: {error.message}"
         raise ContractError(message, code=error.code, hint=error.hint) from None
     if other is not None:
-        await ctx.store.change(lambda t: _keep_second_result(t, contract.id, settled))
+        await ctx.store.change(lambda t: keep_second_result(t, contract.id, settled))
         raise ContractError(other.message, code=other.code, hint=SEE_EVIDENCE.format(contract.id))
     return settled
-
-
-def check_receipt(contract: ContractRecord, receipt: Document) -> Receipt:
-    """Return a receipt that fits this node's contract.
-
-    Raises:
-        RejectedMessageError: it does not; the message says in what.
-    """
-    return require_receipt(receipt, contract.document, contract.proof, contract.result)
-
-
-def _other_result(contract: ContractRecord, receipt: Document) -> RejectedMessageError | None:
-    """Return what is wrong where a receipt settles another result than the provider gave here, and is right otherwise.
-
-    Raises:
-        RejectedMessageError: it does not fit the contract; the message says in what.
-    """
-    try:
-        check_receipt(contract, receipt)
-    except RejectedMessageError as error:
-        if error.code != SECOND_RESULT:
-            raise
-        return error
-    return None
-
-
-def _dispute(t: Transaction, contract_id: str, error: DisputedError) -> None:
-    contract = t[CONTRACTS].one(contract_id)
-    if contract.receipt is not None:
-        # it was resolved while the answer was on its way
-        return
-    set_contract(t, contract_id, "dispute", by=DATABASE)
-    job = t[JOBS].get(contract.job_id)
-    if job is not None and job.contract_id == contract_id and job.state in ("completed", "verified"):
-        said = {"message": error.message}
-        advance(t, job.id, "dispute", by=DATABASE, about=contract_id, said=said, error=error_record(error))
-
-
-def _keep_receipt(t: Transaction, contract_id: str, settled: Settled | Message) -> None:
-    """Keep a receipt, once: the contract's state, the movement on this node's own account, and the balance."""
-    contract = t[CONTRACTS].one(contract_id)
-    content = settled.receipt.read(Receipt)
-    if contract.receipt is None:
-        event = "settle" if content.outcome == "settled" else "refund"
-        set_contract(t, contract_id, event, by=DATABASE, receipt=settled.receipt, message=content.reason)
-        job = t[JOBS].get(contract.job_id)
-        ended = job is not None and job.contract_id == contract_id and job.state in ("cancelled", "failed")
-        if contract.role == REQUESTER and job is not None and ended and not job.paid:
-            # it had ended before it was known what that costs
-            change_job(t, job.id, paid=content.paid)
-        mine = content.paid if contract.role == PROVIDER else f"-{content.paid}"
-        t[STATEMENTS].put(
-            Statement(
-                id=settled.receipt.cid, contract_id=contract_id, job_id=contract.job_id, at=content.settled_at,
-                kind=content.outcome, amount="0" if mine == "-0" else mine, message=content.reason,
-            )
-        )  # fmt: skip
-    note_balance(t, content.contract_database, settled.balance)
-
-
-def _keep_second_result(t: Transaction, contract_id: str, settled: Settled | Message) -> None:
-    """Keep the receipt of a contract that was closed by another result than the provider gave here; the job fails."""
-    contract = t[CONTRACTS].one(contract_id)
-    if contract.receipt is not None:
-        return
-    _keep_receipt(t, contract_id, settled)
-    content = settled.receipt.read(Receipt)
-    job = t[JOBS].get(contract.job_id)
-    if job is None or job.contract_id != contract_id or job.state not in ("completed", "verified"):
-        return
-    error = JobFailedError(
-        "the provider had another result settled than the one that it gave here", code=SECOND_RESULT,
-        hint=SEE_EVIDENCE.format(contract_id), details={"settled": content.result_cid},
-    )  # fmt: skip
-    said = {"paid": content.paid, "refunded": content.refunded, "reason": error.code, "message": error.message}
-    advance(t, job.id, "fail", by=DATABASE, said=said, error=error_record(error), paid=content.paid)
-
-
-def _finish_job(t: Transaction, job_id: str, receipt: Document, result: Result) -> Job:
-    """End a job by the receipt of the contract that it has; one that has ended is left as it is."""
-    job = t[JOBS].one(job_id)
-    content = receipt.read(Receipt)
-    about = content.contract_id
-    if job.contract_id != about or job.state not in ("completed", "verified", "disputed"):
-        # an earlier attempt's contract may be closed when the job goes on with another one
-        return job
-    money = {"paid": content.paid, "refunded": content.refunded, "message": content.reason}
-    fields = {"paid": content.paid, "message": content.reason}
-    if job.state == "disputed":
-        return advance(t, job_id, "resolve", by=DATABASE, about=about, said=money, **fields)
-    if result.state == "completed" and content.outcome == "settled":
-        if job.state == "completed":
-            advance(t, job_id, "verify", by=ORACLE, about=about, said={"verdict": "verified"})
-        return advance(t, job_id, "settle", by=DATABASE, about=about, said=money, **fields)
-    if result.state == "cancelled":
-        return advance(t, job_id, "cancel", by=DATABASE, about=about, said=money, paid=content.paid)
-    return _fail_or_retry(t, job, result, money)
-
-
-def _fail_or_retry(t: Transaction, job: Job, result: Result, money: dict[str, str]) -> Job:
-    """Fail a job, or where the failure was the provider's and the job allows it, look for another provider."""
-    # what it says to have done, and nobody could fetch or verify in time, is its failure as well
-    not_delivered = result.state == "completed" and money["message"].startswith(NOT_DELIVERED)
-    if (result.fault == "provider" or not_delivered) and job.state == "completed" and may_retry(job):
-        provider = t[CONTRACTS].one(job.contract_id).provider
-        return search_again(t, job, provider, {"reason": result.reason or "not_delivered", **money})
-    message = result.message or result.reason or "the contract was refunded"
-    code = result.reason or "job_failed"
-    if result.state == "completed":
-        message, code = money["message"], "rejected"
-    error = JobFailedError(
-        message, code=code, hint=f"see: nunet job logs {job.id}",
-        details={"exit_code": result.exit_code, "fault": result.fault},
-    )  # fmt: skip
-    said = {**money, "reason": result.reason}
-    return advance(t, job.id, "fail", by=DATABASE, said=said, error=error_record(error), paid=money["paid"])
 
 
 # -- both --------------------------------------------------------------------------------------------------------------
@@ -382,29 +269,22 @@ def _on_message(ctx: HasStore, message: Incoming) -> Change:
     known = ctx.store[CONTRACTS].get(body.contract_id)
     if known is None or known.contract_database != message.sender:
         raise PeerError("no such contract recorded with you here", code="no_contract")
-    other = _other_result(known, body.receipt)
+    other = other_result(known, body.receipt)
 
     def change(t: Transaction) -> None:
         contract = t[CONTRACTS].one(body.contract_id)
         # the result, or the proof, may have come together with it
         same = (contract.result, contract.proof) == (known.result, known.proof)
-        if (other if same else _other_result(contract, body.receipt)) is not None:
-            _keep_second_result(t, contract.id, body)
+        if (other if same else other_result(contract, body.receipt)) is not None:
+            keep_second_result(t, contract.id, body)
             return
-        _keep_receipt(t, contract.id, body)
+        keep_receipt(t, contract.id, body)
         if contract.receipt is None or not contract.told:
             t[CONTRACTS].put(structs.replace(t[CONTRACTS].one(contract.id), message=body.text, told=True))
             t.save_event(contract.job_id, "message", contract_id=contract.id, text=body.text, role=contract.role)
         if contract.role == REQUESTER and contract.result is not None:
-            _finish_unattended(t, contract.job_id, body.receipt, contract.result.read(Result))
+            finish_unattended(t, contract.job_id, body.receipt, contract.result.read(Result))
 
     return change
 
-
-def _finish_unattended(t: Transaction, job_id: str, receipt: Document, result: Result) -> None:
-    """End a job whose requester was gone, so that the provider had the contract settled."""
-    job = t[JOBS].get(job_id)
-    is_paid = result.state == "completed" and receipt.read(Receipt).outcome == "settled"
-    if job is not None and (job.collected or job.state == "disputed" or not is_paid):
-        _finish_job(t, job_id, receipt, result)
     # else what was paid is fetched first: see `closing`

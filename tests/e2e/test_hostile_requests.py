@@ -21,7 +21,7 @@ from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.node import Node, open_node
 from nunet_cli.node.parts import Parts
 from nunet_cli.orchestrator import contract as closure
-from nunet_cli.orchestrator import execute, match, request, settle
+from nunet_cli.orchestrator import execute, match, outputs, request, settle
 from nunet_cli.orchestrator.changes import find_job
 from nunet_cli.records.bids import BID_REQUESTS, BIDS
 from nunet_cli.records.contract_records import CONTRACTS
@@ -281,4 +281,4 @@ async def _completed(there: Town, job_id: str) -> Job:
 
     await invoke.invoke(there.ctx, job_id)
     await execute.follow(there.ctx, job_id)
-    return await execute.collect_outputs(there.ctx, job_id)
+    return await outputs.collect_outputs(there.ctx, job_id)

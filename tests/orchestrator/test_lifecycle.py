@@ -24,7 +24,7 @@ from nunet_cli.errors import (
 from nunet_cli.executor.base import ExecutorError
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.node import open_node
-from nunet_cli.orchestrator import closing, contract, execute, invoke, match, request, settle
+from nunet_cli.orchestrator import closing, contract, execute, invoke, match, outputs, request, settle
 from nunet_cli.orchestrator.changes import change_job
 from nunet_cli.records.allocations import ALLOCATIONS
 from nunet_cli.records.bids import BIDS
@@ -241,7 +241,7 @@ async def test_a_job_that_fails_is_refunded(market: MarketOf, command: str, fiel
         assert row.state == "refunded"
         assert m.balance(m.requester) == m.balance(m.provider) == units.parse_amount("100")
         if reason == "exit_code":
-            data, _ = await execute.read_logs(m.requester.ctx, job, "stderr", 0, 0)
+            data, _ = await outputs.read_logs(m.requester.ctx, job, "stderr", 0, 0)
             assert data == b"why\n"
         await settled_with_both(m, job_id)
         nothing_is_left(m)
@@ -409,15 +409,15 @@ async def test_logs_can_be_read_while_the_job_runs(market: MarketOf) -> None:
         for stage in STAGES[:4]:
             await stage(m.requester.ctx, job_id)
         job = m.job(job_id)
-        data, ended = await execute.read_logs(m.requester.ctx, job, "stdout", 0, 5)
+        data, ended = await outputs.read_logs(m.requester.ctx, job, "stdout", 0, 5)
         assert (data, ended) == (b"first\n", False)
-        assert await execute.read_logs(m.requester.ctx, job, "stdout", 0, 0) == (data, False)
+        assert await outputs.read_logs(m.requester.ctx, job, "stdout", 0, 0) == (data, False)
         (work,) = (m.provider.ctx.home / "allocations").glob("*/work")
         (work / "go").touch()
         rest, ended = b"", False
         with trio.fail_after(30):
             while not ended:
-                piece, ended = await execute.read_logs(m.requester.ctx, job, "stdout", 6 + len(rest), 2)
+                piece, ended = await outputs.read_logs(m.requester.ctx, job, "stdout", 6 + len(rest), 2)
                 rest += piece
         assert rest == b"second\n"
 

@@ -13,7 +13,7 @@ from nunet_cli.config import LimitsConfig
 from nunet_cli.errors import ContractError, NoBidError, NunetError, UsageError
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.node import open_node
-from nunet_cli.orchestrator import contract, execute, invoke, match, orchestrate, request
+from nunet_cli.orchestrator import contract, invoke, match, orchestrate, outputs, request
 from nunet_cli.records.allocations import ALLOCATIONS
 from nunet_cli.records.bids import BID_REQUESTS
 from nunet_cli.records.capability import PriceBid
@@ -145,7 +145,7 @@ async def test_every_transition_is_an_event_in_order(market: MarketOf) -> None:
         assert [kind for kind in m.event_types(job_id) if kind.startswith("contract_")] == [
             "contract_proposed", "contract_agreed", "contract_proved", "contract_settled",
         ]  # fmt: skip
-        data, ended = await execute.read_logs(m.requester.ctx, m.job(job_id), "stdout", 0, 0)
+        data, ended = await outputs.read_logs(m.requester.ctx, m.job(job_id), "stdout", 0, 0)
         assert (data, ended) == (b"hello\n", True)
 
 
