@@ -1,7 +1,9 @@
 """Who may import whom, and how big a room may grow."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 from tests.conftest import ROOT
 
@@ -31,3 +33,49 @@ def test_the_command_line_starts_without_the_heavy_imports() -> None:
     ]
     done = subprocess.run([sys.executable, "-c", code, *heavy], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_no_files_of_a_room_import_each_other_in_a_circle() -> None:
+    found = {}
+    for room in sorted({path.parent for path in (ROOT / "nunet_cli").rglob("*.py")}):
+        found |= {str(room.relative_to(ROOT)): circle for circle in [circle_in(imports_within(room))] if circle}
+    assert found == {}
+
+
+def test_a_circle_is_found_and_named() -> None:
+    assert circle_in({"a": {"b"}, "b": {"c", "d"}, "c": {"b"}, "d": set()}) == ["b", "c", "b"]
+    assert circle_in({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def imports_within(room: Path) -> dict[str, set[str]]:
+    """Return which files of a folder each of its files imports, also inside of functions, and only for types."""
+    package = ".".join(room.relative_to(ROOT).parts)
+    files = {path.stem for path in room.glob("*.py")} - {"__init__"}
+    found: dict[str, set[str]] = {}
+    for name in sorted(files):
+        named: set[str] = set()
+        for node in ast.walk(ast.parse((room / f"{name}.py").read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                named |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            elif isinstance(node, ast.Import):
+                named |= {alias.name for alias in node.names}
+        found[name] = {other for other in files - {name} if f"{package}.{other}" in named}
+    return found
+
+
+def circle_in(imports: dict[str, set[str]]) -> list[str]:
+    """Return the first circle that is found, from a file back to itself; empty where there is none."""
+    done: set[str] = set()
+
+    def walk(name: str, way: list[str]) -> list[str]:
+        if name in way:
+            return [*way[way.index(name) :], name]
+        if name in done:
+            return []
+        for other in sorted(imports[name]):
+            if circle := walk(other, [*way, name]):
+                return circle
+        done.add(name)
+        return []
+
+    return next((circle for name in sorted(imports) if (circle := walk(name, []))), [])

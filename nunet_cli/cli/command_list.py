@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nunet_cli.cli.examples import EXAMPLES
-from nunet_cli.cli.pages import metavar
+from nunet_cli.cli.page_text import metavar
 
 HEAD = """\
 # Commands

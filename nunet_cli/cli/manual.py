@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nunet_cli import RELEASE_DATE, __version__
-from nunet_cli.cli.pages import escape
+from nunet_cli.cli.page_text import escape
 
 DOCUMENTS = {
     "nunet-job-spec.5": ("job-specification.md", "the specification of a nunet job", ("nunet-job(1)", "nunet(1)")),

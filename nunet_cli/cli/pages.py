@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from nunet_cli import RELEASE_DATE, __version__
+from nunet_cli.cli.command_list import command_list
 from nunet_cli.cli.examples import EXAMPLES
+from nunet_cli.cli.manual import document_pages
+from nunet_cli.cli.page_text import context_of, escape, metavar
 from nunet_cli.errors import UsageError
 
 SHELLS = {"bash": "nunet", "zsh": "_nunet", "fish": "nunet.fish"}
@@ -121,11 +123,11 @@ def _page(name: str, group: Any, commands: dict[str, Any], groups: dict[str, Any
 
 def _command(title: str, command: Any) -> list[str]:
     arguments = [param for param in command.params if param.param_type_name == "argument"]
-    usage = " ".join(f"\\fI{escape(argument.make_metavar(_context(command)))}\\fR" for argument in arguments)
+    usage = " ".join(f"\\fI{escape(argument.make_metavar(context_of(command)))}\\fR" for argument in arguments)
     out = [f".SS {escape(title)} {usage}".rstrip(), escape(" ".join((command.help or "").split()))]
     for argument in arguments:
         if getattr(argument, "help", None):
-            out += [".TP", f"\\fI{escape(argument.make_metavar(_context(command)))}\\fR", escape(argument.help)]
+            out += [".TP", f"\\fI{escape(argument.make_metavar(context_of(command)))}\\fR", escape(argument.help)]
     return [*out, *_options(command)]
 
 
@@ -138,24 +140,6 @@ def _options(command: Any) -> list[str]:
         value = "" if param.is_flag else f" \\fI{escape(metavar(param, command))}\\fR"
         out += [".TP", names + value, escape(param.help or "")]
     return out
-
-
-def metavar(param: Any, command: Any) -> str:
-    """Return how the value of an option or argument is shown."""
-    choices = getattr(param.type, "choices", None)
-    if choices:
-        return "|".join(str(getattr(choice, "value", choice)) for choice in choices)
-    return str(param.metavar or param.make_metavar(_context(command)))
-
-
-def _context(command: Any) -> Any:
-    return command.context_class(command)
-
-
-def escape(text: str) -> str:
-    """Return a text as roff prints it unchanged."""
-    text = text.replace("\\", "\\\\").replace("-", "\\-")
-    return re.sub(r"(?m)^([.'])", r"\\&\1", text)
 
 
 def folder_of_documents() -> Path:
@@ -182,8 +166,6 @@ def write_all(folder: Path) -> list[Path]:
     """Write every page and script below a folder; return what was written."""
     from nunet_cli.api.openapi import description, output_schema
     from nunet_cli.cli.app import whole_tree
-    from nunet_cli.cli.command_list import command_list
-    from nunet_cli.cli.manual import document_pages
     from nunet_cli.jobs.schema import job_schema
 
     written = []

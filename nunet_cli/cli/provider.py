@@ -206,7 +206,7 @@ def _answers(kept: OnboardOptions | None, *, given: bool, table: bool) -> Answer
         return await ProcessExecutor().can_sandbox(), (await docker.probe()).available
 
     sandbox, docker = trio.run(probe)
-    machine = msgspec.to_builtins(probe_machine(STATE.folder))
+    machine = resources_text(msgspec.to_builtins(probe_machine(STATE.folder)))
     return wizard.ask(machine, kept, sandbox=sandbox, docker=docker, running=STATE.running() is not None,
                       images=STATE.config().executor.docker.images)  # fmt: skip
 

@@ -32,23 +32,22 @@ def is_wanted(*, given: bool, table: bool) -> bool:
 
 
 def ask(
-    machine: dict[str, Any], kept: OnboardOptions | None, *, sandbox: bool, docker: bool, running: bool,
+    machine: str, kept: OnboardOptions | None, *, sandbox: bool, docker: bool, running: bool,
     images: tuple[str, ...] = (),
 ) -> Answers:  # fmt: skip
     """Ask, and return the answers.
 
     Args:
-        machine: what was probed.
+        machine: what was probed, in words.
         kept: what was offered before; None where nothing was.
         sandbox: whether bubblewrap works here.
         docker: whether a Docker Engine answers.
         running: whether the node runs already.
         images: which images strangers may run until now.
     """
-    from nunet_cli.cli.provider import resources_text
     from nunet_cli.records.offers import OnboardOptions
 
-    typer.echo(f"This machine has {resources_text(machine)}.")
+    typer.echo(f"This machine has {machine}.")
     typer.echo("Enter takes what is in brackets; everything can be changed later.\n")
     # of some homes only the price is known: how much was offered, a person must say again
     known = kept is not None and (kept.cpu is not None or kept.max_share is not None)
