@@ -61,6 +61,10 @@ class Assessing(HasJudging, HasPeers, Offering, Protocol):
     """Holds a bid request against what this machine can offer."""
 
 
+class Vetting(HasExecutors, Permitting, Protocol):
+    """Knows which images it would run for whom."""
+
+
 class Bidding(HasExecutors, Assessing, Protocol):
     """Answers a bid request."""
 
@@ -166,7 +170,7 @@ def _taken(ctx: HasIdentity, request: BidRequest, offer: Offer, reason: str) -> 
     return Decline(request.id, request.job_id, ctx.identity.node_id, comparison)
 
 
-async def _compare_images(ctx: Bidding, request: BidRequest) -> tuple[Comparison, ...]:
+async def _compare_images(ctx: Vetting, request: BidRequest) -> tuple[Comparison, ...]:
     """Compare the images that are asked for with what the docker executor would run."""
     executor = ctx.executors.get("docker")
     if executor is None or "docker" not in ctx.available_executors:

@@ -22,7 +22,7 @@ from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.tree import required_capability
 from nunet_cli.network.messenger import Change, Incoming
 from nunet_cli.orchestrator.changes import advance, find_job
-from nunet_cli.orchestrator.needs import Asking, Dealing, HasIdentity, HasMessenger, HasPeers, HasRoles, HasStore
+from nunet_cli.orchestrator.needs import Asking, Dealing, HasIdentity, HasPeers, HasRoles, HasStore
 from nunet_cli.orchestrator.select import missing_kycs
 from nunet_cli.records.bids import BIDS, BidRecord
 from nunet_cli.records.contract_records import BALANCES, CONTRACT, CONTRACTS, Balance, ContractRecord

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from msgspec import Struct, structs
 
@@ -13,7 +13,7 @@ from nunet_cli.errors import ContractError, DisputedError, NunetError
 from nunet_cli.network.messenger import Change, Incoming
 from nunet_cli.orchestrator.changes import advance, error_record
 from nunet_cli.orchestrator.contract import recorded_with, set_contract
-from nunet_cli.orchestrator.needs import Asking, Dealing, HasMessenger
+from nunet_cli.orchestrator.needs import Asking, Dealing, HasIdentity
 from nunet_cli.records.contract_records import CONTRACT, CONTRACTS
 from nunet_cli.records.contracts import PROVIDER, REQUESTER
 from nunet_cli.records.disputes import AskDispute, Dispute, DisputeContract, DisputeSummary, EvidenceDocument
@@ -27,7 +27,11 @@ T = TypeVar("T", bound=Struct)
 _TOLD = "contract %s is in dispute: %s; to say this node's side: nunet contract dispute %s --reason TEXT"
 
 
-def register(ctx: Dealing) -> None:
+class Disputing(Dealing, HasIdentity, Protocol):
+    """What a party's half of a dispute needs."""
+
+
+def register(ctx: Disputing) -> None:
     """Take word of disputes, and know the answers of the contract database."""
 
     async def on_opened(message: Incoming) -> Change:
@@ -66,7 +70,7 @@ async def add(
     return whole(dispute, {document.cid: document for document in documents})
 
 
-def _on_opened(ctx: Dealing, message: Incoming) -> Change:
+def _on_opened(ctx: Disputing, message: Incoming) -> Change:
     """Note a dispute that the contract database tells of, whoever opened it."""
     dispute: DisputeSummary = message.body
     contract = recorded_with(ctx, dispute.contract_id, message.sender)

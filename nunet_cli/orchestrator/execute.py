@@ -59,7 +59,11 @@ class Following(Hearing, Dealing, Protocol):
     """Follows a job at its provider."""
 
 
-class Executing(Hearing, HasProgress, Telling, HasMessenger, Protocol):
+class Updating(HasProgress, Hearing, Protocol):
+    """Takes what a provider tells of a job that runs."""
+
+
+class Executing(Updating, Telling, HasMessenger, Protocol):
     """Has both halves of the stage."""
 
 
@@ -156,7 +160,7 @@ def _contract_of(source: Store | Transaction, contract_id: str, provider: str) -
     return contract
 
 
-def _on_update(ctx: Executing, message: Incoming) -> Change | None:
+def _on_update(ctx: Updating, message: Incoming) -> Change | None:
     body: JobStatusUpdate = message.body
     contract = _contract_of(ctx.store, body.contract_id, message.sender)
     job = ctx.store[JOBS].get(contract.job_id)

@@ -63,6 +63,14 @@ class Gathering(HasTransport, HasMessenger, Registering, Protocol):
     """Takes the answers to a bid request."""
 
 
+class Relaying(HasRelay, HasTransport, Protocol):
+    """Sends a bid request by relay."""
+
+
+class LookingAround(HasPeers, HasConfig, HasSearches, Protocol):
+    """Knows whether others had the time to be found."""
+
+
 class Searching(HasPeers, HasRelay, HasTasks, HasTopics, HasConfig, Gathering, Protocol):
     """Sends a bid request to everybody who may answer."""
 
@@ -226,7 +234,7 @@ def _subscribers(ctx: HasTopics, topics: tuple[str, ...]) -> list[str]:
 
 
 async def _relay(
-    ctx: Searching, request: BidRequest, topics: tuple[str, ...], relayed: _Relayed, timeout: float
+    ctx: Relaying, request: BidRequest, topics: tuple[str, ...], relayed: _Relayed, timeout: float
 ) -> None:
     for topic in topics:
         relayed.count += await ctx.relay.publish(topic, "bid_request", request, lifetime=timeout + 5)
@@ -236,7 +244,7 @@ async def _relay(
     ctx.transport.notify()
 
 
-def _is_settled(ctx: Searching) -> bool:
+def _is_settled(ctx: LookingAround) -> bool:
     """Say whether who is there could be found: known peers are connected, or discovery had its time."""
     pending = [peer for peer in ctx.peers if not peer.introduced and peer.failures == 0]
     return ctx.searches.age >= SETTLE_TIME or (not ctx.config.network.discovery and not pending)

@@ -12,7 +12,7 @@ from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import ContractError, NoSpaceError, NunetError, PeerError, StateError
 from nunet_cli.orchestrator.changes import advance, error_record, find_job
-from nunet_cli.orchestrator.contract import PROVIDER_REFUSED, TRANSIENT, close_contract
+from nunet_cli.orchestrator.contract import PROVIDER_REFUSED, TRANSIENT, Contracting, close_contract
 from nunet_cli.orchestrator.execute import Following, follow
 from nunet_cli.orchestrator.invoke import invoke
 from nunet_cli.orchestrator.match import Matching, match
@@ -42,6 +42,10 @@ class Invoking(GivingUp, Dealing, Protocol):
     """Has a job started."""
 
 
+class ClosingContract(HasHeard, Contracting, Protocol):
+    """Closes a contract, or gives the provider up."""
+
+
 class Orchestrating(HasRoles, Matching, HasHeard, HasProgress, HasBlobs, Protocol):
     """Takes a job through every stage; it can do what closing a contract, following and settling need."""
 
@@ -63,7 +67,7 @@ async def next_stage(ctx: Orchestrating, job: Job) -> None:
         await _settle(ctx, job_id)
 
 
-async def _contract(ctx: Orchestrating, job_id: str) -> None:
+async def _contract(ctx: ClosingContract, job_id: str) -> None:
     try:
         await close_contract(ctx, job_id)
     except ContractError as error:

@@ -29,6 +29,10 @@ SHORTLIST = 5
 SOON = 2.0
 
 
+class Linking(HasConfig, HasStore, Protocol):
+    """Knows what the jobs that one is linked to have got."""
+
+
 class Selecting(HasAccounting, HasJudging, HasPeers, HasConfig, HasStore, Protocol):
     """Selects among the bids for a job."""
 
@@ -119,7 +123,7 @@ def _as_known(ctx: HasConfig, offer: Capability, did: str) -> Capability:
     return known_kycs(offer, ctx.config.kyc.verifiers, did, units.utc_now())
 
 
-def _linked(ctx: Selecting, job: Job) -> list[tuple[LinkRule, expressions.Variables]]:
+def _linked(ctx: Linking, job: Job) -> list[tuple[LinkRule, expressions.Variables]]:
     """Return the constraints of links to this job, each with what the provider of the linked job has."""
     found = []
     for rule in job.link_rules:

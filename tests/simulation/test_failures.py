@@ -116,7 +116,7 @@ def test_an_authority_that_is_away_when_the_work_is_done_is_asked_again(tmp_path
         assert held(sim) == []
         assert balance(sim, "first") == OPENING + QUARTER
         events = [event.type for _, event in sim.nodes["requester"].ctx.store.log(job_id)]
-        return sim.nodes["requester"].ctx.job(job_id).state, events
+        return sim.nodes["requester"].get_job(job_id).state, events
 
     state, events = run(main, tmp_path)
     assert state == "settled"
