@@ -80,8 +80,8 @@ def _copy_store(source: Path, target: Path) -> None:
     reading = sqlite3.connect(f"{source.resolve().as_uri()}?mode=ro", uri=True)
     writing = sqlite3.connect(target)
     try:
-        # in steps, so that the node's own changes are not held up
-        reading.backup(writing, pages=1000, sleep=0.001)
+        # in one step: it reads one moment beside the node's own changes, and in several would begin anew at each of them
+        reading.backup(writing)
     finally:
         writing.close()
         reading.close()

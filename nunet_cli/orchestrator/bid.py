@@ -221,13 +221,15 @@ async def assess(ctx: Assessing, request: BidRequest, more: tuple[Comparison, ..
         spent = "its expressions take too much of this provider's time; ask again in a minute"
         fields = (*judge_fields(required, available), Comparison("constraints.hard", "error", reason=spent), *more)
     else:
-        fields = await ctx.judging.run(judge_fields, required, available, request.hard, names) + more
+        there_are = bool(request.hard or required.kycs)
+        found = await ctx.judging.run_where(there_are, judge_fields, required, available, request.hard, names)
+        fields = found + more
     fits = all(field.result in ("equal", "better") for field in fields)
     crowded = ctx.accounting.crowded(required.resources) if fits and not at else ""
     if crowded:
         fields += (Comparison("machine", "worse", reason=crowded),)
     judge = partial(accept, requester=did, price=cost, names=names)
-    comparison = await ctx.judging.run(judge, fields, comparator)
+    comparison = await ctx.judging.run_where(bool(comparator.rules), judge, fields, comparator)
     return Offer(comparison, price, available, at)
 
 

@@ -32,6 +32,10 @@ class Judging:
         """
         return await in_thread(function, *arguments, limiter=self._limiter)
 
+    async def run_where(self, there_are: bool, function: Callable[..., T], *arguments: Any) -> T:
+        """Run a function that evaluates expressions, in a worker thread where there are any: else it takes no time."""
+        return await self.run(function, *arguments) if there_are else function(*arguments)
+
     def is_spent(self, did: str, rules: tuple[str, ...], names: expressions.Variables) -> bool:
         """Say whether a peer has used up its steps of this minute, or take these from them."""
         steps = sum(expressions.steps(rule, names) for rule in rules)

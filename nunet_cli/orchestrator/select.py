@@ -27,6 +27,8 @@ from nunet_cli.records.machine import REQUESTER
 
 SHORTLIST = 5
 SOON = 2.0
+# more bids than that take long enough to be ranked off the event loop
+MANY = 100
 
 
 class Linking(HasConfig, HasStore, Protocol):
@@ -71,7 +73,8 @@ async def select_best_bid(ctx: Selecting, job_id: str, request_id: str) -> Job:
             bid = structs.replace(bid, offer=await ctx.judging.run(_as_known, ctx, bid.offer, row.did))
         reasons = unwanted(comparator, row.did)
         names = bid_names(bid, wishes, now=now, rtt=distance.get(row.did))
-        against = await ctx.judging.run(refusals, comparator.bid_rules, names, "preferences.bid_rules")
+        rules = comparator.bid_rules
+        against = await ctx.judging.run_where(bool(rules), refusals, rules, names, "preferences.bid_rules")
         for rule, linked in links:
             found = await ctx.judging.run(
                 refusals, (rule.constraint,), {**names, "linked": linked}, f"links.{rule.from_}"
@@ -82,7 +85,8 @@ async def select_best_bid(ctx: Selecting, job_id: str, request_id: str) -> Job:
             refused[bid.id] = "reject", reasons
         elif bid.valid_offer and bid.timeout > now:
             valid.append(bid)
-    ranked = await ctx.judging.run(partial(rank, now=now, distance=distance), valid, wishes)
+    slow = bool(wishes.soft) or len(valid) > MANY
+    ranked = await ctx.judging.run_where(slow, partial(rank, now=now, distance=distance), valid, wishes)
     ready = [item for item in ranked if start_delay(item.bid, now) <= SOON]
     shortlist = tuple(item.bid.id for item in ready[:SHORTLIST])
 
