@@ -29,15 +29,15 @@ class HasRunning(Protocol):
 class AllocationActor(Actor):
     """An allocation that runs now (second seed: an allocation is an actor, and the node routes messages to it).
 
-    Its mailbox takes `cancel` and `status`. `allocation` is as it was last recorded; `began` is set once a program
-    runs, `cancelled` once the requester has called it off.
+    Its mailbox takes `cancel`, `end` and `status`. `allocation` is as it was last recorded; `began` is set once a
+    program runs, `cancelled` once the requester has called it off, or the provider has ended it (`by_provider`).
     """
 
     def __init__(self, allocation: Allocation, parts: list[Part]) -> None:
-        super().__init__({"cancel": self._on_cancel, "status": self._on_status})
+        super().__init__({"cancel": self._on_cancel, "end": self._on_end, "status": self._on_status})
         self.allocation, self.parts = allocation, parts
         self.scope = trio.CancelScope()
-        self.cancelled = False
+        self.cancelled = self.by_provider = False
         self.began, self.ended = trio.Event(), trio.Event()
 
     @property
@@ -49,6 +49,11 @@ class AllocationActor(Actor):
         self.cancelled = True
         self.scope.cancel()
         return "cancelling"
+
+    async def _on_end(self, _body: Any) -> str:
+        # whoever was first is who ended it
+        self.by_provider = not self.cancelled
+        return await self._on_cancel(None)
 
     async def _on_status(self, _body: Any) -> Usage:
         return await self.usage()

@@ -252,10 +252,15 @@ async def job_update(ctx: HasMessenger, actor: AllocationActor) -> JobStatusUpda
 
 
 async def _called_off(ctx: Performing, actor: AllocationActor, spec: JobSpec) -> Result:
-    """End the programs for the requester, and return the result."""
+    """End the programs for the requester, or for the provider's owner, and return the result, which says for whom."""
     try:
         usage = await actor.usage()
         await actor.stop()
+        if actor.by_provider:
+            message = "the provider ended it: its owner offers the machine no more"
+            began = actor.allocation.started_at
+            ended = failed_result(actor.allocation, began, "provider_ended", message, fault="provider")
+            return msgspec.structs.replace(ended, usage=usage)
         if spec.type == "service" and actor.allocation.started_at:
             # to be stopped is how a service ends well
             outputs, missing = await collect(ctx, actor.parts[0], ctx.config.limits.output_size)

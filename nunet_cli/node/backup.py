@@ -80,7 +80,7 @@ def _copy_store(source: Path, target: Path) -> None:
     reading = sqlite3.connect(f"{source.resolve().as_uri()}?mode=ro", uri=True)
     writing = sqlite3.connect(target)
     try:
-        # in one step: it reads one moment beside the node's own changes, and in several would begin anew at each of them
+        # in one step: it reads one moment beside the node's changes; in several it would begin anew at each of them
         reading.backup(writing)
     finally:
         writing.close()

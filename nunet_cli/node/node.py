@@ -282,7 +282,7 @@ class Node:
         while self.ctx.running:
             running = self.ctx.running.all()
             for actor in running if force else []:
-                await allocation_cancel.route_to_allocation(self.ctx, actor.allocation_id, "cancel")
+                await allocation_cancel.route_to_allocation(self.ctx, actor.allocation_id, "end")
             for actor in running:
                 await actor.ended.wait()
 

@@ -15,6 +15,7 @@ from nunet_cli.network.messenger import Answer, Change, Incoming
 from nunet_cli.orchestrator.bid import sent_bid
 from nunet_cli.orchestrator.contract import contract_record, contract_text, validate_provider
 from nunet_cli.orchestrator.needs import Dealing, HasAccounting, HasIdentity, HasRoles
+from nunet_cli.orchestrator.permissions import check_dealing
 from nunet_cli.orchestrator.request import offered_until
 from nunet_cli.records.bids import BID, BID_REQUESTS, BidRecord
 from nunet_cli.records.contract_records import CONTRACTS
@@ -44,6 +45,7 @@ async def _on_proposal(ctx: Agreeing, message: Incoming) -> Answer | Change:
     known = _signed_before(ctx.store, document, message.sender)
     if known is not None:
         return known
+    check_dealing(ctx, message.sender)
     bid = _open_bid(ctx, ctx.store, contract, message.sender)
     _check_roles(ctx, contract)
     agreement = generate_job_agreement(ctx, bid, contract)
@@ -66,6 +68,7 @@ async def _on_proposal(ctx: Agreeing, message: Incoming) -> Answer | Change:
         before = _signed_before(t, document, message.sender)
         if before is not None:
             return before
+        check_dealing(ctx, message.sender)
         current = _open_bid(ctx, t, contract, message.sender)
         if t[CONTRACTS].first("bid_id", current.id) is not None:
             raise ContractError("there is a contract for this bid already", code="bid_used")

@@ -29,7 +29,7 @@ from nunet_cli.orchestrator.needs import (
     HasPeers,
     HasStore,
 )
-from nunet_cli.orchestrator.permissions import Permitting, may_use
+from nunet_cli.orchestrator.permissions import Permitting, check_dealing, may_use
 from nunet_cli.orchestrator.post import new_id
 from nunet_cli.records.allocations import ALLOCATIONS, Allocation
 from nunet_cli.records.bids import BID_REQUESTS, BIDS
@@ -164,6 +164,7 @@ async def _start(ctx: Starting, invocation: Invocation, sender: str) -> Callable
     contract = _contract_of(ctx.store, invocation.contract.cid, sender)
     needs = Capability()
     if ctx.store[ALLOCATIONS].first("contract_id", contract.id) is None:
+        check_dealing(ctx, sender)
         _check_invocation(invocation, invocation.contract)
         # a stranger's: it is checked off the event loop, once
         spec = await ctx.judging.run(decode_spec, invocation.spec)

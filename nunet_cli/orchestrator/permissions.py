@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from nunet_cli.errors import ContractError
 from nunet_cli.executor.process import SANDBOXED
-from nunet_cli.orchestrator.needs import HasAvailable, HasConfig, HasIdentity
+from nunet_cli.matching.accept import unwanted
+from nunet_cli.orchestrator.needs import HasAccounting, HasAvailable, HasConfig, HasIdentity
 
 
 class Trusting(HasConfig, HasIdentity, Protocol):
@@ -35,6 +37,21 @@ def may_use(ctx: Permitting, executor: str, requester: str) -> bool:
     if process.foreign == "unsandboxed":
         return True
     return process.foreign == "sandboxed" and ctx.available_executors["process"] == SANDBOXED
+
+
+def check_dealing(ctx: HasAccounting, did: str) -> None:
+    """Refuse a requester with whom the preferences do not deal, or any where this machine is offered no more.
+
+    It is asked at each step that binds this provider: what its owner decides holds at once.
+
+    Raises:
+        ContractError: saying which of the two.
+    """
+    if not ctx.accounting.is_onboarded():
+        raise ContractError("this machine is offered no more", code="not_offered")
+    reasons = unwanted(ctx.accounting.get_preferences(), did)
+    if reasons:
+        raise ContractError(f"your jobs are not taken here: {reasons[0]}", code="not_wanted")
 
 
 def open_to_strangers(ctx: Permitting) -> dict[str, str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import trio
 
 from nunet_cli.config import ExecutorConfig, KycConfig, ProcessConfig
 from nunet_cli.errors import NunetError
@@ -13,7 +14,9 @@ from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.network.identity import new_identity
 from nunet_cli.orchestrator import match
 from nunet_cli.records.allocations import ALLOCATIONS
+from nunet_cli.records.bids import CapabilityComparator
 from nunet_cli.records.capability import Capability, TimeCapability
+from nunet_cli.records.contract_records import CONTRACTS
 from tests.conftest import config
 
 MarketOf = Callable[..., Any]
@@ -85,3 +88,51 @@ async def test_what_strangers_may_use_is_asked_again_when_it_begins(market: Mark
         with pytest.raises(NunetError, match="may not use the process executor"):
             await orchestrate_job(m.requester.ctx, job_id)
         assert m.provider.ctx.store[ALLOCATIONS].count() == 0
+
+
+async def shut(m: Any) -> None:
+    await m.provider.offboard()
+
+
+async def deny(m: Any) -> None:
+    await m.provider.accounting.set_preferences(CapabilityComparator(deny=(m.requester.identity.did,)))
+
+
+@pytest.mark.parametrize("decide", [shut, deny])
+@pytest.mark.parametrize("stages", [2, 3])
+async def test_what_the_owner_decides_holds_at_each_step_that_binds(market: MarketOf, decide: Any, stages: int) -> None:
+    """After the lock, and after the contract: no new contract, no work, and the deposit is not held for it."""
+    async with market() as m:
+        job_id = await m.post(spec())
+        from nunet_cli.orchestrator import contract, request
+
+        for stage in (match.match, request.request, contract.close_contract)[:stages]:
+            await stage(m.requester.ctx, job_id)
+        await decide(m)
+        with pytest.raises(NunetError):
+            await orchestrate_job(m.requester.ctx, job_id)
+        said = json.dumps([event.data for _, event in m.requester.ctx.store.log(job_id)])
+        assert "offered no more" in said or "not taken here" in said
+        assert m.provider.ctx.store[ALLOCATIONS].count() == 0
+        assert m.job(job_id).state == "failed"
+
+
+async def test_a_job_that_the_providers_owner_ends_says_so_and_is_tried_elsewhere(market: MarketOf) -> None:
+    async with market() as m:
+        job_id = await m.post(spec(executor={"type": "process", "command": ["sleep", "60"]}))
+
+        async def shut_by_force() -> None:
+            with trio.fail_after(20):
+                while not (running := m.provider.ctx.running.all()) or not running[0].began.is_set():
+                    await trio.sleep(0.01)
+                await m.provider.offboard(force=True)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(shut_by_force)
+            await orchestrate_job(m.requester.ctx, job_id)
+        assert "the provider ended it" in m.job(job_id).error.message
+        result = m.job(job_id).result
+        assert result is not None
+        assert (result.state, result.fault, result.reason) == ("failed", "provider", "provider_ended")
+        (contract,) = m.requester.ctx.store[CONTRACTS].by("job_id", job_id)
+        assert contract.state == "refunded"
