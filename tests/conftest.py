@@ -24,7 +24,8 @@ from msgspec import structs
 from nunet_cli import units
 from nunet_cli.config import Config, DockerConfig, ExecutorConfig, LimitsConfig, NetworkConfig, ProcessConfig
 from nunet_cli.jobs.reader import read_spec
-from nunet_cli.node.node import Node, open_node
+from nunet_cli.node.node import Node
+from nunet_cli.node.opening import open_node
 from nunet_cli.orchestrator.post import process_job
 from nunet_cli.records.books import ACCOUNTS
 from nunet_cli.records.contract_records import CONTRACTS, REGISTERED_CONTRACTS

@@ -25,7 +25,8 @@ from nunet_cli.api.openapi import ENDPOINTS, openapi
 from nunet_cli.config import LOCAL_PRICE, Config
 from nunet_cli.errors import NotFoundError, NunetError, UsageError
 from nunet_cli.executor.process import ProcessExecutor
-from nunet_cli.node.node import Node, open_node
+from nunet_cli.node.node import Node
+from nunet_cli.node.opening import open_node
 from nunet_cli.records.offers import OnboardOptions
 
 log = logging.getLogger("nunet.api")

@@ -61,7 +61,8 @@ def run(
     from nunet_cli.api.server import run_node
     from nunet_cli.cli.logs import set_up
     from nunet_cli.network.addresses import format_address
-    from nunet_cli.node.node import Node, wait_for_stop
+    from nunet_cli.node.node import Node
+    from nunet_cli.node.opening import wait_for_stop
 
     roles, config = _roles(role), STATE.config()
     set_up(log_format, verbose=verbose)

@@ -16,7 +16,7 @@ from nunet_cli.errors import UsageError
 from nunet_cli.node import onboarding
 from nunet_cli.node.capability import CapabilityAccounting
 from nunet_cli.node.monitor import Monitor
-from nunet_cli.node.node import open_node
+from nunet_cli.node.opening import open_node
 from nunet_cli.records.bids import CapabilityComparator
 from nunet_cli.records.offers import OFFERS, Benchmark, OnboardOptions
 from tests.cli.test_wizard import at_a_terminal, works

@@ -18,7 +18,8 @@ import trio
 from nunet_cli import units
 from nunet_cli.errors import NunetError
 from nunet_cli.groups.orchestrate import orchestrate_job
-from nunet_cli.node.node import Node, open_node
+from nunet_cli.node.node import Node
+from nunet_cli.node.opening import open_node
 from nunet_cli.node.parts import Parts
 from nunet_cli.orchestrator import contract as closure
 from nunet_cli.orchestrator import execute, match, outputs, request, settle

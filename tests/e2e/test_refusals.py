@@ -22,7 +22,8 @@ from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import ContractError
 from nunet_cli.executor.base import ExecutorError
 from nunet_cli.network.connection import BLOB_END, BLOB_GET
-from nunet_cli.node.node import Node, open_node
+from nunet_cli.node.node import Node
+from nunet_cli.node.opening import open_node
 from nunet_cli.records.bids import BIDS, CapabilityComparator
 from nunet_cli.records.books import ACCOUNTS
 from nunet_cli.records.contract_records import CONTRACTS

@@ -17,8 +17,8 @@ import trio
 from nunet_cli.api.client import ApiClient, socket_path
 from nunet_cli.config import Config, NetworkConfig, config_path, set_in_file
 from nunet_cli.network.identity import load_or_create
-from nunet_cli.node.node import open_node
 from nunet_cli.node.onboarding import OnboardOptions
+from nunet_cli.node.opening import open_node
 from nunet_cli.supervise import UNEXPECTED
 from tests.conftest import ROOT, free_port
 

@@ -9,7 +9,7 @@ from nunet_cli.errors import UsageError
 from nunet_cli.network import addresses
 from nunet_cli.network.discovery import local_addresses
 from nunet_cli.network.identity import new_identity
-from nunet_cli.node.node import open_node
+from nunet_cli.node.opening import open_node
 from tests.conftest import config, free_port, nunet
 
 

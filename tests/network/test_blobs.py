@@ -10,7 +10,8 @@ from nunet_cli.errors import NotFoundError, PeerError, RejectedMessageError
 from nunet_cli.network.blobs import CHUNK
 from nunet_cli.network.connection import BLOB_DATA
 from nunet_cli.network.identity import new_identity
-from nunet_cli.node.node import Node, open_node
+from nunet_cli.node.node import Node
+from nunet_cli.node.opening import open_node
 from nunet_cli.records.identifiers import content_id
 from tests.conftest import config
 

@@ -16,8 +16,9 @@ from nunet_cli.jobs.reader import read_spec
 from nunet_cli.network.identity import new_identity
 from nunet_cli.node import overview
 from nunet_cli.node.doctor import _clock
-from nunet_cli.node.node import Node, open_node
+from nunet_cli.node.node import Node
 from nunet_cli.node.onboarding import OnboardOptions
+from nunet_cli.node.opening import open_node
 from nunet_cli.orchestrator.match import match
 from nunet_cli.orchestrator.post import process_job
 from nunet_cli.world import World, use_world

@@ -9,7 +9,7 @@ from nunet_cli import units
 from nunet_cli.network.connection import RELAY
 from nunet_cli.network.envelope import seal
 from nunet_cli.network.identity import new_identity
-from nunet_cli.node.node import open_node
+from nunet_cli.node.opening import open_node
 from nunet_cli.records.bids import BidRequest
 from nunet_cli.records.capability import Capability
 from nunet_cli.records.offers import OnboardOptions

@@ -15,7 +15,8 @@ from nunet_cli.network.connection import PING, PONG
 from nunet_cli.network.identity import Identity, new_identity
 from nunet_cli.network.peers import FORGET_AFTER, MAX_STRANGERS, Peers
 from nunet_cli.network.topics import Hello
-from nunet_cli.node.node import Node, open_node
+from nunet_cli.node.node import Node
+from nunet_cli.node.opening import open_node
 from nunet_cli.records.messaging import PEERS, PeerRecord
 from tests.conftest import config
 from tests.security.test_hostile_peer import Hostile

@@ -23,7 +23,7 @@ from nunet_cli.network.connection import ACK, ENVELOPE
 from nunet_cli.network.envelope import PREFIX, Envelope, seal, unseal
 from nunet_cli.network.identity import new_identity
 from nunet_cli.network.peers import PROTOCOL_VERSION
-from nunet_cli.node.node import open_node
+from nunet_cli.node.opening import open_node
 from nunet_cli.records.contracts import Contract, JobVerificationResult, Proof, Receipt
 from nunet_cli.records.documents import Document
 from nunet_cli.records.reading import decode

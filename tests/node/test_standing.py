@@ -14,7 +14,8 @@ from nunet_cli.database.store import Store
 from nunet_cli.errors import FatalError, NoSpaceError
 from nunet_cli.executor.base import Probe
 from nunet_cli.network.envelope import ErrorMessage
-from nunet_cli.node.node import Node, open_node
+from nunet_cli.node.node import Node
+from nunet_cli.node.opening import open_node
 from nunet_cli.orchestrator.changes import advance
 from nunet_cli.records.allocations import ALLOCATIONS, Allocation
 from nunet_cli.records.contract_records import STATEMENTS, Statement

@@ -12,7 +12,8 @@ import trio
 
 from nunet_cli.errors import ContractError, NunetError
 from nunet_cli.groups.orchestrate import orchestrate_job
-from nunet_cli.node.node import Node, open_node
+from nunet_cli.node.node import Node
+from nunet_cli.node.opening import open_node
 from nunet_cli.orchestrator.contract import DATABASE, ORACLE
 from nunet_cli.records.contract_records import REGISTERED_CONTRACTS
 from tests.cli.test_wizard import at_a_terminal

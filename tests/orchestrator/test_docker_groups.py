@@ -13,7 +13,7 @@ import trio
 from nunet_cli.allocation import recover
 from nunet_cli.groups.group import outputs_of
 from nunet_cli.groups.orchestrate import orchestrate_job
-from nunet_cli.node.node import open_node
+from nunet_cli.node.opening import open_node
 from nunet_cli.records.contract_records import CONTRACTS
 from tests.conftest import Market, config, needs_docker
 from tests.images import busybox_image

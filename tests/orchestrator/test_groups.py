@@ -18,7 +18,7 @@ from nunet_cli.groups.group import outputs_of
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.tree import arrange
-from nunet_cli.node.node import open_node
+from nunet_cli.node.opening import open_node
 from nunet_cli.orchestrator import cancel, match
 from nunet_cli.records.bids import BID_REQUESTS
 from nunet_cli.records.contract_records import CONTRACTS

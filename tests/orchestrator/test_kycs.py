@@ -16,8 +16,8 @@ from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.matching.compare import compare
 from nunet_cli.network.identity import Identity, new_identity
 from nunet_cli.node import kyc
-from nunet_cli.node.node import open_node
 from nunet_cli.node.onboarding import OnboardOptions
+from nunet_cli.node.opening import open_node
 from nunet_cli.orchestrator import bid, contract, match, request
 from nunet_cli.records.bids import BIDS, CapabilityComparator
 from nunet_cli.records.capability import Capability

@@ -23,7 +23,7 @@ from nunet_cli.errors import (
 )
 from nunet_cli.executor.base import ExecutorError
 from nunet_cli.groups.orchestrate import orchestrate_job
-from nunet_cli.node.node import open_node
+from nunet_cli.node.opening import open_node
 from nunet_cli.orchestrator import closing, contract, execute, invoke, match, outputs, request, settle
 from nunet_cli.orchestrator.changes import change_job
 from nunet_cli.records.allocations import ALLOCATIONS

@@ -16,7 +16,7 @@ from nunet_cli.errors import DeclinedError, NoBidError, UsageError
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.network.identity import new_identity
 from nunet_cli.node.kyc import read_statement
-from nunet_cli.node.node import open_node
+from nunet_cli.node.opening import open_node
 from nunet_cli.orchestrator import match, request, select
 from nunet_cli.records.bids import BIDS, CapabilityComparator, Weights
 from nunet_cli.records.documents import make_document

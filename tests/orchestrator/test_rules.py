@@ -12,7 +12,7 @@ import trio
 from nunet_cli.config import LimitsConfig
 from nunet_cli.errors import ContractError, NoBidError, NunetError, UsageError
 from nunet_cli.groups.orchestrate import orchestrate_job
-from nunet_cli.node.node import open_node
+from nunet_cli.node.opening import open_node
 from nunet_cli.orchestrator import contract, invoke, match, orchestrate, outputs, request
 from nunet_cli.records.allocations import ALLOCATIONS
 from nunet_cli.records.bids import BID_REQUESTS

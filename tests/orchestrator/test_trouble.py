@@ -16,7 +16,7 @@ from nunet_cli.allocation import run as allocation
 from nunet_cli.config import ExecutorConfig, ProcessConfig
 from nunet_cli.executor.process import ProcessExecutor
 from nunet_cli.groups.orchestrate import orchestrate_job
-from nunet_cli.node.node import open_node
+from nunet_cli.node.opening import open_node
 from nunet_cli.orchestrator import cancel
 from nunet_cli.records.allocations import ALLOCATIONS
 from nunet_cli.records.offers import OnboardOptions

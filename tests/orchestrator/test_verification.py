@@ -17,7 +17,8 @@ from nunet_cli.config import Config, ExecutorConfig, ProcessConfig
 from nunet_cli.errors import ContractError, DisputedError, JobFailedError, NunetError
 from nunet_cli.groups.group import outputs_of
 from nunet_cli.groups.orchestrate import orchestrate_job
-from nunet_cli.node.node import Node, open_node
+from nunet_cli.node.node import Node
+from nunet_cli.node.opening import open_node
 from nunet_cli.orchestrator import disputes, orchestrate, settle
 from nunet_cli.orchestrator.orchestrate import next_stage
 from nunet_cli.orchestrator.settle import verify_job

@@ -36,7 +36,7 @@ from nunet_cli.network import connection as frames
 from nunet_cli.network.envelope import PREFIX
 from nunet_cli.network.identity import Identity, load_or_create, new_identity
 from nunet_cli.network.secure_channel import SecureChannel, network_identifier, open_client
-from nunet_cli.node.node import open_node
+from nunet_cli.node.opening import open_node
 from nunet_cli.records import contracts as contracts
 from nunet_cli.records.documents import Document
 from nunet_cli.records.identifiers import content_id

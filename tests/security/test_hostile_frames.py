@@ -15,7 +15,8 @@ from nunet_cli.network.connection import ACK, BLOB_DATA, BLOB_END, BLOB_GET, ENV
 from nunet_cli.network.envelope import seal
 from nunet_cli.network.identity import new_identity
 from nunet_cli.network.topics import BIDS
-from nunet_cli.node.node import Node, open_node
+from nunet_cli.node.node import Node
+from nunet_cli.node.opening import open_node
 from nunet_cli.records.messages import JobSync
 from tests.conftest import config
 from tests.security.test_hostile_peer import Hostile

@@ -14,7 +14,8 @@ from nunet_cli.network.connection import ACK, BLOB_DATA, BLOB_END, BLOB_GET, ENV
 from nunet_cli.network.envelope import ErrorMessage, seal
 from nunet_cli.network.identity import Identity, new_identity
 from nunet_cli.network.secure_channel import SecureChannel, network_identifier, open_client
-from nunet_cli.node.node import Node, open_node
+from nunet_cli.node.node import Node
+from nunet_cli.node.opening import open_node
 from nunet_cli.records.messages import JobSync
 from tests.conftest import config, open_market
 

@@ -9,7 +9,8 @@ import pytest
 import trio
 
 from nunet_cli.network.connection import ENVELOPE
-from nunet_cli.node.node import Node, open_node
+from nunet_cli.node.node import Node
+from nunet_cli.node.opening import open_node
 from nunet_cli.orchestrator import judging
 from nunet_cli.records.bids import BID_REQUESTS, BIDS, BidRequest
 from nunet_cli.records.capability import Capability, Library, PriceBid, TimeCapability

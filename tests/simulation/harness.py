@@ -17,7 +17,8 @@ from nunet_cli.config import Config, DockerConfig, ExecutorConfig, LimitsConfig,
 from nunet_cli.jobs.reader import read_spec
 from nunet_cli.network.links import MemoryNetwork
 from nunet_cli.node.monitor import Load, Monitor
-from nunet_cli.node.node import Node, open_node
+from nunet_cli.node.node import Node
+from nunet_cli.node.opening import open_node
 from nunet_cli.orchestrator.post import process_job
 from nunet_cli.records.allocations import ALLOCATIONS
 from nunet_cli.records.bids import CapabilityComparator

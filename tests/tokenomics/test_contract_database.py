@@ -18,7 +18,8 @@ from nunet_cli import units
 from nunet_cli.config import LimitsConfig
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError
-from nunet_cli.node.node import Node, open_node
+from nunet_cli.node.node import Node
+from nunet_cli.node.opening import open_node
 from nunet_cli.orchestrator import contract, invoke
 from nunet_cli.records.allocations import ALLOCATIONS
 from nunet_cli.records.books import ACCOUNTS, LEDGER, PRESENCE
