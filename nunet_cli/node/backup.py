@@ -77,11 +77,14 @@ def make_backup(home: Path, config_file: Path, target: Path, *, blobs: bool = Tr
 
 
 def _copy_store(source: Path, target: Path) -> None:
-    reading = sqlite3.connect(f"{source.resolve().as_uri()}?mode=ro", uri=True)
+    reading = sqlite3.connect(f"{source.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)
     writing = sqlite3.connect(target)
     try:
-        # in one step: it reads one moment beside the node's changes; in several it would begin anew at each of them
-        reading.backup(writing)
+        # one moment is held on to: SQLite begins anew after each change otherwise, and where many come it never ends
+        reading.execute("BEGIN")
+        reading.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        # in steps, so that the node's own changes are not held up
+        reading.backup(writing, pages=1000, sleep=0.001)
     finally:
         writing.close()
         reading.close()
@@ -142,6 +145,9 @@ def _unpack(source: Path, folder: Path) -> None:
                 target = folder / member.name
                 with os.fdopen(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
                     shutil.copyfileobj(data, file, 2**20)
+                    # what was there goes aside once this is in its place
+                    file.flush()
+                    os.fsync(file.fileno())
                 if is_blob and content_id(target.read_bytes()) != name:
                     raise UsageError(f"{source}: the content {name} is damaged", code="bad_backup")
                 seen.add(member.name)

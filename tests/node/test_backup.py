@@ -1,14 +1,18 @@
 """Backup and restore of a home."""
 
+import contextlib
 import secrets
+import sqlite3
 import tarfile
+from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
-from nunet_cli.database.store import Store, owned
+from nunet_cli.database.store import Store, Transaction, owned
 from nunet_cli.errors import NodeError, UsageError
 from nunet_cli.network.blobs import Blobs
 from nunet_cli.network.identity import load_or_create
@@ -73,6 +77,38 @@ async def test_a_backup_is_of_one_moment_while_the_node_goes_on(tmp_path: Path) 
         restore_backup(tmp_path / f"{n}.tar", there, there / "config.toml")
         with Store(there) as store:
             assert store[ACCOUNTS].one("a").balance == store[ACCOUNTS].one("b").balance > 0
+
+
+async def test_a_backup_ends_however_much_is_changed_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, file = tmp_path / "home", tmp_path / "b.tar"
+    await filled(home, 0)
+    with Store(home) as store:
+
+        def fill(t: Transaction) -> None:
+            for n in range(2500):
+                t[ACCOUNTS].put(Account(f"{n}-{'x' * 2000}", n))
+
+        await store.change(fill)
+        real, steps = sqlite3.connect, 0
+
+        class Busy(sqlite3.Connection):
+            """A connection between whose steps somebody else always commits."""
+
+            def backup(self, target: sqlite3.Connection, **how: Any) -> None:
+                def between(_status: int, _left: int, _total: int) -> None:
+                    nonlocal steps
+                    steps += 1
+                    assert steps < 100, "it begins anew after each change"
+                    with contextlib.closing(real(home / "store.db", isolation_level=None)) as other:
+                        other.execute("UPDATE accounts SET doc=doc || ' ' WHERE seq=1")
+
+                super().backup(target, progress=between, **how)
+
+        monkeypatch.setattr(sqlite3, "connect", partial(real, factory=Busy))
+        make_backup(home, home / "config.toml", file)
+    assert 1 < steps < 100
+    monkeypatch.undo()
+    restore_backup(file, tmp_path / "other", tmp_path / "other" / "config.toml")
 
 
 def altered(file: Path, name: str, data: bytes | None, **fields: object) -> Path:
