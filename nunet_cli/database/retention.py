@@ -55,9 +55,19 @@ class Cutoffs(Struct, frozen=True):
 
 
 def old_jobs(source: Store | Transaction, before: str, limit: int = AT_ONCE) -> list[Job]:
-    """Return jobs that ended before a time, with nothing open above or below them; children go with their group."""
-    ended = source[JOBS].below("changed_at", before, limit, state=ENDED_JOBS, parent="")
-    return [job for job in ended if all(child.state in JOB_ENDS for child in family(source, job))]
+    """Return jobs that ended before a time, and with them all that is below them; children go with their group."""
+    read = limit
+    while True:
+        ended = source[JOBS].below("changed_at", before, read, state=ENDED_JOBS, parent="")
+        old = [job for job in ended if all(_is_old(child, before) for child in family(source, job))]
+        if len(old) >= limit or len(ended) < read:
+            return old[:limit]
+        # those that wait for what is below them keep no other
+        read *= 2
+
+
+def _is_old(job: Job, before: str) -> bool:
+    return job.state in JOB_ENDS and job.changed_at < before
 
 
 def family(source: Store | Transaction, job: Job) -> list[Job]:
@@ -73,9 +83,16 @@ def family(source: Store | Transaction, job: Job) -> list[Job]:
 async def remove_old(store: Store, cutoffs: Cutoffs) -> Removed:
     """Remove what is older than its cutoff; return how much that was."""
     removed = Removed()
-    for step in (_some_jobs, _some_allocations, _some_bids, _some_contracts, _some_registered, _some_events):
+    for step in (_some_jobs, _some_allocations, _some_contracts, _some_registered, _some_events):
         while await store.change(lambda t, step=step: step(t, cutoffs, removed)):  # type: ignore[misc]  # bound now
             pass
+    # after the contracts, as a bid stays as long as its contract; those that stay are passed over
+    last = 0
+    while rows := store[BIDS].after(last, AT_ONCE, direction="sent"):
+        last = rows[-1][0]
+        ids = [bid.id for _, bid in rows if bid.at < cutoffs.bids]
+        if ids:
+            await store.change(lambda t, ids=ids: _remove_bids(t, ids, removed))  # type: ignore[misc]  # bound now
     return removed
 
 
@@ -114,18 +131,17 @@ def _some_allocations(t: Transaction, cutoffs: Cutoffs, removed: Removed) -> boo
     return bool(rows)
 
 
-def _some_bids(t: Transaction, cutoffs: Cutoffs, removed: Removed) -> bool:
-    """Remove bids of this node's that came to nothing; those for its own jobs go with them."""
-    gone = 0
-    for bid in t[BIDS].below("at", cutoffs.bids, AT_ONCE, direction="sent"):
-        if t[CONTRACTS].first("bid_id", bid.id) is None:
-            t[BIDS].remove(bid.id)
-            gone += 1
-            if not t[BIDS].by("job_id", bid.job_id, limit=1) and not t[JOBS].has(bid.job_id):
-                t[BID_REQUESTS].remove_by("job_id", bid.job_id)
-                removed.events += t[EVENTS].remove_by("job_id", bid.job_id)
-    removed.bids += gone
-    return bool(gone)
+def _remove_bids(t: Transaction, ids: list[str], removed: Removed) -> None:
+    """Remove those of some old bids of this node's that came to nothing; those for its own jobs go with them."""
+    for bid_id in ids:
+        bid = t[BIDS].get(bid_id)
+        if bid is None or t[CONTRACTS].first("bid_id", bid_id) is not None:
+            continue
+        t[BIDS].remove(bid_id)
+        removed.bids += 1
+        if not t[BIDS].by("job_id", bid.job_id, limit=1) and not t[JOBS].has(bid.job_id):
+            t[BID_REQUESTS].remove_by("job_id", bid.job_id)
+            removed.events += t[EVENTS].remove_by("job_id", bid.job_id)
 
 
 def _some_contracts(t: Transaction, cutoffs: Cutoffs, removed: Removed) -> bool:

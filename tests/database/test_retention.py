@@ -7,6 +7,7 @@ import pytest
 from msgspec import structs
 
 from nunet_cli.config import RetentionConfig
+from nunet_cli.database.retention import AT_ONCE
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.network.blobs import YOUNG, Blobs
 from nunet_cli.node.care import Care
@@ -82,6 +83,40 @@ async def test_what_ended_long_ago_goes_with_all_that_belongs_to_it(tmp_path: Pa
         assert '"c-old"' in next(line for line in exported if '"id":"old"' in line)
         # a second time there is nothing left to do
         assert (await care(store, tmp_path).collect()).rows == type(done.rows)()
+
+
+async def test_what_has_to_stay_keeps_nothing_else(tmp_path: Path) -> None:
+    """However much is old and still needed, what is not needed goes."""
+    with Store(tmp_path) as store:
+
+        def fill(t: Transaction) -> None:
+            for n in range(AT_ONCE + 5):
+                t[JOBS].put(job(f"held-{n}", units={"a": f"busy-{n}"}, kind="group", state="failed"))
+                t[JOBS].put(job(f"busy-{n}", "disputed", parent=f"held-{n}"))
+                t[CONTRACTS].put(contract(f"c-{n}", "settled", NOW, "elsewhere"))
+                t[BIDS].put(bid(f"bid-c-{n}", "elsewhere"))
+            t[JOBS].put(job("old"))
+            t[BIDS].put(bid("bid-nothing", "strange"))
+
+        await store.change(fill)
+        done = await care(store, tmp_path).collect()
+        assert (done.rows.jobs, done.rows.bids) == (1, 1)
+        assert not store[JOBS].has("old")
+        assert not store[BIDS].has("bid-nothing")
+        assert store[BIDS].count() == AT_ONCE + 5
+
+
+async def test_a_group_is_as_old_as_the_last_that_ended_in_it(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+
+        def fill(t: Transaction) -> None:
+            t[JOBS].put(job("group", units={"a": "child"}, kind="group", state="failed"))
+            # its dispute was decided just now
+            t[JOBS].put(job("child", "resolved", at=NOW, parent="group"))
+
+        await store.change(fill)
+        assert (await care(store, tmp_path).collect()).rows.jobs == 0
+        assert store[JOBS].count() == 2
 
 
 async def test_content_lives_as_long_as_something_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
