@@ -114,6 +114,14 @@ class Blobs:
         """Say whether a blob is here."""
         return self.path(cid).exists()
 
+    def use(self, cid: str) -> bool:
+        """Say whether a blob is here, for who is about to name it in a record: until then it stays."""
+        try:
+            os.utime(self.path(cid))
+        except FileNotFoundError:
+            return False
+        return True
+
     def size(self) -> int:
         """Return how many bytes all blobs have, with those that are only partly here; it reads a folder."""
         return sum(entry.stat().st_size for folder in (self._folder, self._partial) for entry in _files(folder))
@@ -123,20 +131,18 @@ class Blobs:
 
         What came within the last hour is left out: the record that names it may be about to be written.
         """
-        now = time.time()
-        found = []
-        for folder in (self._folder, self._partial):
-            for entry in _files(folder):
-                status = entry.stat()
-                if entry.name not in named and now - status.st_mtime > YOUNG:
-                    found.append((entry.name, status.st_size))
-        return found
+        entries = [entry for folder in (self._folder, self._partial) for entry in _files(folder)]
+        return [(entry.name, entry.stat().st_size) for entry in entries if entry.name not in named and _is_old(entry)]
 
-    def remove(self, cids: Iterable[str]) -> None:
-        """Remove blobs, whole or partly here; one that is not here is none the less gone."""
-        for cid in cids:
-            (self._folder / cid).unlink(missing_ok=True)
-            (self._partial / cid).unlink(missing_ok=True)
+    def still_old(self, names: Iterable[str]) -> list[str]:
+        """Return those of some blobs, whole or partly here, that nobody has used within the last hour."""
+        return [name for name in names if _is_old(self._folder / name) or _is_old(self._partial / name)]
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove blobs, whole or partly here, but what came, or is used again, within the last hour."""
+        for path in (folder / name for name in names for folder in (self._folder, self._partial)):
+            if _is_old(path):
+                path.unlink(missing_ok=True)
 
     async def add_file(self, source: Path) -> tuple[str, int]:
         """Copy a file into the blobs; return its content id and size in bytes."""
@@ -145,7 +151,7 @@ class Blobs:
     async def add_bytes(self, data: bytes) -> tuple[str, int]:
         """Keep bytes as a blob; return its content id and size."""
         cid = content_id(data)
-        if not self.has(cid):
+        if not self.use(cid):
             await in_thread(self._write_in, data, cid, limiter=self._limiter)
         return cid, len(data)
 
@@ -236,7 +242,7 @@ class Blobs:
         partial = self._partial / cid
         pause, here, heard = 0.05, -1, trio.current_time()
         while True:
-            if path.exists():
+            if self.use(cid):
                 return path
             arrived = partial.stat().st_size if partial.exists() else 0
             if arrived > here:
@@ -385,6 +391,13 @@ async def _close_with(connection: Connection, channel: trio.MemorySendChannel[by
 def _digest(path: Path) -> bytes:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
+
+
+def _is_old(file: Path | os.DirEntry[str]) -> bool:
+    try:
+        return time.time() - file.stat().st_mtime > YOUNG
+    except FileNotFoundError:
+        return False
 
 
 def _files(folder: Path) -> Iterator[os.DirEntry[str]]:

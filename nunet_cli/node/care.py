@@ -17,7 +17,7 @@ from nunet_cli.config import RetentionConfig
 from nunet_cli.database import retention
 from nunet_cli.database.records import Records
 from nunet_cli.database.retention import Cutoffs, Removed
-from nunet_cli.database.store import Store
+from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import UsageError
 from nunet_cli.network.blobs import Blobs
 from nunet_cli.records.contract_records import CONTRACT, CONTRACTS
@@ -138,13 +138,19 @@ class Care:
                 reader.close()
             return self._blobs.unnamed(named)
 
-        gone = await in_thread(find, limiter=self._limiter)
-        if gone:
-            names = [name for name, _ in gone]
-            # first nobody may ask for them any more
-            await self._store.change(lambda t: retention.ungranted(t, names))
-            await in_thread(self._blobs.remove, names, limiter=self._limiter)
-        return gone
+        def ungrant(t: Transaction) -> list[str]:
+            # what a job has begun to use since they were looked for stays, with the permissions for it
+            names = self._blobs.still_old(name for name, _ in found)
+            retention.ungranted(t, names)
+            return names
+
+        found = await in_thread(find, limiter=self._limiter)
+        if not found:
+            return []
+        # first nobody may ask for them any more
+        gone = set(await self._store.change(ungrant))
+        await in_thread(self._blobs.remove, gone, limiter=self._limiter)
+        return [blob for blob in found if blob[0] in gone]
 
 
 def _give_back(connection: sqlite3.Connection) -> None:

@@ -169,7 +169,7 @@ def _target_key(ctx: HasPeers, push: str) -> bytes:
 async def _take_input(ctx: TakingIn, item: InputSpec, folder: Path, where: str) -> InputSpec:
     details = {"path": f"{where}.path"}
     if item.cid:
-        if not ctx.blobs.has(item.cid):
+        if not ctx.blobs.use(item.cid):
             raise UsageError(f"the content {item.cid} is not on this node", details={"path": f"{where}.cid"})
         return msgspec.structs.replace(item, size=ctx.blobs.path(item.cid).stat().st_size)
     path = input_file(item, folder, where)

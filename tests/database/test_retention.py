@@ -1,9 +1,12 @@
 """What is past its age goes, what is open or needed stays, and the file gives its space back."""
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from msgspec import structs
 
 from nunet_cli.config import RetentionConfig
@@ -147,6 +150,35 @@ async def test_content_lives_as_long_as_something_names_it(tmp_path: Path, monke
         assert {row.cid for row in store[GRANTS].all()} == {names[what] for what in names.keys() - gone}
         assert blobs.total == sum(len(what) for what in names.keys() - gone)
         assert YOUNG > 600
+
+
+async def test_content_that_is_used_again_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between looking for what nothing names and removing it, a new job may have begun to use some of it."""
+    with Store(tmp_path) as store:
+        blobs, long_ago = Blobs(tmp_path, store), time.time() - 2 * YOUNG
+        names = {}
+        for what in ("posted", "written", "fetched", "nothing"):
+            names[what], _ = await blobs.add_bytes(what.encode())
+            os.utime(blobs.path(names[what]), (long_ago, long_ago))
+        find = blobs.unnamed
+        (tmp_path / "posted").write_bytes(b"posted")
+
+        def found_and_used(named: set[str]) -> list[tuple[str, int]]:
+            found = find(named)
+            assert {name for name, _ in found} == set(names.values())
+            trio.from_thread.run(use)
+            return found
+
+        async def use() -> None:
+            await blobs.add_file(tmp_path / "posted")
+            await blobs.add_bytes(b"written")
+            await blobs.fetch("did:key:z6Mk", names["fetched"], 7)
+            await store.change(lambda t: blobs.grant(t, names["posted"], "did:r"))
+
+        monkeypatch.setattr(blobs, "unnamed", found_and_used)
+        assert (await Care(store, blobs, RetentionConfig()).collect()).blobs == 1
+        assert {what for what, cid in names.items() if blobs.has(cid)} == {"posted", "written", "fetched"}
+        assert {row.cid for row in store[GRANTS].all()} == {names["posted"]}
 
 
 async def test_the_file_gives_its_space_back(tmp_path: Path) -> None:
