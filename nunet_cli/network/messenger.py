@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from nunet_cli import units
 from nunet_cli.database.store import Store, Transaction
-from nunet_cli.errors import NoSpaceError, NunetError, PeerError, RejectedMessageError
+from nunet_cli.errors import FatalError, NoSpaceError, NunetError, PeerError, RejectedMessageError
 from nunet_cli.network.answers import Answers
 from nunet_cli.network.connection import ACK, ENVELOPE, Connection
 from nunet_cli.network.envelope import SIGNATURE_SIZE, Envelope, ErrorMessage, body_of, error_message, seal, unseal
@@ -301,6 +301,8 @@ class Messenger:
                 self._answers.remember(envelope, sealed)
                 return sealed
             answer = said
+        except FatalError:
+            raise
         except NunetError as error:
             connection = self.transport.connection(key_from_did(envelope.from_))
             level = logging.INFO if connection is None or connection.remarks.take() else logging.DEBUG

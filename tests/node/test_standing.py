@@ -111,20 +111,31 @@ async def test_a_message_to_a_node_whose_disk_is_full_is_sent_again(tmp_path: Pa
         assert m.authority.ctx.store[STATEMENTS].has("n1")
 
 
+def damaged(_: Any) -> None:
+    """Find out, in a change, that the file is damaged."""
+    error = sqlite3.DatabaseError("database disk image is malformed")
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    raise error
+
+
 async def test_a_damaged_store_is_fatal(tmp_path: Path) -> None:
     with pytest.raises(BaseExceptionGroup) as caught:
         async with open_node(tmp_path, config()) as node:
             await node.ctx.store.change(lambda t: t[STATEMENTS].put(filling("x")))
+            node.supervisor.start_soon(node.ctx.nursery, "reading", node.ctx.store.change, damaged)
+            await trio.sleep_forever()
+    assert caught.group_contains(FatalError)
 
-            async def damaged() -> None:
-                def change(_: Any) -> None:
-                    error = sqlite3.DatabaseError("database disk image is malformed")
-                    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-                    raise error
 
-                await node.ctx.store.change(change)
+async def test_a_store_that_a_message_finds_damaged_is_fatal(tmp_path: Path) -> None:
+    with pytest.raises(BaseExceptionGroup) as caught, trio.fail_after(20):
+        async with open_node(tmp_path, config()) as node:
 
-            node.supervisor.start_soon(node.ctx.nursery, "reading", damaged)
+            async def behaviour(_: Any) -> Any:
+                return damaged
+
+            node.ctx.messenger.register("job_sync", JobSync, behaviour)
+            await node.ctx.messenger.post(node.identity.did, "job_sync", JobSync("c"), lifetime=60)
             await trio.sleep_forever()
     assert caught.group_contains(FatalError)
 
