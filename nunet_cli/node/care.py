@@ -113,9 +113,10 @@ class Care:
         ]  # fmt: skip
 
         def write() -> None:
-            with path.open("ab") as file:
+            # with a connection of its own: two threads that run one statement at a time would mix up what they ask for
+            with path.open("ab") as file, Store(self._store.home, read_only=True) as reader:
                 for job in jobs:
-                    file.write(retention.exported(self._store, job))
+                    file.write(retention.exported(reader, job))
                 file.flush()
                 os.fsync(file.fileno())
 
