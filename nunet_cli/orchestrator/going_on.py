@@ -21,10 +21,12 @@ class JobLocks:
     async def hold(self, job_id: str) -> AsyncIterator[None]:
         """Keep every other task from taking a job further; wait for the one that does now."""
         lock = self._locks[job_id]
-        async with lock:
-            yield
-        if not lock.locked() and not lock.statistics().tasks_waiting:
-            self._locks.pop(job_id, None)
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked() and not lock.statistics().tasks_waiting:
+                self._locks.pop(job_id, None)
 
 
 class Searches:
