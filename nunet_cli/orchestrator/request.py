@@ -10,7 +10,7 @@ import trio
 from msgspec import structs
 
 from nunet_cli import units
-from nunet_cli.database.store import Transaction
+from nunet_cli.database.store import Store, Transaction
 from nunet_cli.database.transition import transition
 from nunet_cli.errors import ContractError, DeclinedError, NunetError, RejectedMessageError, StateError
 from nunet_cli.jobs.check import decode_spec
@@ -190,7 +190,7 @@ async def _on_job_request(ctx: Assessing, message: Incoming) -> Answer | Change:
     record = sent_bid(ctx.store, body.bid_id, message.sender)
     if record.bid_request_id != body.bid_request.id or record.offer.spec_cid != body.bid_request.spec_cid:
         raise RejectedMessageError("the job request is not what was bid for", code="wrong_bid")
-    if offered_until(record) <= units.utc_now():
+    if _is_over(ctx, ctx.store, record):
         return _timed_out(record)
     original = ctx.store[BID_REQUESTS].one(body.bid_request.id).request
     if not ctx.accounting.is_locked(ctx.store, record.id):
@@ -201,8 +201,16 @@ async def _on_job_request(ctx: Assessing, message: Incoming) -> Answer | Change:
 
 
 def offered_until(record: BidRecord) -> str:
-    """Return how long an offer stands: a lock that lapses earlier is taken again, while there is room."""
-    return max(record.offer.timeout, record.offered_until)
+    """Return how long an offer stands: a lock that lapses earlier is taken again, while there is room.
+
+    It is as long as it was at first, however often the requester asks: what is locked is not another's.
+    """
+    return record.offered_until or record.offer.timeout
+
+
+def _is_over(ctx: Context, source: Store | Transaction, record: BidRecord) -> bool:
+    """Say whether an offer is over; a lock that was taken while it stood holds to its end."""
+    return offered_until(record) <= units.utc_now() and not ctx.accounting.is_locked(source, record.id)
 
 
 def lock_resources(ctx: Locking, t: Transaction, record: BidRecord, request: BidRequest) -> Answer:
@@ -212,11 +220,14 @@ def lock_resources(ctx: Locking, t: Transaction, record: BidRecord, request: Bid
         StateError: the bid was released.
         ContractError: it has its contract already, and with that its resources.
     """
-    if offered_until(record) <= units.utc_now():
+    if _is_over(ctx, t, record):
         return _timed_out(record)
     if t[CONTRACTS].first("bid_id", record.id) is not None:
         raise ContractError("there is a contract for this bid already", code="bid_used")
     bid = record.offer
+    if offered_until(record) <= units.utc_now():
+        # it is locked still, and no longer than that
+        return "bid", bid
     until = units.format_time(units.now() + timedelta(seconds=ctx.config.lock_lease))
     resources = request.required_capability.resources
     try:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -21,8 +22,15 @@ from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.contracts import Contract
 from nunet_cli.records.documents import Document
 from nunet_cli.records.jobs import Job
-from nunet_cli.records.messages import ContractAgreement, ContractProposal, Invocation, JobCancel, JobRequest
-from tests.conftest import Market
+from nunet_cli.records.messages import (
+    ContractAgreement,
+    ContractProposal,
+    Invocation,
+    JobCancel,
+    JobRequest,
+    TimeoutJobRequest,
+)
+from tests.conftest import Market, config
 
 MarketOf = Callable[..., Any]
 
@@ -94,6 +102,25 @@ async def test_what_has_room_for_one_job_is_locked_for_one(market: MarketOf) -> 
         answers = [await m.provider.ctx.store.change(change) for change in changes]
         assert [answer and answer[0] for answer in answers] == ["bid", "decline_job_request"]
         assert [row.id for row in m.provider.ctx.store[HOLDINGS].all()] == [jobs[0].bid_id]
+
+
+async def test_who_asks_again_and_again_holds_no_longer_than_the_offer_and_one_lease(market: MarketOf) -> None:
+    async with market(provider=config(bid_timeout=1, lock_lease=2)) as m:
+        job = await at_stage(m, match.match)
+        offered = m.provider.ctx.store[BIDS].one(job.bid_id).offer.timeout
+        until: set[str] = set()
+        with trio.fail_after(20):
+            while True:
+                body = JobRequest(job.bid_id, asked(m, job))
+                answer = (await request.query_peer(m.requester.ctx, m.provider.identity.did, body)).body
+                if isinstance(answer, TimeoutJobRequest):
+                    break
+                assert isinstance(answer, Bid)
+                until.add(answer.timeout)
+                await trio.sleep(0.1)
+        lease = units.format_time(units.parse_time(offered) + timedelta(seconds=2))
+        assert offered < max(until) <= lease
+        assert not m.provider.accounting.get_locked_capabilities()
 
 
 async def test_what_is_released_while_it_is_asked_for_is_not_locked(market: MarketOf) -> None:
