@@ -69,12 +69,18 @@ class CapabilityAccounting:
     async def set_registered_capability(
         self, capability: Capability, benchmark: Benchmark | None, options: OnboardOptions | None = None
     ) -> None:
-        """Keep what the node offers, what its benchmark measured, and the options that it was asked for with."""
+        """Keep what the node offers, what its benchmark measured, and the options that it was asked for with.
+
+        Raises:
+            StateError: jobs have more of it, or have locked more.
+        """
         kept = msgspec.Raw(msgspec.json.encode(capability))
         row = Registered("registered", kept, units.utc_now(), benchmark)
 
         def change(t: Transaction) -> None:
             t[REGISTERED_CAPABILITY].put(row)
+            # a lock may have been taken since whoever asks for this looked
+            self.available(t)
             if options is not None:
                 t[OFFERS].put(Offer("offer", options))
             t.save_event("", "onboarded", **msgspec.to_builtins(capability.resources))

@@ -2,12 +2,13 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from msgspec import structs
 
-from nunet_cli.database.store import Store
+from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import StateError, UsageError
 from nunet_cli.jobs.spec import ExecutorSpec, JobSpec
 from nunet_cli.jobs.tree import required_capability
@@ -19,6 +20,7 @@ from nunet_cli.node.onboarding import plan_onboarding
 from nunet_cli.records.allocations import HOLDINGS
 from nunet_cli.records.capability import LEAST_CORES, Capability, Cpu, Gpu, Resources
 from nunet_cli.records.offers import OnboardOptions
+from tests.together import held
 
 TOTAL = Resources(Cpu(4), 100, 100, (Gpu(vram=8), Gpu(vram=16)))
 LATER, PAST = "2999-01-01T00:00:00.000Z", "2000-01-01T00:00:00.000Z"
@@ -142,3 +144,27 @@ def test_what_a_job_needs_has_a_share_of_the_processor_for_each_program() -> Non
     assert required_capability(idle).resources == Resources(Cpu(LEAST_CORES), 1)
     pod = JobSpec(name="pod", pod=True, children=tuple(structs.replace(idle, name=name) for name in "abc"))
     assert required_capability(pod).resources == Resources(Cpu(round(3 * LEAST_CORES, 3)), 3)
+
+
+async def test_no_less_is_offered_than_is_locked_just_then(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        accounting = CapabilityAccounting(store, Monitor(tmp_path))
+        await accounting.set_registered_capability(Capability(resources=TOTAL), None)
+        less = Capability(resources=Resources(Cpu(1), 10, 10))
+
+        def lock(t: Transaction) -> None:
+            accounting.lock(t, "b1", "job", TOTAL, LATER)
+
+        async with held(store) as go_on, trio.open_nursery() as nursery:
+            nursery.start_soon(store.change, lock)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(_refused, accounting, less)
+            await trio.testing.wait_all_tasks_blocked()
+            go_on()
+        assert accounting.get_registered_capability().resources == TOTAL
+        assert not accounting.get_available_capability().resources.memory
+
+
+async def _refused(accounting: CapabilityAccounting, less: Capability) -> None:
+    with pytest.raises(StateError, match="is taken than there is"):
+        await accounting.set_registered_capability(less, None)
