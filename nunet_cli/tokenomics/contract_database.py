@@ -162,7 +162,8 @@ class ContractDatabase:
             raise ContractError("only a party can register a contract", code="not_a_party")
         known = self._store[REGISTERED_CONTRACTS].get(document.cid)
         if known is not None:
-            balance = self.registry.balance(self._store, contract.requester)
+            # whoever registers it, a party is told of its own account alone
+            balance = self.registry.balance(self._store, message.sender)
             return "proof_of_contract", ProofOfContract(known.proof, balance)
         self._registering.check(document, contract)
         return partial(self._register, document, contract, message.sender)
@@ -172,7 +173,7 @@ class ContractDatabase:
         if contract.payment != "volunteer":
             # free contracts cost nothing: who makes many identities could make many of those between them
             self._messenger.transport.peers.keep_useful(t, contract.requester, contract.provider)
-        return "proof_of_contract", ProofOfContract(proof, self.registry.balance(t, contract.requester))
+        return "proof_of_contract", ProofOfContract(proof, self.registry.balance(t, sender))
 
     async def _on_settle(self, message: Incoming) -> Answer | Change:
         request: SettleContract = message.body

@@ -168,6 +168,16 @@ async def test_both_parties_register_the_same_contract_together(market: MarketOf
         assert types == ["contract_registered"]
 
 
+async def test_a_party_is_told_of_its_own_account_alone(market: MarketOf) -> None:
+    async with market() as m:
+        body = RegisterContract(Papers(m).contract)
+        # registered by the provider first, then asked for by both
+        said = [
+            (await ask(node, m, "register_contract", body)).balance for node in (m.provider, m.provider, m.requester)
+        ]
+        assert said == ["100", "100", "99.75"]
+
+
 async def test_two_deposits_that_the_requester_has_only_once(market: MarketOf) -> None:
     async with market() as m:
         pair = [Papers(m, "60"), Papers(m, "70")]
