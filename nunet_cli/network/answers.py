@@ -49,6 +49,9 @@ class Answers:
         if len(answer) > MAX_DURABLE:
             return
         t[INBOX].put(Handled(_key(envelope), envelope.type, envelope.expires_at, answer))
+        if len(self._kept) >= MAX_REMEMBERED:
+            # so many senders cost their identities alone: they are counted anew
+            self._kept.clear()
         self._kept[envelope.from_] += 1
         if self._kept[envelope.from_] % LOOKED_AT_EVERY == 0:
             rows = t[INBOX].with_prefix(f"{envelope.from_}/", limit=MOST_FOR_ONE + LOOKED_AT_EVERY)

@@ -18,6 +18,7 @@ from nunet_cli.jobs.reader import read_spec
 from nunet_cli.jobs.spec import encode_spec
 from nunet_cli.network.answers import Answers
 from nunet_cli.network.envelope import seal
+from nunet_cli.network.identity import new_identity
 from nunet_cli.node.node import Node
 from nunet_cli.orchestrator import disputes, invoke, settle
 from nunet_cli.records.contract_records import CONTRACTS
@@ -137,6 +138,18 @@ async def test_a_large_answer_is_kept_in_memory_alone(market: MarketOf) -> None:
             answers.remember(envelope, b"x" * size)
             assert answers.find(envelope) == b"x" * size
             assert store[INBOX].has(f"{envelope.from_}/{envelope.id}") == (size < 2**16)
+
+
+async def test_senders_without_number_are_not_counted_for_ever(
+    market: MarketOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nunet_cli.network.answers.MAX_REMEMBERED", 5)
+    async with market() as m:
+        answers, store = Answers(m.authority.ctx.store), m.authority.ctx.store
+        for _ in range(20):
+            envelope, _ = seal(new_identity(), m.authority.identity.did, "x", AskStatement(), lifetime=60)
+            await store.change(lambda t, e=envelope: answers.keep(t, e, b""))  # type: ignore[misc]
+        assert len(answers._kept) <= 5
 
 
 # -- oracles that cannot say anything now ------------------------------------------------------------------------------
