@@ -6,15 +6,15 @@ small enough that nobody waits for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from nunet_cli.database.records import Records
 from nunet_cli.database.store import Store, Transaction
-from nunet_cli.records.allocations import ALLOCATION_ENDS, ALLOCATIONS
+from nunet_cli.records.allocations import ALLOCATION_ENDS, ALLOCATIONS, Allocation
 from nunet_cli.records.bids import BID_REQUESTS, BIDS
 from nunet_cli.records.contract_records import (
     CONTRACT,
@@ -30,6 +30,7 @@ from nunet_cli.records.events import EVENTS
 from nunet_cli.records.jobs import JOB_ENDS, JOBS, Job
 from nunet_cli.records.messaging import GRANTS
 
+R = TypeVar("R", bound=Struct)
 AT_ONCE = 20
 ENDED_JOBS = tuple(sorted(JOB_ENDS))
 ENDED_CONTRACTS = tuple(sorted(CONTRACT.ends | {"refused", "expired"}))
@@ -56,14 +57,22 @@ class Cutoffs(Struct, frozen=True):
 
 def old_jobs(source: Store | Transaction, before: str, limit: int = AT_ONCE) -> list[Job]:
     """Return jobs that ended before a time, and with them all that is below them; children go with their group."""
-    read = limit
+
+    def ended(most: int) -> list[Job]:
+        return source[JOBS].below("changed_at", before, most, state=ENDED_JOBS, parent="")
+
+    return _chosen(ended, lambda job: all(_is_old(child, before) for child in family(source, job)), limit)
+
+
+def _chosen(read: Callable[[int], list[R]], is_due: Callable[[R], bool], limit: int) -> list[R]:
+    """Return the first rows that are due of those that `read` gives; however many are not, they keep no other."""
+    most = limit
     while True:
-        ended = source[JOBS].below("changed_at", before, read, state=ENDED_JOBS, parent="")
-        old = [job for job in ended if all(_is_old(child, before) for child in family(source, job))]
-        if len(old) >= limit or len(ended) < read:
-            return old[:limit]
-        # those that wait for what is below them keep no other
-        read *= 2
+        rows = read(most)
+        due = [row for row in rows if is_due(row)]
+        if len(due) >= limit or len(rows) < most:
+            return due[:limit]
+        most *= 2
 
 
 def _is_old(job: Job, before: str) -> bool:
@@ -122,7 +131,10 @@ def _forget_job(t: Transaction, job_id: str, removed: Removed) -> None:
 
 
 def _some_allocations(t: Transaction, cutoffs: Cutoffs, removed: Removed) -> bool:
-    rows = t[ALLOCATIONS].below("created_at", cutoffs.jobs, AT_ONCE, state=tuple(ALLOCATION_ENDS))
+    def ended(most: int) -> list[Allocation]:
+        return t[ALLOCATIONS].below("created_at", cutoffs.jobs, most, state=tuple(ALLOCATION_ENDS))
+
+    rows = _chosen(ended, lambda row: row.ended_at < cutoffs.jobs, AT_ONCE)
     for row in rows:
         t[ALLOCATIONS].remove(row.id)
         if not t[JOBS].has(row.job_id):
@@ -145,7 +157,7 @@ def _remove_bids(t: Transaction, ids: list[str], removed: Removed) -> None:
 
 
 def _some_contracts(t: Transaction, cutoffs: Cutoffs, removed: Removed) -> bool:
-    rows = t[CONTRACTS].below("created_at", cutoffs.contracts, AT_ONCE, state=ENDED_CONTRACTS)
+    rows = t[CONTRACTS].below("deadline", cutoffs.contracts, AT_ONCE, state=ENDED_CONTRACTS)
     for row in rows:
         t[CONTRACTS].remove(row.id)
         t[LATE_RESULTS].remove(row.id)

@@ -126,7 +126,7 @@ class Care:
             raise UsageError(f"--export: {path} cannot be written: {error.strerror}") from None
 
     async def _sweep(self, cutoffs: Cutoffs) -> list[tuple[str, int]]:
-        """Remove the blobs that no job, no open contract and no contract younger than a job's age names."""
+        """Remove the blobs that no job, no open contract and no contract whose deadline is within a job's age names."""
 
         def find() -> list[tuple[str, int]]:
             reader = sqlite3.connect(f"{self._store.path.resolve().as_uri()}?mode=ro", uri=True)
@@ -134,7 +134,7 @@ class Care:
                 contracts, jobs = Records(reader, CONTRACTS), Records(reader, JOBS)
                 named = retention.named_in(jobs.texts(), CID)
                 named |= retention.named_in(contracts.texts(state=OPEN_CONTRACTS), CID)
-                named |= retention.named_in(contracts.texts_from("created_at", cutoffs.jobs), CID)
+                named |= retention.named_in(contracts.texts_from("deadline", cutoffs.jobs), CID)
             finally:
                 reader.close()
             return self._blobs.unnamed(named)

@@ -65,7 +65,7 @@ def _summary(dispute: dict[str, Any]) -> dict[str, Any]:
     return {**dispute, "evidence": evidence}
 
 
-CONTRACTS = Table("contracts", ContractRecord, indexes=("job_id", "state", "bid_id", "created_at"), upgrade=_upgrade)
+CONTRACTS = Table("contracts", ContractRecord, indexes=("job_id", "state", "bid_id", "deadline"), upgrade=_upgrade)
 
 _BOTH = (REQUESTER, PROVIDER)
 _UNPROVED = ("proposed", "agreed")

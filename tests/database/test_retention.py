@@ -109,6 +109,27 @@ async def test_what_has_to_stay_keeps_nothing_else(tmp_path: Path) -> None:
         assert store[BIDS].count() == AT_ONCE + 5
 
 
+async def test_a_job_that_ran_for_long_is_as_old_as_its_end(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        blobs = Blobs(tmp_path, store)
+        cid, _ = await blobs.add_bytes(b"what took a year")
+        os.utime(blobs.path(cid), (0, 0))
+
+        def fill(t: Transaction) -> None:
+            made = contract("c", "settled", LONG_AGO, "elsewhere", cid)
+            t[CONTRACTS].put(structs.replace(made, deadline=NOW))
+            for n in range(AT_ONCE + 5):
+                young = Allocation(f"a-{n}", "elsewhere", "c", "did:r", "null", "completed", created_at=LONG_AGO)
+                t[ALLOCATIONS].put(structs.replace(young, ended_at=NOW))
+            t[ALLOCATIONS].put(structs.replace(young, id="a-old", created_at="2020-01-02", ended_at="2020-01-03"))
+
+        await store.change(fill)
+        done = await Care(store, blobs, RetentionConfig()).collect()
+        assert (done.rows.contracts, done.rows.allocations, done.blobs) == (0, 1, 0)
+        assert not store[ALLOCATIONS].has("a-old")
+        assert blobs.has(cid)
+
+
 async def test_a_group_is_as_old_as_the_last_that_ended_in_it(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
 
