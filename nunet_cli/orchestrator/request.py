@@ -208,7 +208,7 @@ def offered_until(record: BidRecord) -> str:
     return record.offered_until or record.offer.timeout
 
 
-def _is_over(ctx: Context, source: Store | Transaction, record: BidRecord) -> bool:
+def _is_over(ctx: HasAccounting, source: Store | Transaction, record: BidRecord) -> bool:
     """Say whether an offer is over; a lock that was taken while it stood holds to its end."""
     return offered_until(record) <= units.utc_now() and not ctx.accounting.is_locked(source, record.id)
 
