@@ -37,6 +37,7 @@ STORE_FILE = "store.db"
 LOCK_FILE = "node.lock"
 # more than that in one commit would keep the first one waiting
 MOST_TOGETHER = 64
+UNDONE = "what was changed together was undone"
 
 
 class _Tables:
@@ -230,9 +231,14 @@ class Store(_Tables):
         except BaseException as error:
             change.error = explained(error, self.path) if isinstance(error, sqlite3.Error | OSError) else error
             if not connection.in_transaction:
-                # SQLite has undone everything: the others with it
-                raise
+                if isinstance(error, sqlite3.Error | OSError):
+                    raise
+                raise sqlite3.OperationalError(UNDONE) from error
             connection.execute("ROLLBACK" if alone else "ROLLBACK TO one")
+        else:
+            if not connection.in_transaction:
+                # SQLite has undone everything, the others with it, whatever the function made of that
+                raise sqlite3.OperationalError(UNDONE)
         if not alone:
             connection.execute("RELEASE one")
 

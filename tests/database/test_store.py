@@ -79,6 +79,39 @@ async def test_changes_that_are_ready_together_share_a_commit(tmp_path: Path) ->
         assert sorted(counts.values()) == [1, 2, 3, 4, 5, 6, 7]
 
 
+@pytest.mark.parametrize("raised", [None, NodeError("in other words")])
+@pytest.mark.parametrize("together", [1, 3])
+async def test_what_was_undone_beneath_a_change_is_reported_to_all(
+    tmp_path: Path, raised: NodeError | None, together: int
+) -> None:
+    """On some errors SQLite undoes the whole transaction; nobody hears that all is well, whatever the change says."""
+
+    def undone(t: Transaction) -> None:
+        t[ACCOUNTS].put(Account("undone", 1))
+        t._connection.execute("ROLLBACK")
+        if raised is not None:
+            raise raised
+
+    with Store(tmp_path) as store:
+        failed: list[Exception] = []
+
+        async def change(n: int) -> None:
+            try:
+                await store.change(undone if n == together // 2 else lambda t: t[ACCOUNTS].put(Account(f"{n}", n)))
+            except (NodeError, sqlite3.OperationalError) as error:
+                failed.append(error)
+
+        async with held(store) as go_on, trio.open_nursery() as nursery:
+            for n in range(together):
+                nursery.start_soon(change, n)
+            await trio.testing.wait_all_tasks_blocked()
+            go_on()
+        assert len(failed) == together
+        assert store[ACCOUNTS].count() == 0
+        await store.change(lambda t: t[ACCOUNTS].put(Account("after", 1)))
+        assert store[ACCOUNTS].count() == 1
+
+
 async def test_what_only_looks_waits_for_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Store(tmp_path) as store:
         await store.change(lambda t: t[ACCOUNTS].put(account("a")))
