@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from nunet_cli.database.records import Records, quoted, statements
+from nunet_cli.errors import NodeError
 from nunet_cli.records.reading import decode
 from nunet_cli.records.table import Table
 
@@ -19,6 +20,7 @@ log = logging.getLogger("nunet.store")
 FIRST = "doc_"
 # results: each is in the record of its contract as well, and only there it was ever read
 KEPT_TWICE = ("results",)
+BOOKS = frozenset({"accounts", "ledger", "log", "log_head"})
 
 
 def has_first_version(connection: sqlite3.Connection) -> bool:
@@ -56,7 +58,13 @@ def _take_over(connection: sqlite3.Connection, name: str, heirs: list[Records[An
         try:
             records, made = _converted(json.loads(text), heirs)
         except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
-            log.warning("row %d of %s cannot be taken over: %s", number, name.removeprefix(FIRST), error)
+            what = name.removeprefix(FIRST)
+            if what in BOOKS:
+                raise NodeError(
+                    f"row {number} of {what} cannot be read: {error}; the books would not balance without it",
+                    code="store_damaged", hint="restore a copy of this home; it is left as it was",
+                ) from None  # fmt: skip
+            log.warning("row %d of %s cannot be taken over: %s", number, what, error)
             continue
         if records.table.key:
             records.put(made)

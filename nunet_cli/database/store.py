@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -30,6 +31,8 @@ from nunet_cli.records.events import EVENTS, Event
 from nunet_cli.records.table import Table
 from nunet_cli.records.tables import TABLES
 from nunet_cli.threads import in_thread
+
+log = logging.getLogger("nunet.store")
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Struct)
@@ -75,7 +78,11 @@ class Transaction(_Tables):
     def follow(self) -> None:
         """Do what was to be done once the change is on disk."""
         for call in self._then:
-            call()
+            try:
+                call()
+            except Exception:
+                # the change is made: who asked for it is not told otherwise, and the rest is done all the same
+                log.exception("what was to follow a change failed")
 
 
 class _Change(Generic[T]):
@@ -212,10 +219,7 @@ class Store(_Tables):
         for change in together:
             if change.error is None and change.transaction is not None:
                 events += change.transaction.saved_events
-                try:
-                    change.transaction.follow()
-                except Exception as error:
-                    change.error = error
+                change.transaction.follow()
         if events:
             self._new_event.set()
             self._new_event = trio.Event()

@@ -26,6 +26,7 @@ from nunet_cli.records.tables import TABLES
 
 CONFIG_FILE = "config.toml"
 BLOBS = "blobs"
+UNFINISHED = "restore.unfinished"
 _KINDS = (KEY_FILE, CONFIG_FILE, STORE_FILE)
 Told = Callable[[int, int], None]
 
@@ -159,6 +160,9 @@ def _unpack(source: Path, folder: Path) -> None:
 
 def _swap(fresh: Path, home: Path, config_file: Path) -> Path | None:
     """Move what is there aside, and what was restored to its place; the store comes last, as it makes a home of it."""
+    # whoever is killed in between leaves a home that no node makes a new key in
+    (home / UNFINISHED).touch(mode=0o600)
+    _sync(home)
     stamp = time.strftime("%Y%m%dT%H%M%S")
     aside = home / f"before-restore-{stamp}"
     names = (STORE_FILE, f"{STORE_FILE}-wal", f"{STORE_FILE}-shm", KEY_FILE)
@@ -178,9 +182,27 @@ def _swap(fresh: Path, home: Path, config_file: Path) -> Path | None:
         shutil.move(fresh / CONFIG_FILE, config_file)
     (fresh / KEY_FILE).replace(home / KEY_FILE)
     (fresh / STORE_FILE).replace(home / STORE_FILE)
-    descriptor = os.open(home, os.O_RDONLY)
+    _sync(home)
+    (home / UNFINISHED).unlink()
+    return aside if aside.exists() else None
+
+
+def check_restored(home: Path) -> None:
+    """Refuse a home in which a restore was interrupted.
+
+    Raises:
+        NodeError: saying what to do.
+    """
+    if (home / UNFINISHED).exists():
+        raise NodeError(
+            f"a restore of {home} was interrupted", code="restore_unfinished",
+            hint="restore it again: nunet node restore FILE; what was there before is in its before-restore-… folder",
+        )  # fmt: skip
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    return aside if aside.exists() else None

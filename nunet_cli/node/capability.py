@@ -127,6 +127,9 @@ class CapabilityAccounting:
         """
         registered = self.get_registered_capability(source)
         left = registered.resources
+        if not source[REGISTERED_CAPABILITY].has("registered"):
+            # offered no more, while some of it is still in use
+            return registered
         for row in self.taken(source):
             if at and row.ends_at and row.ends_at <= at:
                 continue

@@ -24,6 +24,7 @@ from nunet_cli.network.peers import Peers
 from nunet_cli.network.relay import Relay
 from nunet_cli.network.topics import Topics
 from nunet_cli.network.transport import TcpTransport
+from nunet_cli.node.backup import check_restored
 from nunet_cli.node.capability import CapabilityAccounting
 from nunet_cli.node.monitor import Monitor
 from nunet_cli.node.node import Node
@@ -74,6 +75,7 @@ async def open_node(
     with contextlib.ExitStack() as stack:
         if not read_only:
             stack.enter_context(owned(home, "a node"))
+        check_restored(home)
         key_there = (home / "identity.json").exists()
         identity = load_or_create(home, passphrase) if not read_only or key_there else _nobody()
         store = stack.enter_context(Store(home, read_only=read_only))

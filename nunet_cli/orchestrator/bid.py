@@ -46,11 +46,16 @@ from nunet_cli.records.bids import (
     TimeBid,
 )
 from nunet_cli.records.capability import Capability, PriceBid
+from nunet_cli.records.contract_records import CONTRACTS
+from nunet_cli.records.events import EVENTS
 from nunet_cli.records.identifiers import key_from_did, peer_cid_from_key, peer_id_from_key
+from nunet_cli.records.jobs import JOBS
 
 log = logging.getLogger("nunet.bid")
 
 RELAYED_LIFETIME = 120
+# offers to one requester that are kept here: a day's work of many machines; of more the oldest go that came to nothing
+MOST_OFFERS, LOOKED_AT = 2000, 50
 
 
 class Offering(HasAccounting, Permitting, HasStore, Protocol):
@@ -137,6 +142,7 @@ async def _on_bid_request(ctx: Bidding, message: Incoming) -> Answer | Callable[
                 return "decline", _taken(ctx, request, offer, error.message)
             offered = structs.replace(bid, resources_locked_until_timeout=True)
         now = units.utc_now()
+        make_room(t, message.sender, now)
         t[BID_REQUESTS].put(BidRequestRecord(request.id, request.job_id, "received", now, request))
         t[BIDS].put(
             BidRecord(bid.id, "bid", "sent", message.sender, request.id, request.job_id, now, bid.bidder, offered)
@@ -146,6 +152,27 @@ async def _on_bid_request(ctx: Bidding, message: Incoming) -> Answer | Callable[
         return "bid", offered
 
     return change
+
+
+def make_room(t: Transaction, did: str, now: str) -> None:
+    """Let the oldest offers that came to nothing go, where one requester has caused very many.
+
+    Raises:
+        RejectedMessageError: all of them still stand.
+    """
+    if t[BIDS].count("did", did) < MOST_OFFERS:
+        return
+    gone = 0
+    for old in t[BIDS].by("did", did, limit=LOOKED_AT):
+        if old.direction == "sent" and old.offer.timeout < now and t[CONTRACTS].first("bid_id", old.id) is None:
+            t[BIDS].remove(old.id)
+            t[BID_REQUESTS].remove(old.bid_request_id)
+            # the job may be this node's own: a peer names what it likes
+            if not t[BIDS].by("job_id", old.job_id, limit=1) and not t[JOBS].has(old.job_id):
+                t[EVENTS].remove_by("job_id", old.job_id)
+            gone += 1
+    if not gone:
+        raise RejectedMessageError(f"{MOST_OFFERS} offers to you are kept here already", code="too_many_offers")
 
 
 def _made_bid(source: Store | Transaction, request: BidRequest) -> Bid | None:

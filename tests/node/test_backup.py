@@ -17,7 +17,9 @@ from nunet_cli.errors import NodeError, UsageError
 from nunet_cli.network.blobs import Blobs
 from nunet_cli.network.identity import load_or_create
 from nunet_cli.node.backup import make_backup, restore_backup
+from nunet_cli.node.opening import open_node
 from nunet_cli.records.books import ACCOUNTS, Account
+from tests.conftest import config
 
 
 async def filled(home: Path, balance: int) -> str:
@@ -109,6 +111,27 @@ async def test_a_backup_ends_however_much_is_changed_meanwhile(tmp_path: Path, m
     assert 1 < steps < 100
     monkeypatch.undo()
     restore_backup(file, tmp_path / "other", tmp_path / "other" / "config.toml")
+
+
+async def test_a_restore_that_was_interrupted_is_not_taken_for_a_new_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, file = tmp_path / "home", tmp_path / "b.tar"
+    await filled(home, 5)
+    make_backup(home, home / "config.toml", file)
+    monkeypatch.setattr("nunet_cli.node.backup.shutil.move", None)
+    with pytest.raises(TypeError):
+        restore_backup(file, home, home / "config.toml")
+    with pytest.raises(NodeError, match="was interrupted") as caught:
+        async with open_node(home, config()):
+            pass
+    assert "restore it again" in caught.value.hint
+    assert not (home / "identity.json").exists()
+    monkeypatch.undo()
+    restore_backup(file, home, home / "config.toml")
+    assert balance_in(home) == 5
+    async with open_node(home, config()):
+        pass
 
 
 def altered(file: Path, name: str, data: bytes | None, **fields: object) -> Path:

@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from msgspec import structs
 
+from nunet_cli import units
 from nunet_cli.allocation.part import make_part
 from nunet_cli.config import DockerConfig, ExecutorConfig
-from nunet_cli.errors import NoBidError
+from nunet_cli.errors import NoBidError, NunetError
 from nunet_cli.executor.base import Probe
 from nunet_cli.jobs.reader import read_spec
-from nunet_cli.orchestrator import match, permissions
+from nunet_cli.orchestrator import bid, match, permissions
 from nunet_cli.records.allocations import Allocation
+from nunet_cli.records.bids import BID_REQUESTS, BIDS
 from tests.conftest import Market, config, nunet
 
 MarketOf = Callable[..., Any]
@@ -91,3 +94,33 @@ def test_onboarding_says_what_strangers_may_run_and_takes_the_images(tmp_path: P
     assert "lab/*" in images()
     nunet("onboard", "--reset", "--no-benchmark", home=tmp_path)
     assert "python" not in images()
+
+
+async def test_what_one_requester_makes_a_provider_keep_is_bounded(
+    market: MarketOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each offer is rows in the provider's store: of those that came to nothing the oldest give way, or there is none."""
+    monkeypatch.setattr(bid, "MOST_OFFERS", 5)
+    async with market(provider=config(bid_timeout=1)) as m:
+        store, did = m.provider.ctx.store, m.requester.identity.did
+        job_id = await m.post(json.dumps({"name": "n", "executor": {"type": "null"}, "price": "1"}))
+        await match.match(m.requester.ctx, job_id)
+        (first,) = store[BIDS].by("did", did)
+        request = store[BID_REQUESTS].one(first.bid_request_id).request
+
+        async def ask(number: int) -> Any:
+            wanted = structs.replace(request, id=f"request-{number}", job_id=f"job-{number}")
+            answer = await m.requester.ctx.messenger.request(m.provider.identity.did, "bid_request", wanted, timeout=5)
+            return answer.body
+
+        for number in range(4):
+            await ask(number)
+        with pytest.raises(NunetError, match="offers to you are kept"):
+            await ask(4)
+        assert store[BIDS].count("did", did) == 5
+        with trio.fail_after(10):
+            while min(row.offer.timeout for row in store[BIDS].by("did", did)) >= units.utc_now():
+                await trio.sleep(0.05)
+        await ask(5)
+        assert store[BIDS].count("did", did) <= 5
+        assert {event.job_id for _, event in store.log()} >= {"job-5"}
