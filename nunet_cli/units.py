@@ -125,7 +125,10 @@ def now() -> datetime:
 
 def format_time(when: datetime) -> str:
     """Return RFC 3339 in UTC with milliseconds, the form that documents and JSON carry."""
-    return when.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    if when.tzinfo is not UTC:
+        when = when.astimezone(UTC)
+    # without its zone, which is `+00:00`
+    return f"{when.isoformat(timespec='milliseconds')[:-6]}Z"
 
 
 def parse_time(text: str) -> datetime:

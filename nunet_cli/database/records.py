@@ -19,11 +19,41 @@ from nunet_cli.records.table import Table
 R = TypeVar("R", bound=msgspec.Struct)
 _encode = msgspec.json.Encoder().encode
 HIGHEST = "\U0010ffff"
+# of each table: some megabytes in all
+MOST_REMEMBERED, LARGEST_REMEMBERED = 512, 16 * 1024
 
 
 def quoted(name: str) -> str:
     """Return a name as SQL takes any."""
     return '"' + name.replace('"', '""') + '"'
+
+
+class Decoded:
+    """Decodes rows, and remembers some by their very bytes: rows are frozen, and one is read several times a stage.
+
+    Decoding checks every field again, which is most of what reading a row costs. As the bytes are the key, there is
+    nothing that could be out of date.
+    """
+
+    def __init__(self, decode: Callable[[Any], Any]) -> None:
+        self._decode = decode
+        self._kept: dict[Any, Any] = {}
+
+    def __call__(self, doc: Any) -> Any:
+        """Return a row.
+
+        Raises:
+            msgspec.MsgspecError: it does not fit the struct.
+        """
+        row = self._kept.get(doc)
+        if row is None:
+            row = self._decode(doc)
+            if len(doc) <= LARGEST_REMEMBERED:
+                if len(self._kept) >= MOST_REMEMBERED:
+                    # all at once, which is as good on the whole as one by one, and safe beside another thread
+                    self._kept = {}
+                self._kept[doc] = row
+        return row
 
 
 class Statements:
@@ -48,7 +78,7 @@ class Statements:
         self.values: Callable[[Any], tuple[Any, ...]] = (
             values if len(fields) != 1 else lambda row: (values(row),)  # attrgetter of one gives no tuple
         )
-        self.decode = msgspec.json.Decoder(table.kind).decode
+        self.decode: Callable[[Any], Any] = Decoded(msgspec.json.Decoder(table.kind).decode)
 
     def schema(self, table: Table[Any]) -> list[str]:
         """Return what makes the table."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +12,9 @@ import psutil
 
 from nunet_cli import units
 from nunet_cli.records.capability import Resources
+
+# seconds for which what was seen is good enough: it takes half a millisecond, and each bid request asks for it twice
+FRESH = 1.0
 
 
 @dataclass(frozen=True)
@@ -30,10 +35,17 @@ class Monitor:
 
     def __init__(self, home: Path) -> None:
         self._home = home
+        self._seen: Load | None = None
+        self._seen_at = -math.inf
         psutil.cpu_percent(None)
 
     def load(self) -> Load:
-        """Return the present load; the processor's is the mean since it was asked for last."""
+        """Return the present load, as of the last second; the processor's is the mean since it was looked at last."""
+        if self._seen is None or time.monotonic() - self._seen_at > FRESH:
+            self._seen, self._seen_at = self._look(), time.monotonic()
+        return self._seen
+
+    def _look(self) -> Load:
         folder = next(parent for parent in [self._home, *self._home.parents] if parent.exists())
         return Load(
             cpu=round(psutil.cpu_percent(None) / 100, 3), memory_free=psutil.virtual_memory().available,
