@@ -103,7 +103,7 @@ async def test_a_transition_decides_on_the_record_that_is_there(tmp_path: Path) 
 
 
 @given(st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_whatever_happens_in_whatever_order_a_job_stays_in_its_table(data: st.DataObject) -> None:
     now = job()
     ended = 0

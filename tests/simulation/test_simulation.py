@@ -49,7 +49,7 @@ def test_one_seed_is_one_history(tmp_path: Path) -> None:
     assert run(main, tmp_path / "three", seed=6) != first
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_whatever_happens_every_job_ends_and_the_books_add_up(tmp_path: Path, seed: int) -> None:
     """Frames are lost and come twice, nodes crash and come back, the network splits and heals."""
 

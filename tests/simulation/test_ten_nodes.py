@@ -76,13 +76,16 @@ def check_ledger(got: dict[str, str | None], balances: dict[str, int]) -> None:
     assert not any(balance for name, balance in balances.items() if name.startswith("escrow:"))
 
 
-def test_fifty_jobs_at_once_share_ten_machines(tmp_path: Path) -> None:
+JOBS_AT_ONCE = 25
+
+
+def test_many_jobs_at_once_share_ten_machines(tmp_path: Path) -> None:
     async def main(sim: Simulation) -> dict[str, str | None]:
         await market(sim)
         requester = sim.nodes["requester"]
         names = {node.identity.did: name for name, node in sim.nodes.items()}
         ids = {}
-        for job in scenario.jobs(seed=2):
+        for job in scenario.jobs(seed=2)[:JOBS_AT_ONCE]:
             time = {**job["time"], "deadline": "2d"}
             ids[await sim.post(requester, seconds=30, **{**job, "time": time})] = job
         able = {job_id for job_id, job in ids.items() if scenario.expected(job)}
@@ -99,7 +102,7 @@ def test_fifty_jobs_at_once_share_ten_machines(tmp_path: Path) -> None:
 
     got = run(main, tmp_path)
     by_name = {provider.name: provider for provider in scenario.providers()}
-    for job in scenario.jobs(seed=2):
+    for job in scenario.jobs(seed=2)[:JOBS_AT_ONCE]:
         if job["name"] in got:
             assert scenario.may_run(by_name[str(got[job["name"]])], job)
     # a job does not wait behind a long one while another machine is idle
