@@ -50,9 +50,9 @@ class CapabilityAccounting:
         self.content: Content | None = None
         self.executors: dict[str, str] = {}
 
-    def is_onboarded(self) -> bool:
+    def is_onboarded(self, source: Source | None = None) -> bool:
         """Say whether this node offers capability."""
-        return self._store[REGISTERED_CAPABILITY].has("registered")
+        return (source or self._store)[REGISTERED_CAPABILITY].has("registered")
 
     def get_registered_capability(self, source: Source | None = None) -> Capability:
         """Return what was registered at onboarding; nothing on a node that is not onboarded."""
@@ -254,9 +254,9 @@ class CapabilityAccounting:
         t[HOLDINGS].remove(key)
         self._sweep(t)
 
-    def get_preferences(self) -> CapabilityComparator:
+    def get_preferences(self, source: Source | None = None) -> CapabilityComparator:
         """Return this node's preferences, as a provider and as a requester (second seed: `getPreferences`)."""
-        row = self._store[PREFERENCES].get("comparator")
+        row = (source or self._store)[PREFERENCES].get("comparator")
         return row.comparator if row is not None else CapabilityComparator()
 
     async def set_preferences(self, comparator: CapabilityComparator, price: PriceBid | None = None) -> None:

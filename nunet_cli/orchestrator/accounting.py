@@ -12,7 +12,7 @@ from nunet_cli.records.capability import Capability, PriceBid, Resources
 class Accounting(Protocol):
     """What the node implements. Methods with a transaction join a change."""
 
-    def is_onboarded(self) -> bool:
+    def is_onboarded(self, source: Store | Transaction | None = None) -> bool:
         """Say whether this node offers capability."""
 
     def available(self, source: Store | Transaction, at: str = "") -> Capability:
@@ -30,7 +30,7 @@ class Accounting(Protocol):
     def crowded(self, resources: Resources) -> str:
         """Return why others leave no room for a job on the machine; empty where they do."""
 
-    def get_preferences(self) -> CapabilityComparator:
+    def get_preferences(self, source: Store | Transaction | None = None) -> CapabilityComparator:
         """Return the node's preferences."""
 
     def price(self) -> PriceBid:

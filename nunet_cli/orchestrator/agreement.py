@@ -45,7 +45,7 @@ async def _on_proposal(ctx: Agreeing, message: Incoming) -> Answer | Change:
     known = _signed_before(ctx.store, document, message.sender)
     if known is not None:
         return known
-    check_dealing(ctx, message.sender)
+    check_dealing(ctx, ctx.store, message.sender)
     bid = _open_bid(ctx, ctx.store, contract, message.sender)
     _check_roles(ctx, contract)
     agreement = generate_job_agreement(ctx, bid, contract)
@@ -68,7 +68,7 @@ async def _on_proposal(ctx: Agreeing, message: Incoming) -> Answer | Change:
         before = _signed_before(t, document, message.sender)
         if before is not None:
             return before
-        check_dealing(ctx, message.sender)
+        check_dealing(ctx, t, message.sender)
         current = _open_bid(ctx, t, contract, message.sender)
         if t[CONTRACTS].first("bid_id", current.id) is not None:
             raise ContractError("there is a contract for this bid already", code="bid_used")

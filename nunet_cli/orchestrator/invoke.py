@@ -164,7 +164,7 @@ async def _start(ctx: Starting, invocation: Invocation, sender: str) -> Callable
     contract = _contract_of(ctx.store, invocation.contract.cid, sender)
     needs = Capability()
     if ctx.store[ALLOCATIONS].first("contract_id", contract.id) is None:
-        check_dealing(ctx, sender)
+        check_dealing(ctx, ctx.store, sender)
         _check_invocation(invocation, invocation.contract)
         # a stranger's: it is checked off the event loop, once
         spec = await ctx.judging.run(decode_spec, invocation.spec)
@@ -176,6 +176,7 @@ async def _start(ctx: Starting, invocation: Invocation, sender: str) -> Callable
         current = _contract_of(t, contract.id, sender)
         known = t[ALLOCATIONS].first("contract_id", current.id)
         if known is None:
+            check_dealing(ctx, t, sender)
             known = create_allocation(ctx, t, invocation, current, needs)
             begun = known.id
             t.then(lambda: ctx.begin_allocation(begun))

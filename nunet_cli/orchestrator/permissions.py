@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import ContractError
 from nunet_cli.executor.process import SANDBOXED
 from nunet_cli.matching.accept import unwanted
@@ -39,7 +40,7 @@ def may_use(ctx: Permitting, executor: str, requester: str) -> bool:
     return process.foreign == "sandboxed" and ctx.available_executors["process"] == SANDBOXED
 
 
-def check_dealing(ctx: HasAccounting, did: str) -> None:
+def check_dealing(ctx: HasAccounting, source: Store | Transaction, did: str) -> None:
     """Refuse a requester with whom the preferences do not deal, or any where this machine is offered no more.
 
     It is asked at each step that binds this provider: what its owner decides holds at once.
@@ -47,9 +48,9 @@ def check_dealing(ctx: HasAccounting, did: str) -> None:
     Raises:
         ContractError: saying which of the two.
     """
-    if not ctx.accounting.is_onboarded():
+    if not ctx.accounting.is_onboarded(source):
         raise ContractError("this machine is offered no more", code="not_offered")
-    reasons = unwanted(ctx.accounting.get_preferences(), did)
+    reasons = unwanted(ctx.accounting.get_preferences(source), did)
     if reasons:
         raise ContractError(f"your jobs are not taken here: {reasons[0]}", code="not_wanted")
 

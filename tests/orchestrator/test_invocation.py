@@ -12,12 +12,13 @@ from nunet_cli.config import ExecutorConfig, KycConfig, ProcessConfig
 from nunet_cli.errors import NunetError
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.network.identity import new_identity
-from nunet_cli.orchestrator import match
+from nunet_cli.orchestrator import invoke, match
 from nunet_cli.records.allocations import ALLOCATIONS
 from nunet_cli.records.bids import CapabilityComparator
 from nunet_cli.records.capability import Capability, TimeCapability
 from nunet_cli.records.contract_records import CONTRACTS
 from tests.conftest import config
+from tests.together import held
 
 MarketOf = Callable[..., Any]
 CLOSED = config(executor=ExecutorConfig(process=ProcessConfig(foreign="off")))
@@ -136,3 +137,34 @@ async def test_a_job_that_the_providers_owner_ends_says_so_and_is_tried_elsewher
         assert (result.state, result.fault, result.reason) == ("failed", "provider", "provider_ended")
         (contract,) = m.requester.ctx.store[CONTRACTS].by("job_id", job_id)
         assert contract.state == "refunded"
+
+
+@pytest.mark.parametrize("stages", [2, 3])
+async def test_what_the_owner_decides_at_that_very_moment_holds(market: MarketOf, stages: int) -> None:
+    """The decision and the step that binds are both ready when the store is: the one that came first is seen."""
+    async with market() as m:
+        job_id = await m.post(spec())
+        from nunet_cli.orchestrator import contract, request
+
+        for stage in (match.match, request.request, contract.close_contract)[:stages]:
+            await stage(m.requester.ctx, job_id)
+        store, bound = m.provider.ctx.store, [contract.close_contract, invoke.invoke][stages - 2]
+        refused: list[NunetError] = []
+
+        async def bind() -> None:
+            with pytest.raises(NunetError) as caught:
+                await bound(m.requester.ctx, job_id)
+            refused.append(caught.value)
+
+        with trio.fail_after(20):
+            async with held(store) as release, trio.open_nursery() as nursery:
+                nursery.start_soon(deny, m)
+                while not store._is_led:
+                    await trio.sleep(0.01)
+                nursery.start_soon(bind)
+                # the message has been checked against what there was, and waits for the store
+                while not store._waiting:
+                    await trio.sleep(0.01)
+                release()
+        assert "not taken here" in str(refused[0])
+        assert store[ALLOCATIONS].count() == 0
