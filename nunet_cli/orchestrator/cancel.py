@@ -15,18 +15,21 @@ from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError, StateError
 from nunet_cli.orchestrator import execute
 from nunet_cli.orchestrator.changes import advance, find_job
-from nunet_cli.orchestrator.contract import check_contract, check_proof, is_transient, set_contract
+from nunet_cli.orchestrator.contract import check_proof, is_transient, note_balance, register_contract, set_contract
 from nunet_cli.orchestrator.needs import Asking, Dealing, HasJobLocks, HasMessenger, HasStore
 from nunet_cli.orchestrator.retry import CANCEL_LIFETIME, note_called_off
 from nunet_cli.orchestrator.settle import Settling, settle
 from nunet_cli.records.bids import BIDS, BidRecord
 from nunet_cli.records.contract_records import CONTRACTS, ContractRecord
-from nunet_cli.records.contracts import DATABASE, REQUESTER
+from nunet_cli.records.contracts import DATABASE, REQUESTER, Contract
+from nunet_cli.records.documents import Document
 from nunet_cli.records.jobs import JOB_ENDS, JOBS, Job
 from nunet_cli.records.messages import JobCancel, JobCancelled
 
 log = logging.getLogger("nunet.cancel")
 
+# how often a provider is asked to end a job before it is left the order
+ASKED_TO_STOP = 2
 _UNDER_CONTRACT = ("contracted", "invoked", "running", "completed")
 
 
@@ -115,16 +118,19 @@ async def cancel_children(ctx: Cancelling, job: Job) -> int:
 async def _is_recorded(ctx: Dealing, job: Job, contract: ContractRecord) -> bool | None:
     """Say whether the contract database has recorded a contract whose proof never arrived here; then take the proof.
 
-    None where it does not answer: nobody knows.
+    None where it does not answer: nobody knows. It is asked to record it, once more: a mere question could overtake the
+    registration that is on its way, and a deposit would be held for a job that is called off.
     """
+    text = contract.document.read(Contract)
     try:
-        status = await check_contract(ctx, contract.id)
-        check_proof(status.proof, contract.document)
+        body = await register_contract(ctx, contract.document, text)
+        check_proof(body.proof, contract.document)
     except NunetError as error:
         return None if is_transient(error) else False
 
     def change(t: Transaction) -> None:
-        set_contract(t, contract.id, "prove", by=DATABASE, proof=status.proof, proved_at=units.utc_now())
+        set_contract(t, contract.id, "prove", by=DATABASE, proof=body.proof, proved_at=units.utc_now())
+        note_balance(t, text.contract_database, body.balance)
         said = {"contract_id": contract.id, "deposit": contract.deposit}
         advance(t, job.id, "prove", by=DATABASE, about=contract.id, said=said)
 
@@ -149,18 +155,27 @@ async def _cancel_contract(ctx: Settling, job: Job) -> Job:
         body = JobCancel(contract_id=contract.id)
         await ctx.store.change(lambda t: note_called_off(t, contract.id, "cancel"))
         try:
-            answer = await ctx.messenger.request(
-                contract.provider, "job_cancel", body, timeout=ctx.config.limits.answer_timeout
-            )
-            result = answer.body.result if isinstance(answer.body, JobCancelled) else None
-            if result is None:
-                raise StateError("the provider did not say how the job ended")
-            await execute.take_result(ctx, contract, result)
+            await execute.take_result(ctx, contract, await _ask_to_stop(ctx, contract, body))
         except NunetError as error:
             done = await _cancel_later(ctx, job, contract, body, error)
             if done.state != "completed":
                 return done
     return await settle(ctx, job.id)
+
+
+async def _ask_to_stop(ctx: Asking, contract: ContractRecord, body: JobCancel) -> Document:
+    """Have the provider end the job, and return its signed result.
+
+    An order that meets the start itself is answered before the job has ended: asked again, the provider waits for that.
+    """
+    for _ in range(ASKED_TO_STOP):
+        answer = await ctx.messenger.request(
+            contract.provider, "job_cancel", body, timeout=ctx.config.limits.answer_timeout
+        )
+        if isinstance(answer.body, JobCancelled) and answer.body.result is not None:
+            result: Document = answer.body.result
+            return result
+    raise StateError("the provider did not say how the job ended")
 
 
 async def _cancel_later(ctx: Leaving, job: Job, contract: ContractRecord, body: JobCancel, error: NunetError) -> Job:

@@ -211,7 +211,7 @@ async def _prove(ctx: Contracting, job_id: str, record: ContractRecord) -> Job:
     try:
         # whether it is recorded only the contract database can say, also when the signatures bind no more
         deadline = contract.terms.deadline
-        body = await _ask_until(ctx, job_id, deadline, partial(_register, ctx, document, contract))
+        body = await _ask_until(ctx, job_id, deadline, partial(register_contract, ctx, document, contract))
         check_proof(body.proof, document)
     except NunetError as error:
         said = {"reason": error.message, "code": error.code}
@@ -240,7 +240,12 @@ async def _prove(ctx: Contracting, job_id: str, record: ContractRecord) -> Job:
     return await ctx.store.change(change)
 
 
-async def _register(ctx: Asking, document: Document, contract: Contract) -> ProofOfContract:
+async def register_contract(ctx: Asking, document: Document, contract: Contract) -> ProofOfContract:
+    """Have the contract database record a contract that both have signed; one that is recorded is left as it is.
+
+    Raises:
+        NunetError: it refuses, or does not answer.
+    """
     answer = await ctx.messenger.request(
         contract.contract_database, "register_contract", RegisterContract(document),
         timeout=ctx.config.limits.answer_timeout,
