@@ -58,11 +58,16 @@ def read_spec(text: str, *, source: str = "job.yaml") -> JobSpec:
     if not isinstance(document, dict):
         raise UsageError(f"{source}: a job specification is a mapping of fields, this is {_kind(document)}")
     try:
-        _convert_tree(document, "")
-        spec = msgspec.convert(document, JobSpec)
-        check_spec(spec)
+        return _spec_of(document)
     except UsageError as error:
         raise _placed(error, lines, source) from None
+
+
+def _spec_of(document: dict[str, Any]) -> JobSpec:
+    """Return what a document specifies; it is normalised in place."""
+    _convert_tree(document, "")
+    spec = msgspec.convert(document, JobSpec)
+    check_spec(spec)
     return spec
 
 
@@ -87,8 +92,19 @@ def _placed(error: UsageError, lines: Marks, source: str) -> UsageError:
 
 
 def spec_from_object(document: Any, *, source: str = "spec") -> JobSpec:
-    """Check a specification that arrived as JSON, with the same units and messages as a file."""
-    return read_spec(json.dumps(document), source=source)
+    """Check a specification that arrived as JSON, with the same units and messages as a file.
+
+    Raises:
+        UsageError: as `read_spec` does.
+    """
+    text = msgspec.json.encode(document)
+    if len(text) <= MAX_SPEC_BYTES and isinstance(document, dict):
+        try:
+            return _spec_of(msgspec.json.decode(text))
+        except (UsageError, RecursionError):
+            # read as a file is, which takes a hundred times as long and knows where each field stands
+            pass
+    return read_spec(text.decode(), source=source)
 
 
 def parse_document(text: str, source: str) -> tuple[Any, Marks]:
