@@ -88,9 +88,8 @@ async def _stream(node: Node, job: Job, after: int, *, progress: bool) -> AsyncI
     while True:
         changed = node.ctx.store.new_event
         events, after = await _events(node, family, after)
-        for event in events:
-            yield _sent(event)
         if events:
+            yield "".join(map(_sent, events))
             continue
         silent_at = trio.current_time() + STREAM_SILENCE
         shown: list[Any] = []

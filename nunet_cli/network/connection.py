@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import struct
+from contextlib import suppress
 
 import trio
 
@@ -20,6 +21,8 @@ ENVELOPE, ACK, PING, PONG, BLOB_GET, BLOB_DATA, BLOB_END, RELAY, RELAYED = range
 # what this node asked for does not count against the peer's rate
 ANSWERS = frozenset({BLOB_DATA, BLOB_END, ACK, PONG, RELAYED})
 SEND_TIMEOUT = 30.0
+# frames that are ready are written together, up to so many bytes
+TOGETHER = 65536
 QUEUE_FRAMES = 64
 MAX_PINGS = 8
 REMARKS = 1.0  # a second
@@ -137,11 +140,16 @@ class Connection:
             raise RejectedMessageError("answers that nobody waits for", code="rate")
 
     async def write_forever(self) -> None:
-        """Send what is queued, one frame at a time, until the peer stops taking it."""
+        """Send what is queued, all that is ready at a time, until the peer stops taking it."""
         async with self._outgoing:
             async for frame in self._outgoing:
+                frames, size = [frame], len(frame)
+                with suppress(trio.WouldBlock, trio.EndOfChannel):
+                    while size < TOGETHER:
+                        frames.append(self._outgoing.receive_nowait())
+                        size += len(frames[-1])
                 with trio.move_on_after(SEND_TIMEOUT) as patience:
-                    await self.channel.send_frame(frame)
+                    await self.channel.send_frames(*frames)
                 if patience.cancelled_caught:
                     log.info("%s does not read: closing", self.peer.peer_id)
                     break

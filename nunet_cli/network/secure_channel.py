@@ -192,19 +192,21 @@ class SecureChannel:
         self._plain = bytearray()
         self.peer_key = keys.peer_key
 
-    async def send_frame(self, body: bytes) -> None:
-        """Send one frame: `u32 big-endian length · body`.
+    async def send_frames(self, *bodies: bytes) -> None:
+        """Send frames in one go, each `u32 big-endian length · body`.
 
         Raises:
             ChannelClosedError: the other side is gone.
-            RejectedMessageError: the body is over the limit.
+            RejectedMessageError: a body is over the limit.
         """
-        if len(body) > self._max_frame:
-            raise RejectedMessageError(f"a frame of {len(body)} bytes is over the limit", code="frame_too_large")
-        data = struct.pack(">I", len(body)) + body
-        packets = b"".join(self._seal(data[at : at + MAX_PACKET]) for at in range(0, len(data), MAX_PACKET))
+        packets: list[bytes] = []
+        for body in bodies:
+            if len(body) > self._max_frame:
+                raise RejectedMessageError(f"a frame of {len(body)} bytes is over the limit", code="frame_too_large")
+            data = struct.pack(">I", len(body)) + body
+            packets += [self._seal(data[at : at + MAX_PACKET]) for at in range(0, len(data), MAX_PACKET)]
         try:
-            await self.stream.send_all(packets)
+            await self.stream.send_all(b"".join(packets))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise ChannelClosedError("the connection is closed") from None
 

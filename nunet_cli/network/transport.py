@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -322,18 +323,25 @@ class TcpTransport:
 
     async def _read(self, connection: Connection) -> None:
         peer = connection.peer
+        silence = trio.CancelScope()
+        with silence:
+            await self._take_frames(connection, silence)
+        if silence.cancelled_caught:
+            log.info("%s is silent: closing", peer.peer_id)
+
+    async def _take_frames(self, connection: Connection, silence: trio.CancelScope) -> None:
+        """Take what a peer sends, until it ends or has been silent for `idle_timeout`."""
+        peer = connection.peer
         while True:
+            silence.deadline = trio.current_time() + self._config.idle_timeout
             try:
-                with trio.fail_after(self._config.idle_timeout):
-                    frame = await connection.channel.receive_frame()
-            except trio.TooSlowError:
-                log.info("%s is silent: closing", peer.peer_id)
-                return
+                frame = await connection.channel.receive_frame()
             except RejectedMessageError as error:
                 if error.code != "channel_closed":
                     self.rejections[error.code] += 1
                 log.debug("connection to %s ended: %s", peer.peer_id, error)
                 return
+            silence.deadline = math.inf
             self.peers.seen(peer)
             kind = frame[0] if frame else 0
             if kind not in SIGNS_OF_LIFE:

@@ -13,20 +13,20 @@ from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import ContractError
 from nunet_cli.network.messenger import Answer, Change, Incoming
 from nunet_cli.orchestrator.bid import sent_bid
-from nunet_cli.orchestrator.contract import contract_record, contract_text, validate_provider
+from nunet_cli.orchestrator.contract import Validating, contract_record, contract_text, validate_provider
 from nunet_cli.orchestrator.needs import Dealing, HasAccounting, HasIdentity, HasRoles
 from nunet_cli.orchestrator.permissions import check_dealing
 from nunet_cli.orchestrator.request import offered_until
 from nunet_cli.records.bids import BID, BID_REQUESTS, BidRecord
 from nunet_cli.records.contract_records import CONTRACTS
-from nunet_cli.records.contracts import DATABASE, ORACLE, PROVIDER, Contract
+from nunet_cli.records.contracts import DATABASE, ORACLE, PROVIDER, UNVERIFIED, Contract
 from nunet_cli.records.documents import Document, make_document
 from nunet_cli.records.messages import ContractAgreement, ContractProposal
 
 MAX_SKEW = timedelta(seconds=60)
 
 
-class Agreeing(HasAccounting, HasRoles, HasIdentity, Dealing, Protocol):
+class Agreeing(HasAccounting, HasRoles, HasIdentity, Validating, Dealing, Protocol):
     """Closes a contract as its provider."""
 
 
@@ -60,7 +60,7 @@ async def _on_proposal(ctx: Agreeing, message: Incoming) -> Answer | Change:
             hint="compare the clocks of both machines",
         )  # fmt: skip
     if not await validate_provider(ctx, contract.requester, contract.contract_database):
-        raise ContractError("the requester is not verified", code="not_verified_entity")
+        raise ContractError("the requester is not verified", code=UNVERIFIED)
     agreed = agreement.sign(ctx.identity, PROVIDER)
     record = structs.replace(contract_record(agreed, "provider", ""), state="agreed")
 

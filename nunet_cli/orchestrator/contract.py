@@ -22,7 +22,7 @@ from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.tree import required_capability
 from nunet_cli.network.messenger import Change, Incoming
 from nunet_cli.orchestrator.changes import advance, find_job
-from nunet_cli.orchestrator.needs import Asking, Dealing, HasIdentity, HasPeers, HasRoles, HasStore
+from nunet_cli.orchestrator.needs import Asking, Dealing, HasIdentity, HasPeers, HasRoles, HasStore, HasVerified
 from nunet_cli.orchestrator.select import missing_kycs
 from nunet_cli.records.bids import BIDS, BidRecord
 from nunet_cli.records.contract_records import BALANCES, CONTRACT, CONTRACTS, Balance, ContractRecord
@@ -32,6 +32,7 @@ from nunet_cli.records.contracts import (
     ORACLE,
     PROVIDER,
     REQUESTER,
+    UNVERIFIED,
     CheckContract,
     CheckKyc,
     Contract,
@@ -58,7 +59,11 @@ MAX_SKEW = timedelta(seconds=60)
 _LEADS_TO = {move.event: move.to for move in CONTRACT.moves}
 
 
-class Contracting(HasPeers, HasRoles, HasIdentity, Dealing, Protocol):
+class Validating(HasVerified, Asking, Protocol):
+    """Asks who is verified."""
+
+
+class Contracting(HasPeers, HasRoles, HasIdentity, Validating, Dealing, Protocol):
     """Closes a contract as its requester."""
 
 
@@ -134,12 +139,16 @@ async def _propose(ctx: Contracting, job: Job) -> ContractRecord:
     return contract
 
 
-async def validate_provider(ctx: Asking, did: str, database: str) -> bool:
+async def validate_provider(ctx: Validating, did: str, database: str) -> bool:
     """Ask the contract database whether a node is verified (seed 4: `network.validateProvider`).
+
+    What it said within the last minute is not asked again: it looks itself when it records a contract.
 
     Raises:
         ContractError: the contract database does not answer.
     """
+    if ctx.verified.knows(database, did):
+        return True
     try:
         answer = await ctx.messenger.request(
             database, "check_kyc", CheckKyc(did), timeout=ctx.config.limits.answer_timeout
@@ -150,7 +159,10 @@ async def validate_provider(ctx: Asking, did: str, database: str) -> bool:
             code="no_contract_database",
             details={"cause": error.code},
         ) from None
-    return isinstance(answer.body, KycAnswer) and answer.body.did == did and answer.body.verified
+    verified = isinstance(answer.body, KycAnswer) and answer.body.did == did and answer.body.verified
+    if verified:
+        ctx.verified.note(database, did)
+    return verified
 
 
 def generate_job_contract(ctx: HasIdentity, job: Job, bid: BidRecord, database: str, oracle: str) -> Document:
@@ -215,16 +227,23 @@ async def _prove(ctx: Contracting, job_id: str, record: ContractRecord) -> Job:
         check_proof(body.proof, document)
     except NunetError as error:
         said = {"reason": error.message, "code": error.code}
+        # another provider may be verified
+        others = error.code == UNVERIFIED and error.details.get("did") == contract.provider
+        if others:
+            ctx.verified.forget(contract.contract_database, contract.provider)
 
         def refused(t: Transaction) -> None:
             t.save_event(job_id, "contract_refused", **said)
             if said["code"] == LAPSED:
                 late = f"not registered by {contract.sign_by}"
                 set_contract(t, record.id, "expire", by=DATABASE, message=late)
+            elif others:
+                set_contract(t, record.id, "refuse", by=REQUESTER, reason=said["reason"])
 
         await ctx.store.change(refused)
         message = f"the contract database refused the contract: {error.message}"
-        raise ContractError(message, code=error.code, hint=error.hint, details=error.details) from None
+        code = PROVIDER_REFUSED if others else error.code
+        raise ContractError(message, code=code, hint=error.hint, details=error.details) from None
     await ctx.peers.note_useful(contract.provider, contract.contract_database, contract.oracle)
 
     def change(t: Transaction) -> Job:

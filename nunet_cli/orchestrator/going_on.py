@@ -102,6 +102,32 @@ class JobProgress:
         return dict(self._now)
 
 
+class Verified:
+    """Whom a contract database has just said to be verified.
+
+    A party asks before it signs, to refuse early; what decides is the contract database's look when it records.
+    """
+
+    LIFETIME, MOST = 60.0, 10_000
+
+    def __init__(self) -> None:
+        self._until: dict[tuple[str, str], float] = {}
+
+    def note(self, database: str, did: str) -> None:
+        """Note that a node is verified."""
+        if len(self._until) >= self.MOST:
+            self._until.clear()
+        self._until[database, did] = trio.current_time() + self.LIFETIME
+
+    def forget(self, database: str, did: str) -> None:
+        """Let go of what a contract database does not say any more."""
+        self._until.pop((database, did), None)
+
+    def knows(self, database: str, did: str) -> bool:
+        """Say whether it was so within the last minute."""
+        return self._until.get((database, did), 0.0) > trio.current_time()
+
+
 class Closings:
     """The contracts and jobs that a task of their own is closing."""
 

@@ -23,7 +23,7 @@ from nunet_cli.network.relay import Relay
 from nunet_cli.network.topics import Topics
 from nunet_cli.network.transport import TcpTransport
 from nunet_cli.orchestrator.accounting import Accounting
-from nunet_cli.orchestrator.going_on import Closings, Heard, JobLocks, JobProgress, Searches
+from nunet_cli.orchestrator.going_on import Closings, Heard, JobLocks, JobProgress, Searches, Verified
 from nunet_cli.orchestrator.judging import Judging
 from nunet_cli.orchestrator.roles import Roles
 from nunet_cli.supervise import Supervisor
@@ -154,6 +154,13 @@ class HasSearches(Protocol):
 
     @property
     def searches(self) -> Searches: ...
+
+
+class HasVerified(Protocol):
+    """Whom a contract database has just said to be verified."""
+
+    @property
+    def verified(self) -> Verified: ...
 
 
 class HasHeard(Protocol):

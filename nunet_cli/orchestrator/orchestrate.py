@@ -16,7 +16,16 @@ from nunet_cli.orchestrator.contract import PROVIDER_REFUSED, TRANSIENT, Contrac
 from nunet_cli.orchestrator.execute import Following, follow
 from nunet_cli.orchestrator.invoke import invoke
 from nunet_cli.orchestrator.match import Matching, match
-from nunet_cli.orchestrator.needs import Dealing, HasBlobs, HasHeard, HasMessenger, HasProgress, HasRoles, HasStore
+from nunet_cli.orchestrator.needs import (
+    Dealing,
+    HasBlobs,
+    HasHeard,
+    HasMessenger,
+    HasProgress,
+    HasRoles,
+    HasStore,
+    HasVerified,
+)
 from nunet_cli.orchestrator.request import next_bid, request
 from nunet_cli.orchestrator.retry import CANCEL_LIFETIME, GivingUp, give_up, note_called_off
 from nunet_cli.orchestrator.settle import Settling, settle
@@ -46,7 +55,7 @@ class ClosingContract(HasHeard, Contracting, Protocol):
     """Closes a contract, or gives the provider up."""
 
 
-class Orchestrating(HasRoles, Matching, HasHeard, HasProgress, HasBlobs, Protocol):
+class Orchestrating(HasRoles, HasVerified, Matching, HasHeard, HasProgress, HasBlobs, Protocol):
     """Takes a job through every stage; it can do what closing a contract, following and settling need."""
 
 

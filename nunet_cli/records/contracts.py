@@ -19,7 +19,7 @@ Movement = Annotated[str, Meta(pattern=r"^-?[0-9]{1,13}(\.[0-9]{1,6})?$(?!\n)")]
 SLACK = timedelta(minutes=10)
 # how long the provider's signature, which comes first, waits for the requester's and for the contract database
 SIGN_WITHIN = timedelta(seconds=60)
-LAPSED = "signature_lapsed"
+LAPSED, UNVERIFIED = "signature_lapsed", "not_verified_entity"
 REQUESTER, PROVIDER, DATABASE, ORACLE = "requester", "provider", "contract-database", "oracle"
 
 

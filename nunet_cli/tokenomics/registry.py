@@ -7,7 +7,7 @@ from nunet_cli.config import Config
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import ContractError
 from nunet_cli.records.books import REGISTRY, RegistryEntry
-from nunet_cli.records.contracts import KycAnswer
+from nunet_cli.records.contracts import UNVERIFIED, KycAnswer
 from nunet_cli.records.identifiers import key_from_did
 from nunet_cli.tokenomics import chain, ledger
 
@@ -68,7 +68,9 @@ class Registry:
         """Refuse a party that is not verified; under open admission the first contract of an unknown one admits it."""
         answer = self.check_kyc(did, t)
         if not answer.verified:
-            raise ContractError(f"the {role} {did} is not verified: {answer.reason}", code="not_verified_entity")
+            raise ContractError(
+                f"the {role} {did} is not verified: {answer.reason}", code=UNVERIFIED, details={"did": did}
+            )
         if not t[REGISTRY].has(did):
             self._admit(t, did, "open admission")
 

@@ -204,7 +204,10 @@ async def provider_not_verified(there: Others) -> None:
 
 async def user_not_verified(there: Others) -> None:
     assert there.authority.contract_database is not None
-    await there.authority.contract_database.registry.revoke((await there.show("whoami"))["did"])
+    did = (await there.show("whoami"))["did"]
+    await there.authority.contract_database.registry.revoke(did)
+    # it may have been asked a moment ago
+    there.provider.ctx.verified.forget(there.authority.identity.did, did)
 
 
 async def bids_go_bad(there: Others) -> None:

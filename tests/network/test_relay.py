@@ -84,7 +84,7 @@ class Stranger:
 
     async def relay(self, raw: bytes, **route: object) -> None:
         head = json.dumps({"hops": 3, "skip": [], **route}).encode()
-        await self.channel.send_frame(bytes([RELAY]) + head + b"\n" + raw)
+        await self.channel.send_frames(bytes([RELAY]) + head + b"\n" + raw)
 
     async def answered(self) -> dict[str, object]:
         with trio.fail_after(20):
@@ -121,7 +121,7 @@ async def test_what_is_not_properly_signed_is_neither_taken_nor_passed_on(node: 
     await rejected(node, "expired")
     await stranger.relay(seal(author, node.identity.did, "note", JobSync("n1"), lifetime=30)[1])
     await rejected(node, "wrong_recipient")
-    await stranger.channel.send_frame(bytes([RELAY]) + b"[not a route\n" + raw)
+    await stranger.channel.send_frames(bytes([RELAY]) + b"[not a route\n" + raw)
     await rejected(node, "malformed")
     assert line.heard == [[]]
     # the same, untouched, is taken; a second time it is not
@@ -185,6 +185,6 @@ async def test_one_peer_cannot_flood_with_many_origins(node: Node, monkeypatch: 
 
 async def test_an_answer_to_nothing_is_let_go(node: Node) -> None:
     stranger = await Stranger(node, new_identity()).connect()
-    await stranger.channel.send_frame(bytes([RELAYED]) + msgspec.json.encode({"id": "none", "count": 5}))
-    await stranger.channel.send_frame(bytes([RELAYED]) + b"{}")
+    await stranger.channel.send_frames(bytes([RELAYED]) + msgspec.json.encode({"id": "none", "count": 5}))
+    await stranger.channel.send_frames(bytes([RELAYED]) + b"{}")
     await rejected(node, "malformed")

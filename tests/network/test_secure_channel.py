@@ -50,10 +50,10 @@ async def test_frames_of_any_size_arrive_whole_and_both_know_each_other() -> Non
     assert server.peer_key == CLIENT.public_key
     for size in (0, 1, 4092, 4096, 4097, 100_000):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(client.send_frame, b"x" * size)
+            nursery.start_soon(client.send_frames, b"x" * size)
             assert await server.receive_frame() == b"x" * size
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(server.send_frame, b"back")
+        nursery.start_soon(server.send_frames, b"back")
         assert await client.receive_frame() == b"back"
 
 
@@ -72,7 +72,7 @@ async def test_a_changed_byte_ends_the_channel() -> None:
         await original(data[:-1] + bytes([data[-1] ^ 1]))
 
     left.send_stream.send_all = tamper  # type: ignore[method-assign]
-    await client.send_frame(b"money")
+    await client.send_frames(b"money")
     with pytest.raises(ChannelClosedError) as caught:
         await server.receive_frame()
     assert caught.value.code == "tampered"
@@ -81,10 +81,10 @@ async def test_a_changed_byte_ends_the_channel() -> None:
 async def test_a_frame_over_the_limit_is_neither_sent_nor_taken() -> None:
     client, server, *_ = await channels()
     with pytest.raises(RejectedMessageError):
-        await client.send_frame(b"x" * (LIMIT + 1))
+        await client.send_frames(b"x" * (LIMIT + 1))
     client._max_frame = LIMIT * 2
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(client.send_frame, b"x" * (LIMIT + 1))
+        nursery.start_soon(client.send_frames, b"x" * (LIMIT + 1))
         with pytest.raises(ChannelClosedError) as caught:
             await server.receive_frame()
         assert caught.value.code == "frame_too_large"

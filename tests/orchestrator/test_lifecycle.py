@@ -290,6 +290,27 @@ async def test_an_entity_that_is_not_verified_gets_no_contract(market: MarketOf)
         assert "not verified" in m.job(job_id).refusals[0].reason
 
 
+@pytest.mark.parametrize("party", ["provider", "requester"])
+async def test_what_a_party_remembers_of_who_is_verified_does_not_decide(market: MarketOf, party: str) -> None:
+    async with market() as m:
+        assert m.authority.contract_database is not None
+        await orchestrate_job(m.requester.ctx, await m.post(spec()))
+        revoked = getattr(m, party).identity.did
+        await m.authority.contract_database.registry.revoke(revoked)
+        asked = m.provider if party == "requester" else m.requester
+        assert asked.ctx.verified.knows(m.authority.identity.did, revoked)
+        job_id = await m.post(spec())
+        with pytest.raises(DeclinedError if party == "provider" else ContractError) as caught:
+            await orchestrate_job(m.requester.ctx, job_id)
+        assert m.job(job_id).state == "failed"
+        if party == "provider":
+            assert "not verified" in m.job(job_id).refusals[0].reason
+            assert not asked.ctx.verified.knows(m.authority.identity.did, revoked)
+        else:
+            assert (caught.value.code, caught.value.exit_code) == ("not_verified_entity", 6)
+        assert [row.state for row in m.authority.ctx.store[REGISTERED_CONTRACTS].all()] == ["settled"]
+
+
 async def test_a_contract_that_differs_from_the_bid_by_anything_is_refused(market: MarketOf) -> None:
     async with market() as m:
         job_id = await m.post(spec())

@@ -301,7 +301,7 @@ class Fuzzer:
 
     async def _send(self, channel: SecureChannel, kind: int, payload: bytes) -> None:
         async with self._sending:
-            await channel.send_frame(bytes([kind]) + payload)
+            await channel.send_frames(bytes([kind]) + payload)
         self.sent += 1
         self.sent_of[kind] += 1
 

@@ -117,7 +117,7 @@ async def test_what_does_not_fit_its_kind_is_refused(node: Node, kind: int, payl
 
 async def test_an_empty_frame_ends_nothing(node: Node) -> None:
     hostile = await Hostile.connect(node)
-    await hostile.channel.send_frame(b"")
+    await hostile.channel.send_frames(b"")
     await hostile.envelope("job_sync", BODY)
     assert (await hostile.until(ENVELOPE))[0] == ENVELOPE
     await answers_others(node)

@@ -34,7 +34,7 @@ class Hostile:
         return cls(identity, channel, node)
 
     async def send(self, kind: int, payload: bytes) -> None:
-        await self.channel.send_frame(bytes([kind]) + payload)
+        await self.channel.send_frames(bytes([kind]) + payload)
 
     async def envelope(self, type_: str, body: Any, **options: Any) -> bytes:
         to = options.pop("to", self.node.identity.did)
