@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVarTuple
+from typing import Any, TypeVar, TypeVarTuple
 
 import trio
 
@@ -19,6 +19,7 @@ log = logging.getLogger("nunet.supervise")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
 UNEXPECTED = "unexpected error in"
+T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
@@ -137,6 +138,34 @@ class Supervisor:
             else:
                 log.error("%s %s: %r", UNEXPECTED, name, error, exc_info=error)
                 self.failures[f"{name}: {type(error).__name__}"] += 1
+
+
+async def meanwhile(keep: Callable[[], Awaitable[Any]], do: Callable[[], Awaitable[T]]) -> T:
+    """Do something while something else is kept, and return what it returns once both are done.
+
+    Where one of them fails the other is called off, and what it raised is raised as it is.
+    """
+    problem: list[Exception] = []
+    value: list[T] = []
+
+    async def kept() -> None:
+        try:
+            await keep()
+        except Exception as error:
+            problem.append(error)
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(kept)
+        try:
+            value.append(await do())
+        except Exception as error:
+            # raised outside of the nursery, which would make a group of it
+            problem.append(error)
+            nursery.cancel_scope.cancel()
+    if problem:
+        raise problem[0]
+    return value[0]
 
 
 class _Once:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -34,6 +35,7 @@ from nunet_cli.records.contracts import PROVIDER, Contract
 from nunet_cli.records.documents import Document, make_document
 from nunet_cli.records.messages import JobCompleted, JobStatusUpdate
 from nunet_cli.records.results import Result, Usage
+from nunet_cli.supervise import meanwhile
 
 log = logging.getLogger("nunet.allocation")
 
@@ -133,6 +135,9 @@ def make_parts(ctx: Making, allocation: Allocation, spec: JobSpec) -> list[Part]
 async def _run(ctx: Performing, actor: AllocationActor, spec: JobSpec, *, attached: bool) -> Result | None:
     """Run the programs and return the result; None when the requester called them off."""
 
+    async def begin() -> None:
+        actor.allocation = await _begin(ctx, actor.allocation)
+
     async def started(part: Part) -> None:
         actor.allocation = await _note_started(ctx, actor.allocation, part)
         actor.began.set()
@@ -140,8 +145,8 @@ async def _run(ctx: Performing, actor: AllocationActor, spec: JobSpec, *, attach
     try:
         if attached:
             actor.began.set()
-        else:
-            actor.allocation = await _begin(ctx, actor.allocation)
+        elif spec.pod:
+            await begin()
         if spec.pod:
             ended = await _beating(ctx, actor, lambda: run_pod(ctx, spec, actor.parts, started))
         else:
@@ -149,7 +154,8 @@ async def _run(ctx: Performing, actor: AllocationActor, spec: JobSpec, *, attach
 
             async def run() -> Ended:
                 if not attached:
-                    await prepare(ctx, part, {})
+                    # nothing has been started before that it may have been is on the disk
+                    await meanwhile(begin, partial(prepare, ctx, part, {}))
                     await start(part, started)
                 return await run_single(ctx, part, started)
 

@@ -17,9 +17,11 @@ from nunet_cli.api.common import Endpoint, answer, flag_of, job_of, number_of, v
 from nunet_cli.database.store import Store
 from nunet_cli.node.node import Node
 from nunet_cli.records.events import EVENTS, Event
-from nunet_cli.records.jobs import JOBS, Job
+from nunet_cli.records.jobs import JOB_ENDS, JOBS, Job
 
 STREAM_SILENCE, PROGRESS_INTERVAL = 15.0, 0.25
+# what happens within so many seconds is sent together: nobody sees the difference
+TOGETHER = 0.1
 MOST = 1000
 
 
@@ -47,6 +49,15 @@ class Family:
         self._store, self.job = store, job
         self._names: dict[str, str | None] = {job.id: "", "": None}
         self.is_alone = job.kind == "job" and not job.members
+
+    def news(self) -> trio.Event:
+        """Return the event that is set when more happens; take it before reading."""
+        return self._store.news(self.job.id) if self.is_alone else self._store.new_event
+
+    def has_ended(self) -> bool:
+        """Say whether the job has come to its end."""
+        job = self._store[JOBS].get(self.job.id)
+        return job is None or job.state in JOB_ENDS
 
     def name(self, job_id: str) -> str | None:
         """Return the place of a job below this one, empty for itself, None for one that is not below it."""
@@ -86,10 +97,11 @@ async def _stream(node: Node, job: Job, after: int, *, progress: bool) -> AsyncI
     yield ": following\n\n"
     family = Family(node.ctx.store, job)
     while True:
-        changed = node.ctx.store.new_event
+        changed = family.news()
         events, after = await _events(node, family, after)
         if events:
             yield "".join(map(_sent, events))
+            await _pause(family)
             continue
         silent_at = trio.current_time() + STREAM_SILENCE
         shown: list[Any] = []
@@ -103,6 +115,13 @@ async def _stream(node: Node, job: Job, after: int, *, progress: bool) -> AsyncI
             elif trio.current_time() >= silent_at:
                 silent_at = trio.current_time() + STREAM_SILENCE
                 yield ": still here\n\n"
+
+
+async def _pause(family: Family) -> None:
+    """Let more come together, as a busy node's news do by the hundred; what ends a job is not kept waiting."""
+    with trio.move_on_after(TOGETHER):
+        while not family.has_ended():
+            await family.news().wait()
 
 
 def _sent(event: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar, cast
+from weakref import WeakValueDictionary
 
 import trio
 from msgspec import Struct
@@ -63,12 +64,13 @@ class Transaction(_Tables):
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         super().__init__(connection)
-        self.saved_events = 0
+        # the jobs to whose story this adds
+        self.told: set[str] = set()
         self._then: list[Callable[[], None]] = []
 
     def save_event(self, job_id: str, type_: str, **data: Any) -> int:
         """Append to the event log (seed 3: `database.saveEvent`) and return its number; `data` must be JSON-ready."""
-        self.saved_events += 1
+        self.told.add(job_id)
         return self[EVENTS].append(Event(units.utc_now(), job_id, type_, data))
 
     def then(self, call: Callable[[], None]) -> None:
@@ -112,6 +114,8 @@ class Store(_Tables):
         self.path = home / STORE_FILE
         self._limiter = trio.CapacityLimiter(1)
         self._new_event = trio.Event()
+        # who waits holds them
+        self._news: WeakValueDictionary[str, trio.Event] = WeakValueDictionary()
         self._waiting: list[_Change[Any]] = []
         self._is_led = False
         try:
@@ -215,14 +219,18 @@ class Store(_Tables):
             # where the disk is full SQLite rolls back itself, at times already in the middle of the transaction
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-        events = 0
+        told: set[str] = set()
         for change in together:
             if change.error is None and change.transaction is not None:
-                events += change.transaction.saved_events
+                told |= change.transaction.told
                 change.transaction.follow()
-        if events:
+        if told:
             self._new_event.set()
             self._new_event = trio.Event()
+        for job_id in told:
+            news = self._news.pop(job_id, None)
+            if news is not None:
+                news.set()
 
     def _run(self, change: _Change[Any], *, alone: bool) -> None:
         """Run one of the changes that share a transaction; what it wrote is undone where it raises."""
@@ -269,6 +277,13 @@ class Store(_Tables):
     def new_event(self) -> trio.Event:
         """The event that is set by the next commit that adds to the log; take it before reading."""
         return self._new_event
+
+    def news(self, job_id: str) -> trio.Event:
+        """Return the event that is set by the next commit that adds to the log of a job; take it before reading."""
+        found = self._news.get(job_id)
+        if found is None:
+            found = self._news[job_id] = trio.Event()
+        return found
 
     # -- the file ----------------------------------------------------------------------------------------------------
 

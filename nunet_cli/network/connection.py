@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import struct
 from contextlib import suppress
 
@@ -68,7 +69,8 @@ class Connection:
         self._queue, self._outgoing = trio.open_memory_channel[bytes](QUEUE_FRAMES)
         self.closed = trio.Event()
         self.measured = trio.Event()
-        self.opened_at = self.used_at = trio.current_time()
+        self.opened_at = self.used_at = self.heard_at = trio.current_time()
+        self._sending_since = math.inf
 
     @property
     def age(self) -> float:
@@ -79,6 +81,13 @@ class Connection:
     def idle(self) -> float:
         """Seconds since the peer last said more than that it is there."""
         return trio.current_time() - self.used_at
+
+    def problem(self, idle_timeout: float) -> str:
+        """Return why the connection is of no use any more: the peer gives no sign of life, or takes nothing."""
+        now = trio.current_time()
+        if now - self.heard_at > idle_timeout:
+            return "is silent"
+        return "does not read" if now - self._sending_since > SEND_TIMEOUT else ""
 
     async def send(self, kind: int, payload: bytes) -> None:
         """Queue a frame; waits while the queue is full.
@@ -140,7 +149,7 @@ class Connection:
             raise RejectedMessageError("answers that nobody waits for", code="rate")
 
     async def write_forever(self) -> None:
-        """Send what is queued, all that is ready at a time, until the peer stops taking it."""
+        """Send what is queued, all that is ready at a time."""
         async with self._outgoing:
             async for frame in self._outgoing:
                 frames, size = [frame], len(frame)
@@ -148,11 +157,9 @@ class Connection:
                     while size < TOGETHER:
                         frames.append(self._outgoing.receive_nowait())
                         size += len(frames[-1])
-                with trio.move_on_after(SEND_TIMEOUT) as patience:
-                    await self.channel.send_frames(*frames)
-                if patience.cancelled_caught:
-                    log.info("%s does not read: closing", self.peer.peer_id)
-                    break
+                self._sending_since = trio.current_time()
+                await self.channel.send_frames(*frames)
+                self._sending_since = math.inf
         self.scope.cancel()
 
     def close(self) -> None:

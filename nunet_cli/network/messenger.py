@@ -130,11 +130,14 @@ class Messenger:
         waiting = self._pending[envelope.id] = Waiting(to)
         last: Waiting | None = None
         reached = False
+        end = trio.current_time() + timeout
         try:
-            with trio.move_on_after(timeout):
-                if to == self._identity.did:
+            if to == self._identity.did:
+                with trio.move_on_at(end):
                     await self._to_self(envelope, raw, waiting)
-                while not waiting.arrived.is_set():
+            while not waiting.arrived.is_set() and trio.current_time() < end:
+                # one scope for all of a try: they are not for nothing
+                with trio.move_on_at(min(end, trio.current_time() + RETRY_INTERVAL)):
                     connection = await self.transport.wait_connected(key)
                     try:
                         await connection.send(ENVELOPE, raw)
@@ -142,12 +145,12 @@ class Messenger:
                         await trio.sleep(0.05)
                         continue
                     reached = True
-                    with trio.move_on_after(RETRY_INTERVAL):
-                        await waiting.arrived.wait()
-                    if waiting.trouble() == NoSpaceError.default_code:
-                        await trio.sleep(RETRY_INTERVAL)
-                        last, waiting = waiting, Waiting(to)
-                        self._pending[envelope.id] = waiting
+                    await waiting.arrived.wait()
+                if waiting.trouble() == NoSpaceError.default_code:
+                    with trio.move_on_at(min(end, trio.current_time() + RETRY_INTERVAL)):
+                        await trio.sleep_forever()
+                    last, waiting = waiting, Waiting(to)
+                    self._pending[envelope.id] = waiting
         finally:
             del self._pending[envelope.id]
         if waiting.envelope is None and last is not None:

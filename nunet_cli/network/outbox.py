@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import trio
 from msgspec import Struct
@@ -42,7 +43,8 @@ class Outbox:
     ) -> None:
         self._identity, self._transport, self._store = identity, transport, store
         self._pending, self._to_self = pending, to_self
-        self._changed = trio.Event()
+        self._woken, self._look_at = trio.Event(), 0.0
+        self._fresh: list[Outgoing] = []
         self._delivering: set[str] = set()
         # acknowledged, and still in the store: they are removed together, as no harm is done if they are sent again
         self._delivered: set[str] = set()
@@ -53,14 +55,24 @@ class Outbox:
         envelope, raw = seal(self._identity, to, type_, body, lifetime=lifetime)
         return Outgoing(envelope.id, to, type_, envelope.expires_at, raw)
 
-    def enqueue(self, t: Transaction, message: Outgoing) -> None:
-        """Put a message into the outbox as part of a change; it leaves once the change is on disk."""
+    def enqueue(self, t: Transaction, message: Outgoing, *, soon: bool = True) -> None:
+        """Put a message into the outbox as part of a change; it leaves once the change is on disk.
+
+        What need not leave at once, with `soon` False, leaves within `RETRY_INTERVAL`.
+        """
         t[OUTBOX].put(message)
-        t.then(self.wake)
+        if soon:
+            t.then(partial(self._send_soon, message))
+
+    def _send_soon(self, message: Outgoing) -> None:
+        # sent as soon as it is kept, without being looked up
+        self._fresh.append(message)
+        self._woken.set()
 
     def wake(self) -> None:
-        """Deliver what has just been put into the outbox, or can be now that a peer is there."""
-        self._changed.set()
+        """Deliver what can be delivered now that a peer is there."""
+        self._look_at = 0.0
+        self._woken.set()
 
     async def flush(self, timeout: float) -> bool:
         """Wait until nothing is left for connected peers; return whether that is so."""
@@ -81,19 +93,22 @@ class Outbox:
 
     async def deliver(self, nursery: trio.Nursery) -> None:
         """Deliver, for ever: at once what is new, and again what was not acknowledged."""
-        tidy_at = 0.0
         while True:
-            self._changed = trio.Event()
-            if trio.current_time() >= tidy_at:
-                tidy_at = trio.current_time() + RETRY_INTERVAL
-                await self._tidy()
-            for message in self._waiting():
-                if message.id not in self._delivering:
+            self._woken = trio.Event()
+            found, self._fresh = self._fresh, []
+            is_time = trio.current_time() >= self._look_at
+            if is_time:
+                self._look_at = trio.current_time() + RETRY_INTERVAL
+                found = self._waiting()
+            for message in found:
+                if message.id not in self._delivering and message.id not in self._delivered:
                     self._delivering.add(message.id)
                     name = f"delivery of {message.type}"
                     self._transport.supervisor.start_soon(nursery, name, self._deliver, message)
-            with trio.move_on_after(RETRY_INTERVAL):
-                await self._changed.wait()
+            if is_time:
+                await self._tidy()
+            with trio.move_on_at(self._look_at):
+                await self._woken.wait()
 
     async def _tidy(self) -> None:
         await self._forget_delivered()

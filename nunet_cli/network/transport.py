@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import math
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -19,7 +18,7 @@ from nunet_cli.config import NetworkConfig
 from nunet_cli.errors import NodeError, PeerError, RejectedMessageError
 from nunet_cli.network import secure_channel
 from nunet_cli.network.addresses import Address, format_address, parse_address
-from nunet_cli.network.connection import ANSWERS, PING, PONG, SIGNS_OF_LIFE, Connection
+from nunet_cli.network.connection import ANSWERS, PING, PONG, SEND_TIMEOUT, SIGNS_OF_LIFE, Connection
 from nunet_cli.network.discovery import local_addresses
 from nunet_cli.network.identity import Identity
 from nunet_cli.network.links import Links, TcpLinks
@@ -323,17 +322,7 @@ class TcpTransport:
 
     async def _read(self, connection: Connection) -> None:
         peer = connection.peer
-        silence = trio.CancelScope()
-        with silence:
-            await self._take_frames(connection, silence)
-        if silence.cancelled_caught:
-            log.info("%s is silent: closing", peer.peer_id)
-
-    async def _take_frames(self, connection: Connection, silence: trio.CancelScope) -> None:
-        """Take what a peer sends, until it ends or has been silent for `idle_timeout`."""
-        peer = connection.peer
         while True:
-            silence.deadline = trio.current_time() + self._config.idle_timeout
             try:
                 frame = await connection.channel.receive_frame()
             except RejectedMessageError as error:
@@ -341,7 +330,7 @@ class TcpTransport:
                     self.rejections[error.code] += 1
                 log.debug("connection to %s ended: %s", peer.peer_id, error)
                 return
-            silence.deadline = math.inf
+            connection.heard_at = trio.current_time()
             self.peers.seen(peer)
             kind = frame[0] if frame else 0
             if kind not in SIGNS_OF_LIFE:
@@ -368,13 +357,15 @@ class TcpTransport:
             raise RejectedMessageError(f"unknown kind of frame {kind}", code="unknown_frame")
 
     async def _keep_alive(self, connection: Connection) -> None:
-        # a round trip at once measures the distance; later ones show that the peer is still there
-        while True:
-            try:
+        """Measure the distance at once; then see that the peer is there and reads, and end the connection if not."""
+        # one look at all, now and then: a deadline for each frame would cost as much as the frame
+        idle = float(self._config.idle_timeout)
+        while not (problem := connection.problem(idle)):
+            with trio.move_on_after(1):
                 await connection.ping()
-            except PeerError:
-                return
-            await trio.sleep(self._config.idle_timeout / 3)
+            await trio.sleep(min(idle, SEND_TIMEOUT) / 3)
+        log.info("%s %s: closing", connection.peer.peer_id, problem)
+        connection.scope.cancel()
 
     async def ping(self, public_key: bytes) -> float:
         """Measure one round trip to a peer, in seconds; the caller sets the timeout."""

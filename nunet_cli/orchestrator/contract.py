@@ -128,14 +128,26 @@ async def _propose(ctx: Contracting, job: Job) -> ContractRecord:
     if not await _ask_until(ctx, job.id, bid.offer.timeout, partial(validate_provider, ctx, bid.did, database)):
         raise ContractError(f"the provider {bid.did} is not verified", code=PROVIDER_REFUSED)
     document = generate_job_contract(ctx, job, bid, database, oracle)
+    return await ctx.store.change(lambda t: _keep_proposal(t, t[JOBS].one(job.id), bid, document))
+
+
+def propose_at_once(ctx: Contracting, t: Transaction, job: Job, bid: BidRecord) -> None:
+    """Propose the contract in the change that keeps the lock, where all that takes is known; else the stage does it."""
+    needs = required_capability(decode_spec(job.spec), ctx.config.kyc.verifiers)
+    try:
+        paid = check_payment_info(bid.offer.price, bid.offer.time.duration)
+        database, oracle = ctx.roles.find(DATABASE, paid=paid), ctx.roles.find(ORACLE, paid=paid)
+    except NunetError:
+        return
+    if not needs.kycs and ctx.verified.knows(database, bid.did):
+        _keep_proposal(t, job, bid, generate_job_contract(ctx, job, bid, database, oracle))
+
+
+def _keep_proposal(t: Transaction, job: Job, bid: BidRecord, document: Document) -> ContractRecord:
     contract = contract_record(document, "requester", job.spec)
-
-    def change(t: Transaction) -> None:
-        transition(t, t[JOBS].one(job.id), "propose", by=REQUESTER, about=bid.id, contract_id=contract.id)
-        t[CONTRACTS].put(contract)
-        t.save_event(job.id, "contract_proposed", contract_id=contract.id, deposit=contract.deposit)
-
-    await ctx.store.change(change)
+    transition(t, job, "propose", by=REQUESTER, about=bid.id, contract_id=contract.id)
+    t[CONTRACTS].put(contract)
+    t.save_event(job.id, "contract_proposed", contract_id=contract.id, deposit=contract.deposit)
     return contract
 
 
@@ -351,10 +363,14 @@ def recorded_with(ctx: Dealing, contract_id: str, database: str) -> ContractReco
     return contract
 
 
-def _on_registered(ctx: Dealing, message: Incoming) -> Change:
+def _on_registered(ctx: Dealing, message: Incoming) -> Change | None:
     """Keep the proof that the contract database sends to the party that did not register the contract itself."""
     body: ContractRegistered = message.body
-    check_proof(body.proof, recorded_with(ctx, body.contract_id, message.sender).document)
+    known = recorded_with(ctx, body.contract_id, message.sender)
+    check_proof(body.proof, known.document)
+    if known.proof is not None:
+        # it came with the invocation
+        return None
 
     def change(t: Transaction) -> None:
         contract = t[CONTRACTS].one(body.contract_id)
@@ -376,7 +392,7 @@ def note_balance(t: Transaction, database: str, balance: str) -> None:
 def register(ctx: Dealing) -> None:
     """Take the proof of what the other party has registered; know the answers of provider and contract database."""
 
-    async def on_registered(message: Incoming) -> Change:
+    async def on_registered(message: Incoming) -> Change | None:
         return _on_registered(ctx, message)
 
     ctx.messenger.register("contract_registered", ContractRegistered, on_registered)

@@ -265,7 +265,7 @@ async def follow(ctx: Following, job_id: str) -> Job:
     beat = ctx.config.limits.heartbeat
     began, asked = trio.current_time(), -math.inf
     while True:
-        changed = ctx.store.new_event
+        changed = ctx.store.news(job_id)
         job = find_job(ctx.store, job_id)
         if job.state not in _RUNS:
             return job

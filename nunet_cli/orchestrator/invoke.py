@@ -110,7 +110,7 @@ async def send_inputs(ctx: Serving, job_id: str) -> Job:
     """
     quiet_since = trio.current_time()
     while True:
-        event = ctx.store.new_event
+        event = ctx.store.news(job_id)
         job = find_job(ctx.store, job_id)
         if job.state != "invoked" or not any(part.inputs for part in programs(decode_spec(job.spec))):
             return job

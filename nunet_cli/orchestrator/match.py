@@ -42,6 +42,7 @@ from nunet_cli.records.bids import BID_REQUESTS, BIDS, Bid, BidRecord, BidReques
 from nunet_cli.records.identifiers import key_from_did, peer_cid_from_key, peer_id_from_key
 from nunet_cli.records.jobs import JOBS, Job, Waiting
 from nunet_cli.records.machine import CLOCK, REQUESTER
+from nunet_cli.supervise import meanwhile
 
 log = logging.getLogger("nunet.match")
 
@@ -115,9 +116,7 @@ async def match(ctx: Matching, job_id: str, *, timeout: float | None = None) -> 
         again = min(spec.time.deadline, units.format_time(units.now() + timedelta(seconds=pause)))
         await _wait(ctx, job.id, again, "every provider asked declined")
     while True:
-        request = await _new_bid_request(ctx, find_job(ctx.store, job.id), spec)
-        named = [job.topic] if job.topic else []
-        await publish_bid_request(ctx, request, *named, push=job.push, timeout=search)
+        request = await _search(ctx, find_job(ctx.store, job.id), spec, search)
         try:
             return await select_best_bid(ctx, job.id, request.id)
         except NoBidError as error:
@@ -128,6 +127,20 @@ async def match(ctx: Matching, job_id: str, *, timeout: float | None = None) -> 
             tries += 1
             known = frozenset(peer.did for peer in ctx.topics.subscribers(request.topic))
             await _wait(ctx, job.id, again, error.message, known)
+
+
+async def _search(ctx: Matching, job: Job, spec: JobSpec, timeout: float) -> BidRequest:
+    """Send a bid request while it is kept here, and return it once everybody has answered, or the time is over."""
+    request, change = _new_bid_request(ctx, job, spec)
+    kept = trio.Event()
+
+    async def keep() -> None:
+        await ctx.store.change(change)
+        kept.set()
+
+    named = [job.topic] if job.topic else []
+    await meanwhile(keep, partial(publish_bid_request, ctx, request, *named, push=job.push, timeout=timeout, kept=kept))
+    return request
 
 
 async def _expire(ctx: HasStore, job_id: str, error: NoBidError) -> None:
@@ -162,7 +175,8 @@ async def _wait(ctx: Awaiting, job_id: str, until: str, what: str, known: frozen
             break
 
 
-async def _new_bid_request(ctx: Requesting, job: Job, spec: JobSpec) -> BidRequest:
+def _new_bid_request(ctx: Requesting, job: Job, spec: JobSpec) -> tuple[BidRequest, Callable[[Transaction], None]]:
+    """Return a new bid request for a job, and the change that keeps it."""
     search = timedelta(seconds=ctx.config.default_search_timeout)
     request = BidRequest(
         id=new_id("request"), job_id=job.id, requester=ctx.identity.node_id, name=spec.name,
@@ -180,18 +194,25 @@ async def _new_bid_request(ctx: Requesting, job: Job, spec: JobSpec) -> BidReque
             t, job.id, "search", by=REQUESTER, said=said, bid_request_id=request.id, error=None, waiting=None
         )  # fmt: skip
 
-    await ctx.store.change(change)
-    return request
+    return request, change
 
 
 async def publish_bid_request(
-    ctx: Searching, request: BidRequest, *topics: str, push: str = "", timeout: float = 10
+    ctx: Searching, request: BidRequest, *topics: str, push: str = "", timeout: float = 10, kept: trio.Event
 ) -> None:
     """Send a bid request to every subscriber of its topics, or to one peer, and register what they answer.
 
     Peers that appear during the search are asked as well, whoever has not answered is asked again, and peers that are
     not connected get the request by relay. It ends when everybody known has answered, when there are enough bids, or
     after `timeout` seconds (seed 2: `publishBidRequest`).
+
+    Args:
+        ctx: the node's parts.
+        request: what is sent.
+        topics: whose subscribers are asked; that of the request where none is given.
+        push: the only peer to ask, by its DID.
+        timeout: seconds, at most.
+        kept: is set once the request is in the store: nothing goes by relay before, as such an answer is looked up.
     """
     asked: set[str] = set()
     waiting: set[str] = set()
@@ -210,7 +231,7 @@ async def publish_bid_request(
                 if not push and not relayed.begun and _is_settled(ctx):
                     relayed.begun = True
                     ctx.supervisor.start_soon(
-                        nursery, "publishing", _relay, ctx, request, topics or (request.topic,), relayed, timeout
+                        nursery, "publishing", _relay, ctx, request, topics or (request.topic,), relayed, timeout, kept
                     )
                 settled = bool(push) or (_is_settled(ctx) and relayed.done and trio.current_time() >= relayed.patience)
                 everybody = bool(asked or relayed.count) and not waiting and settled
@@ -234,8 +255,9 @@ def _subscribers(ctx: HasTopics, topics: tuple[str, ...]) -> list[str]:
 
 
 async def _relay(
-    ctx: Relaying, request: BidRequest, topics: tuple[str, ...], relayed: _Relayed, timeout: float
+    ctx: Relaying, request: BidRequest, topics: tuple[str, ...], relayed: _Relayed, timeout: float, kept: trio.Event
 ) -> None:
+    await kept.wait()
     for topic in topics:
         relayed.count += await ctx.relay.publish(topic, "bid_request", request, lifetime=timeout + 5)
     if relayed.count:

@@ -12,7 +12,7 @@ from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import ContractError, NoSpaceError, NunetError, PeerError, StateError
 from nunet_cli.orchestrator.changes import advance, error_record, find_job
-from nunet_cli.orchestrator.contract import PROVIDER_REFUSED, TRANSIENT, Contracting, close_contract
+from nunet_cli.orchestrator.contract import PROVIDER_REFUSED, TRANSIENT, Contracting, close_contract, propose_at_once
 from nunet_cli.orchestrator.execute import Following, follow
 from nunet_cli.orchestrator.invoke import invoke
 from nunet_cli.orchestrator.match import Matching, match
@@ -65,7 +65,7 @@ async def next_stage(ctx: Orchestrating, job: Job) -> None:
     if state in ("posted", "matching", "expired"):
         await match(ctx, job_id)
     elif state == "matched":
-        await request(ctx, job_id)
+        await request(ctx, job_id, partial(propose_at_once, ctx))
     elif state == "requested":
         await _contract(ctx, job_id)
     elif state == "contracted":

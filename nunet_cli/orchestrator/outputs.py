@@ -37,6 +37,8 @@ class Reading(HasBlobs, HasThreads, Dealing, Protocol):
 async def collect_outputs(ctx: Collecting, job_id: str) -> Job:
     """Fetch the outputs and logs of a job that ended, each checked against its content id; return the job.
 
+    Where there are none that is all: what follows notes that they are here, with `note_collected`.
+
     Raises:
         PeerError: the provider does not give them.
         RejectedMessageError: it gave something else.
@@ -46,16 +48,26 @@ async def collect_outputs(ctx: Collecting, job_id: str) -> Job:
         return job
     result = job.result
     total = await fetch_outputs(ctx, ctx.store[CONTRACTS].one(job.contract_id), result)
+    if is_empty(result):
+        return job
+    return await ctx.store.change(lambda t: note_collected(t, job, total))
 
-    def change(t: Transaction) -> Job:
-        current = t[JOBS].one(job.id)
-        if current.contract_id != job.contract_id or current.collected:
-            # it has gone on with another provider, or somebody else has fetched them
-            return current
-        t.save_event(job.id, "outputs_received", count=len(result.outputs), bytes=total)
-        return change_job(t, job.id, collected=True)
 
-    return await ctx.store.change(change)
+def is_empty(result: Result) -> bool:
+    """Say whether a job has left nothing, not even a line of its logs."""
+    return not (result.outputs or result.stdout_size or result.stderr_size)
+
+
+def note_collected(t: Transaction, job: Job, size: int) -> Job:
+    """Note that a job's outputs and logs are here, with their bytes in all; return the job as it is then.
+
+    One that has gone on with another provider, or was noted before, is left as it is.
+    """
+    current = t[JOBS].one(job.id)
+    if current.contract_id != job.contract_id or current.collected or job.result is None:
+        return current
+    t.save_event(job.id, "outputs_received", count=len(job.result.outputs), bytes=size)
+    return change_job(t, job.id, collected=True)
 
 
 async def fetch_outputs(ctx: Fetching, contract: ContractRecord, result: Result) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec import structs
+
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import (
     DisputedError,
@@ -19,7 +21,6 @@ from nunet_cli.records.contracts import (
     REQUESTER,
     Message,
     Receipt,
-    Settled,
 )
 from nunet_cli.records.documents import Document
 from nunet_cli.records.jobs import JOBS, Job
@@ -66,7 +67,7 @@ def note_dispute(t: Transaction, contract_id: str, error: DisputedError) -> None
         advance(t, job.id, "dispute", by=DATABASE, about=contract_id, said=said, error=error_record(error))
 
 
-def keep_receipt(t: Transaction, contract_id: str, settled: Settled | Message) -> None:
+def keep_receipt(t: Transaction, contract_id: str, settled: Message) -> None:
     """Keep a receipt, once: the contract's state, the movement on this node's own account, and the balance."""
     contract = t[CONTRACTS].one(contract_id)
     content = settled.receipt.read(Receipt)
@@ -88,7 +89,16 @@ def keep_receipt(t: Transaction, contract_id: str, settled: Settled | Message) -
     note_balance(t, content.contract_database, settled.balance)
 
 
-def keep_second_result(t: Transaction, contract_id: str, settled: Settled | Message) -> None:
+def keep_message(t: Transaction, contract_id: str, message: Message) -> None:
+    """Keep the closing message of a contract, and the receipt that comes with it, once."""
+    keep_receipt(t, contract_id, message)
+    contract = t[CONTRACTS].one(contract_id)
+    if not contract.told:
+        t[CONTRACTS].put(structs.replace(contract, message=message.text, told=True))
+        t.save_event(contract.job_id, "message", contract_id=contract.id, text=message.text, role=contract.role)
+
+
+def keep_second_result(t: Transaction, contract_id: str, settled: Message) -> None:
     """Keep the receipt of a contract that was closed by another result than the provider gave here; the job fails."""
     contract = t[CONTRACTS].one(contract_id)
     if contract.receipt is not None:

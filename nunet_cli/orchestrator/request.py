@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from typing import Any, Protocol
@@ -27,6 +28,8 @@ from nunet_cli.records.jobs import JOBS, Job, Refusal
 from nunet_cli.records.machine import PROVIDER, REQUESTER
 from nunet_cli.records.messages import DeclineJobRequest, JobRequest, TimeoutJobRequest
 
+Also = Callable[[Transaction, Job, BidRecord], None]
+
 
 class Requested(Assessing, HasMessenger, Protocol):
     """Takes job requests."""
@@ -39,10 +42,15 @@ class Locking(HasAccounting, HasConfig, Protocol):
 # -- requester ---------------------------------------------------------------------------------------------------------
 
 
-async def request(ctx: Dealing, job_id: str) -> Job:
+async def request(ctx: Dealing, job_id: str, also: Also | None = None) -> Job:
     """Get the resources of the best bid locked, walking the shortlist; a job that has them already is left as it is.
 
     A job with a deadline goes back to the search when nobody on the shortlist takes it.
+
+    Args:
+        ctx: the node's parts.
+        job_id: the job.
+        also: what follows from the lock, and is kept in the same change.
 
     Raises:
         StateError: the job is not at this stage.
@@ -61,10 +69,10 @@ async def request(ctx: Dealing, job_id: str) -> Job:
         # a busy provider is free a moment later: its bid said when
         await trio.sleep(min(SOON, start_delay(bid.offer, units.utc_now())))
         if check_resource_lock(bid.offer):
-            return await _requested(ctx, job.id, place, bid)
+            return await _requested(ctx, job.id, place, bid, also)
         locked = await _try_bid(ctx, bid)
         if isinstance(locked, BidRecord):
-            return await _requested(ctx, job.id, place, locked)
+            return await _requested(ctx, job.id, place, locked, also)
         left = await ctx.store.change(partial(_note_refusal, job_id=job.id, place=place, bid=bid, reason=locked))
         if left.state != "matched":
             # that was the last one, or the job was called off in the meantime
@@ -144,13 +152,16 @@ async def query_peer(ctx: Asking, did: str, body: JobRequest) -> Incoming:
     return await ctx.messenger.request(did, "job_request", body, timeout=ctx.config.limits.answer_timeout)
 
 
-async def _requested(ctx: HasStore, job_id: str, place: int, bid: BidRecord) -> Job:
+async def _requested(ctx: HasStore, job_id: str, place: int, bid: BidRecord, also: Also | None) -> Job:
     def change(t: Transaction) -> Job:
-        transition(t, bid, "lock", by=PROVIDER, bid=bid.offer, evidence=bid.evidence)
+        locked = transition(t, bid, "lock", by=PROVIDER, bid=bid.offer, evidence=bid.evidence)
         said = {"bid_id": bid.id, "bidder": bid.bidder.peer_id, "locked_until": bid.offer.timeout}
-        return advance(
+        job = advance(
             t, job_id, "lock", by=PROVIDER, about=bid.bid_request_id, said=said, place=place, bid_id=bid.id
         )  # fmt: skip
+        if also is not None:
+            also(t, job, locked)
+        return job
 
     return await ctx.store.change(change)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from datetime import timedelta
+from functools import partial
 from typing import Protocol
 
 from msgspec import structs
@@ -23,12 +24,12 @@ from nunet_cli.orchestrator import disputes, execute
 from nunet_cli.orchestrator.changes import advance, find_job
 from nunet_cli.orchestrator.execute import Following
 from nunet_cli.orchestrator.needs import Dealing, HasConfig, HasMessenger, HasStore
-from nunet_cli.orchestrator.outputs import Collecting, collect_outputs
+from nunet_cli.orchestrator.outputs import Collecting, collect_outputs, is_empty, note_collected
 from nunet_cli.orchestrator.receipts import (
     SEE_EVIDENCE,
     finish_job,
     finish_unattended,
-    keep_receipt,
+    keep_message,
     keep_second_result,
     note_dispute,
     other_result,
@@ -45,7 +46,6 @@ from nunet_cli.records.contracts import (
     Message,
     Receipt,
     SettleContract,
-    Settled,
     Verdict,
 )
 from nunet_cli.records.documents import Document, require_signature
@@ -104,17 +104,33 @@ async def settle(ctx: Settling, job_id: str) -> Job:
             ) from None  # fmt: skip
         log.info("the logs of %s cannot be fetched: %s", job.id, error)
     contract = ctx.store[CONTRACTS].one(contract.id)
+    verdict = await verify_job(ctx, contract) if contract.receipt is None else None
+
+    def note(t: Transaction) -> None:
+        if is_empty(result):
+            note_collected(t, job, 0)
+        if verdict is not None:
+            _note_verdict(t, job.id, contract, verdict)
+
+    def finish(t: Transaction, receipt: Document) -> Job:
+        note(t)
+        return finish_job(t, job.id, receipt, result)
+
     if contract.receipt is not None:
-        receipt = contract.receipt
-        return await ctx.store.change(lambda t: finish_job(t, job.id, receipt, result))
-    verdict = await verify_job(ctx, contract)
-    if verdict is not None:
-        await _note_verdict(ctx, job.id, contract, verdict)
-    settled = await _ask_to_settle(ctx, contract, verdict)
+        return await ctx.store.change(partial(finish, receipt=contract.receipt))
+    is_well = verdict is None or verdict.read(JobVerificationResult).verdict == "verified"
+    if not is_well:
+        await ctx.store.change(note)
+    try:
+        settled = await _ask_to_settle(ctx, contract, verdict)
+    except NunetError:
+        await ctx.store.change(note)
+        raise
+    # what is kept here together, the verdict among it, would be asked and answered in the same way again until then
 
     def change(t: Transaction) -> Job:
-        keep_receipt(t, contract.id, settled)
-        return finish_job(t, job.id, settled.receipt, result)
+        keep_message(t, contract.id, settled)
+        return finish(t, settled.receipt)
 
     return await ctx.store.change(change)
 
@@ -192,24 +208,23 @@ async def verify_job(ctx: Dealing, contract: ContractRecord, *, reexecute: bool 
     return verdict
 
 
-async def _note_verdict(ctx: HasStore, job_id: str, contract: ContractRecord, verdict: Document) -> None:
+def _note_verdict(t: Transaction, job_id: str, contract: ContractRecord, verdict: Document) -> None:
     content = verdict.read(JobVerificationResult)
     failed = [f"{check.name}: {check.detail}" for check in content.checks if not check.passed]
-
-    def change(t: Transaction) -> None:
-        t[CONTRACTS].put(structs.replace(t[CONTRACTS].one(contract.id), verdict=verdict))
-        job = t[JOBS].one(job_id)
-        if job.contract_id != contract.id:
-            return
-        said = {"verdict": content.verdict, "checks": len(content.checks), "failed": failed}
-        # a failed job is never verified: its verdict only says that the time used is right
-        did_well = job.result is not None and job.result.state == "completed"
-        if job.state == "completed" and content.verdict == "verified" and did_well:
-            advance(t, job_id, "verify", by=ORACLE, about=contract.id, said=said)
-        else:
-            t.save_event(job_id, f"result_{content.verdict}", **said)
-
-    await ctx.store.change(change)
+    known = t[CONTRACTS].one(contract.id)
+    if known.verdict == verdict:
+        return
+    t[CONTRACTS].put(structs.replace(known, verdict=verdict))
+    job = t[JOBS].one(job_id)
+    if job.contract_id != contract.id:
+        return
+    said = {"verdict": content.verdict, "checks": len(content.checks), "failed": failed}
+    # a failed job is never verified: its verdict only says that the time used is right
+    did_well = job.result is not None and job.result.state == "completed"
+    if job.state == "completed" and content.verdict == "verified" and did_well:
+        advance(t, job_id, "verify", by=ORACLE, about=contract.id, said=said)
+    else:
+        t.save_event(job_id, f"result_{content.verdict}", **said)
 
 
 async def close(ctx: Dealing, contract: ContractRecord, verdict: Document | None) -> Document:
@@ -220,11 +235,11 @@ async def close(ctx: Dealing, contract: ContractRecord, verdict: Document | None
         ContractError: refused, or no answer.
     """
     settled = await _ask_to_settle(ctx, contract, verdict)
-    await ctx.store.change(lambda t: keep_receipt(t, contract.id, settled))
+    await ctx.store.change(lambda t: keep_message(t, contract.id, settled))
     return settled.receipt
 
 
-async def _ask_to_settle(ctx: Dealing, contract: ContractRecord, verdict: Document | None) -> Settled:
+async def _ask_to_settle(ctx: Dealing, contract: ContractRecord, verdict: Document | None) -> Message:
     """Have the contract database settle, and return what it answers; what it refused is kept here."""
     assert contract.result is not None
     body = SettleContract(contract.id, contract.result, verdict)
@@ -232,9 +247,9 @@ async def _ask_to_settle(ctx: Dealing, contract: ContractRecord, verdict: Docume
         answer = await ctx.messenger.request(
             contract.contract_database, "settle_contract", body, timeout=ctx.config.limits.answer_timeout
         )
-        if not isinstance(answer.body, Settled):
+        if not isinstance(answer.body, Message) or answer.body.contract_id != contract.id:
             raise RejectedMessageError("the contract database did not answer with a receipt", code="bad_answer")
-        settled: Settled = answer.body
+        settled: Message = answer.body
         other = other_result(contract, settled.receipt)
     except NunetError as error:
         if error.code == DisputedError.default_code:
@@ -260,7 +275,6 @@ def register(ctx: Receiving) -> None:
 
     ctx.messenger.register("message", Message, on_message)
     ctx.messenger.register("job_verification_result", Verdict)
-    ctx.messenger.register("settled", Settled)
     ctx.messenger.register("account_statement", AccountStatement)
 
 
@@ -278,10 +292,7 @@ def _on_message(ctx: HasStore, message: Incoming) -> Change:
         if (other if same else other_result(contract, body.receipt)) is not None:
             keep_second_result(t, contract.id, body)
             return
-        keep_receipt(t, contract.id, body)
-        if contract.receipt is None or not contract.told:
-            t[CONTRACTS].put(structs.replace(t[CONTRACTS].one(contract.id), message=body.text, told=True))
-            t.save_event(contract.job_id, "message", contract_id=contract.id, text=body.text, role=contract.role)
+        keep_message(t, contract.id, body)
         if contract.role == REQUESTER and contract.result is not None:
             finish_unattended(t, contract.job_id, body.receipt, contract.result.read(Result))
 

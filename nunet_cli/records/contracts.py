@@ -178,15 +178,11 @@ class SettleContract(Struct, forbid_unknown_fields=True, frozen=True):
     verdict: Document | None = None
 
 
-class Settled(Struct, forbid_unknown_fields=True, frozen=True):
-    """The signed receipt, and the asking party's balance after it."""
-
-    receipt: Document
-    balance: Amount
-
-
 class Message(Struct, forbid_unknown_fields=True, frozen=True):
-    """What both parties are told at the end of business (seed 7: `orchestrator.message`)."""
+    """What both parties are told at the end of business (seed 7: `orchestrator.message`), with their own balance.
+
+    Who has it settled gets it as the answer.
+    """
 
     contract_id: Id
     text: Text

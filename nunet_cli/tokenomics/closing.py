@@ -52,7 +52,7 @@ class Closing:
 
     def close(
         self, t: Transaction, record: RegisteredContract, due: int, reason: str, *, by: str, at: str,
-        completed: bool = False, result_cid: str = "", **changes: Any,
+        completed: bool = False, result_cid: str = "", asker: str = "", **changes: Any,
     ) -> Document:  # fmt: skip
         """Close a contract, as part of a change; return the signed receipt.
 
@@ -65,6 +65,7 @@ class Closing:
             at: the present time.
             completed: it is settled even where nothing is due.
             result_cid: the result that it is closed by, where it is by one.
+            asker: the party that is told by the answer to what it asks, and not once more.
             changes: what else is new in the record.
 
         Raises:
@@ -89,8 +90,13 @@ class Closing:
         event = "settle" if outcome == "settled" else "refund"
         transition(t, record, event, by=by, about=record.id, receipt=receipt, **changes)
         t.save_event(contract.job_id, f"contract_{outcome}", contract_id=record.id, paid=paid)
-        text = reason if reason == FULFILLED else f"Contract {outcome}: {reason}"
-        for did in (contract.requester, contract.provider):
+        text = closing_text(receipt.read(Receipt))
+        for did in (did for did in (contract.requester, contract.provider) if did != asker):
             balance = units.format_amount(ledger.balance(t, did))
             self._tell(t, did, "message", Message(record.id, text, receipt, balance))
         return receipt
+
+
+def closing_text(receipt: Receipt) -> str:
+    """Return what a party is told at the end of business."""
+    return receipt.reason if receipt.reason == FULFILLED else f"Contract {receipt.outcome}: {receipt.reason}"

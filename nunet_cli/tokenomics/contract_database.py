@@ -27,17 +27,18 @@ from nunet_cli.records.contracts import (
     CheckKyc,
     Contract,
     ContractStatus,
+    Message,
     ProofOfContract,
+    Receipt,
     RegisterContract,
     SettleContract,
-    Settled,
     StatementEntry,
 )
 from nunet_cli.records.disputes import AskDispute, Decision, Dispute, DisputeContract, EvidenceDocument
 from nunet_cli.records.documents import Document
 from nunet_cli.tokenomics import chain, ledger
 from nunet_cli.tokenomics import dispute as disputes
-from nunet_cli.tokenomics.closing import Closing, contract_of
+from nunet_cli.tokenomics.closing import Closing, closing_text, contract_of
 from nunet_cli.tokenomics.disputing import Disputing, result_among
 from nunet_cli.tokenomics.refunding import Refunding
 from nunet_cli.tokenomics.registering import Registering
@@ -75,7 +76,9 @@ class ContractDatabase:
 
     def _tell(self, t: Transaction, did: str, type_: str, body: Struct) -> None:
         outbox = self._messenger.outbox
-        outbox.enqueue(t, outbox.outgoing(did, type_, body, lifetime=MESSAGE_LIFETIME))
+        # a provider gets the proof with its invocation, most often: it is told what is most often known by then
+        soon = type_ != "contract_registered"
+        outbox.enqueue(t, outbox.outgoing(did, type_, body, lifetime=MESSAGE_LIFETIME), soon=soon)
 
     # -- for the operator, and for who has this node in the same process ---------------------------------------------
 
@@ -179,14 +182,17 @@ class ContractDatabase:
         request: SettleContract = message.body
         record = contract_of(self._store, request.contract_id, message.sender)
         if record.receipt is not None:
-            return "settled", Settled(record.receipt, self.registry.balance(self._store, message.sender))
+            return "message", self._message(self._store, record.id, record.receipt, message.sender)
         return partial(self._settle, request, message.sender, read_claim(record, request))
 
     def _settle(self, request: SettleContract, sender: str, claim: Claim, t: Transaction) -> Answer:
         settled = self._settling.settle(t, request, sender, claim)
         if isinstance(settled, NunetError):
             return "error_message", error_message(settled)
-        return "settled", Settled(settled, self.registry.balance(t, sender))
+        return "message", self._message(t, request.contract_id, settled, sender)
+
+    def _message(self, source: Store | Transaction, contract_id: str, receipt: Document, did: str) -> Message:
+        return Message(contract_id, closing_text(receipt.read(Receipt)), receipt, self.registry.balance(source, did))
 
     async def _on_dispute(self, message: Incoming) -> Answer | Change:
         request: DisputeContract = message.body

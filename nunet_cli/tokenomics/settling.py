@@ -107,7 +107,7 @@ class Settling:
         party = REQUESTER if sender == record.requester else PROVIDER
         return self._closing.close(
             t, record, due, reason, by=party, at=now, completed=completed, result_cid=request.result.cid,
-            result=request.result, result_at=now,
+            result=request.result, result_at=now, asker=sender,
         )  # fmt: skip
 
     def _dispute(

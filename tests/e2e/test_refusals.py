@@ -27,7 +27,7 @@ from nunet_cli.node.opening import open_node
 from nunet_cli.records.bids import BIDS, CapabilityComparator
 from nunet_cli.records.books import ACCOUNTS
 from nunet_cli.records.contract_records import CONTRACTS
-from nunet_cli.records.contracts import Contract, Proof, ProofOfContract, Receipt, Settled
+from nunet_cli.records.contracts import Contract, Message, Proof, ProofOfContract, Receipt
 from nunet_cli.records.documents import make_document
 from nunet_cli.records.identifiers import content_id
 from nunet_cli.records.jobs import JOBS
@@ -300,7 +300,9 @@ async def receipt_of_another(there: Others) -> None:
         "2026-01-01T00:00:00.000Z", content_id(b""),
     )  # fmt: skip
     signed = make_document(receipt).sign(there.authority.identity, "contract-database")
-    await instead(AUTHORITY, "settle_contract", lambda _: ("settled", Settled(signed, "1")))(there)
+    await instead(
+        AUTHORITY, "settle_contract", lambda asked: ("message", Message(asked.body.contract_id, "paid", signed, "1"))
+    )(there)
 
 
 def another_allocation(node: Node, _: Any, said: Any) -> Any:

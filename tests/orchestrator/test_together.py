@@ -74,7 +74,8 @@ async def test_a_bid_request_that_comes_by_two_ways_gets_one_bid(market: MarketO
 async def test_of_two_bids_of_one_bidder_the_first_counts(market: MarketOf) -> None:
     async with market() as m:
         job = await at_stage(m)
-        asking = await match._new_bid_request(m.requester.ctx, job, decode_spec(job.spec))
+        asking, keep = match._new_bid_request(m.requester.ctx, job, decode_spec(job.spec))
+        await m.requester.ctx.store.change(keep)
         offer = await m.provider.ctx.store.change(
             await looked_at(m.provider, m.requester, "bid_request", asking)
         )  # fmt: skip

@@ -34,12 +34,12 @@ from nunet_cli.records.contracts import (
     Contract,
     ContractRegistered,
     JobVerificationResult,
+    Message,
     Proof,
     ProofOfContract,
     Receipt,
     RegisterContract,
     SettleContract,
-    Settled,
     Terms,
     deadline_of,
     sign_by_of,
@@ -254,7 +254,7 @@ async def test_both_parties_settle_together_and_one_payment_is_made(market: Mark
         body = papers.to_settle(papers.result())
         nodes = [m.requester, m.provider] if first == REQUESTER else [m.provider, m.requester]
         ends = await together(m, *(lambda node=node: ask(node, m, "settle_contract", body) for node in nodes))
-        assert all(isinstance(end, Settled) for end in ends), ends
+        assert all(isinstance(end, Message) for end in ends), ends
         assert ends[0].receipt == ends[1].receipt == papers.recorded().receipt
         assert money(m) == (OPENING - QUARTER, OPENING + QUARTER, 0)
         paid = m.authority.ctx.store[LEDGER].by("contract_id", papers.id)
@@ -454,7 +454,7 @@ async def test_a_settlement_and_the_end_of_the_window_come_together(market: Mark
         assert outcome == papers.recorded().state in REGISTERED.ends
         paid = QUARTER if outcome == "settled" else 0
         assert money(m) == (OPENING - paid, OPENING + paid, 0), ends
-        settled = next(end for end in ends if isinstance(end, Settled))
+        settled = next(end for end in ends if isinstance(end, Message))
         assert settled.receipt == receipt
 
 

@@ -152,7 +152,7 @@ async def test_a_signature_lapses_where_the_contract_is_not_registered_in_time(
     async with market() as m:
         job_id = await m.post(spec())
         await up_to(m, job_id, 2)
-        monkeypatch.setattr(contract, "_register", _never)
+        monkeypatch.setattr(contract, "register_contract", _never)
         with pytest.raises(ContractError):
             await contract.close_contract(m.requester.ctx, job_id)
         document = record_of(m.requester, job_id).document
