@@ -127,6 +127,9 @@ class Market:
             times = {"deadline": now} if table is CONTRACTS else {"deadline": now, "window_from": now}
             past = structs.replace(node.ctx.store[table].one(contract_id), **times)
             await node.ctx.store.change(lambda t, table=table, past=past: t[table].put(past))  # type: ignore[misc]
+        self.provider.ctx.closings.look(contract_id)
+        assert self.authority.contract_database is not None
+        self.authority.contract_database.expect("")
 
     def balances(self) -> dict[str, int]:
         return {row.id: row.balance for row in self.authority.ctx.store[ACCOUNTS].all()}

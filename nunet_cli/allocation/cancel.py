@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from typing import Protocol
 
 import trio
@@ -15,7 +16,15 @@ from nunet_cli.database.transition import transition
 from nunet_cli.network.messenger import Answer, Change, Incoming
 from nunet_cli.orchestrator import execute
 from nunet_cli.orchestrator.bid import sent_bid
-from nunet_cli.orchestrator.needs import Asking, HasAccounting, HasIdentity, HasMessenger, HasStore, HasTasks
+from nunet_cli.orchestrator.needs import (
+    Asking,
+    HasAccounting,
+    HasClosings,
+    HasIdentity,
+    HasMessenger,
+    HasStore,
+    HasTasks,
+)
 from nunet_cli.orchestrator.retry import CANCEL_LIFETIME
 from nunet_cli.records.allocations import ALLOCATION_ENDS, ALLOCATIONS, Allocation
 from nunet_cli.records.bids import BID
@@ -29,7 +38,7 @@ class Stopping(HasRunning, HasStore, Protocol):
     """Ends allocations that run."""
 
 
-class CallingOff(Stopping, HasAccounting, HasTasks, HasIdentity, HasMessenger, Protocol):
+class CallingOff(Stopping, HasAccounting, HasClosings, HasTasks, HasIdentity, HasMessenger, Protocol):
     """Calls off what has not started, and ends what has."""
 
 
@@ -114,6 +123,7 @@ def _unstarted_change(ctx: CallingOff, contract: ContractRecord) -> Change:
             ctx.accounting.release(t, contract.bid_id)
             current = structs.replace(current, result=document)
             t[CONTRACTS].put(current)
+            t.then(partial(ctx.closings.look, current.id))
             # the answer may find nobody, when the order had to wait for this node
             ctx.messenger.outbox.enqueue(t, message)
             t.save_event(contract.job_id, "contract_called_off", contract_id=contract.id)

@@ -28,7 +28,16 @@ from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.spec import JobSpec
 from nunet_cli.jobs.tree import programs
 from nunet_cli.network.blobs import Blobs
-from nunet_cli.orchestrator.needs import Asking, HasAccounting, HasHome, HasIdentity, HasMessenger, HasStore, HasThreads
+from nunet_cli.orchestrator.needs import (
+    Asking,
+    HasAccounting,
+    HasClosings,
+    HasHome,
+    HasIdentity,
+    HasMessenger,
+    HasStore,
+    HasThreads,
+)
 from nunet_cli.records.allocations import ALLOCATION_ENDS, ALLOCATIONS, Allocation
 from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.contracts import PROVIDER, Contract
@@ -51,7 +60,7 @@ class Removing(HasHome, HasThreads, Protocol):
     """Removes what an allocation leaves behind."""
 
 
-class Signing(HasAccounting, HasIdentity, HasMessenger, HasStore, Protocol):
+class Signing(HasAccounting, HasClosings, HasIdentity, HasMessenger, HasStore, Protocol):
     """Signs a result, and keeps it."""
 
 
@@ -348,6 +357,7 @@ async def finish_allocation(ctx: Signing, allocation: Allocation, result: Result
             usage=result.usage,
         )  # fmt: skip
         t[CONTRACTS].put(msgspec.structs.replace(contract, result=document))
+        t.then(partial(ctx.closings.look, contract.id))
         ctx.accounting.release(t, allocation.id)
         for cid in (result.stdout_cid, result.stderr_cid, *(output.cid for output in result.outputs)):
             if cid:

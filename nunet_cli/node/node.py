@@ -60,7 +60,6 @@ from nunet_cli.tokenomics.oracle import Oracle
 log = logging.getLogger("nunet.node")
 
 PROBE_INTERVAL = 30.0
-HOUSEKEEPING_INTERVAL = 2.0
 CARE_AFTER = 600.0
 FORGET_INTERVAL = 3600.0
 ROLES = ("contract-database", "oracle")
@@ -96,6 +95,7 @@ class Node:
         self._orchestrating: dict[str, trio.CancelScope] = {}
         self._discovery: Discovery | None = None
         ctx.begin_allocation = self._begin_allocation
+        ctx.closings.begin = partial(closing.begin, ctx)
         for room in (match, bid, request, contract, agreement, invoke, execute, settle, disputes, cancel):
             room.register(ctx)
         allocation_cancel.register(ctx)
@@ -130,8 +130,9 @@ class Node:
             run_discovery = partial(self._discovery.run, ctx.topics.roles, self._is_announced)
             self._repeat(0, "discovery", run_discovery)
         await self.supervisor.watch("recovering allocations", recover.recover_allocations, ctx)
-        for name, step in self._housekeeping():
-            self._repeat(HOUSEKEEPING_INTERVAL, name, step)
+        await self.supervisor.watch("taking up contracts", closing.take_up_contracts, ctx)
+        if self.contract_database is not None:
+            self._repeat(0, "refunding expired contracts", self.contract_database.run)
         self.supervisor.start_soon(ctx.nursery, "care of the home", self._care)
         self._repeat(FORGET_INTERVAL, "forgetting peers", ctx.peers.forget_old)
         self._repeat(PROBE_INTERVAL, "probing the executors", self.probe_executors)
@@ -151,16 +152,6 @@ class Node:
         await self.supervisor.watch("measuring the content", self.care.measure)
         await trio.sleep(CARE_AFTER)
         await self.supervisor.every(DAY, "removing what is past its age", self.care.daily)
-
-    def _housekeeping(self) -> list[tuple[str, Callable[[], Awaitable[Any]]]]:
-        """Return what is looked after from time to time, each on its own: what hangs or fails holds up nothing else."""
-        steps: list[tuple[str, Callable[[], Awaitable[Any]]]] = [
-            ("closing contracts", partial(closing.close_what_is_due, self.ctx)),
-            ("expiring unproved contracts", partial(closing.expire_unproved, self.ctx)),
-        ]
-        if self.contract_database is not None:
-            steps.append(("refunding expired contracts", self.contract_database.refund_expired))
-        return steps
 
     async def _take_up_jobs(self) -> None:
         for job in self.ctx.store[JOBS].by("state", *OPEN_STATES):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -14,7 +15,7 @@ from nunet_cli.errors import ContractError
 from nunet_cli.network.messenger import Answer, Change, Incoming
 from nunet_cli.orchestrator.bid import sent_bid
 from nunet_cli.orchestrator.contract import Validating, contract_record, contract_text, validate_provider
-from nunet_cli.orchestrator.needs import Dealing, HasAccounting, HasIdentity, HasRoles
+from nunet_cli.orchestrator.needs import Dealing, HasAccounting, HasClosings, HasIdentity, HasRoles
 from nunet_cli.orchestrator.permissions import check_dealing
 from nunet_cli.orchestrator.request import offered_until
 from nunet_cli.records.bids import BID, BID_REQUESTS, BidRecord
@@ -26,7 +27,7 @@ from nunet_cli.records.messages import ContractAgreement, ContractProposal
 MAX_SKEW = timedelta(seconds=60)
 
 
-class Agreeing(HasAccounting, HasRoles, HasIdentity, Validating, Dealing, Protocol):
+class Agreeing(HasAccounting, HasClosings, HasRoles, HasIdentity, Validating, Dealing, Protocol):
     """Closes a contract as its provider."""
 
 
@@ -77,6 +78,7 @@ async def _on_proposal(ctx: Agreeing, message: Incoming) -> Answer | Change:
         # a lock that lapsed in the meantime is taken again, if there is still room
         ctx.accounting.lock(t, current.id, current.job_id, resources, lease, current.offer.time.duration)
         t[CONTRACTS].put(record)
+        t.then(partial(ctx.closings.look, record.id))
         t.save_event(current.job_id, "contract_agreed", contract_id=agreed.cid, deposit=contract.terms.deposit)
         return "contract_agreement", ContractAgreement(agreed)
 

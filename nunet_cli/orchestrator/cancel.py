@@ -6,17 +6,24 @@ What the provider does then is in `allocation.cancel`.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Protocol
 
 import trio
 
-from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError, StateError
 from nunet_cli.orchestrator import execute
 from nunet_cli.orchestrator.changes import advance, find_job
-from nunet_cli.orchestrator.contract import check_proof, is_transient, note_balance, register_contract, set_contract
-from nunet_cli.orchestrator.needs import Asking, Dealing, HasJobLocks, HasMessenger, HasStore
+from nunet_cli.orchestrator.contract import (
+    check_proof,
+    is_transient,
+    keep_proof,
+    note_balance,
+    register_contract,
+    set_contract,
+)
+from nunet_cli.orchestrator.needs import Asking, Dealing, HasClosings, HasJobLocks, HasMessenger, HasStore
 from nunet_cli.orchestrator.retry import CANCEL_LIFETIME, note_called_off
 from nunet_cli.orchestrator.settle import Settling, settle
 from nunet_cli.records.bids import BIDS, BidRecord
@@ -35,6 +42,10 @@ _UNDER_CONTRACT = ("contracted", "invoked", "running", "completed")
 
 class Cancelling(HasJobLocks, Settling, Protocol):
     """Calls jobs off."""
+
+
+class Registering(HasClosings, Dealing, Protocol):
+    """Finds out whether a contract is recorded."""
 
 
 class Leaving(HasMessenger, HasStore, Protocol):
@@ -86,6 +97,7 @@ async def cancel(ctx: Cancelling, job_id: str) -> Job:
         mine = t[CONTRACTS].get(job.contract_id)
         if recorded is False and mine is not None and mine.state in ("proposed", "agreed"):
             set_contract(t, mine.id, "refuse", by=REQUESTER, reason="cancelled by the requester")
+            t.then(partial(ctx.closings.look, mine.id))
         return advance(t, job.id, "cancel", by=REQUESTER, said={"note": note})
 
     return await ctx.store.change(change)
@@ -115,7 +127,7 @@ async def cancel_children(ctx: Cancelling, job: Job) -> int:
     return len(ended)
 
 
-async def _is_recorded(ctx: Dealing, job: Job, contract: ContractRecord) -> bool | None:
+async def _is_recorded(ctx: Registering, job: Job, contract: ContractRecord) -> bool | None:
     """Say whether the contract database has recorded a contract whose proof never arrived here; then take the proof.
 
     None where it does not answer: nobody knows. It is asked to record it, once more: a mere question could overtake the
@@ -129,7 +141,7 @@ async def _is_recorded(ctx: Dealing, job: Job, contract: ContractRecord) -> bool
         return None if is_transient(error) else False
 
     def change(t: Transaction) -> None:
-        set_contract(t, contract.id, "prove", by=DATABASE, proof=body.proof, proved_at=units.utc_now())
+        keep_proof(ctx, t, contract.id, body.proof)
         note_balance(t, text.contract_database, body.balance)
         said = {"contract_id": contract.id, "deposit": contract.deposit}
         advance(t, job.id, "prove", by=DATABASE, about=contract.id, said=said)

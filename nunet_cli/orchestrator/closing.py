@@ -1,5 +1,7 @@
 """Stage 7, what time brings: contracts that nobody closes by hand are closed here, each in a task of its own.
 
+A task begins with the change that leaves a contract to time (it was agreed on, or has a result that nobody waits for),
+or with the node for those in the store. It sleeps until something is due, and ends when nothing is left to do.
 One contract's trouble is its own: an oracle that hangs, or a contract database that refuses, keeps no other waiting.
 """
 
@@ -8,10 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from functools import partial
-from typing import Protocol
-
-import trio
+from typing import NamedTuple, Protocol
 
 from nunet_cli import units
 from nunet_cli.database.store import Transaction
@@ -19,24 +18,21 @@ from nunet_cli.errors import NunetError
 from nunet_cli.orchestrator import disputes
 from nunet_cli.orchestrator.changes import find_job
 from nunet_cli.orchestrator.contract import set_contract
-from nunet_cli.orchestrator.needs import Dealing, HasClosings, HasJobLocks, HasStore, HasTasks
+from nunet_cli.orchestrator.needs import Dealing, HasJobLocks, HasStore, HasTasks
 from nunet_cli.orchestrator.outputs import Fetching, fetch_outputs
 from nunet_cli.orchestrator.settle import Settling, close, require_honest_time, settle, verify_job
 from nunet_cli.records.contract_records import CONTRACTS, LATE_RESULTS, ContractRecord
 from nunet_cli.records.contracts import PROVIDER
-from nunet_cli.records.jobs import JOBS
+from nunet_cli.records.jobs import JOBS, Job
 from nunet_cli.records.machine import CLOCK
 from nunet_cli.records.results import Result
 
 log = logging.getLogger("nunet.closing")
 
+# what fails is tried again after a pause that doubles; and as clocks may be set, no sleep is longer than the last
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
 # how long a provider may take to give what it finished out of reach
 LATE_PATIENCE = timedelta(days=14)
-
-
-class Beginning(HasClosings, HasTasks, Protocol):
-    """Has each thing closed by a task of its own."""
 
 
 class Late(Dealing, Fetching, Protocol):
@@ -47,64 +43,98 @@ class Finishing(HasJobLocks, Settling, Protocol):
     """Settles a job that nobody waits for."""
 
 
-class Closing(Beginning, Finishing, Protocol):
+class Closing(HasTasks, Finishing, Protocol):
     """Closes what time has made due."""
 
 
-async def close_what_is_due(ctx: Closing) -> None:
-    """Begin to close what is due now; returns at once, and what is being closed already is left alone."""
-    for contract in ctx.store[CONTRACTS].by("state", "proved"):
-        if contract.result is None:
-            continue
-        if contract.role == PROVIDER:
-            if contract.deadline <= units.utc_now():
-                _begin(ctx, contract.id, partial(_settle_overdue, ctx))
-        elif _is_left(ctx, contract):
-            _begin(ctx, contract.id, partial(_close_left, ctx))
+class Step(NamedTuple):
+    """What is to be done about a contract: from when on, empty for at once, and how; that raises what it fails of."""
+
+    at: str
+    take: Callable[[Closing, str], Awaitable[None]]
+
+
+async def take_up_contracts(ctx: Closing) -> None:
+    """After a start: give each contract that time has to close its task."""
+    for contract in ctx.store[CONTRACTS].by("state", "agreed", "proved"):
+        ctx.closings.look(contract.id)
     for late in ctx.store[LATE_RESULTS].all():
-        _begin(ctx, f"late/{late.id}", partial(_fetch_late, ctx))
+        ctx.closings.look(late.id)
     for job in ctx.store[JOBS].by("state", "completed"):
-        known = ctx.store[CONTRACTS].get(job.contract_id) if job.kind == "job" else None
-        # somebody else had it closed, or its result came after it was given up: nobody is waiting for it here
-        if known is not None and (known.receipt is not None or job.late):
-            _begin(ctx, job.id, partial(_finish_late, ctx))
+        ctx.closings.look(job.contract_id)
 
 
-def _is_left(ctx: HasStore, contract: ContractRecord) -> bool:
-    """Say whether a contract of this requester's has a result, and no job that would close it."""
+def begin(ctx: Closing, contract_id: str) -> None:
+    """Give a contract its task, where time has to close it; one that has it already is not to be given another."""
+    if next_step(ctx, contract_id) is not None:
+        ctx.closings.watch(contract_id)
+        ctx.supervisor.start_soon(ctx.nursery, "closing", _see_to, ctx, contract_id)
+
+
+def next_step(ctx: HasStore, contract_id: str) -> Step | None:
+    """Return what time has to do about a contract, as it is now; None for nothing."""
+    contract = ctx.store[CONTRACTS].get(contract_id)
+    if contract is None:
+        return None
+    if contract.state == "agreed":
+        return Step(contract.deadline, _expire)
+    is_open = contract.state == "proved" and contract.result is not None
+    if contract.role == PROVIDER:
+        return Step(contract.deadline, _settle_overdue) if is_open else None
+    if ctx.store[LATE_RESULTS].has(contract_id):
+        # what the provider had finished by then is paid once it is here
+        return Step("", _fetch_late)
     job = ctx.store[JOBS].get(contract.job_id)
+    if is_open and _is_left(job, contract):
+        return Step("", _close_left)
+    if job is not None and job.contract_id == contract_id and job.kind == "job" and job.state == "completed":
+        # somebody else had it closed, or its result came after it was given up: nobody is waiting for it here
+        return Step("", _finish_late) if contract.receipt is not None or job.late else None
+    return None
+
+
+def _is_left(job: Job | None, contract: ContractRecord) -> bool:
+    """Say whether a requester's contract has no job that would close it."""
     return job is None or job.contract_id != contract.id or job.state in ("cancelled", "failed")
 
 
-def _begin(ctx: Beginning, key: str, close_one: Callable[[str], Awaitable[bool]]) -> None:
-    if ctx.closings.begin(key):
-        ctx.supervisor.start_soon(ctx.nursery, "closing", _keep_trying, ctx, key, close_one)
-
-
-async def _keep_trying(ctx: Beginning, key: str, close_one: Callable[[str], Awaitable[bool]]) -> None:
-    """Try to close one contract or job until that is done, with growing pauses."""
-    pause, closed = FIRST_PAUSE, []
-
-    async def try_once() -> None:
-        if await close_one(key):
-            closed.append(key)
-
+async def _see_to(ctx: Closing, contract_id: str) -> None:
+    """Do what is due about one contract, when it is due, until nothing is left."""
+    pause = FIRST_PAUSE
     try:
-        while True:
-            await ctx.supervisor.watch("closing", try_once)
-            if closed:
-                return
-            await trio.sleep(pause)
-            pause = min(LONGEST_PAUSE, pause * 2)
+        while (step := next_step(ctx, contract_id)) is not None:
+            wait = (units.parse_time(step.at) - units.now()).total_seconds() if step.at else 0
+            if wait > 0:
+                await ctx.closings.sleep(contract_id, min(wait, LONGEST_PAUSE))
+                continue
+            await ctx.supervisor.watch("closing", step.take, ctx, contract_id)
+            if next_step(ctx, contract_id) == step:
+                # what it changed itself is no reason to try again at once
+                ctx.closings.watch(contract_id)
+                await ctx.closings.sleep(contract_id, pause)
+                pause = min(LONGEST_PAUSE, pause * 2)
+            else:
+                pause = FIRST_PAUSE
     finally:
-        ctx.closings.end(key)
+        ctx.closings.end(contract_id)
 
 
-async def _settle_overdue(ctx: Dealing, contract_id: str) -> bool:
+async def _expire(ctx: HasStore, contract_id: str) -> None:
+    """Give up a contract that was agreed on and not proved before its deadline."""
+
+    def change(t: Transaction) -> None:
+        contract = t[CONTRACTS].one(contract_id)
+        # the proof may have come just now
+        if contract.state == "agreed":
+            reason = f"not proved before its deadline {contract.deadline}"
+            set_contract(t, contract_id, "expire", by=CLOCK, reason=reason)
+
+    await ctx.store.change(change)
+
+
+async def _settle_overdue(ctx: Dealing, contract_id: str) -> None:
     """As a provider: settle a finished job whose requester stays silent past the contract's deadline."""
-    contract = ctx.store[CONTRACTS].get(contract_id)
-    if contract is None or contract.state != "proved":
-        return True
+    contract = ctx.store[CONTRACTS].one(contract_id)
     given_up = units.parse_time(contract.deadline) + timedelta(seconds=ctx.config.limits.settlement_window)
     try:
         await close(ctx, contract, await verify_job(ctx, contract))
@@ -112,21 +142,14 @@ async def _settle_overdue(ctx: Dealing, contract_id: str) -> bool:
         if units.now() < given_up:
             raise
         # the deposit is on its way back by now; the receipt tells
-        return False
-    return True
 
 
-async def _close_left(ctx: Dealing, contract_id: str) -> bool:
+async def _close_left(ctx: Dealing, contract_id: str) -> None:
     """As a requester: close the contract of a job that was called off, has failed, or went on with another provider."""
-    contract = ctx.store[CONTRACTS].get(contract_id)
-    if contract is None or contract.result is None or contract.state != "proved" or not _is_left(ctx, contract):
-        return True
-    if ctx.store[LATE_RESULTS].has(contract_id):
-        # what the provider had finished by then is paid once it is here
-        return False
+    contract = ctx.store[CONTRACTS].one(contract_id)
+    assert contract.result is not None
     await require_honest_time(ctx, contract, contract.result.read(Result))
     await close(ctx, contract, await verify_job(ctx, contract))
-    return True
 
 
 async def _is_disputed_instead(ctx: Dealing, contract: ContractRecord) -> bool:
@@ -146,16 +169,14 @@ async def _is_disputed_instead(ctx: Dealing, contract: ContractRecord) -> bool:
     return True
 
 
-async def _fetch_late(ctx: Late, key: str) -> bool:
+async def _fetch_late(ctx: Late, contract_id: str) -> None:
     """As a requester: fetch what a provider had finished before it heard that the job had gone on without it."""
-    contract_id = key.removeprefix("late/")
-    contract = ctx.store[CONTRACTS].get(contract_id)
-    if contract is None or contract.result is None:
-        return True
+    contract = ctx.store[CONTRACTS].one(contract_id)
+    assert contract.result is not None
     result = contract.result.read(Result)
     if await _is_disputed_instead(ctx, contract):
         await ctx.store.change(lambda t: t[LATE_RESULTS].remove(contract_id))
-        return True
+        return
     if units.parse_time(contract.result_at) > units.now() - LATE_PATIENCE:
         await fetch_outputs(ctx, contract, result)
     said = {"contract_id": contract.id, "outputs": {output.name: output.cid for output in result.outputs}}
@@ -165,29 +186,12 @@ async def _fetch_late(ctx: Late, key: str) -> bool:
             t.save_event(contract.job_id, "late_result", **said)
 
     await ctx.store.change(change)
-    return True
 
 
-async def _finish_late(ctx: Finishing, job_id: str) -> bool:
+async def _finish_late(ctx: Finishing, contract_id: str) -> None:
     """As a requester: fetch what was paid while this node was away, and finish the job."""
+    job_id = ctx.store[CONTRACTS].one(contract_id).job_id
     async with ctx.job_locks.hold(job_id):
-        if find_job(ctx.store, job_id).state == "completed":
+        job = find_job(ctx.store, job_id)
+        if job.state == "completed" and job.contract_id == contract_id:
             await settle(ctx, job_id)
-    return True
-
-
-async def expire_unproved(ctx: HasStore) -> None:
-    """Give up contracts that were agreed on and not proved before their deadline."""
-    now = units.utc_now()
-    due = [row.id for row in ctx.store[CONTRACTS].by("state", "agreed") if row.deadline < now]
-
-    def change(t: Transaction) -> None:
-        for contract_id in due:
-            contract = t[CONTRACTS].one(contract_id)
-            # the proof may have come just now
-            if contract.state == "agreed":
-                reason = f"not proved before its deadline {contract.deadline}"
-                set_contract(t, contract_id, "expire", by=CLOCK, reason=reason)
-
-    if due:
-        await ctx.store.change(change)

@@ -22,7 +22,16 @@ from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.tree import required_capability
 from nunet_cli.network.messenger import Change, Incoming
 from nunet_cli.orchestrator.changes import advance, find_job
-from nunet_cli.orchestrator.needs import Asking, Dealing, HasIdentity, HasPeers, HasRoles, HasStore, HasVerified
+from nunet_cli.orchestrator.needs import (
+    Asking,
+    Dealing,
+    HasClosings,
+    HasIdentity,
+    HasPeers,
+    HasRoles,
+    HasStore,
+    HasVerified,
+)
 from nunet_cli.orchestrator.select import missing_kycs
 from nunet_cli.records.bids import BIDS, BidRecord
 from nunet_cli.records.contract_records import BALANCES, CONTRACT, CONTRACTS, Balance, ContractRecord
@@ -63,8 +72,12 @@ class Validating(HasVerified, Asking, Protocol):
     """Asks who is verified."""
 
 
-class Contracting(HasPeers, HasRoles, HasIdentity, Validating, Dealing, Protocol):
+class Contracting(HasClosings, HasPeers, HasRoles, HasIdentity, Validating, Dealing, Protocol):
     """Closes a contract as its requester."""
+
+
+class Proving(HasClosings, Dealing, Protocol):
+    """Takes proofs."""
 
 
 # -- requester ---------------------------------------------------------------------------------------------------------
@@ -226,7 +239,12 @@ async def _agree(ctx: Contracting, contract: ContractRecord) -> ContractRecord:
         raise ContractError(f"the provider refused the contract: {reason}", code=PROVIDER_REFUSED) from None
     mine = Document(agreed.content, tuple(entry for entry in agreed.signatures if entry.role == PROVIDER)[:1])
     signed = mine.sign(ctx.identity, REQUESTER)
-    return await ctx.store.change(lambda t: set_contract(t, contract.id, "agree", by=PROVIDER, document=signed))
+
+    def change(t: Transaction) -> ContractRecord:
+        t.then(partial(ctx.closings.look, contract.id))
+        return set_contract(t, contract.id, "agree", by=PROVIDER, document=signed)
+
+    return await ctx.store.change(change)
 
 
 async def _prove(ctx: Contracting, job_id: str, record: ContractRecord) -> Job:
@@ -263,7 +281,7 @@ async def _prove(ctx: Contracting, job_id: str, record: ContractRecord) -> Job:
             # whom a volunteer's contract names costs nobody anything, and says nothing about whom to trust with money
             ctx.roles.pin(t, DATABASE, contract.contract_database, job_id=job_id)
             ctx.roles.pin(t, ORACLE, contract.oracle, job_id=job_id)
-        set_contract(t, record.id, "prove", by=DATABASE, proof=body.proof, proved_at=units.utc_now())
+        keep_proof(ctx, t, record.id, body.proof)
         note_balance(t, contract.contract_database, body.balance)
         said = {"contract_id": record.id, "deposit": record.deposit, "payment": contract.payment}
         return advance(t, job_id, "prove", by=DATABASE, about=record.id, said=said)
@@ -351,6 +369,26 @@ def set_contract(t: Transaction, contract_id: str, event: str, *, by: str, **cha
     return contract
 
 
+def keep_proof(ctx: HasClosings, t: Transaction, contract_id: str, proof: Document, **changes: Any) -> None:
+    """Keep the proof of a contract, as part of a change; of one that comes again, the time of the first stands.
+
+    Args:
+        ctx: the node's parts.
+        t: the change.
+        contract_id: the contract.
+        proof: the contract database's word, checked.
+        changes: what else is new in the contract.
+
+    Raises:
+        StateError: it is closed or in dispute.
+    """
+    known = t[CONTRACTS].get(contract_id)
+    at = (known.proved_at if known is not None else "") or units.utc_now()
+    set_contract(t, contract_id, "prove", by=DATABASE, proof=proof, proved_at=at, **changes)
+    # with a result, from here on time has to close it
+    t.then(partial(ctx.closings.look, contract_id))
+
+
 def recorded_with(ctx: Dealing, contract_id: str, database: str) -> ContractRecord:
     """Return a contract of this node's, for the contract database that it names.
 
@@ -363,7 +401,7 @@ def recorded_with(ctx: Dealing, contract_id: str, database: str) -> ContractReco
     return contract
 
 
-def _on_registered(ctx: Dealing, message: Incoming) -> Change | None:
+def _on_registered(ctx: Proving, message: Incoming) -> Change | None:
     """Keep the proof that the contract database sends to the party that did not register the contract itself."""
     body: ContractRegistered = message.body
     known = recorded_with(ctx, body.contract_id, message.sender)
@@ -375,7 +413,7 @@ def _on_registered(ctx: Dealing, message: Incoming) -> Change | None:
     def change(t: Transaction) -> None:
         contract = t[CONTRACTS].one(body.contract_id)
         if contract.proof is None and CONTRACT.may(contract.state, "prove"):
-            set_contract(t, contract.id, "prove", by=DATABASE, proof=body.proof, proved_at=units.utc_now())
+            keep_proof(ctx, t, contract.id, body.proof)
         elif contract.proof is None:
             # closed, or in dispute, before the proof was here
             t[CONTRACTS].put(structs.replace(contract, proof=body.proof))
@@ -389,7 +427,7 @@ def note_balance(t: Transaction, database: str, balance: str) -> None:
     t[BALANCES].put(Balance(database, balance, units.utc_now()))
 
 
-def register(ctx: Dealing) -> None:
+def register(ctx: Proving) -> None:
     """Take the proof of what the other party has registered; know the answers of provider and contract database."""
 
     async def on_registered(message: Incoming) -> Change | None:

@@ -13,7 +13,7 @@ from nunet_cli.errors import ContractError, DisputedError, NunetError
 from nunet_cli.network.messenger import Change, Incoming
 from nunet_cli.orchestrator.changes import advance, error_record
 from nunet_cli.orchestrator.contract import recorded_with, set_contract
-from nunet_cli.orchestrator.needs import Asking, Dealing, HasIdentity
+from nunet_cli.orchestrator.needs import Asking, Dealing, HasClosings, HasIdentity
 from nunet_cli.records.contract_records import CONTRACT, CONTRACTS
 from nunet_cli.records.contracts import PROVIDER, REQUESTER
 from nunet_cli.records.disputes import AskDispute, Dispute, DisputeContract, DisputeSummary, EvidenceDocument
@@ -27,7 +27,7 @@ T = TypeVar("T", bound=Struct)
 _TOLD = "contract %s is in dispute: %s; to say this node's side: nunet contract dispute %s --reason TEXT"
 
 
-class Disputing(Dealing, HasIdentity, Protocol):
+class Disputing(HasClosings, Dealing, HasIdentity, Protocol):
     """What a party's half of a dispute needs."""
 
 
@@ -77,6 +77,7 @@ def _on_opened(ctx: Disputing, message: Incoming) -> Change:
 
     def change(t: Transaction) -> None:
         _note(t, contract.id, dispute)
+        t.then(partial(ctx.closings.look, contract.id))
         if dispute.opened_by != ctx.identity.did:
             t.then(partial(log.warning, _TOLD, contract.id, dispute.reason, contract.id))
 

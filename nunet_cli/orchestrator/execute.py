@@ -26,6 +26,7 @@ from nunet_cli.orchestrator.logs import LOG_PIECE, read_piece
 from nunet_cli.orchestrator.needs import (
     Dealing,
     HasBlobs,
+    HasClosings,
     HasHeard,
     HasHome,
     HasMessenger,
@@ -51,7 +52,11 @@ class Telling(HasBlobs, HasHome, HasThreads, HasStore, Protocol):
     """Tells a requester what its job writes."""
 
 
-class Hearing(HasHeard, HasStore, Protocol):
+class Taking(HasClosings, HasHeard, Protocol):
+    """Takes results."""
+
+
+class Hearing(Taking, HasStore, Protocol):
     """Takes what a provider tells."""
 
 
@@ -201,7 +206,7 @@ async def take_result(ctx: Hearing, contract: ContractRecord, document: Document
     await ctx.store.change(result_change(ctx, contract, document))
 
 
-def result_change(ctx: HasHeard, contract: ContractRecord, document: Document) -> Callable[[Transaction], None]:
+def result_change(ctx: Taking, contract: ContractRecord, document: Document) -> Callable[[Transaction], None]:
     """Check a provider's signed result, and return the change that keeps it.
 
     Raises:
@@ -234,6 +239,7 @@ def result_change(ctx: HasHeard, contract: ContractRecord, document: Document) -
             # the job goes on without it, or was called off; it will be paid, so it is fetched, too: see `closing`
             t[LATE_RESULTS].put(LateResult(contract.id))
         t.then(partial(ctx.heard.forget, contract.id))
+        t.then(partial(ctx.closings.look, contract.id))
 
     return change
 

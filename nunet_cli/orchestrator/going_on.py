@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import trio
 
@@ -129,18 +129,36 @@ class Verified:
 
 
 class Closings:
-    """The contracts and jobs that a task of their own is closing."""
+    """The contracts that time has to close, each with a task of its own, which sleeps until there is something to do.
+
+    `begin` gives a contract its task, if it needs one; the node says how. Nothing is kept of what is closed.
+    """
 
     def __init__(self) -> None:
-        self._keys: set[str] = set()
+        self.begin: Callable[[str], None] = lambda _id: None
+        self._woken: dict[str, trio.Event] = {}
 
-    def begin(self, key: str) -> bool:
-        """Take one on; return False where a task has it already."""
-        if key in self._keys:
-            return False
-        self._keys.add(key)
-        return True
+    def __len__(self) -> int:
+        return len(self._woken)
 
-    def end(self, key: str) -> None:
-        """Let go of one."""
-        self._keys.discard(key)
+    def look(self, contract_id: str) -> None:
+        """Have a contract looked at: it was changed so that time may have to close it, or has nothing more to do."""
+        woken = self._woken.get(contract_id)
+        if woken is None:
+            self.begin(contract_id)
+        else:
+            woken.set()
+
+    def watch(self, contract_id: str) -> None:
+        """Note that a contract has its task, and that this has looked at it just now."""
+        self._woken[contract_id] = trio.Event()
+
+    async def sleep(self, contract_id: str, seconds: float) -> None:
+        """Sleep so long, in the task of a contract, or until that is to be looked at."""
+        with trio.move_on_after(seconds):
+            await self._woken[contract_id].wait()
+        self.watch(contract_id)
+
+    def end(self, contract_id: str) -> None:
+        """Note that a contract has no task any more."""
+        self._woken.pop(contract_id, None)

@@ -16,13 +16,14 @@ from nunet_cli.jobs.tree import images_of, is_group, programs, required_capabili
 from nunet_cli.network.blobs import Blobs
 from nunet_cli.network.messenger import Change, Incoming
 from nunet_cli.orchestrator.changes import advance, change_job, find_job
-from nunet_cli.orchestrator.contract import check_proof, set_contract
+from nunet_cli.orchestrator.contract import check_proof, keep_proof
 from nunet_cli.orchestrator.needs import (
     Asking,
     BeginsAllocations,
     Dealing,
     HasAccounting,
     HasBlobs,
+    HasClosings,
     HasConfig,
     HasJudging,
     HasMessenger,
@@ -35,7 +36,7 @@ from nunet_cli.records.allocations import ALLOCATIONS, Allocation
 from nunet_cli.records.bids import BID_REQUESTS, BIDS
 from nunet_cli.records.capability import Capability
 from nunet_cli.records.contract_records import CONTRACTS, ContractRecord
-from nunet_cli.records.contracts import DATABASE, PROVIDER, REQUESTER, Contract
+from nunet_cli.records.contracts import PROVIDER, REQUESTER, Contract
 from nunet_cli.records.documents import Document, require_signature
 from nunet_cli.records.identifiers import content_id
 from nunet_cli.records.jobs import JOBS, Job
@@ -51,7 +52,11 @@ class Checking(Permitting, HasStore, Protocol):
     """Checks what is invoked."""
 
 
-class Starting(BeginsAllocations, HasAccounting, HasJudging, HasPeers, Checking, Protocol):
+class Allocating(HasAccounting, HasClosings, Protocol):
+    """Makes allocations."""
+
+
+class Starting(BeginsAllocations, Allocating, HasJudging, HasPeers, Checking, Protocol):
     """Makes allocations, and has them begun."""
 
 
@@ -241,7 +246,7 @@ def _check_bid_for(ctx: Checking, spec: JobSpec, contract: ContractRecord) -> No
 
 
 def create_allocation(
-    ctx: HasAccounting, t: Transaction, body: Invocation, contract: ContractRecord, needs: Capability
+    ctx: Allocating, t: Transaction, body: Invocation, contract: ContractRecord, needs: Capability
 ) -> Allocation:
     """Turn the lock into an allocation, at most one per contract ever (seed 5: `executor.createAllocation`).
 
@@ -254,10 +259,7 @@ def create_allocation(
     )  # fmt: skip
     try:
         ctx.accounting.allocate(t, contract.bid_id, allocation.id, needs.resources, needs.time.max)
-        set_contract(
-            t, contract.id, "prove", by=DATABASE, spec=body.spec, document=body.contract, proof=body.proof,
-            proved_at=units.utc_now(),
-        )  # fmt: skip
+        keep_proof(ctx, t, contract.id, body.proof, spec=body.spec, document=body.contract)
     except StateError as error:
         raise NunetError(f"the allocation cannot be made: {error.message}", code="allocation_error") from None
     t[ALLOCATIONS].put(allocation)

@@ -178,7 +178,7 @@ class HasProgress(Protocol):
 
 
 class HasClosings(Protocol):
-    """What is being closed by a task of its own."""
+    """The contracts that time has to close."""
 
     @property
     def closings(self) -> Closings: ...

@@ -19,6 +19,7 @@ from nunet_cli.orchestrator.match import Matching, match
 from nunet_cli.orchestrator.needs import (
     Dealing,
     HasBlobs,
+    HasClosings,
     HasHeard,
     HasMessenger,
     HasProgress,
@@ -47,7 +48,7 @@ MOMENTARY = TRANSIENT | {"oracle_busy", "not_available", "machine_busy", "transf
 RELEASE_LIFETIME = 120
 
 
-class Invoking(GivingUp, Dealing, Protocol):
+class Invoking(HasClosings, GivingUp, Dealing, Protocol):
     """Has a job started."""
 
 
@@ -55,7 +56,11 @@ class ClosingContract(HasHeard, Contracting, Protocol):
     """Closes a contract, or gives the provider up."""
 
 
-class Orchestrating(HasRoles, HasVerified, Matching, HasHeard, HasProgress, HasBlobs, Protocol):
+class Failing(HasClosings, GivingUp, Protocol):
+    """Ends jobs that cannot be taken further."""
+
+
+class Orchestrating(HasRoles, HasVerified, Matching, HasClosings, HasHeard, HasProgress, HasBlobs, Protocol):
     """Takes a job through every stage; it can do what closing a contract, following and settling need."""
 
 
@@ -157,7 +162,7 @@ async def _follow(ctx: Following, job_id: str) -> None:
         raise
 
 
-async def fail(ctx: GivingUp, job_id: str, error: NunetError) -> None:
+async def fail(ctx: Failing, job_id: str, error: NunetError) -> None:
     """Record that a job failed, and why; the first reason stays."""
     record = error_record(error)
 
@@ -170,6 +175,8 @@ async def fail(ctx: GivingUp, job_id: str, error: NunetError) -> None:
             ctx.messenger.outbox.enqueue(t, message)
             note_called_off(t, job.contract_id, "silence")
         t.then(partial(ctx.heard.forget, job.contract_id))
+        # its result may have come just now
+        t.then(partial(ctx.closings.look, job.contract_id))
 
     try:
         await ctx.store.change(change)

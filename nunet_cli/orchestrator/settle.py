@@ -23,7 +23,7 @@ from nunet_cli.network.messenger import Change, Incoming
 from nunet_cli.orchestrator import disputes, execute
 from nunet_cli.orchestrator.changes import advance, find_job
 from nunet_cli.orchestrator.execute import Following
-from nunet_cli.orchestrator.needs import Dealing, HasConfig, HasMessenger, HasStore
+from nunet_cli.orchestrator.needs import Dealing, HasClosings, HasConfig, HasMessenger, HasStore
 from nunet_cli.orchestrator.outputs import Collecting, collect_outputs, is_empty, note_collected
 from nunet_cli.orchestrator.receipts import (
     SEE_EVIDENCE,
@@ -64,7 +64,11 @@ class Settling(Following, Collecting, Protocol):
     """Settles a job as its requester."""
 
 
-class Receiving(HasMessenger, HasStore, Protocol):
+class Receipts(HasClosings, HasStore, Protocol):
+    """Takes receipts."""
+
+
+class Receiving(HasMessenger, Receipts, Protocol):
     """Takes the closing message."""
 
 
@@ -278,7 +282,7 @@ def register(ctx: Receiving) -> None:
     ctx.messenger.register("account_statement", AccountStatement)
 
 
-def _on_message(ctx: HasStore, message: Incoming) -> Change:
+def _on_message(ctx: Receipts, message: Incoming) -> Change:
     body: Message = message.body
     known = ctx.store[CONTRACTS].get(body.contract_id)
     if known is None or known.contract_database != message.sender:
@@ -287,6 +291,7 @@ def _on_message(ctx: HasStore, message: Incoming) -> Change:
 
     def change(t: Transaction) -> None:
         contract = t[CONTRACTS].one(body.contract_id)
+        t.then(partial(ctx.closings.look, contract.id))
         # the result, or the proof, may have come together with it
         same = (contract.result, contract.proof) == (known.result, known.proof)
         if (other if same else other_result(contract, body.receipt)) is not None:

@@ -94,7 +94,12 @@ class ContractDatabase:
             return known.proof
         self._registering.check(document, contract)
         sender = contract.requester
-        return await self._store.change(lambda t: self._registering.record(t, document, contract, sender).proof)
+        return await self._store.change(lambda t: self._record(t, document, contract, sender))
+
+    def _record(self, t: Transaction, document: Document, contract: Contract, sender: str) -> Document:
+        record = self._registering.record(t, document, contract, sender)
+        t.then(partial(self.expect, record.window_from))
+        return record.proof
 
     async def settle(self, request: SettleContract, sender: str) -> Document:
         """Settle a contract exactly once; return the signed receipt.
@@ -141,11 +146,16 @@ class ContractDatabase:
         found = self._store[REGISTERED_CONTRACTS].resolve(contract_id, what="recorded contract")
         return await self._store.change(lambda t: self._disputing.resolve(t, found.id, decision, share))
 
-    async def refund_expired(self) -> list[str]:
-        """Give deposits back whose contract's deadline, and the time to settle after it, have passed; return their ids.
+    async def run(self) -> None:
+        """Give deposits back when their time has come, for ever; what it was away for is counted against nobody."""
+        await self._refunding.run()
 
-        To be called every few seconds: what it was away for is counted against nobody.
-        """
+    def expect(self, window_from: str) -> None:
+        """Note that a contract is there whose window begins at a time, which may be due before all others."""
+        self._refunding.expect(window_from)
+
+    async def refund_expired(self) -> list[str]:
+        """Give deposits back whose contract's deadline, and the time to settle after it, have passed; return ids."""
         return await self._refunding.refund_expired()
 
     def check_log(self) -> int:
@@ -172,7 +182,7 @@ class ContractDatabase:
         return partial(self._register, document, contract, message.sender)
 
     def _register(self, document: Document, contract: Contract, sender: str, t: Transaction) -> Answer:
-        proof = self._registering.record(t, document, contract, sender).proof
+        proof = self._record(t, document, contract, sender)
         if contract.payment != "volunteer":
             # free contracts cost nothing: who makes many identities could make many of those between them
             self._messenger.transport.peers.keep_useful(t, contract.requester, contract.provider)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 from datetime import datetime, timedelta
 from functools import partial
 
+import trio
 from msgspec import structs
 
 from nunet_cli import units
+from nunet_cli.database.records import HIGHEST
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import NunetError
 from nunet_cli.records.books import PRESENCE, Presence
@@ -24,6 +27,7 @@ NOTED_EVERY = timedelta(minutes=1)
 # a busy machine may be late by that much without having been away
 LATE = timedelta(seconds=10)
 AT_ONCE = 100
+RETRY_PAUSE = 2.0
 
 
 def window_from(contract: Contract, now: datetime) -> str:
@@ -39,6 +43,9 @@ def window_from(contract: Contract, now: datetime) -> str:
 class Refunding:
     """What becomes of contracts whose time is over.
 
+    One task asks the store which is due next, and sleeps until then. A task for each, as their parties have it, would
+    keep the open contracts of a whole network in memory; what is due first costs one search in an index.
+
     After its deadline a contract can still be settled for a while, the window: by its provider, whose requester may be
     gone. Where this node was away, so that nobody could settle, the windows begin anew when it is back; where its clock
     was set to another time, what it shows says nothing about how long that was, and they begin anew as well.
@@ -52,9 +59,40 @@ class Refunding:
     def __init__(self, store: Store, window: float, closing: Closing) -> None:
         self._store, self._window, self._closing = store, timedelta(seconds=window), closing
         self._seen: datetime | None = None
+        # as long a silence as a machine may have that is only busy
+        self._patience = max(self._window / 5, LATE)
+        self._next, self._sooner = HIGHEST, trio.Event()
+
+    async def run(self) -> None:
+        """Give back what is due, when it is due, for ever.
+
+        It looks at the clock often enough to know that it was there all the time, and that nobody has set the clock.
+        """
+        while True:
+            self._sooner = trio.Event()
+            refunded = await self.refund_expired()
+            wait = self._look_ahead(units.now())
+            if wait <= 0 and not refunded:
+                # what could not be given back is tried again, and not at once
+                wait = RETRY_PAUSE
+            with trio.move_on_after(min(wait, self._patience.total_seconds() / 2, NOTED_EVERY.total_seconds())):
+                await self._sooner.wait()
+
+    def _look_ahead(self, now: datetime) -> float:
+        """Find out which contract is due next; return in how many seconds that is."""
+        first = self._store[REGISTERED_CONTRACTS].below("window_from", HIGHEST, 1, state="proved")
+        self._next = first[0].window_from if first else HIGHEST
+        if not first:
+            return math.inf
+        return (units.parse_time(self._next) + self._window + timedelta(milliseconds=1) - now).total_seconds()
+
+    def expect(self, window_from: str) -> None:
+        """Note that there is another contract, whose window begins at a time; wake up where that is the first one."""
+        if window_from < self._next:
+            self._sooner.set()
 
     async def refund_expired(self) -> list[str]:
-        """Give back what is due now; return the ids of those contracts. To be called every few seconds.
+        """Give back what is due now; return the ids of those contracts.
 
         A contract in dispute is left as it is: its escrow is held.
         """
@@ -81,7 +119,7 @@ class Refunding:
         known = self._store[PRESENCE].get(DATABASE)
         noted = units.parse_time(known.seen_at) if known is not None else None
         # the store knows it to a minute only, and this process better
-        seen, patience = (self._seen, max(self._window / 5, LATE)) if self._seen else (noted, self._window / 5)
+        seen, patience = (self._seen, self._patience) if self._seen else (noted, self._window / 5)
         was_away = seen is None or noted is None or abs(now - seen) > patience
         if was_away:
             await self._begin_anew(now)

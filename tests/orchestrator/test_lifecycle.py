@@ -24,7 +24,7 @@ from nunet_cli.errors import (
 from nunet_cli.executor.base import ExecutorError
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.opening import open_node
-from nunet_cli.orchestrator import closing, contract, execute, invoke, match, outputs, request, settle
+from nunet_cli.orchestrator import contract, execute, invoke, match, outputs, request, settle
 from nunet_cli.orchestrator.changes import change_job
 from nunet_cli.records.allocations import ALLOCATIONS
 from nunet_cli.records.bids import BIDS
@@ -481,6 +481,7 @@ async def test_an_overdue_contract_is_refunded_by_the_contract_database(market: 
         assert await m.authority.contract_database.refund_expired() == []
         past = replace(row, deadline="2020-01-01T00:00:00.000Z", window_from="2020-01-01T00:00:00.000Z")
         await m.authority.ctx.store.change(lambda t: t[REGISTERED_CONTRACTS].put(past))
+        m.authority.contract_database.expect(past.window_from)
         with trio.fail_after(30):
             while m.requester.ctx.store[CONTRACTS].first("job_id", job_id).state != "refunded":
                 await trio.sleep(0.05)
@@ -494,7 +495,6 @@ async def test_a_silent_requester_cannot_keep_a_provider_from_its_money(market: 
             await stage(m.requester.ctx, job_id)
         await execute.follow(m.requester.ctx, job_id)
         await m.let_pass_the_deadline(m.job(job_id).contract_id)
-        await closing.close_what_is_due(m.provider.ctx)
         with trio.fail_after(20):
             while m.balance(m.provider) != units.parse_amount("100") + QUARTER:
                 await trio.sleep(0.05)

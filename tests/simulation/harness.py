@@ -54,6 +54,8 @@ class Simulation:
         self._gone: dict[str, trio.Event] = {}
         self._roles: dict[str, tuple[str, ...]] = {}
         self._configs: dict[str, dict[str, Any]] = {}
+        # by how much every clock was set ahead
+        self.clock_ahead = timedelta()
 
     def config(self, name: str, **overrides: Any) -> Config:
         settings: dict[str, Any] = {
@@ -185,8 +187,14 @@ def run(
 ) -> Any:
     """Run a simulation, of a kind, on a virtual clock; alike for one seed."""
     tokens = Random(seed + 2)
+    simulations: list[Simulation] = []
+
+    def now() -> datetime:
+        ahead = simulations[0].clock_ahead if simulations else timedelta()
+        return BEGIN + timedelta(seconds=trio.current_time()) + ahead
+
     world = World(
-        now=lambda: BEGIN + timedelta(seconds=trio.current_time()),
+        now=now,
         token=lambda count: tokens.randbytes(count).hex(), threads=False,
     )  # fmt: skip
     outcome: list[Any] = []
@@ -194,7 +202,8 @@ def run(
     async def whole() -> None:
         with use_world(world):
             async with trio.open_nursery() as nursery:
-                outcome.append(await main(kind(folder, seed, nursery)))
+                simulations.append(kind(folder, seed, nursery))
+                outcome.append(await main(simulations[0]))
                 nursery.cancel_scope.cancel()
 
     # the scheduler shuffles, and is told how: as pytest-trio does for Hypothesis
