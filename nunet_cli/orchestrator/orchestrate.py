@@ -28,7 +28,7 @@ from nunet_cli.orchestrator.needs import (
     HasVerified,
 )
 from nunet_cli.orchestrator.request import next_bid, request
-from nunet_cli.orchestrator.retry import CANCEL_LIFETIME, GivingUp, give_up, note_called_off
+from nunet_cli.orchestrator.retry import CANCEL_LIFETIME, GivingUp, give_up, look_again, note_called_off
 from nunet_cli.orchestrator.settle import Settling, settle
 from nunet_cli.records.bids import BIDS
 from nunet_cli.records.contract_records import CONTRACTS
@@ -41,7 +41,6 @@ from nunet_cli.records.messaging import Outgoing
 log = logging.getLogger("nunet.orchestrate")
 
 RETRY_PAUSE, SETTLE_PAUSE = 3.0, 10.0
-MAX_LAPSES = 3
 # what an oracle, a contract database or a provider cannot do just now, because it is busy, or away
 MOMENTARY = TRANSIENT | {"oracle_busy", "not_available", "machine_busy", "transfer_stalled", "too_early"}
 # a lock lapses by itself
@@ -98,17 +97,7 @@ async def _search_anew(ctx: HasStore, job_id: str, error: NunetError) -> bool:
     """Look for bids again after a contract lapsed that nobody had recorded; False after a few times."""
     said = {"reason": error.code, "message": error.message}
 
-    def change(t: Transaction) -> bool:
-        lapses = t[JOBS].one(job_id).lapses + 1
-        if lapses > MAX_LAPSES:
-            return False
-        advance(
-            t, job_id, "search_again", by=REQUESTER, said=said, lapses=lapses, contract_id="", bid_id="", shortlist=(),
-            place=0,
-        )  # fmt: skip
-        return True
-
-    return await ctx.store.change(change)
+    return await ctx.store.change(lambda t: look_again(t, t[JOBS].one(job_id), said))
 
 
 async def _settle(ctx: Settling, job_id: str) -> None:

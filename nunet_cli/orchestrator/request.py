@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import trio
 from msgspec import structs
@@ -20,12 +20,12 @@ from nunet_cli.network.messenger import Answer, Change, Incoming
 from nunet_cli.orchestrator.bid import Assessing, assess, sent_bid
 from nunet_cli.orchestrator.changes import advance, change_job, error_record, find_job
 from nunet_cli.orchestrator.needs import Asking, Dealing, HasAccounting, HasConfig, HasMessenger, HasStore
-from nunet_cli.orchestrator.retry import may_retry, search_again
+from nunet_cli.orchestrator.retry import look_again, may_retry, search_again
 from nunet_cli.orchestrator.select import SOON
 from nunet_cli.records.bids import BID_REQUESTS, BIDS, Bid, BidRecord, BidRequest
 from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.jobs import JOBS, Job, Refusal
-from nunet_cli.records.machine import PROVIDER, REQUESTER
+from nunet_cli.records.machine import CLOCK, PROVIDER, REQUESTER
 from nunet_cli.records.messages import DeclineJobRequest, JobRequest, TimeoutJobRequest
 
 Also = Callable[[Transaction, Job, BidRecord], None]
@@ -63,7 +63,7 @@ async def request(ctx: Dealing, job_id: str, also: Also | None = None) -> Job:
         raise StateError(f"job {job.id} is {job.state}, not matched", hint=f"run: nunet job match {job.id}")
     for place in range(job.place, len(job.shortlist)):
         bid = ctx.store[BIDS].one(job.shortlist[place])
-        if bid.verdict == "refused":
+        if bid.verdict in ("refused", "lapsed"):
             # an earlier version did not keep how far it had come
             continue
         # a busy provider is free a moment later: its bid said when
@@ -73,7 +73,7 @@ async def request(ctx: Dealing, job_id: str, also: Also | None = None) -> Job:
         locked = await _try_bid(ctx, bid)
         if isinstance(locked, BidRecord):
             return await _requested(ctx, job.id, place, locked, also)
-        left = await ctx.store.change(partial(_note_refusal, job_id=job.id, place=place, bid=bid, reason=locked))
+        left = await ctx.store.change(partial(_note_refusal, job_id=job.id, place=place, bid=bid, no=locked))
         if left.state != "matched":
             # that was the last one, or the job was called off in the meantime
             return _unless_failed(left)
@@ -86,9 +86,20 @@ def _unless_failed(job: Job) -> Job:
     return job
 
 
-def _note_refusal(t: Transaction, job_id: str, place: int, bid: BidRecord, reason: str) -> Job:
+class _No(NamedTuple):
+    """Why a bidder does not lock; whether its bid was over when it was asked."""
+
+    reason: str
+    lapsed: bool
+
+
+def _note_refusal(t: Transaction, job_id: str, place: int, bid: BidRecord, no: _No) -> Job:
     """Go on to the next bid of the shortlist; after the last, to what is left for the job."""
-    transition(t, bid, "decline", by=PROVIDER, reasons=(reason,))
+    reason = no.reason
+    if no.lapsed:
+        transition(t, bid, "lapse", by=CLOCK, reasons=(reason,))
+    else:
+        transition(t, bid, "decline", by=PROVIDER, reasons=(reason,))
     t.save_event(job_id, "job_request_declined", bidder=bid.bidder.peer_id, bid_id=bid.id, reason=reason)
     job = t[JOBS].one(job_id)
     if job.state != "matched":
@@ -99,13 +110,18 @@ def _note_refusal(t: Transaction, job_id: str, place: int, bid: BidRecord, reaso
 
 
 def _give_up_shortlist(t: Transaction, job: Job) -> Job:
-    """Search again where the job has a deadline or may be retried; else it fails."""
+    """Search again where bids had lapsed, or the job has a deadline or may be retried; else it fails."""
     refusals = [structs.asdict(refusal) for refusal in job.refusals]
     said: dict[str, Any] = {"refusals": refusals}
     if decode_spec(job.spec).time.deadline > units.utc_now():
         return advance(
             t, job.id, "search_again", by=REQUESTER, said=said, tries=job.tries + 1, shortlist=(), place=0
         )  # fmt: skip
+    bids = [t[BIDS].get(bid_id) for bid_id in job.shortlist]
+    has_lapsed = any(bid is not None and bid.verdict == "lapsed" for bid in bids)
+    # this node was away, or slow, while they stood: nobody has declined the job
+    if has_lapsed and look_again(t, job, {"reason": "lapsed", **said}):
+        return t[JOBS].one(job.id)
     if job.given_up and may_retry(job):
         # one of them had signed and did not start: that is what `retry` is for
         bid = t[BIDS].get(job.shortlist[0])
@@ -127,22 +143,30 @@ def check_resource_lock(bid: Bid) -> bool:
     return bid.resources_locked_until_timeout and bid.timeout > units.utc_now()
 
 
-async def _try_bid(ctx: Dealing, record: BidRecord) -> BidRecord | str:
+async def _try_bid(ctx: Dealing, record: BidRecord) -> BidRecord | _No:
     """Ask a bidder to lock; return the bid with its lock, or why there is none."""
+    over = record.offer.timeout <= units.utc_now()
+    answer = await _ask_to_lock(ctx, record)
+    if isinstance(answer, BidRecord):
+        return answer
+    return answer._replace(lapsed=answer.lapsed or over)
+
+
+async def _ask_to_lock(ctx: Dealing, record: BidRecord) -> BidRecord | _No:
     bid_request = ctx.store[BID_REQUESTS].one(record.bid_request_id).request
     try:
         answer = await query_peer(ctx, record.did, JobRequest(record.id, bid_request))
     except NunetError as error:
-        return error.message
+        return _No(error.message, lapsed=False)
     body, bid = answer.body, record.offer
     if isinstance(body, DeclineJobRequest):
-        return body.reason
+        return _No(body.reason, lapsed=False)
     if isinstance(body, TimeoutJobRequest):
-        return f"the bid timed out at {body.timeout}"
+        return _No(f"the bid timed out at {body.timeout}", lapsed=True)
     if not isinstance(body, Bid) or (body.id, body.price, body.time) != (bid.id, bid.price, bid.time):
-        return "the provider came back with another bid"
+        return _No("the provider came back with another bid", lapsed=False)
     if not body.resources_locked_until_timeout:
-        return "the provider did not lock the resources"
+        return _No("the provider did not lock the resources", lapsed=False)
     locked = structs.replace(bid, resources_locked_until_timeout=True, timeout=body.timeout)
     return structs.replace(record, bid=locked, evidence=answer.evidence)
 

@@ -20,6 +20,7 @@ from nunet_cli.records.machine import PROVIDER, REQUESTER
 from nunet_cli.records.messages import JobCancel
 
 CANCEL_LIFETIME = 14 * 86400
+MAX_LAPSES = 3
 
 
 class GivingUp(HasHeard, HasMessenger, HasStore, Protocol):
@@ -43,6 +44,17 @@ def search_again(t: Transaction, job: Job, provider: str, said: dict[str, Any]) 
         excluded=tuple(sorted({*job.excluded, provider})), contract_id="", bid_id="", allocation_id="", result=None,
         collected=False, shortlist=(), place=0, given_up=False, usage=None, heard_at="", late=False,
     )  # fmt: skip
+
+
+def look_again(t: Transaction, job: Job, said: dict[str, Any]) -> bool:
+    """Put a job back into the search where what it was offered lapsed by nobody's doing; False after a few times."""
+    if job.lapses >= MAX_LAPSES:
+        return False
+    advance(
+        t, job.id, "search_again", by=REQUESTER, said=said, lapses=job.lapses + 1, contract_id="", bid_id="",
+        shortlist=(), place=0,
+    )  # fmt: skip
+    return True
 
 
 def note_called_off(t: Transaction, contract_id: str, by: Literal["cancel", "silence"]) -> None:

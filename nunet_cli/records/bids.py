@@ -8,7 +8,7 @@ from msgspec import Meta, Struct, field
 
 from nunet_cli.records.capability import Capability, PriceBid
 from nunet_cli.records.fields import PLAIN, Did, Id, Many, MaybeId, Name, Text, Time, TimeOrNone
-from nunet_cli.records.machine import PROVIDER, REQUESTER, Machine, Move
+from nunet_cli.records.machine import CLOCK, PROVIDER, REQUESTER, Machine, Move
 from nunet_cli.records.table import Table
 
 
@@ -206,7 +206,7 @@ _TAKEN = ("offered", "best", "shortlisted", "later")
 BID = Machine(
     "bid",
     start=("offered", "declined", "silent"),
-    ends=frozenset({"declined", "silent", "refused", "released", "unwanted", "excluded", "unverified"}),
+    ends=frozenset({"declined", "silent", "refused", "lapsed", "released", "unwanted", "excluded", "unverified"}),
     state="verdict",
     moves=(
         Move("prefer", _TAKEN, "best", (REQUESTER,)),
@@ -218,6 +218,8 @@ BID = Machine(
         # it did not show the statements that the job names
         Move("distrust", _TAKEN, "unverified", (REQUESTER,)),
         Move("decline", _TAKEN, "refused", (PROVIDER,)),
+        # it was not asked for as long as it stood
+        Move("lapse", _TAKEN, "lapsed", (CLOCK,)),
         Move("lock", _TAKEN, "", (PROVIDER,)),
         Move("release", (*_TAKEN, "released"), "released", (REQUESTER,)),
     ),

@@ -26,6 +26,7 @@ from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.opening import open_node
 from nunet_cli.orchestrator import contract, execute, invoke, match, outputs, request, settle
 from nunet_cli.orchestrator.changes import change_job
+from nunet_cli.orchestrator.retry import MAX_LAPSES
 from nunet_cli.records.allocations import ALLOCATIONS
 from nunet_cli.records.bids import BIDS
 from nunet_cli.records.books import LOG
@@ -192,14 +193,61 @@ async def test_when_everybody_declines_the_failure_says_what_each_said(market: M
         assert m.job(job_id).state == "failed"
 
 
-async def test_a_bid_that_timed_out_is_said_so(market: MarketOf) -> None:
+async def let_lapse(m: Market, job_id: str) -> None:
+    """Wait until the bids that a job has are over."""
+    with trio.fail_after(10):
+        while max(row.offer.timeout for row in m.provider.ctx.store[BIDS].by("job_id", job_id)) > units.utc_now():
+            await trio.sleep(0.02)
+
+
+async def test_a_job_whose_bids_lapsed_while_nobody_went_on_with_it_is_searched_for_again(market: MarketOf) -> None:
+    async with market(provider=config(bid_timeout=1)) as m:
+        await match.match(m.requester.ctx, job_id := await m.post(spec()))
+        await let_lapse(m, job_id)
+        job = await request.request(m.requester.ctx, job_id)
+        assert (job.state, job.lapses, job.attempts) == ("matching", 1, 0)
+        (bid,) = m.requester.ctx.store[BIDS].by("job_id", job_id)
+        assert bid.verdict == "lapsed"
+        assert "timed out" in bid.reasons[0]
+        assert (await orchestrate_job(m.requester.ctx, job_id)).state == "settled"
+
+
+async def test_a_bid_that_times_out_again_and_again_is_said_so(market: MarketOf) -> None:
     async with market(provider=config(bid_timeout=1)) as m:
         job_id = await m.post(spec())
+        for _ in range(MAX_LAPSES):
+            await match.match(m.requester.ctx, job_id)
+            await let_lapse(m, job_id)
+            assert (await request.request(m.requester.ctx, job_id)).state == "matching"
         await match.match(m.requester.ctx, job_id)
-        await trio.sleep(1.2)
+        await let_lapse(m, job_id)
         with pytest.raises(DeclinedError) as caught:
             await request.request(m.requester.ctx, job_id)
         assert "timed out" in caught.value.details["refusals"][0]["reason"]
+
+
+async def test_a_proof_that_comes_again_does_not_move_the_time_of_the_first(market: MarketOf) -> None:
+    """Time that is paid counts from it: an earlier end of the work would be paid for as a later one, or disputed."""
+    async with market() as m:
+        job_id = await m.post(spec())
+        for stage in STAGES[:3]:
+            await stage(m.requester.ctx, job_id)
+        contract_id, kept = m.job(job_id).contract_id, {}
+        with trio.fail_after(10):
+            while m.provider.ctx.store[CONTRACTS].one(contract_id).state != "proved":
+                await trio.sleep(0.02)
+        for node in (m.requester, m.provider):
+            kept[node] = node.ctx.store[CONTRACTS].one(contract_id).proved_at
+            assert kept[node]
+        with trio.fail_after(5):
+            while units.utc_now() <= max(kept.values()):
+                await trio.sleep(0.002)
+        # the stage was ended in between: the proof is here, the job's state is not
+        await m.requester.ctx.store.change(lambda t: change_job(t, job_id, state="requested"))
+        await contract.close_contract(m.requester.ctx, job_id)
+        await invoke.invoke(m.requester.ctx, job_id)
+        for node, at in kept.items():
+            assert node.ctx.store[CONTRACTS].one(contract_id).proved_at == at
 
 
 async def test_a_lock_is_a_lease_and_lapses(market: MarketOf) -> None:
