@@ -45,9 +45,13 @@ class AllocationActor(Actor):
         """The id of the allocation."""
         return self.allocation.id
 
-    async def _on_cancel(self, _body: Any) -> str:
+    def call_off(self) -> None:
+        """Have what runs ended, for the requester."""
         self.cancelled = True
         self.scope.cancel()
+
+    async def _on_cancel(self, _body: Any) -> str:
+        self.call_off()
         return "cancelling"
 
     async def _on_end(self, _body: Any) -> str:

@@ -25,7 +25,7 @@ from nunet_cli.orchestrator.needs import (
     HasStore,
     HasTasks,
 )
-from nunet_cli.orchestrator.retry import CANCEL_LIFETIME
+from nunet_cli.orchestrator.retry import CANCEL_LIFETIME, note_called_off
 from nunet_cli.records.allocations import ALLOCATION_ENDS, ALLOCATIONS, Allocation
 from nunet_cli.records.bids import BID
 from nunet_cli.records.contract_records import CONTRACTS, ContractRecord
@@ -63,6 +63,9 @@ async def _on_cancel(ctx: CalledOff, message: Incoming) -> Answer | Change:
     allocation = ctx.store[ALLOCATIONS].first("contract_id", contract.id)
     if allocation is None:
         return _unstarted_change(ctx, contract)
+    if allocation.state not in ALLOCATION_ENDS:
+        # kept first: the answer may go out before the job has ended, and this node may be killed in between
+        await ctx.store.change(lambda t: note_called_off(t, contract.id, "cancel"))
     with trio.move_on_after(max(1, ctx.config.limits.answer_timeout - 1)):
         await _end_allocation(ctx, allocation.id)
     return "job_cancelled", JobCancelled(ctx.store[CONTRACTS].one(contract.id).result)
@@ -118,6 +121,7 @@ def _unstarted_change(ctx: CallingOff, contract: ContractRecord) -> Change:
         started = t[ALLOCATIONS].first("contract_id", contract.id)
         if started is not None:
             key = started.id
+            note_called_off(t, contract.id, "cancel")
             t.then(lambda: ctx.supervisor.start_soon(ctx.nursery, "calling off", _end_allocation, ctx, key))
         elif current.result is None:
             ctx.accounting.release(t, contract.bid_id)

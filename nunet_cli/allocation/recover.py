@@ -8,7 +8,7 @@ from typing import Protocol
 import trio
 
 from nunet_cli.allocation.reexecute import HasSecondRuns, leftovers
-from nunet_cli.allocation.results import failed_result
+from nunet_cli.allocation.results import called_off_result, failed_result
 from nunet_cli.allocation.run import Allocating, finish_allocation, make_parts, run_allocation
 from nunet_cli.errors import NunetError
 from nunet_cli.executor.base import Lasting
@@ -86,6 +86,9 @@ async def _recover(ctx: Recovering, allocation: Allocation) -> None:
         ctx.supervisor.start_soon(ctx.nursery, "allocation", _run_attached, ctx, allocation.id)
     else:
         result = failed_result(allocation, allocation.started_at, code, message, fault="provider")
+        if contract.called_off_at:
+            # the requester was told that it ends, which it has
+            result = called_off_result(allocation)
         await finish_allocation(ctx, allocation, result)
         await ctx.threads.run(remove_folder, ctx.home / "allocations" / allocation.id)
 

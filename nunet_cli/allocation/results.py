@@ -106,6 +106,13 @@ def failed_result(
     )  # fmt: skip
 
 
+def called_off_result(allocation: Allocation) -> Result:
+    """Return the result of an allocation that its requester has called off."""
+    return failed_result(
+        allocation, allocation.started_at, "cancelled", "called off by the requester", fault="", state="cancelled"
+    )
+
+
 def readable(result: Result) -> Result:
     """Return a result as others can read it: what they cannot would never be paid, nor end the job."""
     try:

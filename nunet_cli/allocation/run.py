@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from typing import Protocol
 
@@ -18,7 +19,16 @@ from nunet_cli import units
 from nunet_cli.allocation.actor import AllocationActor, HasRunning
 from nunet_cli.allocation.part import Making, Part, Preparing, collect, make_part, prepare, start
 from nunet_cli.allocation.pod import Ended, run_pod, run_single
-from nunet_cli.allocation.results import Resulting, broken_result, failed_result, held, readable, result_of, said_of
+from nunet_cli.allocation.results import (
+    Resulting,
+    broken_result,
+    called_off_result,
+    failed_result,
+    held,
+    readable,
+    result_of,
+    said_of,
+)
 from nunet_cli.database.store import Transaction
 from nunet_cli.database.transition import transition
 from nunet_cli.errors import NoSpaceError, NunetError, PeerError
@@ -32,6 +42,7 @@ from nunet_cli.orchestrator.needs import (
     Asking,
     HasAccounting,
     HasClosings,
+    HasConfig,
     HasHome,
     HasIdentity,
     HasMessenger,
@@ -60,7 +71,7 @@ class Removing(HasHome, HasThreads, Protocol):
     """Removes what an allocation leaves behind."""
 
 
-class Signing(HasAccounting, HasClosings, HasIdentity, HasMessenger, HasStore, Protocol):
+class Signing(HasAccounting, HasClosings, HasConfig, HasIdentity, HasMessenger, HasStore, Protocol):
     """Signs a result, and keeps it."""
 
 
@@ -98,6 +109,9 @@ async def run_allocation(ctx: Allocating, allocation_id: str, *, attached: bool 
         await _end(ctx, [], allocation, broken_result(allocation, error))
         return
     actor = AllocationActor(allocation, parts)
+    if contract.called_off_at:
+        # before it had begun, or before this node was started again
+        actor.call_off()
     ctx.running.add(actor)
     result: Result | None = None
     over = False
@@ -284,11 +298,7 @@ async def _called_off(ctx: Performing, actor: AllocationActor, spec: JobSpec) ->
         log.exception("allocation %s could not be ended well", actor.allocation_id)
         await actor.stop()
         return broken_result(actor.allocation, error)
-    result = failed_result(
-        actor.allocation, actor.allocation.started_at, "cancelled", "called off by the requester", fault="",
-        state="cancelled",
-    )  # fmt: skip
-    return msgspec.structs.replace(result, usage=usage)
+    return msgspec.structs.replace(called_off_result(actor.allocation), usage=usage)
 
 
 async def _end(ctx: Ending, parts: list[Part], allocation: Allocation, result: Result) -> None:
@@ -339,7 +349,12 @@ async def finish_allocation(ctx: Signing, allocation: Allocation, result: Result
     known = ctx.store[CONTRACTS].one(allocation.contract_id)
     # however late the end was seen to: nobody agreed to more
     agreed = known.document.read(Contract).terms.max_duration
-    seconds = min(held(result.started_at, result.ended_at), float(agreed))
+    ended_at = result.ended_at
+    if known.called_off_at:
+        # the requester pays no longer than it takes to stop a program, whenever this node came to it
+        patience = timedelta(seconds=ctx.config.limits.answer_timeout)
+        ended_at = min(ended_at, units.format_time(units.parse_time(known.called_off_at) + patience))
+    seconds = min(held(result.started_at, ended_at), float(agreed))
     used = msgspec.structs.replace(result.usage, wall_seconds=seconds)
     result = readable(msgspec.structs.replace(result, usage=used))
     document = make_document(result).sign(ctx.identity, PROVIDER)

@@ -16,7 +16,9 @@ from nunet_cli.executor.base import Exit, Task
 from nunet_cli.executor.null import NullExecutor
 from nunet_cli.node.node import Node
 from nunet_cli.records.allocations import ALLOCATIONS
+from nunet_cli.records.messaging import OUTBOX
 from nunet_cli.records.results import Usage
+from nunet_cli.tokenomics.payment import seconds_between
 from tests.simulation.harness import Simulation, run
 from tests.simulation.test_failures import OPENING, balance, contract_with, held, reaches
 
@@ -176,6 +178,58 @@ def test_a_service_that_ended_while_its_node_was_away_is_not_started_for_an_inst
         assert (row.usage.restarts, row.usage.wall_seconds) == (0, 60.0)
 
     finished = ""
+    run(main, tmp_path)
+
+
+@pytest.mark.parametrize("runs_on", [True, False])
+def test_a_job_that_was_called_off_is_ended_also_by_a_node_that_was_killed_while_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs_on: bool
+) -> None:
+    """The order was acknowledged, so nobody repeats it; and what ran on without its node is not paid for."""
+
+    async def main(sim: Simulation) -> None:
+        provider, requester = await two(sim, unit="s", price="0.001")
+        job_id = await sim.post(requester, seconds=3000, time={"max_duration": 3600}, price="10")
+        await reaches(sim, job_id, "running")
+        (begun,) = provider.ctx.store[ALLOCATIONS].all()
+
+        async def slow(*_: Any) -> None:
+            await trio.sleep(300)
+
+        async def true(*_: Any) -> bool:
+            return True
+
+        async def nothing(*_: Any) -> None:
+            pass
+
+        async def usage(*_: Any) -> Usage:
+            return Usage(1, 900)
+
+        provider.ctx.executors["null"].stop = slow  # type: ignore[method-assign]  # an engine that takes its time
+        await trio.sleep(20)
+        called_off = units.utc_now()
+        await requester.cancel_job(job_id)
+        with trio.fail_after(120):
+            while list(requester.ctx.store[OUTBOX].all()):
+                await trio.sleep(0.5)
+        assert allocations(provider) == ["running"]
+        await sim.crash("first")
+        if runs_on:
+            for name, function in (("attach", true), ("wait", slow), ("usage", usage), ("stop", nothing)):
+                monkeypatch.setattr(NullExecutor, name, function)
+        await trio.sleep(600)
+        provider = await sim.restart("first")
+        provider.ctx.peers.add(sim.nodes["authority"].identity.public_key, ("authority", 4000), "static")
+        await ends(provider)
+        assert allocations(provider) == ["cancelled"]
+        with trio.fail_after(300):
+            while contract_with(sim, "first").state not in ("settled", "refunded", "disputed"):
+                await trio.sleep(1)
+        assert (contract_with(sim, "first").state, held(sim)) == ("settled", [])
+        seconds = seconds_between(begun.started_at, called_off) + 10
+        paid = balance(sim, "first") - OPENING
+        assert 0 < paid <= units.parse_amount("0.001") * (seconds + 1)
+
     run(main, tmp_path)
 
 
