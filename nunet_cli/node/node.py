@@ -45,7 +45,7 @@ from nunet_cli.orchestrator import (
     select,
     settle,
 )
-from nunet_cli.orchestrator.changes import find_job
+from nunet_cli.orchestrator.changes import find_job, resolve_replicas
 from nunet_cli.orchestrator.patience import while_full
 from nunet_cli.records.allocations import ALLOCATIONS, Allocation, Holding
 from nunet_cli.records.bids import BidRecord, CapabilityComparator
@@ -157,6 +157,10 @@ class Node:
         for job in self.ctx.store[JOBS].by("state", *OPEN_STATES):
             if job.orchestrate:
                 self.orchestrate(job.id)
+        for job in self.ctx.store[JOBS].by("state", "disputed"):
+            if job.kind == "replicas":
+                # an earlier version left them so
+                await self.ctx.store.change(partial(resolve_replicas, job_id=job.id))
 
     def _on_discovered(self, key: bytes, address: Address) -> None:
         if self.ctx.peers.add(key, address, "mdns") is not None:

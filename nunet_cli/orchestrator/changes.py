@@ -10,7 +10,8 @@ from nunet_cli import units
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.database.transition import transition
 from nunet_cli.errors import NunetError
-from nunet_cli.records.jobs import JOBS, ErrorRecord, Job
+from nunet_cli.records.jobs import JOB_ENDS, JOBS, ErrorRecord, Job
+from nunet_cli.records.machine import REQUESTER
 
 
 def find_job(source: Store | Transaction, job_id: str) -> Job:
@@ -51,7 +52,21 @@ def advance(
         shared = {name: getattr(job, name) for name in _SHARED}
         t[JOBS].put(structs.replace(member, **shared))
         t.save_event(member_id, f"job_{job.state}", pod=job.id)
+    if job.parent and job.state in JOB_ENDS:
+        resolve_replicas(t, job.parent)
     return job
+
+
+def resolve_replicas(t: Transaction, job_id: str) -> None:
+    """End the replicas of a job that are in dispute once each of them has ended, as part of a change."""
+    group = t[JOBS].get(job_id)
+    if group is None or group.kind != "replicas" or group.state != "disputed":
+        return
+    found = [t[JOBS].get(child_id) for child_id in group.units.values()]
+    replicas = [replica for replica in found if replica is not None]
+    if all(replica.state in JOB_ENDS for replica in replicas):
+        paid = units.format_amount(sum(units.parse_amount(replica.paid or "0") for replica in replicas))
+        advance(t, job_id, "resolve", by=REQUESTER, said={"paid": paid}, paid=paid)
 
 
 _SHARED = ("state", "changed_at", "contract_id", "allocation_id", "bid_id", "error", "usage")

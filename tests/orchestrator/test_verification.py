@@ -2,21 +2,23 @@
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import trio
+from msgspec import structs
 
 from nunet_cli import units
 from nunet_cli.allocation import reexecute as again
 from nunet_cli.allocation import run as allocation
-from nunet_cli.config import Config, ExecutorConfig, ProcessConfig
+from nunet_cli.config import Config, ExecutorConfig, ProcessConfig, RetentionConfig
 from nunet_cli.errors import ContractError, DisputedError, JobFailedError, NunetError
 from nunet_cli.groups.group import outputs_of
 from nunet_cli.groups.orchestrate import orchestrate_job
+from nunet_cli.node.care import Care
 from nunet_cli.node.node import Node
 from nunet_cli.node.opening import open_node
 from nunet_cli.orchestrator import disputes, orchestrate, settle
@@ -25,12 +27,14 @@ from nunet_cli.orchestrator.settle import verify_job
 from nunet_cli.records.bids import CapabilityComparator
 from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.documents import Document, make_document
+from nunet_cli.records.jobs import JOBS, Job
 from nunet_cli.records.offers import OnboardOptions
 from nunet_cli.records.results import Result
 from tests.conftest import Market, config, open_market
 
 MarketOf = Callable[..., Any]
 OPENING = units.parse_amount("100")
+NOW = "2026-11-26T00:00:00.000Z"
 
 
 def spec(command: str, **fields: Any) -> str:
@@ -116,6 +120,45 @@ async def test_without_a_quorum_all_are_disputed_and_escrow_is_held(tmp_path: Pa
         assert m.job(job_id).state == "disputed"
         held = [balance for name, balance in m.balances().items() if name.startswith("escrow:") and balance]
         assert held == [units.MICRO] * 2
+        group = m.job(job_id)
+        first, second = (m.job(child).contract_id for child in group.units.values())
+        assert m.authority.contract_database is not None
+        await m.authority.contract_database.resolve(first, "pay")
+        await is_resolved(m, group.units.values(), first)
+        # the other one is still to be decided
+        assert m.job(job_id).state == "disputed"
+        await m.authority.contract_database.resolve(second, "split", "0.5")
+        await is_resolved(m, group.units.values(), second)
+        assert (m.job(job_id).state, m.job(job_id).paid) == ("resolved", "1.5")
+        assert m.event_types(job_id)[-1] == "job_resolved"
+        care = Care(m.requester.ctx.store, m.requester.ctx.blobs, RetentionConfig(jobs=0))
+        with trio.fail_after(5):
+            while (await care.collect()).rows.jobs == 0:
+                await trio.sleep(0.01)
+        assert m.requester.ctx.store[JOBS].count() == 0
+
+
+async def is_resolved(m: Market, job_ids: Iterable[str], contract_id: str) -> None:
+    """Wait until the job that has a contract has ended with its dispute."""
+    (job_id,) = [job_id for job_id in job_ids if m.job(job_id).contract_id == contract_id]
+    with trio.fail_after(20):
+        while m.job(job_id).state != "resolved":
+            await trio.sleep(0.02)
+
+
+async def test_replicas_whose_disputes_were_decided_under_an_earlier_version_have_ended(tmp_path: Path) -> None:
+    async with open_node(tmp_path, config()) as node:
+        done = Job("a", "a", node.identity.did, "{}", "c", NOW, NOW, state="resolved", parent="group", paid="1")
+        open_one = structs.replace(done, id="b", state="disputed", parent="other")
+        groups = [
+            structs.replace(done, id=name, kind="replicas", state="disputed", parent="", units={"one": child})
+            for name, child in (("group", "a"), ("other", "b"))
+        ]
+        for row in (done, open_one, *groups):
+            await node.ctx.store.change(lambda t, row=row: t[JOBS].put(row))
+    async with open_node(tmp_path, config()) as node:
+        assert (node.get_job("group").state, node.get_job("group").paid) == ("resolved", "1")
+        assert node.get_job("other").state == "disputed"
 
 
 async def test_too_few_providers_for_the_replicas_call_the_job_off(tmp_path: Path) -> None:
