@@ -10,7 +10,6 @@ import os
 import shutil
 import sqlite3
 import tarfile
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from nunet_cli.database.file import check, open_file
 from nunet_cli.database.store import STORE_FILE, owned
 from nunet_cli.errors import NodeError, UsageError
 from nunet_cli.network.identity import KEY_FILE
+from nunet_cli.node.scratch import scratch
 from nunet_cli.records.identifiers import content_id, is_content_id
 from nunet_cli.records.tables import TABLES
 
@@ -55,9 +55,8 @@ def make_backup(home: Path, config_file: Path, target: Path, *, blobs: bool = Tr
         raise UsageError(f"there is no node in {home}", hint="it is made at the first start: nunet node run")
     count = 0
     try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".backup-") as scratch:
-            part = Path(scratch) / "backup.tar"
-            copy = Path(scratch) / STORE_FILE
+        with scratch(target.parent) as folder:
+            part, copy = folder / "backup.tar", folder / STORE_FILE
             _copy_store(home / STORE_FILE, copy)
             descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
             with os.fdopen(descriptor, "wb") as file:
@@ -113,8 +112,7 @@ def restore_backup(source: Path, home: Path, config_file: Path, *, force: bool =
         NodeError: the node runs.
     """
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with owned(home, "a restore"), tempfile.TemporaryDirectory(dir=home.parent, prefix=".restore-") as scratch:
-        fresh = Path(scratch)
+    with owned(home, "a restore"), scratch(home.parent) as fresh:
         _unpack(source, fresh)
         try:
             connection = open_file(fresh / STORE_FILE, TABLES)

@@ -29,6 +29,7 @@ from nunet_cli.node.capability import CapabilityAccounting
 from nunet_cli.node.monitor import Monitor
 from nunet_cli.node.node import Node
 from nunet_cli.node.parts import Parts
+from nunet_cli.node.scratch import remove_unfinished
 from nunet_cli.orchestrator.roles import Roles
 from nunet_cli.supervise import Supervisor
 
@@ -75,6 +76,9 @@ async def open_node(
     with contextlib.ExitStack() as stack:
         if not read_only:
             stack.enter_context(owned(home, "a node"))
+            for folder in (home, home.parent):
+                # of a backup into it, or a restore of it, that was killed
+                remove_unfinished(folder)
         check_restored(home)
         key_there = (home / "identity.json").exists()
         identity = load_or_create(home, passphrase) if not read_only or key_there else _nobody()

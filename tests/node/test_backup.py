@@ -1,9 +1,13 @@
 """Backup and restore of a home."""
 
 import contextlib
+import os
 import secrets
 import sqlite3
+import subprocess
+import sys
 import tarfile
+from collections.abc import Iterator
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -53,6 +57,63 @@ async def test_a_home_comes_back_as_it_was(tmp_path: Path) -> None:
     assert restore_backup(file, other, other / "config.toml") is None
     assert load_or_create(other).did == load_or_create(home).did
     assert (other / "config.toml").exists()
+
+
+STUCK = """
+import sys, time
+from pathlib import Path
+from nunet_cli.node import backup
+
+copy = backup._copy_store
+
+def stuck(source, target):
+    copy(source, target)
+    print("there", flush=True)
+    time.sleep(600)
+
+backup._copy_store = stuck
+home, file = map(Path, sys.argv[1:])
+backup.make_backup(home, home / "config.toml", file)
+"""
+
+
+@contextlib.contextmanager
+def stuck_backup(home: Path, file: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A backup in a process of its own that has copied the store, and goes no further."""
+    with subprocess.Popen([sys.executable, "-c", STUCK, home, file], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"there\n"
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("by", ["backup", "start"])
+async def test_what_a_killed_backup_leaves_is_removed_and_what_is_in_use_is_not(tmp_path: Path, by: str) -> None:
+    """It has the node's key in it."""
+    home = tmp_path / "home"
+    await filled(home, 5)
+
+    def unfinished() -> list[Path]:
+        found = sorted(home.glob(".nunet-unfinished-*"))
+        for path in found:
+            # a minute has passed
+            os.utime(path, (0, 0))
+        return found
+
+    with stuck_backup(home, home / "slow.tar"):
+        used = unfinished()
+        with stuck_backup(home, home / "killed.tar"):
+            assert len(unfinished()) == 2
+        assert len(unfinished()) == 2
+        if by == "backup":
+            make_backup(home, home / "config.toml", home / "b.tar")
+        else:
+            async with open_node(home, config()):
+                pass
+        assert unfinished() == used
+        assert len(used) == 1
 
 
 async def test_a_backup_is_of_one_moment_while_the_node_goes_on(tmp_path: Path) -> None:
