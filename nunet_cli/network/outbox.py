@@ -115,6 +115,8 @@ class Outbox:
         now = units.utc_now()
         if self._store[OUTBOX].below("expires_at", now, limit=1):
             await self._store.change(lambda t: t[OUTBOX].remove_below("expires_at", now))
+        # what expired needs none any more
+        self._pauses = {key: pause for key, pause in self._pauses.items() if self._store[OUTBOX].has(key)}
 
     async def _forget_delivered(self) -> None:
         delivered = set(self._delivered)

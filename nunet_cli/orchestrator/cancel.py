@@ -14,7 +14,7 @@ import trio
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError, StateError
 from nunet_cli.orchestrator import execute
-from nunet_cli.orchestrator.changes import advance, find_job
+from nunet_cli.orchestrator.changes import advance, find_job, let_go
 from nunet_cli.orchestrator.contract import (
     check_proof,
     is_transient,
@@ -23,7 +23,16 @@ from nunet_cli.orchestrator.contract import (
     register_contract,
     set_contract,
 )
-from nunet_cli.orchestrator.needs import Asking, Dealing, HasClosings, HasJobLocks, HasMessenger, HasStore
+from nunet_cli.orchestrator.needs import (
+    Asking,
+    Dealing,
+    HasClosings,
+    HasHeard,
+    HasJobLocks,
+    HasMessenger,
+    HasProgress,
+    HasStore,
+)
 from nunet_cli.orchestrator.retry import CANCEL_LIFETIME, note_called_off
 from nunet_cli.orchestrator.settle import Settling, settle
 from nunet_cli.records.bids import BIDS, BidRecord
@@ -48,7 +57,7 @@ class Registering(HasClosings, Dealing, Protocol):
     """Finds out whether a contract is recorded."""
 
 
-class Leaving(HasMessenger, HasStore, Protocol):
+class Leaving(HasHeard, HasMessenger, HasProgress, HasStore, Protocol):
     """Leaves a provider the order to stop."""
 
 
@@ -203,6 +212,7 @@ async def _cancel_later(ctx: Leaving, job: Job, contract: ContractRecord, body: 
         if current.contract_id == contract.id and current.state == "completed":
             return current
         ctx.messenger.outbox.enqueue(t, message)
+        let_go(ctx, t, contract.id, job.id)
         return advance(t, job.id, "cancel", by=REQUESTER, said={"note": note}, note=note)
 
     return await ctx.store.change(change)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 from msgspec import structs
 
@@ -10,8 +11,13 @@ from nunet_cli import units
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.database.transition import transition
 from nunet_cli.errors import NunetError
+from nunet_cli.orchestrator.needs import HasHeard, HasProgress
 from nunet_cli.records.jobs import JOB_ENDS, JOBS, ErrorRecord, Job
 from nunet_cli.records.machine import REQUESTER
+
+
+class Following(HasHeard, HasProgress, Protocol):
+    """Follows jobs at their providers."""
 
 
 def find_job(source: Store | Transaction, job_id: str) -> Job:
@@ -55,6 +61,12 @@ def advance(
     if job.parent and job.state in JOB_ENDS:
         resolve_replicas(t, job.parent)
     return job
+
+
+def let_go(ctx: Following, t: Transaction, contract_id: str, job_id: str) -> None:
+    """Forget, once a change is on disk, what is known in memory alone of a job that nobody follows any more."""
+    t.then(partial(ctx.heard.forget, contract_id))
+    t.then(partial(ctx.progress.done, job_id))
 
 
 def resolve_replicas(t: Transaction, job_id: str) -> None:

@@ -21,7 +21,7 @@ from nunet_cli.errors import NotFoundError, NunetError, PeerError, RejectedMessa
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.tree import output_names
 from nunet_cli.network.messenger import Answer, Change, Incoming
-from nunet_cli.orchestrator.changes import advance, change_job, find_job
+from nunet_cli.orchestrator.changes import advance, change_job, find_job, let_go
 from nunet_cli.orchestrator.logs import LOG_PIECE, read_piece
 from nunet_cli.orchestrator.needs import (
     Dealing,
@@ -52,7 +52,7 @@ class Telling(HasBlobs, HasHome, HasThreads, HasStore, Protocol):
     """Tells a requester what its job writes."""
 
 
-class Taking(HasClosings, HasHeard, Protocol):
+class Taking(HasClosings, HasHeard, HasProgress, Protocol):
     """Takes results."""
 
 
@@ -64,11 +64,7 @@ class Following(Hearing, Dealing, Protocol):
     """Follows a job at its provider."""
 
 
-class Updating(HasProgress, Hearing, Protocol):
-    """Takes what a provider tells of a job that runs."""
-
-
-class Executing(Updating, Telling, HasMessenger, Protocol):
+class Executing(Hearing, Telling, HasMessenger, Protocol):
     """Has both halves of the stage."""
 
 
@@ -165,7 +161,7 @@ def _contract_of(source: Store | Transaction, contract_id: str, provider: str) -
     return contract
 
 
-def _on_update(ctx: Updating, message: Incoming) -> Change | None:
+def _on_update(ctx: Hearing, message: Incoming) -> Change | None:
     body: JobStatusUpdate = message.body
     contract = _contract_of(ctx.store, body.contract_id, message.sender)
     job = ctx.store[JOBS].get(contract.job_id)
@@ -238,6 +234,8 @@ def result_change(ctx: Taking, contract: ContractRecord, document: Document) -> 
         elif result.state == "completed" and is_first:
             # the job goes on without it, or was called off; it will be paid, so it is fetched, too: see `closing`
             t[LATE_RESULTS].put(LateResult(contract.id))
+        if mine:
+            let_go(ctx, t, contract.id, contract.job_id)
         t.then(partial(ctx.heard.forget, contract.id))
         t.then(partial(ctx.closings.look, contract.id))
 
@@ -311,7 +309,9 @@ async def job_sync(ctx: Following, contract: ContractRecord) -> JobState:
     state = answer.body
     if not isinstance(state, JobState) or state.contract_id != contract.id:
         raise PeerError("the provider answered something else", code="bad_answer")
-    ctx.heard.note(contract.id)
+    job = ctx.store[JOBS].get(contract.job_id)
+    if job is not None and job.contract_id == contract.id and job.state in _RUNS:
+        ctx.heard.note(contract.id)
     if state.result is not None:
         await take_result(ctx, contract, state.result)
     elif state.state in ("starting", "running"):

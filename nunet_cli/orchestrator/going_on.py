@@ -66,6 +66,9 @@ class Heard:
     def __init__(self) -> None:
         self._at: dict[str, float] = {}
 
+    def __len__(self) -> int:
+        return len(self._at)
+
     def note(self, contract_id: str) -> None:
         """Note that a provider gave a sign of life just now."""
         self._at[contract_id] = trio.current_time()

@@ -11,7 +11,7 @@ import trio
 from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import ContractError, NoSpaceError, NunetError, PeerError, StateError
-from nunet_cli.orchestrator.changes import advance, error_record, find_job
+from nunet_cli.orchestrator.changes import advance, error_record, find_job, let_go
 from nunet_cli.orchestrator.contract import PROVIDER_REFUSED, TRANSIENT, Contracting, close_contract, propose_at_once
 from nunet_cli.orchestrator.execute import Following, follow
 from nunet_cli.orchestrator.invoke import invoke
@@ -51,7 +51,7 @@ class Invoking(HasClosings, GivingUp, Dealing, Protocol):
     """Has a job started."""
 
 
-class ClosingContract(HasHeard, Contracting, Protocol):
+class ClosingContract(HasHeard, HasProgress, Contracting, Protocol):
     """Closes a contract, or gives the provider up."""
 
 
@@ -163,7 +163,7 @@ async def fail(ctx: Failing, job_id: str, error: NunetError) -> None:
         if message is not None:
             ctx.messenger.outbox.enqueue(t, message)
             note_called_off(t, job.contract_id, "silence")
-        t.then(partial(ctx.heard.forget, job.contract_id))
+        let_go(ctx, t, job.contract_id, job_id)
         # its result may have come just now
         t.then(partial(ctx.closings.look, job.contract_id))
 

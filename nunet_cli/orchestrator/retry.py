@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Literal, Protocol
 
 from msgspec import structs
@@ -11,8 +10,8 @@ from nunet_cli import units
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError
 from nunet_cli.jobs.check import decode_spec
-from nunet_cli.orchestrator.changes import advance, find_job
-from nunet_cli.orchestrator.needs import HasHeard, HasMessenger, HasStore
+from nunet_cli.orchestrator.changes import advance, find_job, let_go
+from nunet_cli.orchestrator.needs import HasHeard, HasMessenger, HasProgress, HasStore
 from nunet_cli.records.bids import BIDS
 from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.jobs import JOBS, Job, Refusal
@@ -23,7 +22,7 @@ CANCEL_LIFETIME = 14 * 86400
 MAX_LAPSES = 3
 
 
-class GivingUp(HasHeard, HasMessenger, HasStore, Protocol):
+class GivingUp(HasHeard, HasMessenger, HasProgress, HasStore, Protocol):
     """Gives a provider up, and tells it when it is back."""
 
 
@@ -85,7 +84,7 @@ async def give_up(ctx: GivingUp, job_id: str, error: NunetError) -> bool:
             return
         ctx.messenger.outbox.enqueue(t, message)
         note_called_off(t, contract.id, "silence")
-        t.then(partial(ctx.heard.forget, contract.id))
+        let_go(ctx, t, contract.id, job_id)
         if current.state == "contracted" and has_next_bid(current):
             bid = t[BIDS].get(current.bid_id)
             peer = bid.bidder.peer_id if bid is not None else ""

@@ -111,6 +111,23 @@ async def test_a_message_to_a_node_whose_disk_is_full_is_sent_again(tmp_path: Pa
         assert m.authority.ctx.store[STATEMENTS].has("n1")
 
 
+async def test_of_a_message_that_was_never_taken_nothing_stays_when_it_expires(tmp_path: Path) -> None:
+    async with open_market(tmp_path) as m:
+
+        async def refuse(message: Any) -> None:
+            raise NoSpaceError("the disk is full")
+
+        m.authority.ctx.messenger.register("note", JobSync, refuse)
+        m.requester.ctx.messenger.register("note", JobSync)
+        outbox = m.requester.ctx.messenger.outbox
+        await m.requester.send_message(m.authority.identity.did, "note", JobSync("n1"), lifetime=4)
+        with trio.fail_after(60):
+            while not outbox._pauses:
+                await trio.sleep(0.01)
+            while m.requester.ctx.store[OUTBOX].count() or outbox._pauses:
+                await trio.sleep(0.05)
+
+
 def damaged(_: Any) -> None:
     """Find out, in a change, that the file is damaged."""
     error = sqlite3.DatabaseError("database disk image is malformed")

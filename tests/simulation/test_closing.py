@@ -13,6 +13,7 @@ from nunet_cli.config import LimitsConfig
 from nunet_cli.node.node import Node
 from nunet_cli.records.contract_records import CONTRACTS, REGISTERED_CONTRACTS, ContractRecord
 from nunet_cli.records.contracts import Receipt
+from nunet_cli.records.results import Progress
 from nunet_cli.tokenomics.payment import seconds_between
 from tests.simulation.harness import Simulation, run
 from tests.simulation.test_failures import held, reaches
@@ -62,6 +63,27 @@ def test_what_is_closed_has_no_task(tmp_path: Path) -> None:
             assert set((await sim.wait_ended(jobs)).values()) == {"settled"}
         await trio.sleep(60)
         assert (len(provider.ctx.closings), len(requester.ctx.closings)) == (0, 0)
+
+    run(main, tmp_path)
+
+
+def test_nothing_stays_in_memory_of_a_job_that_is_called_off_while_its_provider_is_away(tmp_path: Path) -> None:
+    """Nor of one that was given up, or has failed: no result ever comes that would end what is known of them."""
+
+    async def main(sim: Simulation) -> None:
+        _, _, requester = await small(sim)
+        called_off, failed = [await sim.post(requester, seconds=600, time={"max_duration": 900}) for _ in range(2)]
+        for job_id in (called_off, failed):
+            await reaches(sim, job_id, "running")
+            requester.ctx.progress.note(job_id, Progress("image", 1, 2))
+        await trio.sleep(10)
+        assert len(requester.ctx.heard) == 2
+        await sim.crash("provider")
+        await requester.cancel_job(called_off)
+        assert requester.get_job(called_off).state == "cancelled"
+        await reaches(sim, failed, "failed", within=3600)
+        assert len(requester.ctx.heard) == 0
+        assert requester.ctx.progress.all() == {}
 
     run(main, tmp_path)
 
