@@ -30,11 +30,15 @@ class JobLocks:
 
 
 class Searches:
-    """The bid requests that are out, and how many answers each has; and for how long this node has looked around."""
+    """The bid requests that are out, and how many bids, and refusals by relay, each has.
+
+    And for how long this node has looked around.
+    """
 
     def __init__(self) -> None:
         self._began = trio.current_time()
         self._answers: dict[str, int] = {}
+        self._refusals: dict[str, int] = {}
 
     @property
     def age(self) -> float:
@@ -44,19 +48,26 @@ class Searches:
     @contextlib.contextmanager
     def out(self, request_id: str) -> Iterator[None]:
         """Count the answers to a bid request as long as it is out."""
-        self._answers[request_id] = 0
+        self._answers[request_id] = self._refusals[request_id] = 0
         try:
             yield
         finally:
-            del self._answers[request_id]
+            del self._answers[request_id], self._refusals[request_id]
 
     def count(self, request_id: str) -> None:
-        """Count an answer to a bid request, if that is still out."""
+        """Count a bid for a bid request, if that is still out."""
         if request_id in self._answers:
             self._answers[request_id] += 1
 
+    def count_refusal(self, request_id: str) -> int:
+        """Count a refusal that came by relay, if its bid request is still out; return how many came before it."""
+        before = self._refusals.get(request_id, 0)
+        if request_id in self._refusals:
+            self._refusals[request_id] = before + 1
+        return before
+
     def answers(self, request_id: str) -> int | None:
-        """Return how many answered a bid request; None where it is not out."""
+        """Return how many have bid for a bid request; None where it is not out."""
         return self._answers.get(request_id)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import timedelta
-from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -48,6 +47,8 @@ log = logging.getLogger("nunet.match")
 
 SETTLE_TIME = 2.0
 ENOUGH_BIDS = 50
+# of those that come by relay, to be able to say why nobody took the job
+MOST_REFUSALS = 50
 RELAY_WAIT = 2.0
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 
@@ -324,7 +325,8 @@ def _bid_change(ctx: HasSearches, request: BidRequest, message: Incoming) -> Cal
             request.job_id, "bid_received", bid_id=bid.id, bidder=bid.bidder.peer_id,
             price=units.format_amount(bid_price(bid)), start=bid.time.start, load=bid.load,
         )  # fmt: skip
-        t.then(partial(ctx.searches.count, request.id))
+        # here and not once it is on disk: many may come together
+        ctx.searches.count(request.id)
 
     return change
 
@@ -404,6 +406,14 @@ def _on_relayed_answer(ctx: Gathering, message: Incoming) -> Change:
         job = t[JOBS].get(sent.job_id)
         if job is None or job.bid_request_id != sent.id or job.state != "matching":
             raise StateError("the search is over", code="search_over")
+        if _has_answered(t, sent.request, message.sender):
+            return
+        # whoever has a key can answer, and keys cost nothing: a search keeps so many rows, and no more
+        if isinstance(body, Bid):
+            if (ctx.searches.answers(sent.id) or 0) >= ENOUGH_BIDS:
+                raise StateError("there are enough bids", code="enough_bids")
+        elif ctx.searches.count_refusal(sent.id) >= MOST_REFUSALS:
+            raise StateError("there are enough refusals", code="enough_refusals")
         keep(t)
         t.then(ctx.transport.notify)
 

@@ -3,21 +3,23 @@
 import json
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import trio
+import trio.testing
 from msgspec import Struct, structs
 
 from nunet_cli import units
 from nunet_cli.errors import ContractError, StateError
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.network.envelope import seal
+from nunet_cli.network.identity import Identity, new_identity
 from nunet_cli.network.messenger import Change, Incoming
 from nunet_cli.node.node import Node
 from nunet_cli.orchestrator import contract, match, request
 from nunet_cli.records.allocations import ALLOCATIONS, HOLDINGS
-from nunet_cli.records.bids import BID_REQUESTS, BIDS, Bid, BidRequest
+from nunet_cli.records.bids import BID_REQUESTS, BIDS, Bid, BidRequest, CapabilityComparison, Decline
 from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.contracts import Contract
 from nunet_cli.records.documents import Document
@@ -31,6 +33,7 @@ from nunet_cli.records.messages import (
     TimeoutJobRequest,
 )
 from tests.conftest import Market, config
+from tests.together import held
 
 MarketOf = Callable[..., Any]
 
@@ -41,7 +44,13 @@ def spec(**resources: Any) -> str:
     return json.dumps({**body, "time": {"max_duration": "1m"}})
 
 
-async def looked_at(by: Node, sender: Node, type_: str, body: Struct) -> Change:
+class Stranger(NamedTuple):
+    """Somebody with a key, which costs nothing."""
+
+    identity: Identity
+
+
+async def looked_at(by: Node, sender: Node | Stranger, type_: str, body: Struct) -> Change:
     """Let a node check a message, and return what it will change, which it has not yet."""
     envelope, raw = seal(sender.identity, by.identity.did, type_, body, lifetime=60)
     behaviour = by.ctx.messenger._types[type_].behaviour
@@ -89,6 +98,47 @@ async def test_of_two_bids_of_one_bidder_the_first_counts(market: MarketOf) -> N
                 await m.requester.ctx.store.change(change)
             assert m.requester.ctx.searches.answers(asking.id) == 1
         assert [row.id for row in m.requester.ctx.store[BIDS].by("bid_request_id", asking.id)] == [first.id]
+
+
+@pytest.mark.parametrize("kind", ["bid", "decline"])
+async def test_a_search_keeps_so_many_answers_whoever_sends_them_by_relay(market: MarketOf, kind: str) -> None:
+    async with market() as m:
+        job = await at_stage(m)
+        asking = await match._new_bid_request(m.requester.ctx, job, decode_spec(job.spec))
+        answer = await m.provider.ctx.store.change(await looked_at(m.provider, m.requester, "bid_request", asking))
+        assert answer is not None
+        offer = answer[1]
+        assert isinstance(offer, Bid)
+
+        def of(stranger: Stranger, number: int) -> Bid | Decline:
+            bidder = stranger.identity.node_id
+            if kind == "bid":
+                return structs.replace(offer, id=f"bid-{number}", bidder=bidder)
+            return Decline(asking.id, job.id, bidder, CapabilityComparison())
+
+        strangers = [Stranger(new_identity()) for _ in range(70)]
+        with m.requester.ctx.searches.out(asking.id):
+            changes = [
+                await looked_at(m.requester, stranger, kind, of(stranger, number))
+                for number, stranger in enumerate(strangers)
+            ]
+            refused = 0
+            async with held(m.requester.ctx.store) as go, trio.open_nursery() as nursery:
+
+                async def send(change: Change) -> None:
+                    nonlocal refused
+                    try:
+                        await m.requester.ctx.store.change(change)
+                    except StateError as error:
+                        assert error.code in ("enough_bids", "enough_refusals")
+                        refused += 1
+
+                for change in changes:
+                    nursery.start_soon(send, change)
+                await trio.testing.wait_all_tasks_blocked()
+                go()
+        assert refused == 20
+        assert m.requester.ctx.store[BIDS].count("bid_request_id", asking.id) == 50
 
 
 async def test_what_has_room_for_one_job_is_locked_for_one(market: MarketOf) -> None:
