@@ -11,6 +11,7 @@ import trio.testing
 from msgspec import Struct, structs
 
 from nunet_cli import units
+from nunet_cli.database.store import Store
 from nunet_cli.errors import ContractError, StateError
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.network.envelope import seal
@@ -20,7 +21,7 @@ from nunet_cli.node.node import Node
 from nunet_cli.orchestrator import contract, match, request
 from nunet_cli.records.allocations import ALLOCATIONS, HOLDINGS
 from nunet_cli.records.bids import BID_REQUESTS, BIDS, Bid, BidRequest, CapabilityComparison, Decline
-from nunet_cli.records.contract_records import CONTRACTS
+from nunet_cli.records.contract_records import CONTRACTS, REGISTERED_CONTRACTS
 from nunet_cli.records.contracts import Contract
 from nunet_cli.records.documents import Document
 from nunet_cli.records.jobs import Job
@@ -231,3 +232,80 @@ async def test_an_invocation_that_comes_twice_makes_one_allocation_and_begins_it
         (allocation,) = m.provider.ctx.store[ALLOCATIONS].all()
         assert begun == [allocation.id]
         assert [row.kind for row in m.provider.ctx.store[HOLDINGS].all()] == ["allocation"]
+
+
+async def waiting(store: Store, count: int) -> None:
+    """Wait until so many changes have read what there is, and wait for their turn."""
+    with trio.fail_after(10):
+        while len(store._waiting) + store._is_led < count:
+            await trio.sleep(0.002)
+
+
+async def is_told(node: Node, contract_id: str) -> str:
+    """Wait until a party has heard how a contract ended, and return how."""
+    with trio.fail_after(20):
+        while not node.ctx.store[CONTRACTS].one(contract_id).told:
+            await trio.sleep(0.01)
+    return node.ctx.store[CONTRACTS].one(contract_id).state
+
+
+async def called_off_while_held(m: Market, job_id: str, store: Store) -> Job:
+    """Take a job further, and call it off while what that asks for waits for its turn in a store; return the job."""
+    ended: list[Job] = []
+
+    async def call_off() -> None:
+        ended.append(await m.requester.cancel_job(job_id))
+
+    async with held(store) as go, trio.open_nursery() as nursery:
+        m.requester.orchestrate(job_id)
+        await waiting(store, 1)
+        nursery.start_soon(call_off)
+        await waiting(store, 2)
+        go()
+    return ended[0]
+
+
+async def nothing_was_done(m: Market, contract_id: str) -> None:
+    """Check that a contract ended without money and work, for everybody."""
+    for node in (m.requester, m.provider):
+        assert await is_told(node, contract_id) == "refunded"
+        with trio.fail_after(10):
+            while len(node.ctx.closings):
+                await trio.sleep(0.01)
+    assert m.authority.ctx.store[REGISTERED_CONTRACTS].one(contract_id).state == "refunded"
+    assert m.balance(m.requester) == units.parse_amount("100")
+    assert not any(balance for account, balance in m.balances().items() if account.startswith("escrow:"))
+    assert m.provider.ctx.store[HOLDINGS].count() == 0
+    assert not m.provider.ctx.running
+
+
+async def test_an_order_to_stop_that_meets_the_order_to_start_ends_the_job_and_gives_the_deposit_back(
+    market: MarketOf,
+) -> None:
+    """The first answer says nothing of the end, as there is none yet: the requester asks again, and is told."""
+    async with market() as m:
+        text = spec().replace('"type": "null"', '"type": "null", "env": {"NULL_SECONDS": "600"}')
+        job = await at_stage(m, match.match, request.request, contract.close_contract, text=text)
+        with trio.fail_after(10):
+            while m.provider.ctx.store[CONTRACTS].one(job.contract_id).state != "proved":
+                await trio.sleep(0.01)
+        # known as of use, they are no change of their own before the allocation
+        await m.provider.ctx.peers.note_useful(m.requester.identity.did, m.authority.identity.did)
+        ended = await called_off_while_held(m, job.id, m.provider.ctx.store)
+        assert ended.state == "cancelled"
+        (allocation,) = m.provider.ctx.store[ALLOCATIONS].all()
+        assert allocation.state == "cancelled"
+        await nothing_was_done(m, job.contract_id)
+
+
+async def test_a_job_that_is_called_off_while_its_contract_is_being_registered_has_its_deposit_back(
+    market: MarketOf,
+) -> None:
+    """A question whether it is recorded would overtake the registration, and the deposit be held until the deadline."""
+    async with market() as m:
+        job = await at_stage(m, match.match, request.request)
+        ended = await called_off_while_held(m, job.id, m.authority.ctx.store)
+        assert ended.state == "cancelled"
+        assert m.provider.ctx.store[ALLOCATIONS].count() == 0
+        (kept,) = m.requester.ctx.store[CONTRACTS].by("job_id", job.id)
+        await nothing_was_done(m, kept.id)
