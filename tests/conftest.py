@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -24,6 +25,7 @@ from msgspec import structs
 from nunet_cli import units
 from nunet_cli.config import Config, DockerConfig, ExecutorConfig, LimitsConfig, NetworkConfig, ProcessConfig
 from nunet_cli.jobs.reader import read_spec
+from nunet_cli.network.blobs import Blobs
 from nunet_cli.node.node import Node
 from nunet_cli.node.opening import open_node
 from nunet_cli.orchestrator.post import process_job
@@ -166,6 +168,14 @@ def market(tmp_path: Path) -> Callable[..., Any]:
         return open_market(tmp_path, **options)
 
     return make
+
+
+async def add_bytes(blobs: Blobs, data: bytes) -> tuple[str, int]:
+    """Keep bytes as a blob; return its content id and size."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        return await blobs.add_file(Path(file.name))
 
 
 def nunet(

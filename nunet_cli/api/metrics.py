@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 from starlette.requests import Request
@@ -59,10 +60,16 @@ class _Collector:
         offered = GaugeMetricFamily("nunet_capability", "What is offered.", labels=["resource", "part"])
         whole = node.get_registered_capability().resources
         left = node.get_available_capability().resources
-        for part, resources in (("registered", whole), ("available", left)):
+        locked = reduce(Resources.plus, (row.resources for row in node.get_locked_capabilities()), Resources())
+        for part, resources in (("registered", whole), ("available", left), ("locked", locked)):
             for resource, value in _amounts(resources):
                 offered.add_metric([resource, part], value)
         yield offered
+        distance = GaugeMetricFamily("nunet_peer_rtt_seconds", "The round trip to a peer.", labels=["peer"])
+        for edge in node.get_edges():
+            if edge.rtt is not None:
+                distance.add_metric([edge.did], edge.rtt)
+        yield distance
         rejected = CounterMetricFamily("nunet_messages_rejected", "Messages that were refused.", labels=["reason"])
         for reason, count in status["rejections"].items():
             rejected.add_metric([reason], count)

@@ -35,6 +35,7 @@ COMMANDS: dict[str, Any] = {
     "allocation show": schemas.Allocation, "capability show": schemas.CapabilityOverview,
     "preferences show": schemas.Preferences, "preferences set": schemas.Preferences, "peer list": list[schemas.Peer],
     "peer show": schemas.Peer, "peer add": schemas.Peer, "peer remove": schemas.Peer, "peer ping": schemas.Ping,
+    "topic list": list[schemas.Topic], "topic subscribe": schemas.Topic, "topic unsubscribe": schemas.Topic,
     "account balance": schemas.Account, "registry list": list[schemas.RegistryEntry],
     "registry contracts": list[schemas.RecordedContract],
     "registry approve": schemas.RegistryEntry, "registry revoke": schemas.RegistryEntry,

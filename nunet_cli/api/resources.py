@@ -14,25 +14,26 @@ from starlette.responses import Response
 from nunet_cli import units
 from nunet_cli.api import schemas, views
 from nunet_cli.api.common import PAGING, STATE, Endpoint, answer, body_of, did_of, in_states, listed, node_of, sliced
-from nunet_cli.config import shown
+from nunet_cli.config import Topic, shown
 from nunet_cli.errors import PeerError, UsageError
 from nunet_cli.jobs import expressions
 from nunet_cli.node import indices as activity
 from nunet_cli.node import overview
+from nunet_cli.node.benchmark import probe_machine
 from nunet_cli.node.node import Node
 from nunet_cli.node.onboarding import parse_price
 from nunet_cli.records.allocations import ALLOCATION, ALLOCATIONS
 from nunet_cli.records.bids import BIDS, Weights
-from nunet_cli.records.offers import Benchmark, OnboardOptions
+from nunet_cli.records.offers import OnboardOptions
 
 PING_TIMEOUT = 5.0
 
 
 class Onboarding(Struct, forbid_unknown_fields=True):
-    """What to offer, and what the benchmark measured."""
+    """What to offer, and whether to measure the machine first; without, the last benchmark stays."""
 
     options: OnboardOptions
-    benchmark: Benchmark | None = None
+    measure: bool = False
 
 
 class Offboarding(Struct, forbid_unknown_fields=True):
@@ -45,6 +46,13 @@ class NewPeer(Struct, forbid_unknown_fields=True):
     """`PEER@HOST:PORT`."""
 
     address: Annotated[str, Meta(max_length=300)]
+
+
+class Subscription(Struct, forbid_unknown_fields=True):
+    """A topic, and whether to take its bid requests from now on."""
+
+    topic: Topic
+    subscribed: bool = True
 
 
 class Choice(Struct, forbid_unknown_fields=True):
@@ -107,10 +115,18 @@ async def show_capability(request: Request) -> Response:
     return answer(views.capability(node_of(request)))
 
 
+async def benchmark_capability(request: Request) -> Response:
+    """Measure this machine, which takes some seconds; nothing is registered."""
+    node = node_of(request)
+    measured = await node.benchmark_capability()
+    machine = await node.ctx.threads.run(probe_machine, node.ctx.home)
+    return answer({"machine": msgspec.to_builtins(machine), "benchmark": msgspec.to_builtins(measured)})
+
+
 async def onboard(request: Request) -> Response:
     """Register this machine's capability."""
     node, body = node_of(request), await body_of(request, Onboarding)
-    await node.onboard(body.options, body.benchmark)
+    await node.onboard(body.options, await node.benchmark_capability() if body.measure else None)
     return answer(views.capability(node), status=201)
 
 
@@ -151,13 +167,13 @@ async def set_preferences(request: Request) -> Response:
     price = None
     if body.price is not None:
         price = parse_price(body.price)
-    comparator = msgspec.structs.replace(node.accounting.get_preferences(), **changes)
-    await node.accounting.set_preferences(comparator, price)
+    comparator = msgspec.structs.replace(node.get_preferences(), **changes)
+    await node.set_preferences(comparator, price)
     return answer(_preferences(node))
 
 
 def _preferences(node: Node) -> dict[str, Any]:
-    comparator = node.accounting.get_preferences()
+    comparator = node.get_preferences()
     document: dict[str, Any] = msgspec.to_builtins(comparator)
     document["minimum_price"] = units.format_amount(comparator.minimum_price)
     return {**document, "price": msgspec.to_builtins(node.accounting.price())}
@@ -227,6 +243,24 @@ async def remove_peer(request: Request) -> Response:
     return answer(views.peer(peer))
 
 
+async def list_topics(request: Request) -> Response:
+    """Return the topics that this node or a connected peer subscribes to."""
+    node = node_of(request)
+    return answer([_topic(node, topic) for topic in node.get_known_topics()])
+
+
+async def subscribe(request: Request) -> Response:
+    """Take the bid requests of a topic, or take them no more, until the node stops."""
+    node, body = node_of(request), await body_of(request, Subscription)
+    await (node.subscribe if body.subscribed else node.unsubscribe)(body.topic)
+    return answer(_topic(node, body.topic))
+
+
+def _topic(node: Node, topic: str) -> dict[str, Any]:
+    peers = len(node.ctx.topics.subscribers(topic))
+    return {"topic": topic, "subscribed": topic in node.get_subscribed_topics(), "peers": peers}
+
+
 async def ping_peer(request: Request) -> Response:
     """Measure a round trip to a peer."""
     node = node_of(request)
@@ -244,6 +278,7 @@ ENDPOINTS = (
     Endpoint("/configuration", show_configuration, schemas.Configuration),
     Endpoint("/stop", stop, schemas.Stopping, "POST", status=202),
     Endpoint("/capability", show_capability, schemas.CapabilityOverview),
+    Endpoint("/capability/benchmark", benchmark_capability, schemas.Measured, "POST"),
     Endpoint("/capability/onboard", onboard, schemas.CapabilityOverview, "POST", Onboarding, status=201),
     Endpoint("/capability/offboard", offboard, schemas.CapabilityOverview, "POST", Offboarding),
     Endpoint("/preferences", show_preferences, schemas.Preferences),
@@ -258,4 +293,6 @@ ENDPOINTS = (
     Endpoint("/peers/{peer}", show_peer, schemas.Peer),
     Endpoint("/peers/{peer}", remove_peer, schemas.Peer, "DELETE"),
     Endpoint("/peers/{peer}/ping", ping_peer, schemas.Ping, "POST"),
+    Endpoint("/topics", list_topics, list[schemas.Topic]),
+    Endpoint("/topics", subscribe, schemas.Topic, "POST", Subscription),
 )

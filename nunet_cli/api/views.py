@@ -115,8 +115,8 @@ def capability(node: Node) -> dict[str, Any]:
     onboarded = accounting.is_onboarded()
     return {
         "onboarded": onboarded,
-        "registered": to_builtins(accounting.get_registered_capability()) if onboarded else None,
-        "available": to_builtins(accounting.get_available_capability()) if onboarded else None,
+        "registered": to_builtins(node.get_registered_capability()) if onboarded else None,
+        "available": to_builtins(node.get_available_capability()) if onboarded else None,
         "taken": to_builtins(accounting.taken(node.ctx.store)),
         "price": to_builtins(accounting.price()),
         "offer": to_builtins(accounting.offer()),
@@ -130,7 +130,10 @@ def explain(node: Node, row: Job) -> dict[str, Any]:
     """Return the table provider × constraint of the last bid request, and the smallest change that would help."""
     from nunet_cli.matching import explain as reasons
 
-    last = node.ctx.store[BIDS].by("bid_request_id", row.bid_request_id) if row.bid_request_id else []
+    ranked = node.get_registered_bids(row.bid_request_id) if row.bid_request_id else []
+    answered = node.ctx.store[BIDS].by("bid_request_id", row.bid_request_id) if row.bid_request_id else []
+    # the bids, the best first, and then who made none
+    last = [*ranked, *(item for item in answered if item.kind != "bid")]
     answers, declined, whole = [], [], []
     for item in last:
         comparison = compared(item)
@@ -145,8 +148,7 @@ def explain(node: Node, row: Job) -> dict[str, Any]:
                 "missed": to_builtins([field for field in fields if field.result in ("worse", "error")]),
             }
         )  # fmt: skip
-    taken = any(item.kind == "bid" for item in last)
-    suggestion = None if taken else reasons.suggest(declined)
+    suggestion = None if ranked else reasons.suggest(declined)
     return {
         "job_id": row.id, "state": row.state, "error": to_builtins(row.error), "answers": answers,
         "table": reasons.table(whole), "refusals": to_builtins(row.refusals), "waiting": to_builtins(row.waiting),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -80,7 +81,6 @@ def onboard(
 
     from nunet_cli.cli.authorities import choose
     from nunet_cli.config import check_value, parse_value
-    from nunet_cli.node.benchmark import run_benchmark
     from nunet_cli.node.onboarding import is_free, keep_offer, plan_onboarding, still_standing
     from nunet_cli.records.offers import OnboardOptions
 
@@ -115,12 +115,10 @@ def onboard(
         if text is not None:
             check_value(key, parse_value(key, text), flag)
     stale = [flag for flag, key, text in policies if _set_policy(key, text, reset=reset, flag=flag)]
-    benchmark = None
-    if not no_benchmark:
-        benchmark = _with_progress(run_benchmark)
-    body = {"options": msgspec.to_builtins(options), "benchmark": msgspec.to_builtins(benchmark)}
+    body = {"options": msgspec.to_builtins(options), "measure": not no_benchmark}
     with connect() as client:
-        document = client.post("/capability/onboard", body)
+        with contextlib.nullcontext() if no_benchmark else _measuring():
+            document = client.post("/capability/onboard", body)
         if answers is not None:
             choose(client)
 
@@ -211,15 +209,15 @@ def _answers(kept: OnboardOptions | None, *, given: bool, table: bool) -> Answer
                       images=STATE.config().executor.docker.images)  # fmt: skip
 
 
-def _with_progress(run: Any) -> Any:
+@contextlib.contextmanager
+def _measuring() -> Iterator[None]:
+    """Say that the machine is measured, for as long as it takes."""
     if not sys.stderr.isatty():
         note("measuring the machine …")
-        return run(STATE.folder)
-    from rich.progress import Progress
-
-    with Progress(console=console(stderr=True), transient=True) as bar:
-        task = bar.add_task("measuring", total=1.0)
-        return run(STATE.folder, lambda name, share: bar.update(task, description=f"measuring {name}", completed=share))
+        yield
+        return
+    with console(stderr=True).status("measuring the machine …"):
+        yield
 
 
 def resources_text(resources: dict[str, Any]) -> str:
@@ -317,13 +315,9 @@ def show(output: OutputOption = Format.table) -> None:
 @capability.command("benchmark")
 def benchmark(output: OutputOption = Format.table) -> None:
     """Measure this machine, without registering anything."""
-    import msgspec
-
-    from nunet_cli.node.benchmark import probe_machine, run_benchmark
-
-    measured = msgspec.to_builtins(_with_progress(run_benchmark))
-    machine = msgspec.to_builtins(probe_machine(STATE.folder))
-    document = {"machine": machine, "benchmark": measured}
+    with connect(read_only=True) as client, _measuring():
+        document = client.post("/capability/benchmark")
+    machine, measured = document["machine"], document["benchmark"]
 
     def render() -> None:
         fields(

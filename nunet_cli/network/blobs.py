@@ -29,7 +29,7 @@ from nunet_cli.errors import NotFoundError, NunetError, PeerError, RejectedMessa
 from nunet_cli.network.connection import BLOB_DATA, BLOB_END, BLOB_GET, Connection
 from nunet_cli.network.transport import TcpTransport
 from nunet_cli.network.waiting import short
-from nunet_cli.records.identifiers import cid_from_digest, content_id, is_content_id, key_from_did
+from nunet_cli.records.identifiers import cid_from_digest, is_content_id, key_from_did
 from nunet_cli.records.messaging import GRANTS, Grant
 from nunet_cli.records.reading import decode
 from nunet_cli.threads import in_thread
@@ -148,13 +148,6 @@ class Blobs:
         """Copy a file into the blobs; return its content id and size in bytes."""
         return await in_thread(self._copy_in, source, limiter=self._limiter)
 
-    async def add_bytes(self, data: bytes) -> tuple[str, int]:
-        """Keep bytes as a blob; return its content id and size."""
-        cid = content_id(data)
-        if not self.use(cid):
-            await in_thread(self._write_in, data, cid, limiter=self._limiter)
-        return cid, len(data)
-
     def _copy_in(self, source: Path) -> tuple[str, int]:
         self._partial.mkdir(parents=True, exist_ok=True, mode=0o700)
         digest, size = hashlib.sha256(), 0
@@ -168,12 +161,6 @@ class Blobs:
             except BaseException:
                 Path(copy.name).unlink(missing_ok=True)
                 raise
-
-    def _write_in(self, data: bytes, cid: str) -> None:
-        self._partial.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.NamedTemporaryFile(dir=self._partial, delete=False) as copy:
-            copy.write(data)
-            self._settle_in(copy, cid)
 
     def _settle_in(self, copy: BinaryIO | tempfile._TemporaryFileWrapper[bytes], cid: str) -> str:
         copy.flush()

@@ -22,7 +22,6 @@ CPU_SECONDS = 1.0
 MEMORY_SECONDS = 0.5
 DISK_BYTES = 64 * 2**20
 PROBED_LIBRARIES = ("numpy", "scipy", "pandas", "torch", "jax", "tensorflow")
-Progress = Callable[[str, float], None]
 
 
 def probe_machine(home: Path) -> Resources:
@@ -85,22 +84,17 @@ def probe_libraries() -> tuple[Library, ...]:
     return tuple(found)
 
 
-def run_benchmark(home: Path, progress: Progress = lambda _name, _share: None) -> Benchmark:
+def run_benchmark(home: Path) -> Benchmark:
     """Measure processor, memory and disk; blocks for about two seconds.
 
     Args:
         home: where to write the test file.
-        progress: called with what is measured and the share that is done, 0 to 1.
     """
     from nunet_cli import units
 
-    progress("processor", 0.0)
     cpu = _rate(CPU_SECONDS, b"\0" * 2**20, lambda block: hashlib.sha256(block).digest())
-    progress("memory", 0.4)
     memory = _rate(MEMORY_SECONDS, bytearray(2**24), bytes)
-    progress("disk", 0.7)
     disk = _disk_rate(home)
-    progress("done", 1.0)
     return Benchmark(round(cpu), round(memory), round(disk), units.utc_now())
 
 

@@ -67,9 +67,13 @@ class CapabilityAccounting:
             ) from None  # fmt: skip
 
     async def set_registered_capability(
-        self, capability: Capability, benchmark: Benchmark | None, options: OnboardOptions | None = None
+        self,
+        capability: Capability,
+        benchmark: Benchmark | None,
+        options: OnboardOptions | None = None,
+        price: PriceBid | None = None,
     ) -> None:
-        """Keep what the node offers, what its benchmark measured, and the options that it was asked for with.
+        """Keep what the node offers, what its benchmark measured, the options that it was asked for with, the price.
 
         Raises:
             StateError: jobs have more of it, or have locked more.
@@ -83,6 +87,9 @@ class CapabilityAccounting:
             self.available(t)
             if options is not None:
                 t[OFFERS].put(Offer("offer", options))
+            if price is not None:
+                known = t[PREFERENCES].get("comparator") or Preferences("comparator")
+                t[PREFERENCES].put(structs.replace(known, price=price))
             t.save_event("", "onboarded", **msgspec.to_builtins(capability.resources))
 
         await self._store.change(change)
@@ -169,9 +176,15 @@ class CapabilityAccounting:
         """Return why others leave no room for a job on the machine; empty where they do."""
         return self.monitor.missing(resources)
 
-    async def set_available_capability(self) -> Capability:
-        """Forget locks that have lapsed, and return what is available then (second seed: `setAvailableCapability`)."""
-        await self._store.change(self._sweep)
+    async def set_available_capability(self, executors: dict[str, str]) -> Capability:
+        """Let the executors that work now be what is available, and forget locks that have lapsed.
+
+        Returns:
+            What is available then (second seed: `setAvailableCapability`).
+        """
+        self.executors, now = executors, units.utc_now()
+        if any(row.expires_at <= now for row in self._store[HOLDINGS].by("kind", "lock")):
+            await self._store.change(self._sweep)
         return self.get_available_capability()
 
     @staticmethod
@@ -190,10 +203,12 @@ class CapabilityAccounting:
         """Return the locks that hold."""
         return [row for row in self.taken(self._store) if row.kind == "lock"]
 
-    def lock(
+    def lock_capability(
         self, t: Transaction, bid_id: str, job_id: str, resources: Resources, until: str, duration: int = 0
     ) -> None:
-        """Reserve resources for a bid until a time; a second lock of the same bid replaces the first.
+        """Reserve resources for a bid until a time (second seed: `lockCapability`).
+
+        A second lock of the same bid replaces the first.
 
         Args:
             t: the change that this is part of.
@@ -210,16 +225,6 @@ class CapabilityAccounting:
         self._sweep(t)
         ends = units.format_time(units.parse_time(until) + timedelta(seconds=duration))
         self._take(t, Holding(bid_id, "lock", resources, job_id, until, ends))
-
-    async def lock_capability(self, job_id: str, resources: Resources, seconds: int) -> str:
-        """Reserve resources for a job of the owner's choice (second seed: `lockCapability`); return the lock's id.
-
-        Raises:
-            StateError: what is left does not suffice.
-        """
-        key, until = f"lock-{job_id}", units.format_time(units.now() + timedelta(seconds=seconds))
-        await self._store.change(lambda t: self.lock(t, key, job_id, resources, until))
-        return key
 
     def is_locked(self, source: Source, bid_id: str) -> bool:
         """Say whether a bid's lock is there and has not expired."""

@@ -49,9 +49,8 @@ from nunet_cli.orchestrator.changes import find_job, resolve_replicas
 from nunet_cli.orchestrator.patience import while_full
 from nunet_cli.records.allocations import ALLOCATIONS, Allocation, Holding
 from nunet_cli.records.bids import BidRecord, CapabilityComparator
-from nunet_cli.records.capability import Capability, Resources
+from nunet_cli.records.capability import Capability, PriceBid
 from nunet_cli.records.jobs import GROUP, JOB, JOB_ENDS, JOBS, Job
-from nunet_cli.records.messages import AllocationStartSuccess, Invocation
 from nunet_cli.records.offers import Benchmark, OnboardOptions
 from nunet_cli.supervise import Supervisor
 from nunet_cli.tokenomics.contract_database import ContractDatabase
@@ -92,6 +91,7 @@ class Node:
         self.stop_requested = trio.Event()
         self.contract_database: ContractDatabase | None = None
         self.roles = roles
+        self._topics = set(ctx.config.network.topics)
         self._orchestrating: dict[str, trio.CancelScope] = {}
         self._discovery: Discovery | None = None
         ctx.begin_allocation = self._begin_allocation
@@ -100,11 +100,11 @@ class Node:
             room.register(ctx)
         allocation_cancel.register(ctx)
         if "contract-database" in roles:
-            self.contract_database = ContractDatabase(ctx.identity, ctx.store, ctx.config, ctx.messenger)
+            self.contract_database = ContractDatabase(ctx.identity, ctx.store, ctx.config, self.mailbox)
         self.care = Care(ctx.store, ctx.blobs, ctx.config.retention)
         accounting.content = ctx.blobs
         if "oracle" in roles:
-            self.oracle = Oracle(ctx.identity, ctx.store, ctx.messenger, partial(reexecute, ctx))
+            self.oracle = Oracle(ctx.identity, ctx.store, self.mailbox, partial(reexecute, ctx))
 
     @property
     def identity(self) -> Identity:
@@ -119,7 +119,7 @@ class Node:
         for text in ctx.config.network.peers:
             key, address = parse_peer(text)
             ctx.peers.add(key, address, "static")
-        for run in (ctx.messenger.run, ctx.blobs.run, ctx.relay.run):
+        for run in (self.mailbox.run, ctx.blobs.run, ctx.relay.run):
             await ctx.nursery.start(run)
         await self.supervisor.watch("probing the executors", self.probe_executors)
         await self._announce()
@@ -178,13 +178,14 @@ class Node:
 
             # one that cannot be asked does not hide the others
             await self.supervisor.watch(f"probing {name}", probe)
-        self.ctx.available_executors = self.accounting.executors = found
+        self.ctx.available_executors = found
+        await self.set_available_capability()
 
     async def _announce(self) -> None:
         roles = self.roles
         topics: frozenset[str] = frozenset()
         if self.accounting.is_onboarded():
-            roles, topics = ("provider", *roles), frozenset({BIDS, *self.ctx.config.network.topics})
+            roles, topics = ("provider", *roles), frozenset({BIDS, *self._topics})
         await self.ctx.topics.set(roles=roles, topics=topics)
         if self._discovery is not None:
             await self._discovery.update(roles)
@@ -252,9 +253,7 @@ class Node:
         if benchmark is None:
             # the machine is the same
             benchmark = self.accounting.benchmark()
-        await self.accounting.set_registered_capability(capability, benchmark, keep_offer(options, kept))
-        await self.accounting.set_preferences(self.accounting.get_preferences(), price)
-        await self._announce()
+        await self.set_registered_capability(capability, benchmark, keep_offer(options, kept), price)
         return capability
 
     async def offboard(self, *, force: bool = False) -> None:
@@ -301,9 +300,19 @@ class Node:
         """Return what was registered at onboarding."""
         return self.accounting.get_registered_capability()
 
-    async def set_registered_capability(self, capability: Capability, benchmark: Benchmark | None = None) -> None:
-        """Keep what this node offers, and tell the peers."""
-        await self.accounting.set_registered_capability(capability, benchmark)
+    async def set_registered_capability(
+        self,
+        capability: Capability,
+        benchmark: Benchmark | None = None,
+        options: OnboardOptions | None = None,
+        price: PriceBid | None = None,
+    ) -> None:
+        """Keep what this node offers, as the accounting does, and tell the peers.
+
+        Raises:
+            StateError: jobs have more of it, or have locked more.
+        """
+        await self.accounting.set_registered_capability(capability, benchmark, options, price)
         await self._announce()
 
     def get_available_capability(self) -> Capability:
@@ -311,20 +320,20 @@ class Node:
         return self.accounting.get_available_capability()
 
     async def set_available_capability(self) -> Capability:
-        """Work out again what is available, from what is registered, allocated and locked."""
-        return await self.accounting.set_available_capability()
-
-    async def lock_capability(self, job_id: str, resources: Resources, seconds: int) -> str:
-        """Reserve resources for a job; return the lock's id."""
-        return await self.accounting.lock_capability(job_id, resources, seconds)
+        """Work out again what is available: which executors work now, and what is still locked."""
+        return await self.accounting.set_available_capability(self.ctx.available_executors)
 
     def get_locked_capabilities(self) -> list[Holding]:
         """Return the locks that hold."""
         return self.accounting.get_locked_capabilities()
 
-    async def set_preferences(self, comparator: CapabilityComparator) -> None:
-        """Keep this node's preferences."""
-        await self.accounting.set_preferences(comparator)
+    async def set_preferences(self, comparator: CapabilityComparator, price: PriceBid | None = None) -> None:
+        """Keep this node's preferences, and the price that it asks where one is given.
+
+        Raises:
+            UsageError: they could not be read again.
+        """
+        await self.accounting.set_preferences(comparator, price)
 
     def get_preferences(self) -> CapabilityComparator:
         """Return this node's preferences."""
@@ -334,10 +343,6 @@ class Node:
         """Return the bids received for a request, best first."""
         return select.get_registered_bids(self.ctx, bid_request_id)
 
-    async def start_allocation(self, invocation: Invocation, sender: str) -> AllocationStartSuccess:
-        """Make and start the allocation that an invocation orders; the same one however often it comes."""
-        return await invoke.start_allocation(self.ctx, invocation, sender)
-
     # -- the actor -----------------------------------------------------------------------------------------------------
 
     @property
@@ -345,30 +350,23 @@ class Node:
         """What brings this node's messages, checked, and triggers the behaviour for each."""
         return self.ctx.messenger
 
-    async def send_message(self, to: str, type_: str, body: msgspec.Struct, *, lifetime: float = 300) -> None:
-        """Send a message durably: it is repeated until it is acknowledged or expires."""
-        await self.ctx.messenger.post(to, type_, body, lifetime=lifetime)
-
-    async def trigger_behavior(self, type_: str, body: msgspec.Struct) -> Any:
-        """Do what a message of this node to itself would, and return the answer's body."""
-        timeout = self.ctx.config.limits.answer_timeout
-        return (await self.ctx.messenger.request(self.identity.did, type_, body, timeout=timeout)).body
-
     async def subscribe(self, topic: str) -> None:
-        """Subscribe to a topic, and tell the peers."""
-        await self.ctx.topics.set(roles=self.ctx.topics.roles, topics=self.ctx.topics.subscribed | {topic})
+        """Take the bid requests of a topic from now on, as long as this machine is offered, and tell the peers."""
+        self._topics.add(topic)
+        await self._announce()
 
     async def unsubscribe(self, topic: str) -> None:
-        """End a subscription, and tell the peers."""
-        await self.ctx.topics.set(roles=self.ctx.topics.roles, topics=self.ctx.topics.subscribed - {topic})
+        """Take the bid requests of a topic no more, and tell the peers."""
+        self._topics.discard(topic)
+        await self._announce()
 
     def get_subscribed_topics(self) -> list[str]:
-        """Return the topics that this node subscribes to."""
-        return sorted(self.ctx.topics.subscribed)
+        """Return the topics that this node was told to subscribe to, beside that of all bid requests."""
+        return sorted(self._topics)
 
     def get_known_topics(self) -> list[str]:
-        """Return the topics that this node or a peer subscribes to."""
-        return sorted({topic for peer in self.ctx.peers for topic in peer.topics} | self.ctx.topics.subscribed)
+        """Return the topics that this node or a connected peer subscribes to."""
+        return sorted({topic for peer in self.ctx.transport.connected() for topic in peer.topics} | self._topics)
 
     def get_edges(self) -> list[Edge]:
         """Return this node's edges in the graph of nodes: its connected peers with the measured round-trip time."""

@@ -36,7 +36,7 @@ class Accounting(Protocol):
     def price(self) -> PriceBid:
         """Return the provider's price."""
 
-    def lock(
+    def lock_capability(
         self, t: Transaction, bid_id: str, job_id: str, resources: Resources, until: str, duration: int = 0
     ) -> None:
         """Reserve resources for a bid until a time; a second lock of the same bid replaces the first."""

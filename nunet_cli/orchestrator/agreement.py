@@ -76,7 +76,7 @@ async def _on_proposal(ctx: Agreeing, message: Incoming) -> Answer | Change:
         resources = t[BID_REQUESTS].one(current.bid_request_id).request.required_capability.resources
         lease = units.format_time(units.now() + timedelta(seconds=ctx.config.lock_lease))
         # a lock that lapsed in the meantime is taken again, if there is still room
-        ctx.accounting.lock(t, current.id, current.job_id, resources, lease, current.offer.time.duration)
+        ctx.accounting.lock_capability(t, current.id, current.job_id, resources, lease, current.offer.time.duration)
         t[CONTRACTS].put(record)
         t.then(partial(ctx.closings.look, record.id))
         t.save_event(current.job_id, "contract_agreed", contract_id=agreed.cid, deposit=contract.terms.deposit)

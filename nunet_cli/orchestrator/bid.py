@@ -136,7 +136,7 @@ async def _on_bid_request(ctx: Bidding, message: Incoming) -> Answer | Callable[
         if ctx.config.lock_on_bid and not offer.start:
             resources = request.required_capability.resources
             try:
-                ctx.accounting.lock(t, bid.id, request.job_id, resources, bid.timeout, bid.time.duration)
+                ctx.accounting.lock_capability(t, bid.id, request.job_id, resources, bid.timeout, bid.time.duration)
             except StateError as error:
                 # another took what was free when this one was compared
                 return "decline", _taken(ctx, request, offer, error.message)

@@ -147,25 +147,24 @@ def register(ctx: Invoked) -> None:
     """Take invocations."""
 
     async def on_invocation(message: Incoming) -> Change:
-        start = await _start(ctx, message.body, message.sender)
+        start = await start_allocation(ctx, message.body, message.sender)
         return lambda t: ("allocation_start_success", start(t))
 
     ctx.messenger.register("invocation", Invocation, on_invocation)
     ctx.messenger.register("allocation_start_success", AllocationStartSuccess)
 
 
-async def start_allocation(ctx: Starting, invocation: Invocation, sender: str) -> AllocationStartSuccess:
-    """Make and start the allocation that an invocation orders (second seed: `startAllocation`).
+async def start_allocation(
+    ctx: Starting, invocation: Invocation, sender: str
+) -> Callable[[Transaction], AllocationStartSuccess]:
+    """Check an invocation, and return the change that makes its allocation and has it begun, however often it comes.
+
+    Second seed: `startAllocation`.
 
     Raises:
-        ContractError: there is no such contract with the sender, or it is over.
-        NunetError: the allocation cannot be made; code `allocation_error`.
+        ContractError: there is no such contract with the sender, or it is over; also by the change.
+        NunetError: the allocation cannot be made; code `allocation_error`; by the change.
     """
-    return await ctx.store.change(await _start(ctx, invocation, sender))
-
-
-async def _start(ctx: Starting, invocation: Invocation, sender: str) -> Callable[[Transaction], AllocationStartSuccess]:
-    """Check an invocation, and return the change that makes its allocation and has it begun."""
     contract = _contract_of(ctx.store, invocation.contract.cid, sender)
     needs = Capability()
     if ctx.store[ALLOCATIONS].first("contract_id", contract.id) is None:

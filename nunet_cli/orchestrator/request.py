@@ -266,7 +266,7 @@ def lock_resources(ctx: Locking, t: Transaction, record: BidRecord, request: Bid
     until = units.format_time(units.now() + timedelta(seconds=ctx.config.lock_lease))
     resources = request.required_capability.resources
     try:
-        ctx.accounting.lock(t, record.id, record.job_id, resources, until, bid.time.duration)
+        ctx.accounting.lock_capability(t, record.id, record.job_id, resources, until, bid.time.duration)
     except StateError as error:
         return _decline(t, record, error.message)
     locked = structs.replace(bid, resources_locked_until_timeout=True, timeout=until)

@@ -187,17 +187,12 @@ def _no_bid(rows: list[BidRecord], others: list[str]) -> NoBidError:
 
 
 def get_registered_bids(ctx: HasStore, bid_request_id: str) -> list[BidRecord]:
-    """Return the bids received for a request, best first (second seed: `getRegisteredBids`)."""
-    return sorted(_received(ctx.store[BIDS].by("bid_request_id", bid_request_id)), key=_place)
+    """Return the bids received for a request with rank, score and why, best first; they survive restarts.
 
-
-def compute_providers_index(ctx: HasStore, job_id: str) -> list[BidRecord]:
-    """Return the bids for a job with rank, score and why (seed 2: `computeProvidersIndex`); it survives restarts."""
-    return sorted(_received(ctx.store[BIDS].by("job_id", job_id)), key=lambda row: (row.bid_request_id, *_place(row)))
-
-
-def _received(rows: list[BidRecord]) -> list[BidRecord]:
-    return [row for row in rows if row.kind == "bid" and row.direction == "received"]
+    Second seed: `getRegisteredBids`; seed 2: `computeProvidersIndex`.
+    """
+    rows = ctx.store[BIDS].by("bid_request_id", bid_request_id)
+    return sorted((row for row in rows if row.kind == "bid" and row.direction == "received"), key=_place)
 
 
 def _place(row: BidRecord) -> tuple[int, str]:

@@ -18,7 +18,6 @@ from nunet_cli.errors import ContractError, NotFoundError, NunetError
 from nunet_cli.network.envelope import error_message
 from nunet_cli.network.identity import Identity
 from nunet_cli.network.messenger import Answer, Change, Incoming, Messenger
-from nunet_cli.records.books import LOG
 from nunet_cli.records.contract_records import REGISTERED_CONTRACTS, RegisteredContract
 from nunet_cli.records.contracts import (
     AccountStatement,
@@ -36,8 +35,8 @@ from nunet_cli.records.contracts import (
 )
 from nunet_cli.records.disputes import AskDispute, Decision, Dispute, DisputeContract, EvidenceDocument
 from nunet_cli.records.documents import Document
-from nunet_cli.tokenomics import chain, ledger
 from nunet_cli.tokenomics import dispute as disputes
+from nunet_cli.tokenomics import ledger
 from nunet_cli.tokenomics.closing import Closing, closing_text, contract_of
 from nunet_cli.tokenomics.disputing import Disputing, result_among
 from nunet_cli.tokenomics.refunding import Refunding
@@ -80,56 +79,7 @@ class ContractDatabase:
         soon = type_ != "contract_registered"
         outbox.enqueue(t, outbox.outgoing(did, type_, body, lifetime=MESSAGE_LIFETIME), soon=soon)
 
-    # -- for the operator, and for who has this node in the same process ---------------------------------------------
-
-    async def register(self, document: Document) -> Document:
-        """Record a contract and hold its deposit; return the signed proof, the same one however often it is asked for.
-
-        Raises:
-            ContractError: what is wrong with it, or with the requester's funds.
-        """
-        contract = document.read(Contract)
-        known = self._store[REGISTERED_CONTRACTS].get(document.cid)
-        if known is not None:
-            return known.proof
-        self._registering.check(document, contract)
-        sender = contract.requester
-        return await self._store.change(lambda t: self._record(t, document, contract, sender))
-
-    def _record(self, t: Transaction, document: Document, contract: Contract, sender: str) -> Document:
-        record = self._registering.record(t, document, contract, sender)
-        t.then(partial(self.expect, record.window_from))
-        return record.proof
-
-    async def settle(self, request: SettleContract, sender: str) -> Document:
-        """Settle a contract exactly once; return the signed receipt.
-
-        Raises:
-            NotFoundError: no such contract of the sender's.
-            ContractError: the documents do not allow it.
-            DisputedError: the oracle rejected the result; escrow stays held.
-        """
-        record = contract_of(self._store, request.contract_id, sender)
-        if record.receipt is not None:
-            return record.receipt
-        claim = read_claim(record, request)
-        settled = await self._store.change(lambda t: self._settling.settle(t, request, sender, claim))
-        if isinstance(settled, NunetError):
-            raise settled
-        return settled
-
-    async def dispute(self, request: DisputeContract, sender: str) -> Document | None:
-        """Open a dispute, or add evidence to one: escrow is held until it is resolved.
-
-        Returns:
-            The receipt, where a verdict among the evidence that rests on a quorum resolves it at once; else None.
-
-        Raises:
-            NotFoundError: no such contract of the sender's.
-            ContractError: it is settled, or the dispute resolved already.
-        """
-        result = result_among(contract_of(self._store, request.contract_id, sender), request.documents)
-        return await self._store.change(lambda t: self._disputing.add(t, request, sender, result))
+    # -- for the operator ----------------------------------------------------------------------------------------------
 
     async def resolve(self, contract_id: str, decision: Decision, share: str = "0.5") -> Document:
         """Decide a dispute (operator); return the receipt.
@@ -158,14 +108,6 @@ class ContractDatabase:
         """Give deposits back whose contract's deadline, and the time to settle after it, have passed; return ids."""
         return await self._refunding.refund_expired()
 
-    def check_log(self) -> int:
-        """Check the whole log; return its length.
-
-        Raises:
-            ContractError: naming the first entry that does not fit.
-        """
-        return chain.check(self._store[LOG].all())
-
     # -- messages that change something ------------------------------------------------------------------------------
 
     async def _on_register(self, message: Incoming) -> Answer | Change:
@@ -180,6 +122,11 @@ class ContractDatabase:
             return "proof_of_contract", ProofOfContract(known.proof, balance)
         self._registering.check(document, contract)
         return partial(self._register, document, contract, message.sender)
+
+    def _record(self, t: Transaction, document: Document, contract: Contract, sender: str) -> Document:
+        record = self._registering.record(t, document, contract, sender)
+        t.then(partial(self.expect, record.window_from))
+        return record.proof
 
     def _register(self, document: Document, contract: Contract, sender: str, t: Transaction) -> Answer:
         proof = self._record(t, document, contract, sender)

@@ -69,18 +69,13 @@ class Oracle:
         self._limiter = trio.CapacityLimiter(1)
         messenger.register("job_verification", JobVerification, self._on_verification)
 
-    async def verify_job(self, request: JobVerification, sender: str) -> Document:
-        """Return the signed verdict on a result; the same one however often it is asked for, once it is decided.
+    async def verify_job(self, request: JobVerification, sender: str) -> Document | Callable[[Transaction], Document]:
+        """Return the verdict where it was given before; else what keeps and returns it, all checks being made.
 
         Raises:
             ContractError: this oracle is not the contract's, or the sender no party to it; with code `oracle_busy`,
                 nothing can be said just now, and who asks later is answered.
         """
-        found = await self._judge(request, sender)
-        return found if isinstance(found, Document) else await self._store.change(found)
-
-    async def _judge(self, request: JobVerification, sender: str) -> Document | Callable[[Transaction], Document]:
-        """Return the verdict where it was given before; else what keeps and returns it, all checks being made."""
         contract = request.contract.read(Contract)
         if contract.oracle != self._identity.did:
             raise ContractError("the contract names another oracle", code="wrong_oracle")
@@ -156,7 +151,7 @@ class Oracle:
         return "rejected", Check("reexecution", False, f"the oracle's own run differs: {_difference(again, result)}")
 
     async def _on_verification(self, message: Incoming) -> Answer | Change:
-        found = await self._judge(message.body, message.sender)
+        found = await self.verify_job(message.body, message.sender)
         if isinstance(found, Document):
             return "job_verification_result", Verdict(found)
         return lambda t: ("job_verification_result", Verdict(found(t)))

@@ -26,7 +26,7 @@ def test_the_schemas_are_schemas() -> None:
 # made by the command itself, or in a form that is somebody else's
 WITHOUT_VERSION = {
     "account history", "doctor", "contract verify", "job validate", "job import", "demo", "top", "config get",
-    "config list", "capability benchmark",
+    "config list",
 }  # fmt: skip
 
 
@@ -121,6 +121,9 @@ def test_commands_print_what_is_published(processes: Processes, tmp_path: Path) 
     printed("top", "--once", home=r)
     printed("doctor", home=r)
     printed("capability benchmark", home=p)
+    printed("topic subscribe", "/lab/gpu", home=p)
+    assert [row["subscribed"] for row in printed("topic list", home=p) if row["topic"] == "/lab/gpu"] == [True]
+    printed("topic unsubscribe", "/lab/gpu", home=p)
     nunet("contract", "export", job, "--file", str(tmp_path / "evidence.json"), home=r)
     printed("contract verify", str(tmp_path / "evidence.json"), home=r)
     printed("offboard", "--yes", home=p)

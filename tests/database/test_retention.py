@@ -22,6 +22,7 @@ from nunet_cli.records.events import EVENTS
 from nunet_cli.records.identifiers import content_id
 from nunet_cli.records.jobs import JOBS, Job
 from nunet_cli.records.messaging import GRANTS
+from tests.conftest import add_bytes
 
 LONG_AGO, NOW = "2020-01-01T00:00:00.000Z", "2999-01-01T00:00:00.000Z"
 NOBODY = NodeID("", "", "", "did:key:z6Mk123456")
@@ -112,7 +113,7 @@ async def test_what_has_to_stay_keeps_nothing_else(tmp_path: Path) -> None:
 async def test_a_job_that_ran_for_long_is_as_old_as_its_end(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         blobs = Blobs(tmp_path, store)
-        cid, _ = await blobs.add_bytes(b"what took a year")
+        cid, _ = await add_bytes(blobs, b"what took a year")
         os.utime(blobs.path(cid), (0, 0))
 
         def fill(t: Transaction) -> None:
@@ -148,7 +149,7 @@ async def test_content_lives_as_long_as_something_names_it(tmp_path: Path, monke
         blobs = Blobs(tmp_path, store)
         names = {}
         for what in ("young", "old", "open", "input", "nothing", "fresh"):
-            names[what], _ = await blobs.add_bytes(what.encode())
+            names[what], _ = await add_bytes(blobs, what.encode())
 
         def fill(t: Transaction) -> None:
             t[JOBS].put(job("young", at=NOW, spec=f'{{"inputs":[{{"cid":"{names["young"]}"}}]}}'))
@@ -179,7 +180,7 @@ async def test_content_that_is_used_again_stays(tmp_path: Path, monkeypatch: pyt
         blobs, long_ago = Blobs(tmp_path, store), time.time() - 2 * YOUNG
         names = {}
         for what in ("posted", "written", "fetched", "nothing"):
-            names[what], _ = await blobs.add_bytes(what.encode())
+            names[what], _ = await add_bytes(blobs, what.encode())
             os.utime(blobs.path(names[what]), (long_ago, long_ago))
         find = blobs.unnamed
         (tmp_path / "posted").write_bytes(b"posted")
@@ -192,7 +193,7 @@ async def test_content_that_is_used_again_stays(tmp_path: Path, monkeypatch: pyt
 
         async def use() -> None:
             await blobs.add_file(tmp_path / "posted")
-            await blobs.add_bytes(b"written")
+            await add_bytes(blobs, b"written")
             await blobs.fetch("did:key:z6Mk", names["fetched"], 7)
             await store.change(lambda t: blobs.grant(t, names["posted"], "did:r"))
 

@@ -186,7 +186,9 @@ async def no_authority(there: Others) -> None:
 async def sold_out(there: Others) -> None:
     full = there.provider.accounting.get_available_capability().resources
     far = "2999-01-01T00:00:00.000Z"
-    await there.provider.ctx.store.change(lambda t: there.provider.accounting.lock(t, "other", "other", full, far))
+    await there.provider.ctx.store.change(
+        lambda t: there.provider.accounting.lock_capability(t, "other", "other", full, far)
+    )
 
 
 async def sold_out_after_the_bid(there: Others) -> None:

@@ -13,13 +13,13 @@ from nunet_cli.network.identity import new_identity
 from nunet_cli.node.node import Node
 from nunet_cli.node.opening import open_node
 from nunet_cli.records.identifiers import content_id
-from tests.conftest import config
+from tests.conftest import add_bytes, config
 
 SIZE = 20 * CHUNK + 17
 
 
 async def give(node: Node, data: bytes, receiver: Node) -> str:
-    cid, _ = await node.ctx.blobs.add_bytes(data)
+    cid, _ = await add_bytes(node.ctx.blobs, data)
     await node.ctx.store.change(lambda t: node.ctx.blobs.grant(t, cid, receiver.identity.did))
     return cid
 

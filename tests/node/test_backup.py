@@ -23,14 +23,14 @@ from nunet_cli.network.identity import load_or_create
 from nunet_cli.node.backup import make_backup, restore_backup
 from nunet_cli.node.opening import open_node
 from nunet_cli.records.books import ACCOUNTS, Account
-from tests.conftest import config
+from tests.conftest import add_bytes, config
 
 
 async def filled(home: Path, balance: int) -> str:
     load_or_create(home)
     with Store(home) as store:
         await store.change(lambda t: t[ACCOUNTS].put(Account("a", balance)))
-        cid, _ = await Blobs(home, store).add_bytes(b"content")
+        cid, _ = await add_bytes(Blobs(home, store), b"content")
     (home / "config.toml").write_text('default_orchestration_type = "pull"\n')
     return cid
 
@@ -131,6 +131,9 @@ async def test_a_backup_is_of_one_moment_while_the_node_goes_on(tmp_path: Path) 
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(work)
+            with trio.fail_after(20):
+                while not store[ACCOUNTS].has("b"):
+                    await trio.sleep(0.01)
             for n in range(5):
                 await trio.sleep(0.02)
                 await trio.to_thread.run_sync(make_backup, home, home / "config.toml", tmp_path / f"{n}.tar")

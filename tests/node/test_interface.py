@@ -11,16 +11,19 @@ from nunet_cli.actor import Actor
 from nunet_cli.errors import ContractError, NotFoundError, StateError
 from nunet_cli.network.topics import BIDS
 from nunet_cli.node import node as nodes
-from nunet_cli.orchestrator import contract, execute, match, request
+from nunet_cli.node.node import Node
+from nunet_cli.orchestrator import contract, execute, invoke, match, request
+from nunet_cli.records.allocations import HOLDINGS
 from nunet_cli.records.bids import CapabilityComparator
 from nunet_cli.records.capability import Capability, Cpu, Resources
 from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.contracts import CheckKyc
-from nunet_cli.records.messages import Invocation, JobSync
+from nunet_cli.records.messages import AllocationStartSuccess, Invocation, JobSync
 from tests.conftest import Market
 
 MarketOf = Callable[..., Any]
 MIB = 2**20
+LATER = "2999-01-01T00:00:00.000Z"
 
 
 def spec(command: str = "true", **fields: Any) -> str:
@@ -42,13 +45,18 @@ async def contracted(m: Market, text: str) -> tuple[str, Invocation]:
     return job_id, Invocation(row.spec, row.document, row.proof)
 
 
+async def started_by(node: Node, order: Invocation, sender: str) -> AllocationStartSuccess:
+    """Let an invocation begin, as the message of it does."""
+    return await node.ctx.store.change(await invoke.start_allocation(node.ctx, order, sender))
+
+
 async def test_allocations_are_started_asked_and_kept(market: MarketOf) -> None:
     async with market() as m:
         job_id, order = await contracted(m, spec("echo begun; sleep 30"))
         with pytest.raises(ContractError):
-            await m.provider.start_allocation(order, m.authority.identity.did)
-        started = await m.provider.start_allocation(order, m.requester.identity.did)
-        again = await m.provider.start_allocation(order, m.requester.identity.did)
+            await started_by(m.provider, order, m.authority.identity.did)
+        started = await started_by(m.provider, order, m.requester.identity.did)
+        again = await started_by(m.provider, order, m.requester.identity.did)
         assert again.allocation_id == started.allocation_id
         row = m.provider.get_allocation(started.allocation_id[:20])
         assert (row.job_id, row.requester) == (job_id, m.requester.identity.did)
@@ -83,16 +91,25 @@ async def test_capability_is_benchmarked_registered_and_taken_into_account(marke
         assert provider.get_registered_capability().resources.cpu.cores == 4
         assert provider.accounting.benchmark() == measured
 
-        lock_id = await provider.lock_capability("job-1", Resources(Cpu(1), 128 * MIB, 64 * MIB), 60)
+        async def lock(bid_id: str, job_id: str, resources: Resources, until: str = LATER) -> None:
+            lock_capability = provider.accounting.lock_capability
+            await provider.ctx.store.change(lambda t: lock_capability(t, bid_id, job_id, resources, until))
+
+        await lock("bid-1", "job-1", Resources(Cpu(1), 128 * MIB, 64 * MIB))
         (held,) = provider.get_locked_capabilities()
         assert (held.job_id, held.resources.memory) == ("job-1", 128 * MIB)
         left = provider.get_available_capability().resources
         assert (left.cpu.cores, left.memory, left.disk) == (3, 384 * MIB, 448 * MIB)
-        assert await provider.set_available_capability() == provider.get_available_capability()
         with pytest.raises(StateError):
-            await provider.lock_capability("job-2", Resources(Cpu(4), MIB, MIB), 60)
+            await lock("bid-2", "job-2", Resources(Cpu(4), MIB, MIB))
+        await lock("bid-3", "job-3", Resources(Cpu(1), MIB, MIB), "2026-01-01T00:00:00.000Z")
         assert len(provider.get_locked_capabilities()) == 1
-        await provider.ctx.store.change(lambda t: provider.accounting.release(t, lock_id))
+        assert provider.ctx.store[HOLDINGS].count() == 2
+        # what has lapsed goes, and what does not work is not available
+        provider.ctx.available_executors = {"null": ""}
+        assert (await provider.set_available_capability()).executors == ("null",)
+        assert provider.ctx.store[HOLDINGS].count() == 1
+        await provider.ctx.store.change(lambda t: provider.accounting.release(t, "bid-1"))
         assert provider.get_available_capability().resources.cpu.cores == 4
 
 
@@ -110,22 +127,23 @@ async def test_preferences_and_bids_are_what_was_set_and_received(market: Market
 async def test_a_node_is_an_actor_with_a_mailbox_and_topics(market: MarketOf) -> None:
     async with market() as m:
         # the behaviour for a message to itself, and for one that arrives durably
-        answer = await m.authority.trigger_behavior("check_kyc", CheckKyc(m.provider.identity.did))
-        assert answer.verified
+        me, question = m.authority.identity.did, CheckKyc(m.provider.identity.did)
+        assert (await m.authority.mailbox.request(me, "check_kyc", question, timeout=10)).body.verified
         heard: list[Any] = []
 
         async def behaviour(message: Any) -> None:
             heard.append((message.sender, message.body))
 
         m.provider.mailbox.register("note", JobSync, behaviour)
-        await m.requester.send_message(m.provider.identity.did, "note", JobSync("contract-1"))
+        await m.requester.mailbox.post(m.provider.identity.did, "note", JobSync("contract-1"), lifetime=60)
         with trio.fail_after(20):
             while not heard:
                 await trio.sleep(0.02)
         assert heard == [(m.requester.identity.did, JobSync("contract-1"))]
 
         await m.provider.subscribe("/lab/gpu")
-        assert set(m.provider.get_subscribed_topics()) == {BIDS, "/lab/gpu"}
+        assert m.provider.get_subscribed_topics() == ["/lab/gpu"]
+        assert m.provider.ctx.topics.subscribed == {BIDS, "/lab/gpu"}
         with trio.fail_after(20):
             while "/lab/gpu" not in m.requester.get_known_topics():
                 await trio.sleep(0.02)
@@ -182,7 +200,7 @@ async def test_an_actor_handles_one_message_at_a_time_and_lets_nobody_hang() -> 
 async def test_the_requester_reads_the_state_that_the_provider_tells(market: MarketOf) -> None:
     async with market() as m:
         _, order = await contracted(m, spec("true"))
-        started = await m.provider.start_allocation(order, m.requester.identity.did)
+        started = await started_by(m.provider, order, m.requester.identity.did)
         with trio.fail_after(30):
             while m.provider.get_allocation(started.allocation_id).state != "completed":
                 await trio.sleep(0.02)

@@ -102,7 +102,7 @@ async def test_a_message_to_a_node_whose_disk_is_full_is_sent_again(tmp_path: Pa
         with trio.fail_after(60):
             async with full_disk(m.authority):
                 await fill(m.authority.ctx.store)
-                await m.requester.send_message(m.authority.identity.did, "note", JobSync("n1"))
+                await m.requester.mailbox.post(m.authority.identity.did, "note", JobSync("n1"), lifetime=300)
                 while not m.requester.ctx.messenger.outbox._pauses:
                     await trio.sleep(0.01)
                 assert outbox.count() == 1

@@ -35,6 +35,7 @@ from nunet_cli.records.contracts import FULFILLED
 from nunet_cli.records.documents import Document, make_document
 from nunet_cli.records.offers import OnboardOptions
 from nunet_cli.records.results import Result
+from nunet_cli.tokenomics import chain
 from nunet_cli.tokenomics.oracle import verify_documents
 from tests.conftest import Market, config, needs_docker, open_market, wait_until
 
@@ -170,7 +171,7 @@ async def test_a_provider_that_thinks_better_of_it_is_followed_by_the_next_bid(t
         # the cheaper one has sold its machine in the meantime
         full = m.provider.accounting.get_available_capability().resources
         await m.provider.ctx.store.change(
-            lambda t: m.provider.accounting.lock(t, "other", "other", full, "2999-01-01T00:00:00.000Z")
+            lambda t: m.provider.accounting.lock_capability(t, "other", "other", full, "2999-01-01T00:00:00.000Z")
         )
         job = await orchestrate_job(m.requester.ctx, job_id)
         assert job.state == "settled"
@@ -184,7 +185,7 @@ async def test_when_everybody_declines_the_failure_says_what_each_said(market: M
         await match.match(m.requester.ctx, job_id)
         full = m.provider.accounting.get_available_capability().resources
         await m.provider.ctx.store.change(
-            lambda t: m.provider.accounting.lock(t, "other", "other", full, "2999-01-01T00:00:00.000Z")
+            lambda t: m.provider.accounting.lock_capability(t, "other", "other", full, "2999-01-01T00:00:00.000Z")
         )
         with pytest.raises(DeclinedError) as caught:
             await request.request(m.requester.ctx, job_id)
@@ -574,8 +575,7 @@ async def test_the_books_add_up_and_the_log_is_whole(market: MarketOf) -> None:
     async with market() as m:
         for command in ("true", "false"):
             await orchestrate_job(m.requester.ctx, await m.post(spec(command)))
-        database = m.authority.contract_database
-        assert database.check_log() >= 6
+        assert await chain.check_whole(m.authority.ctx.store) >= 6
         (seq, row) = m.authority.ctx.store[LOG].after(0)[2]
         changed = replace(row, entry=row.entry.replace("admit", "forge").replace("register", "forge"))
         assert changed != row
@@ -583,7 +583,7 @@ async def test_the_books_add_up_and_the_log_is_whole(market: MarketOf) -> None:
         rewrite, values = 'UPDATE "log" SET doc=? WHERE seq=?', (msgspec.json.encode(changed), seq)
         await m.authority.ctx.store.change(lambda t: t._connection.execute(rewrite, values))
         with pytest.raises(ContractError, match="entry 3"):
-            database.check_log()
+            await chain.check_whole(m.authority.ctx.store)
 
 
 def test_wait_until_reports_what_did_not_happen() -> None:

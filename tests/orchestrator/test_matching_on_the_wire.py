@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from nunet_cli.errors import DeclinedError, NoBidError, UsageError
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.network.identity import new_identity
 from nunet_cli.node.kyc import read_statement
+from nunet_cli.node.node import Node
 from nunet_cli.node.opening import open_node
-from nunet_cli.orchestrator import match, request, select
+from nunet_cli.orchestrator import match, request
 from nunet_cli.records.bids import BIDS, CapabilityComparator, Weights
+from nunet_cli.records.capability import Resources
 from nunet_cli.records.documents import make_document
 from nunet_cli.records.jobs import Job
 from nunet_cli.records.kyc import VERIFIER, KycStatement
@@ -40,6 +43,12 @@ def reasons(m: Market, job_id: str) -> list[str]:
     row = m.requester.ctx.store[BIDS].first("job_id", job_id)
     assert row is not None
     return list(row.reasons)
+
+
+async def lock(node: Node, resources: Resources, seconds: int) -> None:
+    """Let somebody else have locked something at a provider for so long."""
+    until = units.format_time(units.now() + timedelta(seconds=seconds))
+    await node.ctx.store.change(lambda t: node.accounting.lock_capability(t, "other", "other", resources, until))
 
 
 async def declined(m: Market, text: str) -> list[str]:
@@ -116,7 +125,7 @@ async def test_a_requesters_rules_refuse_bids_and_its_wishes_rank_them(tmp_path:
         await m.requester.accounting.set_preferences(CapabilityComparator(bid_rules=("price < 0.25",)))
         job = await match.match(m.requester.ctx, await m.post(spec(constraints={"soft": [wish]})))
         assert _chosen(m, job) == m.provider.identity.did
-        verdicts = {row.did: row.verdict for row in select.compute_providers_index(m.requester.ctx, job.id)}
+        verdicts = {row.did: row.verdict for row in m.requester.get_registered_bids(job.bid_request_id)}
         assert verdicts == {m.provider.identity.did: "best", second.identity.did: "unwanted"}
 
 
@@ -139,18 +148,18 @@ async def test_an_idle_machine_is_preferred_at_equal_price_and_a_busy_one_says_w
         half = m.provider.accounting.get_available_capability().resources.memory // 2
         resources = m.provider.accounting.get_available_capability().resources
         taken = structs.replace(resources, memory=half, disk=0, cpu=structs.replace(resources.cpu, cores=0), gpus=())
-        await m.provider.accounting.lock_capability("other", taken, 60)
+        await lock(m.provider, taken, 60)
         await m.requester.accounting.set_preferences(CapabilityComparator(weights=Weights(distance=0)))
         job = await match.match(m.requester.ctx, await m.post(spec()))
         assert _chosen(m, job) == second.identity.did
-        loads = {row.did: row.offer.load for row in select.compute_providers_index(m.requester.ctx, job.id)}
+        loads = {row.did: row.offer.load for row in m.requester.get_registered_bids(job.bid_request_id)}
         assert loads == {m.provider.identity.did: 0.5, second.identity.did: 0.0}
 
 
 async def test_a_job_with_a_deadline_waits_for_a_busy_machine_and_says_so(market: MarketOf) -> None:
     async with market() as m:
         whole = m.provider.accounting.get_available_capability().resources
-        await m.provider.accounting.lock_capability("other", whole, 3)
+        await lock(m.provider, whole, 3)
         # without a deadline it fails at once
         assert any("short" in reason for reason in await declined(m, spec()))
         job_id = await m.post(spec(time={"max_duration": 60, "deadline": "1m"}))
@@ -162,7 +171,7 @@ async def test_a_job_with_a_deadline_waits_for_a_busy_machine_and_says_so(market
             waiting = m.job(job_id).waiting
             assert waiting is not None
             assert "is busy, and can start at" in waiting.for_
-            (bid,) = select.compute_providers_index(m.requester.ctx, job_id)[:1]
+            (bid,) = m.requester.get_registered_bids(m.job(job_id).bid_request_id)[:1]
             assert bid.verdict == "later"
             assert bid.offer.time.start > units.utc_now()
             with trio.fail_after(20):
@@ -227,7 +236,7 @@ async def test_user_topics_reach_their_subscribers_only(tmp_path: Path) -> None:
             await second.add_peer(node.ctx.transport.describe())
         await _providers(m, 2)
         job = await match.match(m.requester.ctx, await m.post(spec(), topic="/lab/gpu"))
-        assert [row.did for row in select.compute_providers_index(m.requester.ctx, job.id)] == [second.identity.did]
+        assert [row.did for row in m.requester.get_registered_bids(job.bid_request_id)] == [second.identity.did]
         with pytest.raises(UsageError, match="--topic"):
             await m.post(spec(), topic="lab")
 
@@ -236,12 +245,11 @@ async def test_one_bid_of_a_bidder_counts_however_many_it_sends(market: MarketOf
     async with market() as m:
         job_id = await m.post(spec())
         job = await match.match(m.requester.ctx, job_id)
-        (row,) = select.compute_providers_index(m.requester.ctx, job_id)
-        assert select.get_registered_bids(m.requester.ctx, row.bid_request_id) == [row]
+        (row,) = m.requester.get_registered_bids(m.job(job_id).bid_request_id)
         another = structs.replace(row.offer, id="bid-another")
         await m.provider.ctx.messenger.post(m.requester.identity.did, "bid", another, lifetime=30)
         await trio.sleep(0.3)
-        assert len(select.compute_providers_index(m.requester.ctx, job_id)) == 1
+        assert len(m.requester.get_registered_bids(m.job(job_id).bid_request_id)) == 1
         assert m.job(job_id).shortlist == job.shortlist
 
 
@@ -253,7 +261,7 @@ async def test_the_shortlist_is_walked_to_its_end(tmp_path: Path) -> None:
         await _providers(m, 2)
         job = await match.match(m.requester.ctx, await m.post(spec()))
         for node in (m.provider, second):
-            await node.accounting.lock_capability("other", node.accounting.get_available_capability().resources, 60)
+            await lock(node, node.get_available_capability().resources, 60)
         with pytest.raises(DeclinedError) as caught:
             await request.request(m.requester.ctx, job.id)
         assert [item["peer"] for item in caught.value.details["refusals"]] == [

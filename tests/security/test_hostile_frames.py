@@ -18,7 +18,7 @@ from nunet_cli.network.topics import BIDS
 from nunet_cli.node.node import Node
 from nunet_cli.node.opening import open_node
 from nunet_cli.records.messages import JobSync
-from tests.conftest import config
+from tests.conftest import add_bytes, config
 from tests.security.test_hostile_peer import Hostile
 
 BODY = JobSync("contract")
@@ -88,7 +88,7 @@ ODD_NUMBERS = ("1208925819614629174706176", "-1", "true", "1.5", "NaN", "Infinit
 
 @pytest.mark.parametrize("field", ["offset", "stream"])
 async def test_a_blob_asked_for_with_an_odd_number_is_refused(node: Node, field: str) -> None:
-    cid, _ = await node.ctx.blobs.add_bytes(b"output")
+    cid, _ = await add_bytes(node.ctx.blobs, b"output")
     hostile = await Hostile.connect(node)
     await node.ctx.store.change(lambda t: node.ctx.blobs.grant(t, cid, hostile.identity.did))
     good = {"stream": "1", "cid": json.dumps(cid), "offset": "0"}

@@ -17,7 +17,7 @@ from nunet_cli.network.secure_channel import SecureChannel, network_identifier, 
 from nunet_cli.node.node import Node
 from nunet_cli.node.opening import open_node
 from nunet_cli.records.messages import JobSync
-from tests.conftest import config, open_market
+from tests.conftest import add_bytes, config, open_market
 
 
 class Hostile:
@@ -193,7 +193,7 @@ async def test_a_silent_client_is_dropped_after_the_handshake_timeout(tmp_path: 
 
 
 async def test_blobs_are_for_those_they_were_granted_to(node: Node) -> None:
-    cid, _ = await node.ctx.blobs.add_bytes(b"secret output")
+    cid, _ = await add_bytes(node.ctx.blobs, b"secret output")
     peer = await Hostile.connect(node)
     for wanted in (cid, "../identity.json", "bafkrei", ""):
         await peer.send(BLOB_GET, json.dumps({"stream": 1, "cid": wanted, "offset": 0}).encode())

@@ -51,8 +51,9 @@ from nunet_cli.records.identifiers import content_id
 from nunet_cli.records.messaging import INBOX
 from nunet_cli.records.results import Result, Usage
 from nunet_cli.tokenomics import ledger
+from nunet_cli.tokenomics.settling import read_claim
 from tests.conftest import Market, config, open_market
-from tests.together import held
+from tests.together import ask, together
 from tests.tokenomics.test_liars import record_of, spec, through
 
 MarketOf = Callable[..., Any]
@@ -109,33 +110,6 @@ class Papers:
 
     async def register(self) -> None:
         await ask(self.m.requester, self.m, "register_contract", RegisterContract(self.contract))
-
-
-async def ask(node: Node, m: Market, type_: str, body: Any) -> Any:
-    """Send the authority a request; return the body of its answer."""
-    return (await node.ctx.messenger.request(m.authority.identity.did, type_, body, timeout=20)).body
-
-
-async def together(m: Market, *calls: Callable[[], Awaitable[Any]]) -> list[Any]:
-    """Let calls arrive at the authority one after the other, before any of them may write; return how each ended."""
-    ends: list[Any] = [None] * len(calls)
-
-    async def call(index: int) -> None:
-        try:
-            ends[index] = await calls[index]()
-        except NunetError as error:
-            ends[index] = error
-
-    store = m.authority.ctx.store
-    async with held(store) as release, trio.open_nursery() as nursery:
-        for index in range(len(calls)):
-            nursery.start_soon(call, index)
-            with trio.fail_after(20):
-                # the first is being committed, the others wait for their turn
-                while len(store._waiting) + store._is_led <= index:
-                    await trio.sleep(0.005)
-        release()
-    return ends
 
 
 def money(m: Market) -> tuple[int, int, int]:
@@ -493,7 +467,9 @@ async def test_the_contract_databases_own_absence_counts_against_nobody(
         at_another_time(monkeypatch, hours=3, seconds=590)
         node.contract_database._refunding._seen = units.now()
         assert await node.contract_database.refund_expired() == []
-        settled = await node.contract_database.settle(receipt, provider)
+        claim = read_claim(node.ctx.store[REGISTERED_CONTRACTS].one(papers.id), receipt)
+        settling = node.contract_database._settling
+        settled = await node.ctx.store.change(lambda t: settling.settle(t, receipt, provider, claim))
         assert settled.read(Receipt).paid == "0.25"
 
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ from nunet_cli.tokenomics import dispute as disputes
 from nunet_cli.tokenomics.oracle import compare_replicas, verify_documents
 from tests.conftest import Market, config, needs_docker, open_market
 from tests.images import import_image
-from tests.together import held
+from tests.together import ask, together
 
 MarketOf = Callable[..., Any]
 OPENING = units.parse_amount("100")
@@ -160,7 +161,7 @@ async def test_a_signature_lapses_where_the_contract_is_not_registered_in_time(
         real = units.now
         monkeypatch.setattr(units, "now", lambda: real() + timedelta(seconds=121))
         with pytest.raises(NunetError) as caught:
-            await m.authority.contract_database.register(document)
+            await ask(m.requester, m, "register_contract", RegisterContract(document))
         assert caught.value.code == "signature_lapsed"
 
 
@@ -286,7 +287,7 @@ async def test_no_more_is_paid_than_the_contract_database_saw_pass(tmp_path: Pat
     """Provider and oracle lie together, and the requester's node believes them."""
     async with open_market(tmp_path, onboard=OnboardOptions(price=BY_TIME)) as m:
         row = await through(m, await m.post(spec()), 3)
-        await m.authority.contract_database.settle(verified(m, row, made_up(m, row)), m.requester.identity.did)
+        await ask(m.requester, m, "settle_contract", verified(m, row, made_up(m, row)))
         earned = m.balance(m.provider) - OPENING
         assert 0 < earned < 10 * SECOND
 
@@ -339,8 +340,8 @@ async def test_a_second_result_is_found_by_the_receipt_and_the_job_ends(market: 
         row = await through(m, job_id := await m.post(spec()), 4)
         await execute.follow(m.requester.ctx, job_id)
         other = made_up(m, row, 0.0)
-        receipt = await m.authority.contract_database.settle(verified(m, row, other), m.requester.identity.did)
-        assert receipt.read(Receipt).result_cid == other.cid
+        settled = await ask(m.requester, m, "settle_contract", verified(m, row, other))
+        assert settled.receipt.read(Receipt).result_cid == other.cid
         with trio.fail_after(20):
             while m.job(job_id).state != "failed":
                 await trio.sleep(0.05)
@@ -350,7 +351,7 @@ async def test_a_second_result_is_found_by_the_receipt_and_the_job_ends(market: 
         kept = m.requester.ctx.store[CONTRACTS].one(row.id)
         assert kept.receipt is not None
         assert kept.result is not None
-        assert (kept.state, kept.receipt.content) == ("settled", receipt.content)
+        assert (kept.state, kept.receipt.content) == ("settled", settled.receipt.content)
         assert kept.result.content != other.content
 
 
@@ -436,31 +437,17 @@ async def test_a_receipt_that_does_not_fit_its_contract_is_not_believed(
 async def test_a_dispute_and_a_settlement_that_arrive_together_are_decided_once(market: MarketOf) -> None:
     """What is in dispute is not paid while the dispute stays open."""
     async with market() as m:
-        database = m.authority.contract_database
         for first in ("dispute", "settle"):
             row = await through(m, job_id := await m.post(spec()), 4)
             await execute.follow(m.requester.ctx, job_id)
             row = m.requester.ctx.store[CONTRACTS].one(row.id)
             verdict, result = await settle.verify_job(m.requester.ctx, row), row.result
             assert result is not None
-            ends: dict[str, Any] = {}
-
-            async def call(name: str, ends: dict[str, Any], function: Any, *arguments: Any) -> None:
-                try:
-                    ends[name] = await function(*arguments)
-                except NunetError as error:
-                    ends[name] = error
-
             calls = {
-                "dispute": (database.dispute, DisputeContract(row.id, "no"), m.requester.identity.did),
-                "settle": (database.settle, SettleContract(row.id, result, verdict), m.requester.identity.did),
+                "dispute": partial(ask, m.requester, m, "dispute_contract", DisputeContract(row.id, "no")),
+                "settle": partial(ask, m.requester, m, "settle_contract", SettleContract(row.id, result, verdict)),
             }
-            async with held(m.authority.ctx.store) as release, trio.open_nursery() as nursery:
-                # both have read what there is before either may write
-                for name in sorted(calls, key=lambda name: name != first):
-                    nursery.start_soon(call, name, ends, *calls[name])
-                    await trio.testing.wait_all_tasks_blocked(0.01)
-                release()
+            ends = await together(m, *(calls[name] for name in sorted(calls, key=lambda name: name != first)))
             recorded = m.authority.ctx.store[REGISTERED_CONTRACTS].one(row.id)
             is_open = disputes.find(m.authority.ctx.store, row.id) is not None
             assert (recorded.state, recorded.receipt is None) == (
@@ -566,9 +553,9 @@ async def test_a_dispute_pays_no_more_time_than_the_contract_database_saw_pass(t
         row = await through(m, await m.post(spec()), 3)
         database = m.authority.contract_database
         result = made_up(m, row)
-        await database.dispute(DisputeContract(row.id, "mine", (result,)), m.provider.identity.did)
+        await ask(m.provider, m, "dispute_contract", DisputeContract(row.id, "mine", (result,)))
         # another result that comes later is not the result
-        await database.dispute(DisputeContract(row.id, "", (made_up(m, row, 90.0),)), m.provider.identity.did)
+        await ask(m.provider, m, "dispute_contract", DisputeContract(row.id, "", (made_up(m, row, 90.0),)))
         await database.resolve(row.id, "pay")
         assert 0 < m.balance(m.provider) - OPENING < 10 * SECOND
 

@@ -44,6 +44,7 @@ from nunet_cli.api.schemas.node import (
     JobCount,
     KnownBalance,
     Machine,
+    Measured,
     OpenJob,
     Peer,
     PeerCount,
@@ -54,9 +55,10 @@ from nunet_cli.api.schemas.node import (
     Status,
     Stopping,
     Taken,
+    Topic,
     WhoAmI,
 )
-from nunet_cli.api.schemas.printed import DemoReport, Imported, Look, Measured, NotRunning, VerifiedBundle, Version
+from nunet_cli.api.schemas.printed import DemoReport, Imported, Look, NotRunning, VerifiedBundle, Version
 
 __all__ = [
     "Account",
@@ -112,6 +114,7 @@ __all__ = [
     "Stopping",
     "SuggestedChange",
     "Taken",
+    "Topic",
     "VerifiedBundle",
     "Version",
     "Waiting",

@@ -60,6 +60,21 @@ class CapabilityOverview(Answer, kw_only=True):
     strangers: dict[str, str]
 
 
+class Measured(Answer, kw_only=True):
+    """What the machine has, and what the benchmark measured."""
+
+    machine: Resources
+    benchmark: Benchmark
+
+
+class Topic(Answer, kw_only=True):
+    """A topic of bid requests: whether this node subscribes to it, and how many connected peers do."""
+
+    topic: str
+    subscribed: bool
+    peers: int
+
+
 class Preferences(Answer, kw_only=True):
     """What this node accepts, as a provider and as a requester."""
 

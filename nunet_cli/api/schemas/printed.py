@@ -9,9 +9,7 @@ from msgspec import Struct
 from nunet_cli.api.schemas.jobs import Job
 from nunet_cli.api.schemas.node import Allocation, CapabilityOverview, Peer, Status
 from nunet_cli.jobs.foreign.mapping import Note
-from nunet_cli.records.capability import Resources
 from nunet_cli.records.contracts import Check
-from nunet_cli.records.offers import Benchmark
 
 
 class Version(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -25,13 +23,6 @@ class NotRunning(Struct, forbid_unknown_fields=True, kw_only=True):
     """What `node status` prints where no node runs."""
 
     running: Literal[False]
-
-
-class Measured(Struct, forbid_unknown_fields=True, kw_only=True):
-    """What a machine has, and what the benchmark measured."""
-
-    machine: Resources
-    benchmark: Benchmark
 
 
 class VerifiedBundle(Struct, forbid_unknown_fields=True, kw_only=True):
