@@ -2,18 +2,12 @@
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
+from tests.specification import ROWS, definition
 
-TABLE = (ROOT / "docs" / "specification.md").read_text(encoding="utf-8")
-ROWS = [
-    [cell.strip() for cell in line.strip("|").split(" | ")]
-    for line in TABLE.splitlines()
-    if line.startswith("| ") and not line.startswith(("| seed text", "| ---"))
-]
 # every function, type and endpoint that the source texts name
 NAMED = [
     "orchestrateJob",
@@ -111,22 +105,6 @@ NAMED = [
     "DID",
     "Capability",
 ]
-
-
-def definition(base: Path, reference: str) -> ast.AST:
-    """Return the definition that `folder/file.py:Name.name` names."""
-    file, _, names = reference.strip("`").partition(":")
-    node: ast.AST = ast.parse((base / file).read_text(encoding="utf-8"))
-    for name in names.split("."):
-        found = [
-            item
-            for item in ast.iter_child_nodes(node)
-            if (isinstance(item, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and item.name == name)
-            or (isinstance(item, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in item.targets))
-        ]
-        assert found, f"there is no {name} in {file}"
-        node = found[0]
-    return node
 
 
 def does_something(node: ast.AST) -> bool:
