@@ -160,7 +160,6 @@ _FORMS = {
 _TABLES = ("kyc.verifiers",)
 # looks at what the form of a value does not say, such as the DID in it
 Check = Callable[["Config"], None]
-_RESERVED = {"NUNET_HOME", "NUNET_NODE", "NUNET_PASSPHRASE", "NUNET_TOKEN", "NUNET_DEBUG"}
 
 
 def default_home() -> Path:

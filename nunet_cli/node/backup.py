@@ -11,7 +11,7 @@ import shutil
 import sqlite3
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from msgspec import Struct
@@ -28,7 +28,6 @@ CONFIG_FILE = "config.toml"
 BLOBS = "blobs"
 UNFINISHED = "restore.unfinished"
 _KINDS = (KEY_FILE, CONFIG_FILE, STORE_FILE)
-Told = Callable[[int, int], None]
 
 
 class BackedUp(Struct, frozen=True):

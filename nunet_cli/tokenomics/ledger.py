@@ -56,8 +56,3 @@ def entries(source: Store | Transaction, account: str, limit: int) -> list[Trans
         row if row.payee == account else structs.replace(row, amount=-row.amount)
         for row in reversed(rows)
     ]  # fmt: skip
-
-
-def total(source: Store | Transaction) -> int:
-    """Return the sum over all accounts, which is zero as long as the books are right."""
-    return sum(row.balance for row in source[ACCOUNTS].all())

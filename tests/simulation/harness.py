@@ -27,6 +27,7 @@ from nunet_cli.records.capability import Capability, Cpu, PriceBid, Resources
 from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.tokenomics import ledger
 from nunet_cli.world import World, use_world
+from tests.conftest import total
 
 BEGIN = datetime(2030, 1, 1, tzinfo=UTC)
 PORT = 4000
@@ -161,7 +162,7 @@ def check_invariants(node: Node) -> None:
     store = node.ctx.store
     # no machine is over-committed: this raises where it is
     node.accounting.available(store)
-    assert ledger.total(store) == 0
+    assert total(store) == 0
     for account in store[ACCOUNTS].all():
         assert account.balance >= 0 or account.id == ledger.ISSUANCE, account
     allocations = list(store[ALLOCATIONS].all())

@@ -52,7 +52,7 @@ from nunet_cli.records.messaging import INBOX
 from nunet_cli.records.results import Result, Usage
 from nunet_cli.tokenomics import ledger
 from nunet_cli.tokenomics.settling import read_claim
-from tests.conftest import Market, config, open_market
+from tests.conftest import Market, config, open_market, total
 from tests.together import ask, together
 from tests.tokenomics.test_liars import record_of, spec, through
 
@@ -115,7 +115,7 @@ class Papers:
 def money(m: Market) -> tuple[int, int, int]:
     """Return what the requester has, what the provider has, and what is in escrow, in micro-NTX; the books balance."""
     found = m.balances()
-    assert ledger.total(m.authority.ctx.store) == 0
+    assert total(m.authority.ctx.store) == 0
     assert all(left >= 0 for name, left in found.items() if name != ledger.ISSUANCE)
     in_escrow = sum(left for name, left in found.items() if name.startswith("escrow:"))
     return m.balance(m.requester), m.balance(m.provider), in_escrow
@@ -489,7 +489,7 @@ async def test_after_a_window_that_began_anew_the_deposit_goes_back(
                 at_another_time(monkeypatch, hours=3, seconds=seconds)
                 await database.refund_expired()
         assert store[REGISTERED_CONTRACTS].one(papers.id).state == "refunded"
-        assert ledger.total(store) == 0
+        assert total(store) == 0
         assert store[ACCOUNTS].one(papers.text.requester).balance == OPENING
 
 

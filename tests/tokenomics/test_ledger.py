@@ -14,6 +14,7 @@ from nunet_cli.records.contracts import Terms
 from nunet_cli.records.results import Result, Usage
 from nunet_cli.tokenomics import ledger
 from nunet_cli.tokenomics.payment import amount_due, deposit_for
+from tests.conftest import total
 
 NAMES = st.sampled_from([ledger.ISSUANCE, "a", "b", "escrow:x"])
 TRANSFERS = st.lists(st.tuples(NAMES, NAMES, st.integers(-5, 100)), max_size=20)
@@ -36,7 +37,7 @@ def test_money_is_conserved_and_nobody_but_issuance_owes(tmp_path_factory, trans
                     await store.change(lambda t, p=payer, q=payee, a=amount: ledger.transfer(t, p, q, a, "test"))
                 except ContractError:
                     assert balances(store) == before
-                assert ledger.total(store) == 0
+                assert total(store) == 0
                 assert not [name for name, left in balances(store).items() if left < 0 and name != ledger.ISSUANCE]
 
     trio.run(main)
