@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT
 
 
@@ -88,6 +90,64 @@ def test_nothing_is_there_that_only_tests_call() -> None:
 def test_a_circle_is_found_and_named() -> None:
     assert circle_in({"a": {"b"}, "b": {"c", "d"}, "c": {"b"}, "d": set()}) == ["b", "c", "b"]
     assert circle_in({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+# where JSON, or what came of a file, may become a value without records/reading.py, and why
+READ_ELSEWHERE = {
+    "nunet_cli/records/reading.py": "it is the one place where limits are checked",
+    "nunet_cli/config.py": "the configuration has its limits as msgspec's own, and shares none with a record",
+}
+READERS = {"decode", "convert", "Decoder", "Meta"}
+
+
+def test_what_comes_from_elsewhere_is_read_in_one_place() -> None:
+    """msgspec does not know the limits of a field: who reads with it elsewhere would check none of them."""
+    found = {}
+    for path in sorted((ROOT / "nunet_cli").rglob("*.py")):
+        if name := ", ".join(readers_in(path.read_text(encoding="utf-8"))):
+            found[str(path.relative_to(ROOT))] = name
+    # the limits themselves are turned into msgspec's
+    assert found.pop("nunet_cli/records/limits.py") == "Meta"
+    assert found.keys() == READ_ELSEWHERE.keys(), found
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import msgspec\nmsgspec.json.decode(x, type=Bid)", "import msgspec as m\nm.convert(x, Bid)",
+        "import msgspec.json\nmsgspec.json.Decoder(Bid)", "from msgspec import json\njson.decode(x)",
+        "from msgspec.msgpack import decode", "def f():\n  from msgspec import convert as c", "from msgspec import Meta",
+        "from msgspec import json as j\nread = j.Decoder(Bid).decode",
+    ],
+)  # fmt: skip
+def test_a_reader_is_found(code: str) -> None:
+    assert readers_in(code)
+
+
+def test_what_reads_nothing_is_none() -> None:
+    assert not readers_in("import json, msgspec\njson.decode(x)\nb''.decode()\nmsgspec.json.encode(x)")
+
+
+def readers_in(code: str) -> list[str]:
+    """Return which of msgspec's functions that read a source file uses, in whatever way it imports them."""
+    tree = ast.parse(code)
+    modules: set[str] = set()
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules |= {alias.asname or "msgspec" for alias in node.names if alias.name.split(".")[0] == "msgspec"}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "msgspec":
+            named = {alias.name: alias.asname or alias.name for alias in node.names}
+            found |= READERS & named.keys()
+            modules |= {own for name, own in named.items() if name in ("json", "msgpack", "yaml", "toml")}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in READERS:
+            root = node.value
+            while isinstance(root, ast.Attribute):
+                root = root.value
+            if isinstance(root, ast.Name) and root.id in modules:
+                found.add(node.attr)
+    return sorted(found)
 
 
 def imports_within(room: Path) -> dict[str, set[str]]:

@@ -13,6 +13,7 @@ from nunet_cli.orchestrator.needs import HasBlobs, HasHome, HasStore
 from nunet_cli.records.allocations import Allocation
 from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.contracts import Contract
+from nunet_cli.records.reading import as_read
 from nunet_cli.records.results import Result
 from nunet_cli.tokenomics.payment import seconds_between
 
@@ -116,7 +117,7 @@ def called_off_result(allocation: Allocation) -> Result:
 def readable(result: Result) -> Result:
     """Return a result as others can read it: what they cannot would never be paid, nor end the job."""
     try:
-        return msgspec.json.decode(msgspec.json.encode(result), type=Result)
+        return as_read(result)
     except msgspec.MsgspecError as error:
         log.error("the result of allocation %s cannot be read by anybody: %s", result.allocation_id, error)
         return Result(

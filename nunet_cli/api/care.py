@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -14,20 +14,21 @@ from nunet_cli.api import schemas
 from nunet_cli.api.common import Endpoint, answer, body_of, node_of
 from nunet_cli.errors import UsageError
 from nunet_cli.node.backup import CONFIG_FILE, make_backup
+from nunet_cli.records.limits import Limits
 
 
 class Collection(Struct, forbid_unknown_fields=True):
     """What to do: `dry_run` only counts the jobs; `export` is a file to which they are added before they go."""
 
     dry_run: bool = False
-    export: Annotated[str, Meta(max_length=4000)] = ""
+    export: Annotated[str, Limits(max_length=4000)] = ""
 
 
 class BackupRequest(Struct, forbid_unknown_fields=True):
     """Where to write the backup, on the node's machine; where its configuration is; whether blobs belong to it."""
 
-    path: Annotated[str, Meta(min_length=1, max_length=4000)]
-    config: Annotated[str, Meta(max_length=4000)] = ""
+    path: Annotated[str, Limits(min_length=1, max_length=4000)]
+    config: Annotated[str, Limits(max_length=4000)] = ""
     blobs: bool = True
 
 

@@ -22,6 +22,7 @@ from nunet_cli.node.node import Node
 from nunet_cli.records.identifiers import did_from_key, key_from_any
 from nunet_cli.records.jobs import Job
 from nunet_cli.records.machine import Machine
+from nunet_cli.records.reading import decode_exactly
 
 log = logging.getLogger("nunet.api")
 T = TypeVar("T")
@@ -213,7 +214,7 @@ async def body_of(request: Request, kind: type[T]) -> T:
         if len(data) > MAX_BODY:
             raise UsageError(f"a request may have at most {MAX_BODY} bytes")
     try:
-        return msgspec.json.decode(data or b"{}", type=kind)
+        return decode_exactly(data or b"{}", kind)
     except msgspec.MsgspecError as error:
         raise UsageError(f"bad request: {error}") from None
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import trio
-from msgspec import Meta, Struct
+from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -35,6 +35,7 @@ from nunet_cli.records.contract_records import (
 from nunet_cli.records.contracts import DATABASE, AccountStatement, AskStatement, Receipt
 from nunet_cli.records.disputes import DISPUTES
 from nunet_cli.records.documents import Document
+from nunet_cli.records.limits import Limits
 from nunet_cli.tokenomics import chain
 from nunet_cli.tokenomics.contract_database import ContractDatabase
 from nunet_cli.tokenomics.evidence import export_bundle
@@ -45,7 +46,7 @@ STATEMENT_TIMEOUT = 5.0
 class NewEvidence(Struct, forbid_unknown_fields=True):
     """What to say in a dispute; with `reexecute` the oracle is asked to run the job, and its verdict is added."""
 
-    text: Annotated[str, Meta(max_length=4000)] = ""
+    text: Annotated[str, Limits(max_length=4000)] = ""
     reexecute: bool = False
 
 
@@ -53,29 +54,29 @@ class Resolution(Struct, forbid_unknown_fields=True):
     """How the operator ends a dispute; `share` is the provider's part of the deposit, 0 to 1."""
 
     decision: Literal["pay", "split", "refund"]
-    share: Annotated[str, Meta(max_length=20)] = "0.5"
+    share: Annotated[str, Limits(max_length=20)] = "0.5"
 
 
 class RegistryChange(Struct, forbid_unknown_fields=True):
     """Whom to approve or revoke, and why."""
 
-    did: Annotated[str, Meta(max_length=200)]
-    note: Annotated[str, Meta(max_length=400)] = ""
+    did: Annotated[str, Limits(max_length=200)]
+    note: Annotated[str, Limits(max_length=400)] = ""
 
 
 class Attestation(Struct, forbid_unknown_fields=True):
     """Whom this node has verified, under which name of its own, and for how long that counts."""
 
-    did: Annotated[str, Meta(max_length=200)]
-    name: Annotated[str, Meta(max_length=200)]
-    valid: Annotated[str, Meta(max_length=40)] = "365d"
+    did: Annotated[str, Limits(max_length=200)]
+    name: Annotated[str, Limits(max_length=200)]
+    valid: Annotated[str, Limits(max_length=40)] = "365d"
 
 
 class Deposit(Struct, forbid_unknown_fields=True):
     """Whom to credit with how much, in NTX."""
 
-    to: Annotated[str, Meta(max_length=200)]
-    amount: Annotated[str, Meta(max_length=40)]
+    to: Annotated[str, Limits(max_length=200)]
+    amount: Annotated[str, Limits(max_length=40)]
 
 
 R = TypeVar("R", ContractRecord, RegisteredContract)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -42,6 +42,7 @@ from nunet_cli.orchestrator.request import request as request_stage
 from nunet_cli.orchestrator.settle import settle
 from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.jobs import GROUP, JOB, JOB_ENDS, JOBS, Job
+from nunet_cli.records.limits import Limits
 from nunet_cli.records.results import Result
 
 Stage = Callable[[Any, str], Awaitable[Job]]
@@ -55,25 +56,25 @@ class Posting(Struct, forbid_unknown_fields=True):
     """A job to post: the specification as text or as an object, and where its paths start."""
 
     spec: dict[str, Any] | None = None
-    spec_text: Annotated[str, Meta(max_length=300_000)] = ""
-    source: Annotated[str, Meta(max_length=4000)] = "job.yaml"
-    folder: Annotated[str, Meta(max_length=4000)] = ""
-    push: Annotated[str, Meta(max_length=200)] = ""
+    spec_text: Annotated[str, Limits(max_length=300_000)] = ""
+    source: Annotated[str, Limits(max_length=4000)] = "job.yaml"
+    folder: Annotated[str, Limits(max_length=4000)] = ""
+    push: Annotated[str, Limits(max_length=200)] = ""
     pull: bool = False
-    topic: Annotated[str, Meta(max_length=200)] = ""
+    topic: Annotated[str, Limits(max_length=200)] = ""
     orchestrate: bool = True
 
 
 class OutputRequest(Struct, forbid_unknown_fields=True):
     """Where to write the outputs."""
 
-    folder: Annotated[str, Meta(min_length=1, max_length=4000)]
+    folder: Annotated[str, Limits(min_length=1, max_length=4000)]
 
 
 class MatchOptions(Struct, forbid_unknown_fields=True):
     """How long to search, in seconds."""
 
-    timeout: Annotated[float, Meta(gt=0, le=86400)] | None = None
+    timeout: Annotated[float, Limits(gt=0, le=86400)] | None = None
 
 
 async def post_job(request: Request) -> Response:

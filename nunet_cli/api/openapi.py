@@ -15,6 +15,7 @@ from nunet_cli.api.common import TOTAL, Endpoint
 from nunet_cli.jobs.spec import JobSpec
 from nunet_cli.node.doctor import Finding
 from nunet_cli.records.contracts import StatementEntry
+from nunet_cli.records.limits import checked
 
 OUTPUT_ID = f"urn:nunet:schema:output:{SCHEMA_VERSION}"
 ENDPOINTS = (
@@ -98,7 +99,7 @@ def output_schema() -> dict[str, Any]:
 def _schemas(types: list[Any], template: str) -> tuple[dict[Any, Any], dict[str, Any]]:
     """Return type → schema, and the definitions that those refer to."""
     types = sorted(types, key=str)
-    found, definitions = msgspec.json.schema_components(types, ref_template=template)
+    found, definitions = msgspec.json.schema_components(map(checked, types), ref_template=template)
     return dict(zip(types, found, strict=True)), dict(sorted(definitions.items()))
 
 

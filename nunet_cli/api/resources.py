@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 import trio
-from msgspec import Meta, Struct
+from msgspec import Struct
 from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response
@@ -24,6 +24,7 @@ from nunet_cli.node.node import Node
 from nunet_cli.node.onboarding import parse_price
 from nunet_cli.records.allocations import ALLOCATION, ALLOCATIONS
 from nunet_cli.records.bids import BIDS, Weights
+from nunet_cli.records.limits import Limits
 from nunet_cli.records.offers import OnboardOptions
 
 PING_TIMEOUT = 5.0
@@ -45,7 +46,7 @@ class Offboarding(Struct, forbid_unknown_fields=True):
 class NewPeer(Struct, forbid_unknown_fields=True):
     """`PEER@HOST:PORT`."""
 
-    address: Annotated[str, Meta(max_length=300)]
+    address: Annotated[str, Limits(max_length=300)]
 
 
 class Subscription(Struct, forbid_unknown_fields=True):
@@ -59,7 +60,7 @@ class Choice(Struct, forbid_unknown_fields=True):
     """Whom to use in a role where the configuration names nobody."""
 
     role: Literal["contract-database", "oracle"]
-    did: Annotated[str, Meta(max_length=200)]
+    did: Annotated[str, Limits(max_length=200)]
 
 
 class Preferences(Struct, forbid_unknown_fields=True):
@@ -68,10 +69,10 @@ class Preferences(Struct, forbid_unknown_fields=True):
     rules: tuple[str, ...] | None = None
     bid_rules: tuple[str, ...] | None = None
     weights: Weights | None = None
-    minimum_price: Annotated[str, Meta(max_length=40)] | None = None
+    minimum_price: Annotated[str, Limits(max_length=40)] | None = None
     allow: tuple[str, ...] | None = None
     deny: tuple[str, ...] | None = None
-    price: Annotated[str, Meta(max_length=60)] | None = None
+    price: Annotated[str, Limits(max_length=60)] | None = None
 
 
 async def status(request: Request) -> Response:

@@ -83,6 +83,7 @@ def onboard(
     from nunet_cli.config import check_value, parse_value
     from nunet_cli.node.onboarding import is_free, keep_offer, plan_onboarding, still_standing
     from nunet_cli.records.offers import OnboardOptions
+    from nunet_cli.records.reading import convert
 
     options = OnboardOptions(
         cpu=cpu, memory=memory, disk=disk, gpu=gpu, price=price, max_share=max_share, max_duration=max_duration,
@@ -94,7 +95,8 @@ def onboard(
         with connect(read_only=True) as client:
             did = client.get("/whoami")["did"]
             # what is forgotten need not be readable
-            kept = None if reset else msgspec.convert(client.get("/capability")["offer"], OnboardOptions | None)
+            said = None if reset else client.get("/capability")["offer"]
+            kept = None if said is None else convert(said, OnboardOptions)
     kept, faults = still_standing(kept, did)
     for fault in faults if not kyc else ():
         note(f"not offered any more: {fault}; attach a new statement: nunet onboard --kyc FILE")
@@ -262,11 +264,10 @@ def _facts(document: dict[str, Any], stale: list[str] | None = None) -> None:
 def _verified(kyc: dict[str, str] | str) -> str:
     if isinstance(kyc, str):
         return f"{kyc}, a name alone, which counts for nothing"
-    import msgspec
-
     from nunet_cli.records.kyc import Kyc, expires_at
+    from nunet_cli.records.reading import convert
 
-    statement = msgspec.convert(kyc, Kyc)
+    statement = convert(kyc, Kyc)
     until = expires_at(statement)
     return f"{statement.who}, {f'until {until[:10]}' if until else 'for ever'}"
 

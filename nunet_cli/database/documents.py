@@ -19,6 +19,7 @@ from tinydb.storages import Storage
 from tinydb.table import Document, Table
 
 from nunet_cli.database.records import statements
+from nunet_cli.records.reading import convert
 from nunet_cli.records.table import Table as Declaration
 
 _encode = msgspec.json.Encoder().encode
@@ -148,7 +149,7 @@ class Changed(MutableMapping[int, Any]):
         names = sql.insert[sql.insert.index("(") + 1 : sql.insert.index(")")]
         marks = ", ".join("?" * (names.count(",") + 2))
         for key, document in self._handed.items():
-            row = msgspec.convert(document, rows.table.kind)
+            row = convert(document, rows.table.kind)
             rows.execute(
                 f"INSERT OR REPLACE INTO {sql.name} (seq, {names}) VALUES ({marks})",
                 (key, *sql.values(row), _encode(row)),

@@ -14,6 +14,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import msgspec
 
 from nunet_cli.errors import NodeError, NotFoundError, UsageError
+from nunet_cli.records.reading import plain_decoder
 from nunet_cli.records.table import Table
 
 R = TypeVar("R", bound=msgspec.Struct)
@@ -78,7 +79,7 @@ class Statements:
         self.values: Callable[[Any], tuple[Any, ...]] = (
             values if len(fields) != 1 else lambda row: (values(row),)  # attrgetter of one gives no tuple
         )
-        self.decode: Callable[[Any], Any] = Decoded(msgspec.json.Decoder(table.kind).decode)
+        self.decode: Callable[[Any], Any] = Decoded(plain_decoder(table.kind))
 
     def schema(self, table: Table[Any]) -> list[str]:
         """Return what makes the table."""

@@ -16,6 +16,7 @@ from nunet_cli.jobs import budget, expressions
 from nunet_cli.jobs.spec import MAX_FILES, MAX_SPEC_BYTES, JobSpec, ScheduleSpec, is_safe_path, output_name
 from nunet_cli.jobs.tree import MAX_JOBS, Arrangement, arrange, count_jobs, order, output_names, price_limit
 from nunet_cli.records.fields import Name
+from nunet_cli.records.reading import convert, decode_exactly
 
 
 def _wrong(path: str, message: str, hint: str = "") -> UsageError:
@@ -252,7 +253,7 @@ def _check_output_names(spec: JobSpec, where: str) -> None:
         raise _wrong(f"{where}outputs", f"a job or pod may have {MAX_FILES} outputs, this one has {len(names)}")
     for name in names:
         try:
-            msgspec.convert(name, Name)
+            convert(name, Name)
         except msgspec.ValidationError:
             raise _wrong(
                 f"{where}outputs", f"not a name for an output: {name!r}",
@@ -302,7 +303,7 @@ def decode_spec(data: bytes | str) -> JobSpec:
     if len(data) > MAX_SPEC_BYTES:
         raise UsageError(f"a job specification may have at most {MAX_SPEC_BYTES} bytes")
     try:
-        spec = msgspec.json.decode(data, type=JobSpec)
+        spec = decode_exactly(data, JobSpec)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise UsageError(f"not a job specification: {error}") from None
     key = hashlib.sha256(data.encode() if isinstance(data, str) else data).digest()

@@ -17,6 +17,7 @@ from nunet_cli.errors import UsageError
 from nunet_cli.jobs.check import check_spec
 from nunet_cli.jobs.spec import DEFAULT_RESOURCES, MAX_SPEC_BYTES, JobSpec
 from nunet_cli.jobs.tree import MAX_DEPTH
+from nunet_cli.records.reading import convert
 
 if TYPE_CHECKING:
     import yaml
@@ -66,7 +67,7 @@ def read_spec(text: str, *, source: str = "job.yaml") -> JobSpec:
 def _spec_of(document: dict[str, Any]) -> JobSpec:
     """Return what a document specifies; it is normalised in place."""
     _convert_tree(document, "")
-    spec = msgspec.convert(document, JobSpec)
+    spec = convert(document, JobSpec)
     check_spec(spec)
     return spec
 
@@ -100,7 +101,7 @@ def spec_from_object(document: Any, *, source: str = "spec") -> JobSpec:
     text = msgspec.json.encode(document)
     if len(text) <= MAX_SPEC_BYTES and isinstance(document, dict):
         try:
-            return _spec_of(msgspec.json.decode(text))
+            return _spec_of(json.loads(text))
         except (UsageError, RecursionError):
             # read as a file is, which takes a hundred times as long and knows where each field stands
             pass
@@ -169,7 +170,7 @@ def _convert_tree(document: dict[str, Any], where: str, depth: int = 0) -> None:
             _convert_tree(child, f"{where}children[{index}].", depth + 1)
     try:
         _normalise(document)
-        msgspec.convert(document, JobSpec)
+        convert(document, JobSpec)
     except msgspec.ValidationError as error:
         message, path, hint = _explain(str(error), document)
     except UsageError as error:

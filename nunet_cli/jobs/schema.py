@@ -8,6 +8,7 @@ import msgspec
 
 from nunet_cli import __version__
 from nunet_cli.jobs.spec import JobSpec
+from nunet_cli.records.limits import checked
 
 SCHEMA_ID = "urn:nunet:schema:job:1"
 _TEXT = {"type": "string"}
@@ -22,7 +23,7 @@ _WITH_UNITS = {
 
 def job_schema() -> dict[str, Any]:
     """Return the schema (JSON Schema 2020-12)."""
-    (whole,), definitions = msgspec.json.schema_components([JobSpec], ref_template="#/$defs/{name}")
+    (whole,), definitions = msgspec.json.schema_components([checked(JobSpec)], ref_template="#/$defs/{name}")
     for name, fields in _WITH_UNITS.items():
         for field in fields:
             _also(definitions[name], field, _TEXT)

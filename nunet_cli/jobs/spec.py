@@ -5,18 +5,19 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Struct, field
+from msgspec import Struct, field
 
 from nunet_cli import units
 from nunet_cli.records.bids import Rule, SoftConstraint
 from nunet_cli.records.capability import Connectivity, Library, Locality, Resources, Storage
 from nunet_cli.records.fields import Name
 from nunet_cli.records.kyc import MOST_KYCS
+from nunet_cli.records.limits import Limits
 
 MAX_SPEC_BYTES = 256 * 1024
 MAX_FILES = 1000
-RelativePath = Annotated[str, Meta(min_length=1, max_length=400)]
-Argument = Annotated[str, Meta(max_length=100_000)]
+RelativePath = Annotated[str, Limits(min_length=1, max_length=400)]
+Argument = Annotated[str, Limits(max_length=100_000)]
 
 
 class ExecutorSpec(Struct, forbid_unknown_fields=True, frozen=True):
@@ -26,38 +27,38 @@ class ExecutorSpec(Struct, forbid_unknown_fields=True, frozen=True):
     """
 
     type: Literal["docker", "process", "null"]
-    image: Annotated[str, Meta(max_length=400)] = ""
-    entrypoint: Annotated[tuple[Argument, ...], Meta(max_length=1000)] = ()
-    command: Annotated[tuple[Argument, ...], Meta(max_length=1000)] = ()
+    image: Annotated[str, Limits(max_length=400)] = ""
+    entrypoint: Annotated[tuple[Argument, ...], Limits(max_length=1000)] = ()
+    command: Annotated[tuple[Argument, ...], Limits(max_length=1000)] = ()
     env: dict[Name, Argument] = {}
-    workdir: Annotated[str, Meta(max_length=400)] = ""
+    workdir: Annotated[str, Limits(max_length=400)] = ""
 
 
 class InputSpec(Struct, forbid_unknown_fields=True, frozen=True):
     """A file for the job: a local `path`, or the content id of one already known; `to` is its place in the job."""
 
     to: RelativePath = ""
-    path: Annotated[str, Meta(max_length=4000)] = ""
-    cid: Annotated[str, Meta(max_length=120)] = ""
-    size: Annotated[int, Meta(ge=0, le=2**50)] = 0
+    path: Annotated[str, Limits(max_length=4000)] = ""
+    cid: Annotated[str, Limits(max_length=120)] = ""
+    size: Annotated[int, Limits(ge=0, le=2**50)] = 0
 
 
 class OutputSpec(Struct, forbid_unknown_fields=True, frozen=True):
     """A file that the job writes, relative to its working folder, and the name it comes back under."""
 
     path: RelativePath
-    name: Annotated[str, Meta(max_length=200)] = ""
+    name: Annotated[str, Limits(max_length=200)] = ""
 
 
 class PriceSpec(Struct, forbid_unknown_fields=True, frozen=True):
     """The most the requester pays, in NTX: for the whole job, or as a rate when `type` is `per_time_unit`."""
 
-    max: Annotated[str, Meta(max_length=40)] = "0"
+    max: Annotated[str, Limits(max_length=40)] = "0"
     type: Literal["any", "per_result", "per_time_unit"] = "any"
 
 
-Moment = Annotated[str, Meta(max_length=60)]
-JobName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(?!\n)$")]
+Moment = Annotated[str, Limits(max_length=60)]
+JobName = Annotated[str, Limits(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(?!\n)$")]
 
 
 class TimeSpec(Struct, forbid_unknown_fields=True, frozen=True):
@@ -67,7 +68,7 @@ class TimeSpec(Struct, forbid_unknown_fields=True, frozen=True):
     until then the search goes on. Both are RFC 3339, or a duration from the posting on; empty means now.
     """
 
-    max_duration: Annotated[int, Meta(ge=1, le=10**8)] = 3600
+    max_duration: Annotated[int, Limits(ge=1, le=10**8)] = 3600
     start: Moment = ""
     deadline: Moment = ""
 
@@ -80,54 +81,54 @@ class VerifySpec(Struct, forbid_unknown_fields=True, frozen=True):
     """
 
     policy: Literal["attested", "replicate", "reexecute"] = "attested"
-    n: Annotated[int, Meta(ge=2, le=15)] = 3
+    n: Annotated[int, Limits(ge=2, le=15)] = 3
     outputs_not_empty: bool = False
 
 
 class RetrySpec(Struct, forbid_unknown_fields=True, frozen=True):
     """How often the job is tried again, with another provider, after a failure of the provider."""
 
-    attempts: Annotated[int, Meta(ge=0, le=20)] = 0
+    attempts: Annotated[int, Limits(ge=0, le=20)] = 0
 
 
 class Constraints(Struct, forbid_unknown_fields=True, frozen=True):
     """Beyond the capability: `hard` ones (CEL) must hold, `soft` ones make one bid better than another."""
 
-    hard: Annotated[tuple[Rule, ...], Meta(max_length=32)] = ()
-    soft: Annotated[tuple[SoftConstraint, ...], Meta(max_length=32)] = ()
+    hard: Annotated[tuple[Rule, ...], Limits(max_length=32)] = ()
+    soft: Annotated[tuple[SoftConstraint, ...], Limits(max_length=32)] = ()
 
 
 class BatchSpec(Struct, forbid_unknown_fields=True, frozen=True):
     """An array of `count` jobs that differ in their index; at most `parallel` at once (0: all)."""
 
-    count: Annotated[int, Meta(ge=1, le=1000)] = 1
-    parallel: Annotated[int, Meta(ge=0, le=1000)] = 0
+    count: Annotated[int, Limits(ge=1, le=1000)] = 1
+    parallel: Annotated[int, Limits(ge=0, le=1000)] = 0
 
 
 class ScheduleSpec(Struct, forbid_unknown_fields=True, frozen=True):
     """When a recurring job runs: `cron` (five fields, UTC) or `every` so many seconds; `count` times, 0 for ever."""
 
-    cron: Annotated[str, Meta(max_length=100)] = ""
-    every: Annotated[int, Meta(ge=0, le=10**8)] = 0
-    count: Annotated[int, Meta(ge=0, le=10**6)] = 0
+    cron: Annotated[str, Limits(max_length=100)] = ""
+    every: Annotated[int, Limits(ge=0, le=10**8)] = 0
+    count: Annotated[int, Limits(ge=0, le=10**6)] = 0
 
 
 class HealthSpec(Struct, forbid_unknown_fields=True, frozen=True):
     """A command that ends with 0 while a service is well; seconds. After `retries` failures in a row it is not."""
 
-    command: Annotated[tuple[Argument, ...], Meta(min_length=1, max_length=1000)]
-    interval: Annotated[int, Meta(ge=1, le=86400)] = 10
-    timeout: Annotated[int, Meta(ge=1, le=3600)] = 5
-    start_period: Annotated[int, Meta(ge=0, le=86400)] = 0
-    retries: Annotated[int, Meta(ge=1, le=100)] = 3
+    command: Annotated[tuple[Argument, ...], Limits(min_length=1, max_length=1000)]
+    interval: Annotated[int, Limits(ge=1, le=86400)] = 10
+    timeout: Annotated[int, Limits(ge=1, le=3600)] = 5
+    start_period: Annotated[int, Limits(ge=0, le=86400)] = 0
+    retries: Annotated[int, Limits(ge=1, le=100)] = 3
 
 
 class ServiceSpec(Struct, forbid_unknown_fields=True, frozen=True):
     """How a service is kept up: started again `on_failure` or `always`, at most `max_restarts` times."""
 
     restart: Literal["never", "on_failure", "always"] = "on_failure"
-    max_restarts: Annotated[int, Meta(ge=0, le=10**6)] = 10
-    delay: Annotated[int, Meta(ge=0, le=3600)] = 1
+    max_restarts: Annotated[int, Limits(ge=0, le=10**6)] = 10
+    delay: Annotated[int, Limits(ge=0, le=3600)] = 1
     health: HealthSpec | None = None
 
 
@@ -142,16 +143,16 @@ class JobLink(Struct, forbid_unknown_fields=True, frozen=True, rename={"from_": 
     from_: JobName
     to: JobName
     kind: Literal["depends_on", "data", "colocate"] = "depends_on"
-    output: Annotated[str, Meta(max_length=400)] = ""
-    path: Annotated[str, Meta(max_length=400)] = ""
-    constraint: Annotated[str, Meta(max_length=1000)] = ""
+    output: Annotated[str, Limits(max_length=400)] = ""
+    path: Annotated[str, Limits(max_length=400)] = ""
+    constraint: Annotated[str, Limits(max_length=1000)] = ""
 
 
 class Pod(Struct, forbid_unknown_fields=True, frozen=True):
     """Children that must share one machine (seed 1: `jobs.Pod`): their needs are summed, and bid for as one."""
 
     id: JobName
-    jobs: Annotated[tuple[JobName, ...], Meta(min_length=1, max_length=100)]
+    jobs: Annotated[tuple[JobName, ...], Limits(min_length=1, max_length=100)]
 
 
 class JobSpec(Struct, forbid_unknown_fields=True, frozen=True):
@@ -164,26 +165,26 @@ class JobSpec(Struct, forbid_unknown_fields=True, frozen=True):
     executor: ExecutorSpec | None = None
     version: Literal[1] = 1
     type: Literal["task", "batch", "recurring", "service"] = "task"
-    description: Annotated[str, Meta(max_length=2000)] = ""
+    description: Annotated[str, Limits(max_length=2000)] = ""
     resources: Resources = field(default_factory=Resources)
-    libraries: Annotated[tuple[Library, ...], Meta(max_length=64)] = ()
-    localities: Annotated[tuple[Locality, ...], Meta(max_length=64)] = ()
-    storage: Annotated[tuple[Storage, ...], Meta(max_length=64)] = ()
+    libraries: Annotated[tuple[Library, ...], Limits(max_length=64)] = ()
+    localities: Annotated[tuple[Locality, ...], Limits(max_length=64)] = ()
+    storage: Annotated[tuple[Storage, ...], Limits(max_length=64)] = ()
     connectivity: Connectivity = field(default_factory=Connectivity)
-    kycs: Annotated[tuple[Name, ...], Meta(max_length=MOST_KYCS)] = ()
+    kycs: Annotated[tuple[Name, ...], Limits(max_length=MOST_KYCS)] = ()
     constraints: Constraints = field(default_factory=Constraints)
     price: PriceSpec = field(default_factory=PriceSpec)
     time: TimeSpec = field(default_factory=TimeSpec)
-    inputs: Annotated[tuple[InputSpec, ...], Meta(max_length=MAX_FILES)] = ()
-    outputs: Annotated[tuple[OutputSpec, ...], Meta(max_length=MAX_FILES)] = ()
+    inputs: Annotated[tuple[InputSpec, ...], Limits(max_length=MAX_FILES)] = ()
+    outputs: Annotated[tuple[OutputSpec, ...], Limits(max_length=MAX_FILES)] = ()
     verify: VerifySpec = field(default_factory=VerifySpec)
     retry: RetrySpec = field(default_factory=RetrySpec)
     batch: BatchSpec | None = None
     schedule: ScheduleSpec | None = None
     service: ServiceSpec | None = None
-    children: Annotated[tuple[JobSpec, ...], Meta(max_length=1000)] = ()
-    links: Annotated[tuple[JobLink, ...], Meta(max_length=4000)] = ()
-    pods: Annotated[tuple[Pod, ...], Meta(max_length=200)] = ()
+    children: Annotated[tuple[JobSpec, ...], Limits(max_length=1000)] = ()
+    links: Annotated[tuple[JobLink, ...], Limits(max_length=4000)] = ()
+    pods: Annotated[tuple[Pod, ...], Limits(max_length=200)] = ()
     pod: bool = False
 
 

@@ -22,7 +22,7 @@ from typing import Annotated, BinaryIO
 
 import msgspec
 import trio
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from nunet_cli.database.store import Store, Transaction, explained
 from nunet_cli.errors import NotFoundError, NunetError, PeerError, RejectedMessageError
@@ -30,6 +30,7 @@ from nunet_cli.network.connection import BLOB_DATA, BLOB_END, BLOB_GET, Connecti
 from nunet_cli.network.transport import TcpTransport
 from nunet_cli.network.waiting import short
 from nunet_cli.records.identifiers import cid_from_digest, is_content_id, key_from_did
+from nunet_cli.records.limits import Limits
 from nunet_cli.records.messaging import GRANTS, Grant
 from nunet_cli.records.reading import decode
 from nunet_cli.threads import in_thread
@@ -46,22 +47,22 @@ MAX_PAUSE = 2.0
 YOUNG = 3600.0
 TOO_MANY = "too many transfers at once"
 Progress = Callable[[int], None]
-_Stream = Annotated[int, Meta(ge=1, lt=2**31)]
+_Stream = Annotated[int, Limits(ge=1, lt=2**31)]
 
 
 class _Get(Struct, frozen=True):
     """Asks for a blob from an offset on."""
 
     stream: _Stream
-    cid: Annotated[str, Meta(max_length=120)]
-    offset: Annotated[int, Meta(ge=0, le=2**60)]
+    cid: Annotated[str, Limits(max_length=120)]
+    offset: Annotated[int, Limits(ge=0, le=2**60)]
 
 
 class _End(Struct, frozen=True):
     """The end of a transfer, or why there is none."""
 
     stream: _Stream
-    error: Annotated[str, Meta(max_length=200, pattern=r"^[ -~]*(?!\n)$")] = ""
+    error: Annotated[str, Limits(max_length=200, pattern=r"^[ -~]*(?!\n)$")] = ""
 
 
 @dataclass

@@ -9,13 +9,14 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from nunet_cli import units
 from nunet_cli.errors import NunetError, RejectedMessageError
 from nunet_cli.network.identity import Identity
 from nunet_cli.records.fields import Did, Id, MaybeId, Text, Time
 from nunet_cli.records.identifiers import verify
+from nunet_cli.records.limits import Limits
 from nunet_cli.records.reading import decode
 from nunet_cli.world import world
 
@@ -38,20 +39,20 @@ class Envelope(Struct, forbid_unknown_fields=True, frozen=True, rename={"from_":
 
     v: Literal[1]
     id: Id
-    type: Annotated[str, Meta(pattern=r"^[a-z_]{1,60}(?!\n)$")]
+    type: Annotated[str, Limits(pattern=r"^[a-z_]{1,60}(?!\n)$")]
     from_: Did
-    to: Annotated[str, Meta(min_length=1, max_length=200)]
+    to: Annotated[str, Limits(min_length=1, max_length=200)]
     sent_at: Time
     expires_at: Time
     body: msgspec.Raw
     reply_to: MaybeId = ""
-    at: Annotated[tuple[Annotated[str, Meta(max_length=300)], ...], Meta(max_length=MAX_AT)] = ()
+    at: Annotated[tuple[Annotated[str, Limits(max_length=300)], ...], Limits(max_length=MAX_AT)] = ()
 
 
 class ErrorMessage(Struct, forbid_unknown_fields=True, frozen=True):
     """A typed refusal (seed 4: `ErrorMessage`)."""
 
-    code: Annotated[str, Meta(pattern=r"^[a-z0-9_]{1,60}(?!\n)$")]
+    code: Annotated[str, Limits(pattern=r"^[a-z0-9_]{1,60}(?!\n)$")]
     message: Text
     hint: Text = ""
     details: dict[str, Any] = {}

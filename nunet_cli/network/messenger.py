@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 import trio
-from msgspec import Struct
+from msgspec import MsgspecError, Struct
 
 from nunet_cli import units
 from nunet_cli.database.store import Store, Transaction
@@ -28,7 +28,9 @@ from nunet_cli.network.identity import Identity
 from nunet_cli.network.outbox import RETRY_INTERVAL, Outbox
 from nunet_cli.network.transport import TcpTransport
 from nunet_cli.network.waiting import Waiting, short
+from nunet_cli.records.fields import Id
 from nunet_cli.records.identifiers import key_from_did
+from nunet_cli.records.reading import decode
 
 log = logging.getLogger("nunet.messages")
 
@@ -67,6 +69,12 @@ Behaviour = Callable[[Incoming], Awaitable[Answer | Change | None]]
 class _Type:
     kind: type[Struct]
     behaviour: Behaviour | None
+
+
+class _Named(Struct, frozen=True):
+    """Of a message that is refused, what its sender knows it by."""
+
+    id: Id
 
 
 class Messenger:
@@ -254,13 +262,11 @@ class Messenger:
 
     async def _reject(self, connection: Connection, raw: bytes, code: str) -> None:
         # the id is only echoed to the peer it came from, so it need not be proved
-        import msgspec
-
         try:
-            message_id = str(msgspec.json.decode(raw[SIGNATURE_SIZE:])["id"])
-        except (msgspec.MsgspecError, KeyError, TypeError, UnicodeDecodeError, RecursionError):
+            message_id = decode(raw[SIGNATURE_SIZE:], _Named).id
+        except (MsgspecError, UnicodeDecodeError, RecursionError):
             return
-        if len(message_id) <= 120 and message_id.isascii() and code != "busy":
+        if code != "busy":
             try:
                 await connection.send(ACK, f"{message_id} {code}".encode())
             except PeerError:

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import msgspec
 import trio
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from nunet_cli.errors import NunetError, PeerError, RejectedMessageError
 from nunet_cli.network.addresses import Address, parse_address
@@ -25,6 +25,7 @@ from nunet_cli.network.peers import Peers
 from nunet_cli.network.transport import TcpTransport
 from nunet_cli.records.fields import MaybeId
 from nunet_cli.records.identifiers import key_from_did
+from nunet_cli.records.limits import Limits
 from nunet_cli.records.reading import decode
 
 log = logging.getLogger("nunet.relay")
@@ -47,15 +48,15 @@ class _Route(Struct, forbid_unknown_fields=True, frozen=True):
     the envelope, which the origin signed.
     """
 
-    hops: Annotated[int, Meta(ge=0, le=16)]
-    skip: Annotated[tuple[Annotated[str, Meta(max_length=16)], ...], Meta(max_length=MAX_SKIPPED)] = ()
+    hops: Annotated[int, Limits(ge=0, le=16)]
+    skip: Annotated[tuple[Annotated[str, Limits(max_length=16)], ...], Limits(max_length=MAX_SKIPPED)] = ()
 
 
 class _Forwarded(Struct, forbid_unknown_fields=True, frozen=True):
     """The answer to a publication: to how many peers it went on."""
 
     id: MaybeId
-    count: Annotated[int, Meta(ge=0, le=10**6)]
+    count: Annotated[int, Limits(ge=0, le=10**6)]
 
 
 class Relay:

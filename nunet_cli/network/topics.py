@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Annotated
 
 import trio
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from nunet_cli.errors import PeerError, RejectedMessageError
 from nunet_cli.network.connection import Connection
@@ -17,6 +17,7 @@ from nunet_cli.network.peers import PROTOCOL_VERSION, Peer, Peers, is_other_vers
 from nunet_cli.network.transport import TcpTransport
 from nunet_cli.records.fields import PLAIN, Id
 from nunet_cli.records.identifiers import key_from_did
+from nunet_cli.records.limits import Limits
 
 log = logging.getLogger("nunet.topics")
 
@@ -32,7 +33,7 @@ PART_SECONDS = 1.0
 ROLES = ("provider", "contract-database", "oracle")
 
 
-_Number = Annotated[int, Meta(ge=0, lt=2**16)]
+_Number = Annotated[int, Limits(ge=0, lt=2**16)]
 
 
 class Hello(Struct, forbid_unknown_fields=True, frozen=True):
@@ -43,11 +44,11 @@ class Hello(Struct, forbid_unknown_fields=True, frozen=True):
     """
 
     version: tuple[_Number, _Number] = (0, 0)
-    agent: Annotated[str, Meta(max_length=100, pattern=PLAIN)] = ""
-    roles: Annotated[tuple[Id, ...], Meta(max_length=16)] = ()
-    topics: Annotated[tuple[Annotated[str, Meta(max_length=200, pattern=PLAIN)], ...], Meta(max_length=64)] = ()
-    port: Annotated[int, Meta(ge=0, le=65535)] = 0
-    features: Annotated[tuple[Id, ...], Meta(max_length=64)] = ()
+    agent: Annotated[str, Limits(max_length=100, pattern=PLAIN)] = ""
+    roles: Annotated[tuple[Id, ...], Limits(max_length=16)] = ()
+    topics: Annotated[tuple[Annotated[str, Limits(max_length=200, pattern=PLAIN)], ...], Limits(max_length=64)] = ()
+    port: Annotated[int, Limits(ge=0, le=65535)] = 0
+    features: Annotated[tuple[Id, ...], Limits(max_length=64)] = ()
 
 
 class Topics:

@@ -12,6 +12,7 @@ from nunet_cli.errors import RejectedMessageError, UsageError
 from nunet_cli.orchestrator.needs import HasIdentity, HasStore
 from nunet_cli.records.documents import Document, make_document
 from nunet_cli.records.kyc import MAX_STATEMENT, VERIFIER, Kyc, KycStatement
+from nunet_cli.records.reading import as_read, decode_exactly
 
 FOR_EVER = "forever"
 LONGEST = timedelta(days=36525)
@@ -45,7 +46,7 @@ async def attest(ctx: Attesting, subject: str, name: str, valid: str) -> Documen
         end = units.format_time(now + lasts)
     statement = KycStatement(v=1, subject=subject, name=name, issued_at=units.format_time(now), expires_at=end)
     try:
-        msgspec.convert(msgspec.to_builtins(statement), KycStatement)
+        as_read(statement)
     except msgspec.ValidationError:
         hint = "1 to 200 letters that can be shown, for example acme-bank"
         raise UsageError(f"{name[:100]!r} cannot be a verifier's name", hint=hint) from None
@@ -63,7 +64,7 @@ def read_statement(text: str | bytes) -> Kyc:
         UsageError: it is none.
     """
     try:
-        document = msgspec.json.decode(text, type=StatementFile)
+        document = decode_exactly(text, StatementFile)
         said = document.read(KycStatement)
     except (msgspec.MsgspecError, RejectedMessageError, UnicodeDecodeError):
         raise UsageError("no statement of a verifier", hint="it is what `nunet registry attest` prints") from None

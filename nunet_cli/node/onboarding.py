@@ -29,6 +29,7 @@ from nunet_cli.records.capability import (
 )
 from nunet_cli.records.kyc import Kyc
 from nunet_cli.records.offers import OnboardOptions
+from nunet_cli.records.reading import as_read
 
 T = TypeVar("T")
 HEADROOM = 0.9
@@ -126,7 +127,7 @@ def checked(value: T) -> T:
         UsageError: it has what its type does not allow; the message begins with the flag, or else the place.
     """
     try:
-        return msgspec.convert(msgspec.to_builtins(value), type(value))
+        return as_read(value)
     except msgspec.ValidationError as error:
         reason, _, place = str(error).partition(" - at `")
         flag = next((flag for start, flag in _FLAGS.items() if place.startswith(start)), "")

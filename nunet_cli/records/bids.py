@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct, field
+from msgspec import Struct, field
 
 from nunet_cli.records.capability import Capability, PriceBid
 from nunet_cli.records.fields import PLAIN, Did, Id, Many, MaybeId, Name, Text, Time, TimeOrNone
+from nunet_cli.records.limits import Limits
 from nunet_cli.records.machine import CLOCK, PROVIDER, REQUESTER, Machine, Move
 from nunet_cli.records.table import Table
 
@@ -34,8 +35,8 @@ class Comparison(Struct, forbid_unknown_fields=True, frozen=True):
     available: Text = ""
     margin: Text = ""
     reason: Text = ""
-    needed: Annotated[str, Meta(max_length=40)] = ""
-    would_do: Annotated[str, Meta(max_length=40)] = ""
+    needed: Annotated[str, Limits(max_length=40)] = ""
+    would_do: Annotated[str, Limits(max_length=40)] = ""
 
 
 class CapabilityComparison(Struct, forbid_unknown_fields=True, frozen=True):
@@ -46,23 +47,23 @@ class CapabilityComparison(Struct, forbid_unknown_fields=True, frozen=True):
     reasons: Annotated[tuple[Text, ...], Many] = ()
 
 
-Rule = Annotated[str, Meta(min_length=1, max_length=1000)]
+Rule = Annotated[str, Limits(min_length=1, max_length=1000)]
 
 
 class SoftConstraint(Struct, forbid_unknown_fields=True, frozen=True):
     """A wish: `rank` is CEL and gives 0 to 1 (true counts 1), `weight` is the points that 1 is worth."""
 
     rank: Rule
-    weight: Annotated[float, Meta(ge=0, le=1000)] = 10.0
+    weight: Annotated[float, Limits(ge=0, le=1000)] = 10.0
 
 
 class Weights(Struct, forbid_unknown_fields=True, frozen=True):
     """The points that a bid can earn for each reason to prefer it."""
 
-    price: Annotated[float, Meta(ge=0, le=1000)] = 60.0
-    start: Annotated[float, Meta(ge=0, le=1000)] = 20.0
-    load: Annotated[float, Meta(ge=0, le=1000)] = 10.0
-    distance: Annotated[float, Meta(ge=0, le=1000)] = 10.0
+    price: Annotated[float, Limits(ge=0, le=1000)] = 60.0
+    start: Annotated[float, Limits(ge=0, le=1000)] = 20.0
+    load: Annotated[float, Limits(ge=0, le=1000)] = 10.0
+    distance: Annotated[float, Limits(ge=0, le=1000)] = 10.0
 
 
 class CapabilityComparator(Struct, forbid_unknown_fields=True, frozen=True):
@@ -73,10 +74,10 @@ class CapabilityComparator(Struct, forbid_unknown_fields=True, frozen=True):
     and `deny` hold DIDs of the other party, and an empty `allow` admits everybody.
     """
 
-    rules: Annotated[tuple[Rule, ...], Meta(max_length=32)] = ()
-    bid_rules: Annotated[tuple[Rule, ...], Meta(max_length=32)] = ()
+    rules: Annotated[tuple[Rule, ...], Limits(max_length=32)] = ()
+    bid_rules: Annotated[tuple[Rule, ...], Limits(max_length=32)] = ()
     weights: Weights = field(default_factory=Weights)
-    minimum_price: Annotated[int, Meta(ge=0)] = 0
+    minimum_price: Annotated[int, Limits(ge=0)] = 0
     allow: Annotated[tuple[Did, ...], Many] = ()
     deny: Annotated[tuple[Did, ...], Many] = ()
 
@@ -93,10 +94,10 @@ class BidRequest(Struct, forbid_unknown_fields=True, frozen=True):
     required_capability: Capability
     spec_cid: Id
     deadline: Time
-    topic: Annotated[str, Meta(max_length=200, pattern=PLAIN)] = ""
-    name: Annotated[str, Meta(max_length=200, pattern=PLAIN)] = ""
-    images: Annotated[tuple[Annotated[str, Meta(max_length=400, pattern=PLAIN)], ...], Meta(max_length=100)] = ()
-    hard: Annotated[tuple[Rule, ...], Meta(max_length=32)] = ()
+    topic: Annotated[str, Limits(max_length=200, pattern=PLAIN)] = ""
+    name: Annotated[str, Limits(max_length=200, pattern=PLAIN)] = ""
+    images: Annotated[tuple[Annotated[str, Limits(max_length=400, pattern=PLAIN)], ...], Limits(max_length=100)] = ()
+    hard: Annotated[tuple[Rule, ...], Limits(max_length=32)] = ()
     start_by: TimeOrNone = ""
 
 
@@ -104,7 +105,7 @@ class TimeBid(Struct, forbid_unknown_fields=True, frozen=True):
     """When the provider can run the job: `start` is the earliest time, `duration` the seconds it may take."""
 
     start: Time
-    duration: Annotated[int, Meta(ge=1, le=10**9)]
+    duration: Annotated[int, Limits(ge=1, le=10**9)]
 
 
 class Bid(Struct, forbid_unknown_fields=True, frozen=True):
@@ -125,7 +126,7 @@ class Bid(Struct, forbid_unknown_fields=True, frozen=True):
     resources_locked_until_timeout: bool = False
     comparison: CapabilityComparison = field(default_factory=CapabilityComparison)
     offer: Capability = field(default_factory=Capability)
-    load: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    load: Annotated[float, Limits(ge=0, le=1)] = 0.0
 
 
 class Decline(Struct, forbid_unknown_fields=True, frozen=True):

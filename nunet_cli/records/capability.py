@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct, field, structs
+from msgspec import Struct, field, structs
 
 from nunet_cli.records.fields import PLAIN, Cores, Few, Name, Size
 from nunet_cli.records.kyc import MOST_KYCS, Kyc
+from nunet_cli.records.limits import Limits
 
 # what a program gets of the processor, and takes of it, however little it asks for
 LEAST_CORES = 0.05
@@ -17,9 +18,9 @@ class Cpu(Struct, forbid_unknown_fields=True, frozen=True):
     """Processor: `cores` may be a fraction; `mhz` is the frequency of one core; 0 or empty asks for nothing."""
 
     cores: Cores = 0.0
-    mhz: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
-    arch: Annotated[str, Meta(max_length=40, pattern=PLAIN)] = ""
-    model: Annotated[str, Meta(max_length=200, pattern=PLAIN)] = ""
+    mhz: Annotated[float, Limits(ge=0, le=1e6)] = 0.0
+    arch: Annotated[str, Limits(max_length=40, pattern=PLAIN)] = ""
+    model: Annotated[str, Limits(max_length=200, pattern=PLAIN)] = ""
 
     @property
     def share(self) -> float:
@@ -30,8 +31,8 @@ class Cpu(Struct, forbid_unknown_fields=True, frozen=True):
 class Gpu(Struct, forbid_unknown_fields=True, frozen=True):
     """One whole graphics device; `vram` in bytes. Empty fields in a request match any device."""
 
-    vendor: Annotated[str, Meta(max_length=80, pattern=PLAIN)] = ""
-    model: Annotated[str, Meta(max_length=200, pattern=PLAIN)] = ""
+    vendor: Annotated[str, Limits(max_length=80, pattern=PLAIN)] = ""
+    model: Annotated[str, Limits(max_length=200, pattern=PLAIN)] = ""
     vram: Size = 0
 
 
@@ -105,8 +106,8 @@ class Library(Struct, forbid_unknown_fields=True, frozen=True):
     """A library or runtime: a machine has a `version`, a job asks with a `constraint` such as `>=3.11`."""
 
     name: Name
-    version: Annotated[str, Meta(max_length=80, pattern=PLAIN)] = ""
-    constraint: Annotated[str, Meta(max_length=80, pattern=PLAIN)] = ""
+    version: Annotated[str, Limits(max_length=80, pattern=PLAIN)] = ""
+    constraint: Annotated[str, Limits(max_length=80, pattern=PLAIN)] = ""
 
 
 class Locality(Struct, forbid_unknown_fields=True, frozen=True):
@@ -127,8 +128,8 @@ class Storage(Struct, forbid_unknown_fields=True, frozen=True):
 class Connectivity(Struct, forbid_unknown_fields=True, frozen=True):
     """How a machine is reached: open `ports`, `bandwidth` in bits a second, whether it is in a VPN."""
 
-    ports: Annotated[tuple[Annotated[int, Meta(ge=1, le=65535)], ...], Meta(max_length=256)] = ()
-    bandwidth: Annotated[int, Meta(ge=0, le=10**15)] = 0
+    ports: Annotated[tuple[Annotated[int, Limits(ge=1, le=65535)], ...], Limits(max_length=256)] = ()
+    bandwidth: Annotated[int, Limits(ge=0, le=10**15)] = 0
     vpn: bool = False
 
 
@@ -136,7 +137,7 @@ class TimeCapability(Struct, forbid_unknown_fields=True, frozen=True):
     """How long a job may run, in seconds; 0 means no limit on a machine."""
 
     unit: Literal["s"] = "s"
-    max: Annotated[int, Meta(ge=0, le=10**9)] = 0
+    max: Annotated[int, Limits(ge=0, le=10**9)] = 0
 
 
 class PriceBid(Struct, forbid_unknown_fields=True, frozen=True):
@@ -145,7 +146,7 @@ class PriceBid(Struct, forbid_unknown_fields=True, frozen=True):
     type: Literal["per_result", "per_time_unit"] = "per_result"
     currency: Literal["NTX"] = "NTX"
     time_unit: Literal["", "s", "min", "h", "d"] = ""
-    amount: Annotated[str, Meta(pattern=r"^[0-9]{1,12}(\.[0-9]{1,6})?(?!\n)$")] = "0"
+    amount: Annotated[str, Limits(pattern=r"^[0-9]{1,12}(\.[0-9]{1,6})?(?!\n)$")] = "0"
 
 
 class Capability(Struct, forbid_unknown_fields=True, frozen=True):
@@ -163,4 +164,4 @@ class Capability(Struct, forbid_unknown_fields=True, frozen=True):
     connectivity: Connectivity = field(default_factory=Connectivity)
     price: PriceBid = field(default_factory=PriceBid)
     time: TimeCapability = field(default_factory=TimeCapability)
-    kycs: Annotated[tuple[Kyc | Name, ...], Meta(max_length=MOST_KYCS)] = ()
+    kycs: Annotated[tuple[Kyc | Name, ...], Limits(max_length=MOST_KYCS)] = ()

@@ -5,16 +5,17 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from nunet_cli import units
 from nunet_cli.records.capability import PriceBid
 from nunet_cli.records.documents import Document
 from nunet_cli.records.fields import Did, Id, MaybeId, Name, Text, Time, TimeOrNone
+from nunet_cli.records.limits import Limits
 
 FULFILLED = "Contract fulfilled, thank you for your business"
-Amount = Annotated[str, Meta(pattern=r"^[0-9]{1,13}(\.[0-9]{1,6})?$(?!\n)")]
-Movement = Annotated[str, Meta(pattern=r"^-?[0-9]{1,13}(\.[0-9]{1,6})?$(?!\n)")]
+Amount = Annotated[str, Limits(pattern=r"^[0-9]{1,13}(\.[0-9]{1,6})?$(?!\n)")]
+Movement = Annotated[str, Limits(pattern=r"^-?[0-9]{1,13}(\.[0-9]{1,6})?$(?!\n)")]
 # what a contract's deadline has beyond the job's longest duration: for its inputs, its start and its outputs
 SLACK = timedelta(minutes=10)
 # how long the provider's signature, which comes first, waits for the requester's and for the contract database
@@ -31,11 +32,11 @@ class Terms(Struct, forbid_unknown_fields=True, frozen=True):
 
     spec_cid: Id
     price: PriceBid
-    max_duration: Annotated[int, Meta(ge=1, le=10**9)]
+    max_duration: Annotated[int, Limits(ge=1, le=10**9)]
     deposit: Amount
     verification: Literal["attested", "replicate", "reexecute"]
     deadline: Time
-    replicas: Annotated[int, Meta(ge=1, le=15)] = 1
+    replicas: Annotated[int, Limits(ge=1, le=15)] = 1
 
 
 class Contract(Struct, forbid_unknown_fields=True, frozen=True):
@@ -94,7 +95,7 @@ class JobVerificationResult(Struct, forbid_unknown_fields=True, frozen=True):
     result_cid: Id
     oracle: Did
     verdict: Literal["verified", "rejected", "inconclusive"]
-    checks: Annotated[tuple[Check, ...], Meta(max_length=100)]
+    checks: Annotated[tuple[Check, ...], Limits(max_length=100)]
     verified_at: Time
     policy: Literal["attested", "replicate", "reexecute"] = "attested"
 
@@ -193,7 +194,7 @@ class Message(Struct, forbid_unknown_fields=True, frozen=True):
 class AskStatement(Struct, forbid_unknown_fields=True, frozen=True):
     """Ask for one's own balance and latest entries."""
 
-    limit: Annotated[int, Meta(ge=0, le=1000)] = 100
+    limit: Annotated[int, Limits(ge=0, le=1000)] = 100
 
 
 class StatementEntry(Struct, forbid_unknown_fields=True, frozen=True):
@@ -202,7 +203,7 @@ class StatementEntry(Struct, forbid_unknown_fields=True, frozen=True):
     at: Time
     kind: Id
     amount: Movement
-    contract_id: Annotated[str, Meta(max_length=120)] = ""
+    contract_id: Annotated[str, Limits(max_length=120)] = ""
 
 
 class AccountStatement(Struct, forbid_unknown_fields=True, frozen=True):
@@ -211,7 +212,7 @@ class AccountStatement(Struct, forbid_unknown_fields=True, frozen=True):
     did: Did
     balance: Amount
     in_escrow: Amount
-    entries: Annotated[tuple[StatementEntry, ...], Meta(max_length=1000)] = ()
+    entries: Annotated[tuple[StatementEntry, ...], Limits(max_length=1000)] = ()
 
 
 class Replica(Struct, forbid_unknown_fields=True, frozen=True):
@@ -228,11 +229,11 @@ class JobVerification(Struct, forbid_unknown_fields=True, frozen=True):
     `replicas` are the other providers' runs; `reexecute` asks the oracle to run the job itself, for a dispute.
     """
 
-    spec: Annotated[str, Meta(max_length=256 * 1024)]
+    spec: Annotated[str, Limits(max_length=256 * 1024)]
     contract: Document
     proof: Document
     result: Document
-    replicas: Annotated[tuple[Replica, ...], Meta(max_length=15)] = ()
+    replicas: Annotated[tuple[Replica, ...], Limits(max_length=15)] = ()
     reexecute: bool = False
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from nunet_cli.records.documents import Document
 from nunet_cli.records.fields import Did, Id, MaybeId, Text, Time
+from nunet_cli.records.limits import Limits
 from nunet_cli.records.table import Table
 
 MAX_EVIDENCE = 100
@@ -19,7 +20,7 @@ class DisputeContract(Struct, forbid_unknown_fields=True, frozen=True):
 
     contract_id: Id
     text: Text = ""
-    documents: Annotated[tuple[Document, ...], Meta(max_length=16)] = ()
+    documents: Annotated[tuple[Document, ...], Limits(max_length=16)] = ()
 
 
 class AskDispute(Struct, forbid_unknown_fields=True, frozen=True):
@@ -41,7 +42,7 @@ class Evidence(Struct, forbid_unknown_fields=True, frozen=True):
     did: Did
     at: Time
     text: Text = ""
-    documents: Annotated[tuple[Document, ...], Meta(max_length=16)] = ()
+    documents: Annotated[tuple[Document, ...], Limits(max_length=16)] = ()
 
 
 class Dispute(Struct, forbid_unknown_fields=True, frozen=True):
@@ -51,10 +52,10 @@ class Dispute(Struct, forbid_unknown_fields=True, frozen=True):
     opened_by: Did
     opened_at: Time
     reason: Text
-    evidence: Annotated[tuple[Evidence, ...], Meta(max_length=MAX_EVIDENCE)] = ()
+    evidence: Annotated[tuple[Evidence, ...], Limits(max_length=MAX_EVIDENCE)] = ()
     decision: Literal["", "pay", "split", "refund"] = ""
     by: Literal["", "quorum", "operator"] = ""
-    paid: Annotated[str, Meta(max_length=40)] = ""
+    paid: Annotated[str, Limits(max_length=40)] = ""
 
 
 class EvidenceSummary(Struct, forbid_unknown_fields=True, frozen=True):
@@ -63,7 +64,7 @@ class EvidenceSummary(Struct, forbid_unknown_fields=True, frozen=True):
     did: Did
     at: Time
     text: Text = ""
-    documents: Annotated[tuple[Id, ...], Meta(max_length=16)] = ()
+    documents: Annotated[tuple[Id, ...], Limits(max_length=16)] = ()
 
 
 class DisputeSummary(Struct, forbid_unknown_fields=True, frozen=True):
@@ -73,10 +74,10 @@ class DisputeSummary(Struct, forbid_unknown_fields=True, frozen=True):
     opened_by: Did
     opened_at: Time
     reason: Text
-    evidence: Annotated[tuple[EvidenceSummary, ...], Meta(max_length=MAX_EVIDENCE)] = ()
+    evidence: Annotated[tuple[EvidenceSummary, ...], Limits(max_length=MAX_EVIDENCE)] = ()
     decision: Literal["", "pay", "split", "refund"] = ""
     by: Literal["", "quorum", "operator"] = ""
-    paid: Annotated[str, Meta(max_length=40)] = ""
+    paid: Annotated[str, Limits(max_length=40)] = ""
 
 
 def _upgrade(row: dict[str, Any]) -> dict[str, Any]:

@@ -10,11 +10,12 @@ import base64
 from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from nunet_cli.errors import RejectedMessageError
 from nunet_cli.records.fields import Did
 from nunet_cli.records.identifiers import content_id, verify
+from nunet_cli.records.limits import Limits
 from nunet_cli.records.reading import decode
 
 T = TypeVar("T")
@@ -37,15 +38,15 @@ class Signature(Struct, forbid_unknown_fields=True, frozen=True):
     """One party's signature, base64."""
 
     did: Did
-    role: Annotated[str, Meta(min_length=1, max_length=40)]
-    signature: Annotated[str, Meta(max_length=100)]
+    role: Annotated[str, Limits(min_length=1, max_length=40)]
+    signature: Annotated[str, Limits(max_length=100)]
 
 
 class Document(Struct, forbid_unknown_fields=True, frozen=True):
     """A signed document: `content` is the exact JSON text."""
 
-    content: Annotated[str, Meta(max_length=MAX_DOCUMENT)]
-    signatures: Annotated[tuple[Signature, ...], Meta(max_length=8)] = ()
+    content: Annotated[str, Limits(max_length=MAX_DOCUMENT)]
+    signatures: Annotated[tuple[Signature, ...], Limits(max_length=8)] = ()
 
     @property
     def cid(self) -> str:

@@ -8,11 +8,12 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from nunet_cli import units
 from nunet_cli.errors import NunetError
 from nunet_cli.records.fields import Did, Name, Time, TimeOrNone
+from nunet_cli.records.limits import Limits
 
 # the role in which a verifier signs, so that no other signature of its key counts as one
 VERIFIER = "kyc-verifier"
@@ -40,8 +41,8 @@ class Kyc(Struct, forbid_unknown_fields=True, frozen=True):
 
     name: Name
     verifier: Did
-    statement: Annotated[str, Meta(max_length=MAX_STATEMENT)] = ""
-    signature: Annotated[str, Meta(max_length=100)] = ""
+    statement: Annotated[str, Limits(max_length=MAX_STATEMENT)] = ""
+    signature: Annotated[str, Limits(max_length=100)] = ""
 
     @property
     def who(self) -> str:

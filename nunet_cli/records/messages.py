@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from nunet_cli.records.bids import BidRequest
 from nunet_cli.records.documents import Document
 from nunet_cli.records.fields import Id, MaybeId, Text, Time
+from nunet_cli.records.limits import Limits
 from nunet_cli.records.results import Progress, Usage
 
 
@@ -48,7 +49,7 @@ class ContractAgreement(Struct, forbid_unknown_fields=True, frozen=True):
 class Invocation(Struct, forbid_unknown_fields=True, frozen=True):
     """The order to start (seed 5): the job, the contract and its proof."""
 
-    spec: Annotated[str, Meta(max_length=256 * 1024)]
+    spec: Annotated[str, Limits(max_length=256 * 1024)]
     contract: Document
     proof: Document
 
@@ -113,8 +114,8 @@ class JobLogs(Struct, forbid_unknown_fields=True, frozen=True):
 
     contract_id: Id
     stream: Literal["stdout", "stderr"]
-    offset: Annotated[int, Meta(ge=0, le=2**40)]
-    wait: Annotated[float, Meta(ge=0, le=10)] = 0
+    offset: Annotated[int, Limits(ge=0, le=2**40)]
+    wait: Annotated[float, Limits(ge=0, le=10)] = 0
 
 
 class LogChunk(Struct, forbid_unknown_fields=True, frozen=True):

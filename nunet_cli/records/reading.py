@@ -1,24 +1,31 @@
-"""Reading what another node wrote: fields that this version does not know are left out, everything else is checked.
+"""Reading what comes from elsewhere: from another node, a person, a file. Here every limit of every field is checked.
+
+A value is read twice, first as the type that has the limits, which takes most of the time, and then as the struct
+itself: what the store gives back is read as that alone. Whatever this module returns is within its limits; nothing
+else reads what is foreign (see records/limits.py).
 
 The types refuse unknown fields, which is right for what people write: a typing error is said with its name. Nodes are
-of several versions, and a newer one may say more than an older one understands.
+of several versions, and a newer one may say more than an older one understands: `decode` leaves out what is unknown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from functools import cache
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 from msgspec import inspect
 
+from nunet_cli.records.limits import checked, making
+
 T = TypeVar("T")
+Text = bytes | str | msgspec.Raw
 _UNKNOWN = "unknown field"
 
 
-def decode(data: bytes | str | msgspec.Raw, kind: type[T]) -> T:
-    """Return JSON text as a struct; fields that it does not have are ignored, at any depth.
+def decode(data: Text, kind: type[T]) -> T:
+    """Return JSON text of another node as a struct; fields that it does not have are ignored, at any depth.
 
     What is read is never written again in place of the original: a signature stays over the text as it came.
 
@@ -27,12 +34,66 @@ def decode(data: bytes | str | msgspec.Raw, kind: type[T]) -> T:
         RecursionError: it is nested too deeply.
     """
     try:
-        return msgspec.json.decode(data, type=kind)
+        return decode_exactly(data, kind)
     except msgspec.ValidationError as error:
         if _UNKNOWN not in str(error):
             raise
     text = data.encode() if isinstance(data, str) else bytes(data)
-    return msgspec.json.decode(_known(text, _info(cast(Hashable, kind))), type=kind)
+    return decode_exactly(_known(text, _info(cast(Hashable, kind))), kind)
+
+
+def decode_exactly(data: Text, kind: type[T]) -> T:
+    """Return JSON text as a struct; a field that it does not have is refused where its type says so.
+
+    Raises:
+        msgspec.MsgspecError: it is no JSON, or does not fit; the message names the field.
+        RecursionError: it is nested too deeply.
+    """
+    check, read = _decoders(cast(Hashable, kind))
+    check(data)
+    made: T = read(data)
+    return made
+
+
+def convert(value: Any, kind: type[T]) -> T:
+    """Return plain dicts, lists and texts as a struct; a field that it does not have is refused.
+
+    Raises:
+        msgspec.ValidationError: it does not fit; the message names the field.
+    """
+    # both types are looked at under the lock
+    _decoders(cast(Hashable, kind))
+    msgspec.convert(value, _checked(cast(Hashable, kind)))
+    return msgspec.convert(value, kind)
+
+
+def as_read(value: T) -> T:
+    """Return a struct that was made here as another node reads it.
+
+    Raises:
+        msgspec.MsgspecError: it would be refused; the message names the field.
+    """
+    return decode_exactly(msgspec.json.encode(value), type(value))
+
+
+def plain_decoder(kind: type[T]) -> Callable[[bytes], T]:
+    """Return what reads JSON text as a struct without its limits: for the store, whose rows were checked as they came.
+
+    It raises msgspec.MsgspecError where the text is no JSON, or of another form.
+    """
+    with making:
+        return msgspec.json.Decoder(kind).decode
+
+
+@cache
+def _decoders(kind: Hashable) -> tuple[Callable[[Text], Any], Callable[[Text], Any]]:
+    with making:
+        return msgspec.json.Decoder(_checked(kind)).decode, msgspec.json.Decoder(cast(type[Any], kind)).decode
+
+
+@cache
+def _checked(kind: Hashable) -> Any:
+    return checked(kind)
 
 
 @cache

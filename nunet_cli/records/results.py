@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct, field
+from msgspec import Struct, field
 
 from nunet_cli.records.fields import PLAIN, Id, Many, MaybeId, Name, Size, Text, Time
+from nunet_cli.records.limits import Limits
 
 
 class Usage(Struct, forbid_unknown_fields=True, frozen=True):
@@ -16,16 +17,16 @@ class Usage(Struct, forbid_unknown_fields=True, frozen=True):
     service's starts; `restarts` says how often one of its programs was started again.
     """
 
-    cpu_seconds: Annotated[float, Meta(ge=0, le=1e12)] = 0.0
-    wall_seconds: Annotated[float, Meta(ge=0, le=1e12)] = 0.0
+    cpu_seconds: Annotated[float, Limits(ge=0, le=1e12)] = 0.0
+    wall_seconds: Annotated[float, Limits(ge=0, le=1e12)] = 0.0
     max_memory: Size = 0
-    restarts: Annotated[int, Meta(ge=0, le=10**9)] = 0
+    restarts: Annotated[int, Limits(ge=0, le=10**9)] = 0
 
 
 class Progress(Struct, forbid_unknown_fields=True, frozen=True):
     """How far something has come that takes its time, such as a transfer: bytes, of a total that is 0 when unknown."""
 
-    what: Annotated[str, Meta(max_length=120, pattern=PLAIN)]
+    what: Annotated[str, Limits(max_length=120, pattern=PLAIN)]
     done: Size
     total: Size = 0
 
@@ -49,7 +50,7 @@ class Result(Struct, forbid_unknown_fields=True, frozen=True):
     contract_id: Id
     allocation_id: MaybeId
     state: Literal["completed", "failed", "cancelled"]
-    exit_code: Annotated[int, Meta(ge=-(2**31), lt=2**32)] | None
+    exit_code: Annotated[int, Limits(ge=-(2**31), lt=2**32)] | None
     started_at: Time
     ended_at: Time
     usage: Usage = field(default_factory=Usage)
@@ -58,6 +59,6 @@ class Result(Struct, forbid_unknown_fields=True, frozen=True):
     stdout_size: Size = 0
     stderr_cid: MaybeId = ""
     stderr_size: Size = 0
-    reason: Annotated[str, Meta(max_length=100, pattern=PLAIN)] = ""
+    reason: Annotated[str, Limits(max_length=100, pattern=PLAIN)] = ""
     message: Text = ""
     fault: Literal["", "job", "provider"] = ""

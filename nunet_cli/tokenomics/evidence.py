@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from nunet_cli.errors import NunetError, UsageError
 from nunet_cli.network.envelope import PREFIX, SIGNATURE_SIZE, Envelope
@@ -32,7 +32,8 @@ from nunet_cli.records.contracts import (
 from nunet_cli.records.documents import Document
 from nunet_cli.records.fields import Text
 from nunet_cli.records.identifiers import content_id, verify
-from nunet_cli.records.reading import decode
+from nunet_cli.records.limits import Limits
+from nunet_cli.records.reading import decode, decode_exactly
 from nunet_cli.records.results import Result
 from nunet_cli.tokenomics.oracle import verify_documents
 from nunet_cli.tokenomics.receipt import receipt_checks
@@ -52,9 +53,9 @@ class Bundle(Struct, forbid_unknown_fields=True, frozen=True):
 
     format: Literal["nunet-evidence"]
     version: Literal[1]
-    spec: Annotated[str, Meta(max_length=256 * 1024)]
+    spec: Annotated[str, Limits(max_length=256 * 1024)]
     contract: Document
-    bid: Annotated[str, Meta(max_length=4 * 2**20)] | None = None
+    bid: Annotated[str, Limits(max_length=4 * 2**20)] | None = None
     proof: Document | None = None
     result: Document | None = None
     verdict: Document | None = None
@@ -90,7 +91,7 @@ def read_bundle(data: bytes, source: str) -> Bundle:
     if len(data) > MAX_BUNDLE:
         raise UsageError(f"{source}: a bundle has at most {MAX_BUNDLE} bytes")
     try:
-        bundle = msgspec.json.decode(data, type=Bundle)
+        bundle = decode_exactly(data, Bundle)
     except msgspec.MsgspecError as error:
         raise UsageError(f"{source}: not an evidence bundle: {error}", code="bad_bundle") from None
     expected = _encode(bundle)

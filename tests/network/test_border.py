@@ -14,6 +14,7 @@ from nunet_cli.records.bids import CapabilityComparison, Decline, NodeID
 from nunet_cli.records.capability import Capability, Locality, PriceBid
 from nunet_cli.records.identifiers import key_from_did
 from nunet_cli.records.messages import JobCancel, JobLogs, JobSync
+from nunet_cli.records.reading import convert, decode_exactly
 from nunet_cli.records.results import Result, Usage
 
 DID = "did:key:z6MkhaXgBZDvotDkL5257faiztiGiC2QtKLGpbnnEGta2doK"
@@ -29,10 +30,10 @@ for _ in range(20):
 )
 def test_what_is_no_id_is_refused(text: str) -> None:
     with pytest.raises(msgspec.ValidationError):
-        msgspec.convert({"contract_id": text}, JobSync)
+        convert({"contract_id": text}, JobSync)
     if text:
         with pytest.raises(msgspec.ValidationError):
-            msgspec.convert({"bid_id": text}, JobCancel)
+            convert({"bid_id": text}, JobCancel)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,7 @@ def test_what_is_no_id_is_refused(text: str) -> None:
 def test_a_key_has_one_name(text: str) -> None:
     """A second text for the same key would pass a list of denied peers, and open a second account."""
     with pytest.raises(msgspec.ValidationError):
-        msgspec.convert({"uuid": "", "cid": "", "peer_id": "", "did": text}, NodeID)
+        convert({"uuid": "", "cid": "", "peer_id": "", "did": text}, NodeID)
     with pytest.raises(IdentityError):
         key_from_did(text)
 
@@ -49,23 +50,23 @@ def test_a_key_has_one_name(text: str) -> None:
 @pytest.mark.parametrize("text", ["a\x1b[2Jb", "a\nb", "a\n", "a\x00", "‮a", "a\u2028b", "\x9b2J"])
 def test_what_people_are_shown_commands_no_terminal(text: str) -> None:
     with pytest.raises(msgspec.ValidationError):
-        msgspec.convert({"kind": "country", "name": text}, Locality)
+        convert({"kind": "country", "name": text}, Locality)
     hello = {"version": [1, 0], "agent": "x", "roles": [], "topics": [], "port": 0}
-    msgspec.convert(hello, Hello)
+    convert(hello, Hello)
     for fields in ({"agent": text}, {"topics": [text]}, {"roles": [text]}):
         with pytest.raises(msgspec.ValidationError):
-            msgspec.convert({**hello, **fields}, Hello)
+            convert({**hello, **fields}, Hello)
 
 
 def test_names_in_every_language_are_names() -> None:
     for text in ("Göteborg", "東京", "مدينة", "A100 80GB PCIe (rev. a1)", "naïve—ok"):
-        msgspec.convert({"kind": "city", "name": text}, Locality)
+        convert({"kind": "city", "name": text}, Locality)
 
 
 @pytest.mark.parametrize("amount", ["٣", "1\n", "-1", "1e3", "1_0", "", ".5", "1.", "NaN", "1.0000001", "1" * 13])
 def test_what_is_no_amount_is_refused(amount: str) -> None:
     with pytest.raises(msgspec.ValidationError):
-        msgspec.convert({"amount": amount}, PriceBid)
+        convert({"amount": amount}, PriceBid)
 
 
 @pytest.mark.parametrize(
@@ -80,9 +81,9 @@ def test_numbers_are_finite_and_bounded(number: str) -> None:
         )
         body = body if field == "offset" or kind is Usage else body[:-1] + ',"offset":0}'
         with pytest.raises(msgspec.MsgspecError):
-            msgspec.json.decode(body, type=kind)
+            decode_exactly(body, kind)
     with pytest.raises(msgspec.MsgspecError):
-        msgspec.json.decode(f'{{"time":{{"max":{number}}}}}', type=Capability)
+        decode_exactly(f'{{"time":{{"max":{number}}}}}', Capability)
 
 
 def test_an_exit_code_is_one() -> None:
@@ -95,17 +96,17 @@ def test_an_exit_code_is_one() -> None:
         "ended_at": NOW,
     }
     for code in (0, -9, 255, None):
-        msgspec.convert({**result, "exit_code": code}, Result)
+        convert({**result, "exit_code": code}, Result)
     for code in (2**80, -(2**40), 1.5, True, "0"):
         with pytest.raises(msgspec.ValidationError):
-            msgspec.convert({**result, "exit_code": code}, Result)
+            convert({**result, "exit_code": code}, Result)
 
 
 @pytest.mark.parametrize("details", [LONG, DEEP])
 def test_the_details_of_a_refusal_are_bounded(details: dict[str, Any]) -> None:
     text = json.dumps({"code": "no", "message": "no", "details": details})
     with pytest.raises(msgspec.ValidationError):
-        msgspec.json.decode(text, type=ErrorMessage)
+        decode_exactly(text, ErrorMessage)
     # this node's own refusal is told without them
     from nunet_cli.errors import NunetError
 
@@ -116,12 +117,12 @@ def test_the_details_of_a_refusal_are_bounded(details: dict[str, Any]) -> None:
 def test_half_a_character_is_none() -> None:
     for text in (b'{"contract_id":"\\ud800"}', b'{"contract_id":"\xff"}', b'{"contract_id":"\\udc80\\ud800"}'):
         with pytest.raises((msgspec.MsgspecError, UnicodeDecodeError)):
-            msgspec.json.decode(text, type=JobSync)
+            decode_exactly(text, JobSync)
 
 
 def test_what_this_node_sends_passes_the_border() -> None:
     identity = new_identity()
     envelope, raw = seal(identity, identity.did, "job_sync", JobSync("contract-1"), lifetime=5, reply_to="a" * 32)
-    assert msgspec.json.decode(raw[64:], type=Envelope) == envelope
+    assert decode_exactly(raw[64:], Envelope) == envelope
     decline = Decline("request-1", "job-1", identity.node_id, CapabilityComparison())
-    assert msgspec.json.decode(msgspec.json.encode(decline), type=Decline) == decline
+    assert decode_exactly(msgspec.json.encode(decline), Decline) == decline

@@ -40,6 +40,7 @@ from nunet_cli.node.opening import open_node
 from nunet_cli.records import contracts as contracts
 from nunet_cli.records.documents import Document
 from nunet_cli.records.identifiers import content_id
+from nunet_cli.records.limits import checked
 from nunet_cli.records.results import Result
 from nunet_cli.supervise import UNEXPECTED
 from tests.conftest import ROOT, config, free_port, onboarded
@@ -148,7 +149,7 @@ class Maker:
         if isinstance(info, inspect.Metadata):
             return self.fit(info.type)
         if isinstance(info, inspect.StructType):
-            if info.cls is Document:
+            if info.cls is checked(Document):
                 return self.document()
             if info.cls.__name__ == "NodeID" and rng.random() < 0.8:
                 return msgspec.to_builtins(self.identity.node_id)
@@ -176,7 +177,7 @@ class Maker:
     def _field(self, field: Any) -> Any:
         if field.encode_name in self.known and self.rng.random() < 0.7:
             return self.known[field.encode_name]
-        if field.encode_name in DOCUMENTS and getattr(field.type, "cls", None) is Document:
+        if field.encode_name in DOCUMENTS and getattr(field.type, "cls", None) is checked(Document):
             return self.document(field.encode_name)
         return self.fit(field.type)
 
@@ -250,7 +251,7 @@ class Maker:
 
 @cache
 def _info(kind: Any) -> Any:
-    return msgspec.inspect.type_info(kind)
+    return msgspec.inspect.type_info(checked(kind))
 
 
 def _fits(text: str, info: Any) -> bool:

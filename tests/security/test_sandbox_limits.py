@@ -16,6 +16,7 @@ import trio
 from nunet_cli.executor import cgroup, process, sandbox
 from nunet_cli.executor.process import ProcessExecutor
 from nunet_cli.jobs.spec import JobName
+from nunet_cli.records.reading import convert
 from tests.executor.jobs import run, started, task, until_there
 
 
@@ -50,7 +51,7 @@ async def test_a_job_whose_control_group_cannot_be_made_does_not_run(
 @pytest.mark.parametrize("name", ["a\n", "\n", "a b", "..", "-a", ""])
 def test_a_jobs_name_is_one_plain_word(name: str) -> None:
     with pytest.raises(msgspec.ValidationError):
-        msgspec.json.decode(msgspec.json.encode(name), type=JobName)
+        convert(name, JobName)
 
 
 async def test_all_starts_of_a_service_share_one_logs_room(tmp_path: Path) -> None:
