@@ -22,6 +22,8 @@ VERSION = 1
 INCREMENTAL = 2
 # what SQLite keeps prepared: every statement of every table
 STATEMENTS_KEPT = 1024
+# what each connection keeps of the file, as far as it was read; SQLite's own two megabytes are some thousand rows
+MOST_CACHED = 32 * 2**20
 
 
 def open_file(path: Path, tables: Iterable[Table[Any]]) -> sqlite3.Connection:
@@ -69,6 +71,7 @@ def _connect(path: str, *, uri: bool = False) -> sqlite3.Connection:
         path, uri=uri, isolation_level=None, check_same_thread=False, cached_statements=STATEMENTS_KEPT
     )
     connection.execute("PRAGMA busy_timeout=5000")
+    connection.execute(f"PRAGMA cache_size=-{MOST_CACHED // 1024}")
     return connection
 
 

@@ -21,7 +21,7 @@ R = TypeVar("R", bound=msgspec.Struct)
 _encode = msgspec.json.Encoder().encode
 HIGHEST = "\U0010ffff"
 # of each table: some megabytes in all
-MOST_REMEMBERED, LARGEST_REMEMBERED = 512, 16 * 1024
+MOST_REMEMBERED, LARGEST_REMEMBERED = 256, 16 * 1024
 
 
 def quoted(name: str) -> str:
@@ -29,31 +29,53 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-class Decoded:
-    """Decodes rows, and remembers some by their very bytes: rows are frozen, and one is read several times a stage.
+class Remembered:
+    """The rows of a table that are read again and again, such as those of a stage of a job, decoded once.
 
-    Decoding checks every field again, which is most of what reading a row costs. As the bytes are the key, there is
-    nothing that could be out of date.
+    A row is kept when it is read a second time: what is looked through once would only push others out. It counts for
+    the very bytes that it was made of, so there is nothing that could be out of date.
+
+    Args:
+        name: of the table.
+        decode: what makes a row of its JSON.
     """
 
-    def __init__(self, decode: Callable[[Any], Any]) -> None:
-        self._decode = decode
-        self._kept: dict[Any, Any] = {}
+    def __init__(self, name: str, decode: Callable[[Any], Any]) -> None:
+        self._name, self._decode = name, decode
+        self._seen: set[int] = set()
+        self._kept: dict[int, tuple[Any, Any]] = {}
 
-    def __call__(self, doc: Any) -> Any:
+    def read(self, seq: int, doc: Any) -> Any:
         """Return a row.
 
+        Args:
+            seq: its number.
+            doc: its JSON.
+
         Raises:
-            msgspec.MsgspecError: it does not fit the struct.
+            NodeError: it does not fit the struct.
         """
-        row = self._kept.get(doc)
-        if row is None:
+        known = self._kept.get(seq)
+        if known is not None and known[0] == doc:
+            return known[1]
+        try:
             row = self._decode(doc)
+        except msgspec.MsgspecError as error:
+            text = bytes(doc)[:80].decode(errors="replace")
+            raise NodeError(
+                f"a row of {self._name} in the store cannot be read: {error} ({text}…)", code="bad_row",
+                hint="nunet doctor checks the store; nunet node restore puts a backup in its place",
+            ) from None  # fmt: skip
+        # all are forgotten at once, which is as good on the whole as one by one, and safe beside another thread
+        if seq in self._seen:
             if len(doc) <= LARGEST_REMEMBERED:
                 if len(self._kept) >= MOST_REMEMBERED:
-                    # all at once, which is as good on the whole as one by one, and safe beside another thread
                     self._kept = {}
-                self._kept[doc] = row
+                self._kept[seq] = (doc, row)
+        else:
+            if len(self._seen) >= MOST_REMEMBERED:
+                self._seen = set()
+            self._seen.add(seq)
         return row
 
 
@@ -72,14 +94,20 @@ class Statements:
         conflict = f' ON CONFLICT ("key") DO UPDATE SET {update}' if table.key else ""
         self.insert = f"INSERT INTO {name} ({listed}) VALUES ({places})"
         self.put = self.insert + conflict
-        self.get = f'SELECT doc FROM {name} WHERE "key"=?'
+        self.get = f'SELECT seq, doc FROM {name} WHERE "key"=?'
+        self.after = f"SELECT seq, doc FROM {name} WHERE seq>? ORDER BY seq LIMIT ?"
+        self.by = {
+            field: f"SELECT seq, doc FROM {name} WHERE {column}=? ORDER BY seq LIMIT ?"
+            for field, column in self.columns.items()
+        }
         self.remove = f'DELETE FROM {name} WHERE "key"=?'
         fields = [*([table.key] if table.key else []), *table.indexes]
         values: Callable[[Any], Any] = attrgetter(*fields) if fields else lambda _row: ()
         self.values: Callable[[Any], tuple[Any, ...]] = (
             values if len(fields) != 1 else lambda row: (values(row),)  # attrgetter of one gives no tuple
         )
-        self.decode: Callable[[Any], Any] = Decoded(plain_decoder(table.kind))
+        self.decode = plain_decoder(table.kind)
+        self.remembered = Remembered(table.name, self.decode)
 
     def schema(self, table: Table[Any]) -> list[str]:
         """Return what makes the table."""
@@ -120,26 +148,17 @@ class Records(Generic[R]):
         self._connection, self.table = connection, table
         self._sql = statements(table)
 
-    def _read(self, doc: Any) -> R:
-        try:
-            row: R = self._sql.decode(doc)
-        except msgspec.MsgspecError as error:
-            text = bytes(doc)[:80].decode(errors="replace")
-            raise NodeError(
-                f"a row of {self.table.name} in the store cannot be read: {error} ({text}…)", code="bad_row",
-                hint="nunet doctor checks the store; nunet node restore puts a backup in its place",
-            ) from None  # fmt: skip
-        return row
-
     def _rows(self, query: str, values: tuple[Any, ...] = ()) -> list[R]:
-        return [self._read(doc) for (doc,) in self._connection.execute(query, values).fetchall()]
+        # one by one: the JSON of one is let go of before the next is read
+        read = self._sql.remembered.read
+        return [read(seq, doc) for seq, doc in self._connection.execute(query, values)]
 
     # -- one row -----------------------------------------------------------------------------------------------------
 
     def get(self, key: str) -> R | None:
         """Return the row with this key, or None."""
         found = self._connection.execute(self._sql.get, (key,)).fetchone()
-        return None if found is None else self._read(found[0])
+        return None if found is None else self._sql.remembered.read(*found)
 
     def one(self, key: str) -> R:
         """Return the row with this key.
@@ -191,9 +210,10 @@ class Records(Generic[R]):
 
     def by(self, field: str, *values: Any, limit: int = -1) -> list[R]:
         """Return the rows whose indexed field has one of the values, in the order in which they were made."""
-        column, marks = self._sql.columns[field], ",".join("?" * len(values))
-        where = f"{column}=?" if len(values) == 1 else f"{column} IN ({marks})"
-        return self._rows(f"SELECT doc FROM {self._sql.name} WHERE {where} ORDER BY seq LIMIT ?", (*values, limit))
+        if len(values) == 1:
+            return self._rows(self._sql.by[field], (*values, limit))
+        where = f"{self._sql.columns[field]} IN ({','.join('?' * len(values))})"
+        return self._rows(f"SELECT seq, doc FROM {self._sql.name} WHERE {where} ORDER BY seq LIMIT ?", (*values, limit))
 
     def first(self, field: str, value: Any) -> R | None:
         """Return the first row whose indexed field has this value, or None."""
@@ -202,7 +222,9 @@ class Records(Generic[R]):
     def latest(self, field: str | tuple[str, ...], value: Any, limit: int = 1) -> list[R]:
         """Return the last rows whose indexed field, or one of several, has this value, the latest first."""
         if isinstance(field, str):
-            query = f"SELECT doc FROM {self._sql.name} WHERE {self._sql.columns[field]}=? ORDER BY seq DESC LIMIT ?"
+            query = (
+                f"SELECT seq, doc FROM {self._sql.name} WHERE {self._sql.columns[field]}=? ORDER BY seq DESC LIMIT ?"
+            )
             return self._rows(query, (value, limit))
         # each of them by its own index, and no further than is asked for
         parts = " UNION ".join(
@@ -210,7 +232,7 @@ class Records(Generic[R]):
             " ORDER BY seq DESC LIMIT ?)"
             for name in field
         )
-        query = f"SELECT doc FROM ({parts}) ORDER BY seq DESC LIMIT ?"
+        query = f"SELECT seq, doc FROM ({parts}) ORDER BY seq DESC LIMIT ?"
         return self._rows(query, (*(value, limit) * len(field), limit))
 
     def all(self) -> Iterator[R]:
@@ -222,10 +244,13 @@ class Records(Generic[R]):
 
     def after(self, seq: int, limit: int = 1000, **where: Any) -> list[tuple[int, R]]:
         """Return up to `limit` rows with a higher number, with their numbers: how a follower reads a log."""
-        more = "".join(f" AND {self._sql.columns[field]}=?" for field in where)
-        query = f"SELECT seq, doc FROM {self._sql.name} WHERE seq>?{more} ORDER BY seq LIMIT ?"
-        found = self._connection.execute(query, (seq, *where.values(), limit)).fetchall()
-        return [(number, self._read(doc)) for number, doc in found]
+        query = self._sql.after
+        if where:
+            tests = [f"{self._sql.columns[field]}=?" for field in where]
+            query = f"SELECT seq, doc FROM {self._sql.name}{_where(['seq>?', *tests])} ORDER BY seq LIMIT ?"
+        read = self._sql.remembered.read
+        found = self._connection.execute(query, (seq, *where.values(), limit))
+        return [(number, read(number, doc)) for number, doc in found]
 
     def below(self, field: str, value: str, limit: int = 1000, **where: Any) -> list[R]:
         """Return up to `limit` rows whose indexed text field is less than a value, the least first.
@@ -238,7 +263,7 @@ class Records(Generic[R]):
         """
         column = self._sql.columns[field]
         tests, values = self._tests(where)
-        query = f"SELECT doc FROM {self._sql.name}{_where([f'{column}<?', *tests])} ORDER BY {column} LIMIT ?"
+        query = f"SELECT seq, doc FROM {self._sql.name}{_where([f'{column}<?', *tests])} ORDER BY {column} LIMIT ?"
         return self._rows(query, (value, *values, limit))
 
     def _tests(self, where: dict[str, Any]) -> tuple[list[str], list[Any]]:
@@ -260,7 +285,7 @@ class Records(Generic[R]):
     def with_prefix(self, prefix: str, *, field: str = "", limit: int = 20) -> list[R]:
         """Return up to `limit` rows whose key, or another indexed text field, starts with a prefix."""
         column = self._sql.columns[field or self.table.key]
-        query = f"SELECT doc FROM {self._sql.name} WHERE {column}>=? AND {column}<? ORDER BY {column} LIMIT ?"
+        query = f"SELECT seq, doc FROM {self._sql.name} WHERE {column}>=? AND {column}<? ORDER BY {column} LIMIT ?"
         return self._rows(query, (prefix, prefix + HIGHEST, limit))
 
     def page(self, limit: int, after: str = "", *, newest: bool = False, **where: Any) -> Page[R]:
@@ -286,7 +311,7 @@ class Records(Generic[R]):
             tests.append("seq<?" if newest else "seq>?")
             values.append(found[0])
         order = "DESC" if newest else "ASC"
-        query = f"SELECT doc FROM {self._sql.name}{_where(tests)} ORDER BY seq {order} LIMIT ?"
+        query = f"SELECT seq, doc FROM {self._sql.name}{_where(tests)} ORDER BY seq {order} LIMIT ?"
         rows = self._rows(query, (*values, limit + 1))
         more = len(rows) > limit
         rows = rows[:limit]

@@ -12,7 +12,7 @@ from nunet_cli.api.client import ApiClient
 from nunet_cli.api.embedded import EmbeddedNode
 from nunet_cli.api.openapi import ENDPOINTS
 from nunet_cli.cli import top
-from nunet_cli.database.records import Records
+from nunet_cli.database.records import Remembered
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import NotFoundError, NunetError
 from nunet_cli.records.allocations import ALLOCATIONS, Allocation
@@ -197,13 +197,13 @@ def test_what_is_shown_is_read_and_what_has_ended_is_counted(
     client: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    decode = Records._read
+    decode = Remembered.read
 
-    def counted(self: Any, doc: Any) -> Any:
-        read.append(self.table.name)
-        return decode(self, doc)
+    def counted(self: Any, seq: int, doc: Any) -> Any:
+        read.append(self._name)
+        return decode(self, seq, doc)
 
-    monkeypatch.setattr(Records, "_read", counted)
+    monkeypatch.setattr(Remembered, "read", counted)
     status = client.get("/status")
     jobs = status["jobs"]
     assert (jobs["all"], jobs["open"], jobs["settled"], jobs["failed"]) == (COUNT, 51, 99, 50)

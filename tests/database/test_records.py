@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from nunet_cli.database.file import open_file
-from nunet_cli.database.records import Records
+from nunet_cli.database.records import MOST_REMEMBERED, Records, statements
 from nunet_cli.errors import NodeError, NotFoundError, UsageError
 from nunet_cli.records.table import Table
 
@@ -168,3 +168,34 @@ def test_a_row_that_cannot_be_read_says_which_and_what_to_do() -> None:
     with pytest.raises(NodeError, match=r"a row of rows in the store cannot be read: .*\$\.id") as caught:
         rows.get("a")
     assert "restore" in caught.value.hint
+
+
+def test_a_row_that_is_read_again_and_again_is_decoded_once_and_never_out_of_date() -> None:
+    declared = Table("rows", Row)
+    first, second = (Records(open_file(Path(":memory:"), (declared,)), declared) for _ in range(2))
+    for records, state in ((first, "one"), (second, "two")):
+        records.put(Row("a", state))
+    read = [first.one("a") for _ in range(3)]
+    assert read[0] is not read[1]
+    assert read[1] is read[2]
+    assert next(row for _, row in first.after(0)) is read[1]
+    # the same number in another store, and in this one after a change
+    assert [second.one("a").state for _ in range(3)] == ["two"] * 3
+    first.put(Row("a", "changed"))
+    assert [first.one("a").state for _ in range(3)] == ["changed"] * 3
+
+
+def test_what_is_looked_through_once_pushes_nothing_out_and_what_is_kept_is_bounded() -> None:
+    declared = Table("rows", Row)
+    records = Records(open_file(Path(":memory:"), (declared,)), declared)
+    for number in range(10 * MOST_REMEMBERED):
+        records.put(Row(f"{number:06}"))
+    remembered = statements(declared).remembered
+    known = [records.one("000000") for _ in range(2)][1]
+    for _ in records.all():
+        assert len(remembered._seen) <= MOST_REMEMBERED
+    assert records.one("000000") is known
+    for number in range(10 * MOST_REMEMBERED):
+        for _ in range(2):
+            records.one(f"{number:06}")
+        assert len(remembered._kept) <= MOST_REMEMBERED
