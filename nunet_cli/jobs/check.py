@@ -16,7 +16,7 @@ from nunet_cli.jobs import budget, expressions
 from nunet_cli.jobs.spec import MAX_FILES, MAX_SPEC_BYTES, JobSpec, ScheduleSpec, is_safe_path, output_name
 from nunet_cli.jobs.tree import MAX_JOBS, Arrangement, arrange, count_jobs, order, output_names, price_limit
 from nunet_cli.records.fields import Name
-from nunet_cli.records.reading import convert, decode_exactly
+from nunet_cli.records.reading import convert, decode_again
 
 
 def _wrong(path: str, message: str, hint: str = "") -> UsageError:
@@ -303,7 +303,7 @@ def decode_spec(data: bytes | str) -> JobSpec:
     if len(data) > MAX_SPEC_BYTES:
         raise UsageError(f"a job specification may have at most {MAX_SPEC_BYTES} bytes")
     try:
-        spec = decode_exactly(data, JobSpec)
+        spec = decode_again(data, JobSpec, exactly=True)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise UsageError(f"not a job specification: {error}") from None
     key = hashlib.sha256(data.encode() if isinstance(data, str) else data).digest()

@@ -30,7 +30,7 @@ from nunet_cli.records.offers import (
     Preferences,
     Registered,
 )
-from nunet_cli.records.reading import decode_exactly
+from nunet_cli.records.reading import decode_again
 
 log = logging.getLogger("nunet.capability")
 
@@ -59,7 +59,7 @@ class CapabilityAccounting:
         """Return what was registered at onboarding; nothing on a node that is not onboarded."""
         row = (source or self._store)[REGISTERED_CAPABILITY].get("registered")
         try:
-            return decode_exactly(row.capability, Capability) if row is not None else Capability()
+            return decode_again(row.capability, Capability, exactly=True) if row is not None else Capability()
         except msgspec.ValidationError as error:
             # an earlier version took what it could not read again
             raise StateError(

@@ -16,7 +16,7 @@ from nunet_cli.errors import RejectedMessageError
 from nunet_cli.records.fields import Did
 from nunet_cli.records.identifiers import content_id, verify
 from nunet_cli.records.limits import Limits
-from nunet_cli.records.reading import decode
+from nunet_cli.records.reading import decode_again
 
 T = TypeVar("T")
 MAX_DOCUMENT = 512 * 1024
@@ -82,7 +82,7 @@ class Document(Struct, forbid_unknown_fields=True, frozen=True):
             RejectedMessageError: it is not one.
         """
         try:
-            return decode(self.content, kind)
+            return decode_again(self.content, kind)
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise RejectedMessageError(f"not a {kind.__name__}: {error}", code="bad_document") from None
 

@@ -11,7 +11,7 @@ of several versions, and a newer one may say more than an older one understands:
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -22,6 +22,8 @@ from nunet_cli.records.limits import checked, making
 T = TypeVar("T")
 Text = bytes | str | msgspec.Raw
 _UNKNOWN = "unknown field"
+# a megabyte or two, where all are as long as a contract
+MOST_REMEMBERED, LARGEST_REMEMBERED = 256, 16 * 1024
 
 
 def decode(data: Text, kind: type[T]) -> T:
@@ -53,6 +55,30 @@ def decode_exactly(data: Text, kind: type[T]) -> T:
     check(data)
     made: T = read(data)
     return made
+
+
+def decode_again(data: Text, kind: type[T], *, exactly: bool = False) -> T:
+    """Return JSON text as a frozen struct; for what is read at every stage, such as a contract, and decoded once.
+
+    Args:
+        data: the text, by which the struct is remembered for a while.
+        kind: the struct.
+        exactly: refuse a field that it does not have, as `decode_exactly` does.
+
+    Raises:
+        msgspec.MsgspecError: it is no JSON, or does not fit; the message names the field.
+        RecursionError: it is nested too deeply.
+    """
+    read = decode_exactly if exactly else decode
+    if len(data) > LARGEST_REMEMBERED:
+        return read(data, kind)
+    made: T = _remembered(read, data if isinstance(data, str) else bytes(data), cast(Hashable, kind))
+    return made
+
+
+@lru_cache(maxsize=MOST_REMEMBERED)
+def _remembered(read: Callable[[Text, Any], Any], data: bytes | str, kind: Hashable) -> Any:
+    return read(data, kind)
 
 
 def convert(value: Any, kind: type[T]) -> T:

@@ -24,7 +24,7 @@ from nunet_cli.records.contracts import Contract, JobVerificationResult, Proof, 
 from nunet_cli.records.documents import Document
 from nunet_cli.records.kyc import KycStatement
 from nunet_cli.records.limits import Limits, checked
-from nunet_cli.records.reading import as_read, convert, decode
+from nunet_cli.records.reading import LARGEST_REMEMBERED, as_read, convert, decode, decode_again
 from nunet_cli.records.results import Result
 from nunet_cli.tokenomics.evidence import Bundle
 from tests.security.fuzz_frames import registered
@@ -172,6 +172,26 @@ def test_an_unknown_field_lets_nothing_through() -> None:
         for bad in over(limits, inner, at(good, keys)):
             with pytest.raises(msgspec.ValidationError):
                 decode(json.dumps({**replaced(good, keys, bad), "newer": 1}), Bid)
+
+
+def test_what_is_read_again_is_decoded_once_and_checked_as_ever() -> None:
+    good = fit(Capability)
+    text = json.dumps(good)
+    first = decode_again(text, Capability)
+    assert first == decode(text, Capability)
+    assert decode_again("".join(text), Capability) is first
+    assert decode_again(msgspec.Raw(text.encode()), Capability) == first
+    newer = json.dumps({**good, "newer": 1})
+    assert decode_again(newer, Capability) == first
+    for _ in range(2):
+        with pytest.raises(msgspec.ValidationError, match="unknown field"):
+            decode_again(newer, Capability, exactly=True)
+        with pytest.raises(msgspec.ValidationError, match=r"\$\.resources\.disk"):
+            decode_again(json.dumps(replaced(good, ["resources", "disk"], -1)), Capability)
+    # what is long is not kept
+    long = text + " " * LARGEST_REMEMBERED
+    assert decode_again(long, Capability) == first
+    assert decode_again(long, Capability) is not decode_again(long, Capability)
 
 
 def unbounded(kind: Any, place: str, seen: set[Any]) -> Iterator[str]:
