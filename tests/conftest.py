@@ -125,7 +125,8 @@ class Market:
 
     async def let_pass_the_deadline(self, contract_id: str) -> None:
         """Let a contract's deadline be now, in the provider's books and in the contract database's."""
-        for node, table in ((self.provider, CONTRACTS), (self.authority, REGISTERED_CONTRACTS)):
+        tables: list[tuple[Node, Any]] = [(self.provider, CONTRACTS), (self.authority, REGISTERED_CONTRACTS)]
+        for node, table in tables:
             now = units.utc_now()
             times = {"deadline": now} if table is CONTRACTS else {"deadline": now, "window_from": now}
             past = structs.replace(node.ctx.store[table].one(contract_id), **times)

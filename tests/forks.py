@@ -56,7 +56,8 @@ def serve(path: str) -> list[str]:
         listener.listen(64)
         print("ready", flush=True)
         while True:
-            ready, _, _ = select.select([listener, 0], [], [])
+            watched: list[socket.socket | int] = [listener, 0]
+            ready, _, _ = select.select(watched, [], [])
             if 0 in ready:
                 os._exit(0)
             connection, _ = listener.accept()
