@@ -19,6 +19,7 @@ log = logging.getLogger("nunet.supervise")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
 UNEXPECTED = "unexpected error in"
+S = TypeVar("S")
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
@@ -140,17 +141,18 @@ class Supervisor:
                 self.failures[f"{name}: {type(error).__name__}"] += 1
 
 
-async def meanwhile(keep: Callable[[], Awaitable[Any]], do: Callable[[], Awaitable[T]]) -> T:
-    """Do something while something else is kept, and return what it returns once both are done.
+async def meanwhile(keep: Callable[[], Awaitable[S]], do: Callable[[], Awaitable[T]]) -> tuple[S, T]:
+    """Do something while something else is kept, and return what both return once both are done.
 
     Where one of them fails the other is called off, and what it raised is raised as it is.
     """
     problem: list[Exception] = []
-    value: list[T] = []
+    of_keep: list[S] = []
+    of_do: list[T] = []
 
     async def kept() -> None:
         try:
-            await keep()
+            of_keep.append(await keep())
         except Exception as error:
             problem.append(error)
             nursery.cancel_scope.cancel()
@@ -158,14 +160,14 @@ async def meanwhile(keep: Callable[[], Awaitable[Any]], do: Callable[[], Awaitab
     async with trio.open_nursery() as nursery:
         nursery.start_soon(kept)
         try:
-            value.append(await do())
+            of_do.append(await do())
         except Exception as error:
             # raised outside of the nursery, which would make a group of it
             problem.append(error)
             nursery.cancel_scope.cancel()
     if problem:
         raise problem[0]
-    return value[0]
+    return of_keep[0], of_do[0]
 
 
 class _Once:

@@ -21,7 +21,7 @@ from nunet_cli.network.relay import Relay
 from nunet_cli.network.topics import Topics
 from nunet_cli.network.transport import TcpTransport
 from nunet_cli.node.capability import CapabilityAccounting
-from nunet_cli.orchestrator.going_on import Closings, Heard, JobLocks, JobProgress, Searches, Verified
+from nunet_cli.orchestrator.going_on import Asked, Closings, Heard, JobLocks, JobProgress, Searches, Verified
 from nunet_cli.orchestrator.judging import Judging
 from nunet_cli.orchestrator.roles import Roles
 from nunet_cli.supervise import Supervisor
@@ -58,6 +58,7 @@ class Parts:
     searches: Searches = field(default_factory=Searches)
     heard: Heard = field(default_factory=Heard)
     progress: JobProgress = field(default_factory=JobProgress)
+    asked: Asked = field(default_factory=Asked)
     verified: Verified = field(default_factory=Verified)
     closings: Closings = field(default_factory=Closings)
     running: Running = field(default_factory=Running)

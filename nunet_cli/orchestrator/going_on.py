@@ -5,10 +5,19 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import NamedTuple
 
 import trio
 
+from nunet_cli.records.bids import BidRecord
 from nunet_cli.records.results import Progress
+
+
+class No(NamedTuple):
+    """Why a bidder does not lock; whether its bid was over when it was asked."""
+
+    reason: str
+    lapsed: bool
 
 
 class JobLocks:
@@ -114,6 +123,28 @@ class JobProgress:
     def all(self) -> dict[str, Progress]:
         """Return what each job does that does something worth saying."""
         return dict(self._now)
+
+
+class Asked:
+    """What a bidder answered that was asked to lock while it was kept here that its bid is the best.
+
+    The stage whose turn is next takes it from here. Where it never comes to that, the lock lapses.
+    """
+
+    MOST = 1000
+
+    def __init__(self) -> None:
+        self._answers: dict[str, BidRecord | No] = {}
+
+    def keep(self, bid_id: str, answer: BidRecord | No) -> None:
+        """Keep an answer."""
+        if len(self._answers) >= self.MOST:
+            self._answers.clear()
+        self._answers[bid_id] = answer
+
+    def take(self, bid_id: str) -> BidRecord | No | None:
+        """Return an answer, once; None where nobody was asked yet."""
+        return self._answers.pop(bid_id, None)
 
 
 class Verified:

@@ -37,7 +37,7 @@ from nunet_cli.orchestrator.needs import (
     HasTransport,
 )
 from nunet_cli.orchestrator.post import new_id
-from nunet_cli.orchestrator.select import Selecting, select_best_bid
+from nunet_cli.orchestrator.select import First, Selecting, select_best_bid
 from nunet_cli.records.bids import BID_REQUESTS, BIDS, Bid, BidRecord, BidRequest, BidRequestRecord, Decline, NodeID
 from nunet_cli.records.identifiers import key_from_did, peer_cid_from_key, peer_id_from_key
 from nunet_cli.records.jobs import JOBS, Job, Waiting
@@ -86,7 +86,7 @@ class Matching(Requesting, Searching, Selecting, Protocol):
     """Searches, and selects."""
 
 
-async def match(ctx: Matching, job_id: str, *, timeout: float | None = None) -> Job:
+async def match(ctx: Matching, job_id: str, *, timeout: float | None = None, first: First | None = None) -> Job:
     """Ask for bids and shortlist the best; a job that is matched already is left as it is.
 
     A job with a deadline is searched for again, with growing pauses and whenever the network changes, until somebody
@@ -96,6 +96,7 @@ async def match(ctx: Matching, job_id: str, *, timeout: float | None = None) -> 
         ctx: the node's parts.
         job_id: the job.
         timeout: seconds of one single search, instead of `default_search_timeout` and the deadline.
+        first: what is done with the best bid while it is kept that it is the best.
 
     Raises:
         StateError: the job is past this stage.
@@ -120,7 +121,7 @@ async def match(ctx: Matching, job_id: str, *, timeout: float | None = None) -> 
     while True:
         request = await _search(ctx, find_job(ctx.store, job.id), spec, search)
         try:
-            return await select_best_bid(ctx, job.id, request.id)
+            return await select_best_bid(ctx, job.id, request.id, first)
         except NoBidError as error:
             again = _next_try(error, spec.time.deadline, tries) if timeout is None else ""
             if not again:

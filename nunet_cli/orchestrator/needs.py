@@ -23,7 +23,7 @@ from nunet_cli.network.relay import Relay
 from nunet_cli.network.topics import Topics
 from nunet_cli.network.transport import TcpTransport
 from nunet_cli.orchestrator.accounting import Accounting
-from nunet_cli.orchestrator.going_on import Closings, Heard, JobLocks, JobProgress, Searches, Verified
+from nunet_cli.orchestrator.going_on import Asked, Closings, Heard, JobLocks, JobProgress, Searches, Verified
 from nunet_cli.orchestrator.judging import Judging
 from nunet_cli.orchestrator.roles import Roles
 from nunet_cli.supervise import Supervisor
@@ -154,6 +154,13 @@ class HasSearches(Protocol):
 
     @property
     def searches(self) -> Searches: ...
+
+
+class HasAsked(Protocol):
+    """What bidders answered before their turn."""
+
+    @property
+    def asked(self) -> Asked: ...
 
 
 class HasVerified(Protocol):

@@ -18,6 +18,7 @@ from nunet_cli.orchestrator.invoke import invoke
 from nunet_cli.orchestrator.match import Matching, match
 from nunet_cli.orchestrator.needs import (
     Dealing,
+    HasAsked,
     HasBlobs,
     HasClosings,
     HasHeard,
@@ -27,7 +28,7 @@ from nunet_cli.orchestrator.needs import (
     HasStore,
     HasVerified,
 )
-from nunet_cli.orchestrator.request import next_bid, request
+from nunet_cli.orchestrator.request import ask_first, next_bid, request
 from nunet_cli.orchestrator.retry import CANCEL_LIFETIME, GivingUp, give_up, look_again, note_called_off
 from nunet_cli.orchestrator.settle import Settling, settle
 from nunet_cli.records.bids import BIDS
@@ -59,7 +60,7 @@ class Failing(HasClosings, GivingUp, Protocol):
     """Ends jobs that cannot be taken further."""
 
 
-class Orchestrating(HasRoles, HasVerified, Matching, HasClosings, HasHeard, HasProgress, HasBlobs, Protocol):
+class Orchestrating(HasAsked, HasRoles, HasVerified, Matching, HasClosings, HasHeard, HasProgress, HasBlobs, Protocol):
     """Takes a job through every stage; it can do what closing a contract, following and settling need."""
 
 
@@ -67,7 +68,7 @@ async def next_stage(ctx: Orchestrating, job: Job) -> None:
     """Take a job with a contract of its own through the stage that its state asks for."""
     state, job_id = job.state, job.id
     if state in ("posted", "matching", "expired"):
-        await match(ctx, job_id)
+        await match(ctx, job_id, first=partial(ask_first, ctx))
     elif state == "matched":
         await request(ctx, job_id, partial(propose_at_once, ctx))
     elif state == "requested":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import trio
 from msgspec import structs
@@ -19,7 +19,8 @@ from nunet_cli.matching.rank import start_delay
 from nunet_cli.network.messenger import Answer, Change, Incoming
 from nunet_cli.orchestrator.bid import Assessing, assess, sent_bid
 from nunet_cli.orchestrator.changes import advance, change_job, error_record, find_job
-from nunet_cli.orchestrator.needs import Asking, Dealing, HasAccounting, HasConfig, HasMessenger, HasStore
+from nunet_cli.orchestrator.going_on import No
+from nunet_cli.orchestrator.needs import Asking, Dealing, HasAccounting, HasAsked, HasConfig, HasMessenger, HasStore
 from nunet_cli.orchestrator.retry import look_again, may_retry, search_again
 from nunet_cli.orchestrator.select import SOON
 from nunet_cli.records.bids import BID_REQUESTS, BIDS, Bid, BidRecord, BidRequest
@@ -29,6 +30,10 @@ from nunet_cli.records.machine import CLOCK, PROVIDER, REQUESTER
 from nunet_cli.records.messages import DeclineJobRequest, JobRequest, TimeoutJobRequest
 
 Also = Callable[[Transaction, Job, BidRecord], None]
+
+
+class JobRequesting(HasAsked, Dealing, Protocol):
+    """Has bidders lock."""
 
 
 class Requested(Assessing, HasMessenger, Protocol):
@@ -42,7 +47,7 @@ class Locking(HasAccounting, HasConfig, Protocol):
 # -- requester ---------------------------------------------------------------------------------------------------------
 
 
-async def request(ctx: Dealing, job_id: str, also: Also | None = None) -> Job:
+async def request(ctx: JobRequesting, job_id: str, also: Also | None = None) -> Job:
     """Get the resources of the best bid locked, walking the shortlist; a job that has them already is left as it is.
 
     A job with a deadline goes back to the search when nobody on the shortlist takes it.
@@ -70,7 +75,7 @@ async def request(ctx: Dealing, job_id: str, also: Also | None = None) -> Job:
         await trio.sleep(min(SOON, start_delay(bid.offer, units.utc_now())))
         if check_resource_lock(bid.offer):
             return await _requested(ctx, job.id, place, bid, also)
-        locked = await _try_bid(ctx, bid)
+        locked = ctx.asked.take(bid.id) or await _try_bid(ctx, bid)
         if isinstance(locked, BidRecord):
             return await _requested(ctx, job.id, place, locked, also)
         left = await ctx.store.change(partial(_note_refusal, job_id=job.id, place=place, bid=bid, no=locked))
@@ -80,20 +85,20 @@ async def request(ctx: Dealing, job_id: str, also: Also | None = None) -> Job:
     return _unless_failed(await ctx.store.change(lambda t: _give_up_shortlist(t, t[JOBS].one(job.id))))
 
 
+async def ask_first(ctx: JobRequesting, bid_id: str) -> None:
+    """Ask a bidder to lock before its turn, which is next: its answer waits for that."""
+    bid = ctx.store[BIDS].one(bid_id)
+    if not check_resource_lock(bid.offer) and start_delay(bid.offer, units.utc_now()) <= 0:
+        ctx.asked.keep(bid.id, await _try_bid(ctx, bid))
+
+
 def _unless_failed(job: Job) -> Job:
     if job.state == "failed":
         raise _all_declined(job)
     return job
 
 
-class _No(NamedTuple):
-    """Why a bidder does not lock; whether its bid was over when it was asked."""
-
-    reason: str
-    lapsed: bool
-
-
-def _note_refusal(t: Transaction, job_id: str, place: int, bid: BidRecord, no: _No) -> Job:
+def _note_refusal(t: Transaction, job_id: str, place: int, bid: BidRecord, no: No) -> Job:
     """Go on to the next bid of the shortlist; after the last, to what is left for the job."""
     reason = no.reason
     if no.lapsed:
@@ -143,7 +148,7 @@ def check_resource_lock(bid: Bid) -> bool:
     return bid.resources_locked_until_timeout and bid.timeout > units.utc_now()
 
 
-async def _try_bid(ctx: Dealing, record: BidRecord) -> BidRecord | _No:
+async def _try_bid(ctx: Dealing, record: BidRecord) -> BidRecord | No:
     """Ask a bidder to lock; return the bid with its lock, or why there is none."""
     over = record.offer.timeout <= units.utc_now()
     answer = await _ask_to_lock(ctx, record)
@@ -152,21 +157,21 @@ async def _try_bid(ctx: Dealing, record: BidRecord) -> BidRecord | _No:
     return answer._replace(lapsed=answer.lapsed or over)
 
 
-async def _ask_to_lock(ctx: Dealing, record: BidRecord) -> BidRecord | _No:
+async def _ask_to_lock(ctx: Dealing, record: BidRecord) -> BidRecord | No:
     bid_request = ctx.store[BID_REQUESTS].one(record.bid_request_id).request
     try:
         answer = await query_peer(ctx, record.did, JobRequest(record.id, bid_request))
     except NunetError as error:
-        return _No(error.message, lapsed=False)
+        return No(error.message, lapsed=False)
     body, bid = answer.body, record.offer
     if isinstance(body, DeclineJobRequest):
-        return _No(body.reason, lapsed=False)
+        return No(body.reason, lapsed=False)
     if isinstance(body, TimeoutJobRequest):
-        return _No(f"the bid timed out at {body.timeout}", lapsed=True)
+        return No(f"the bid timed out at {body.timeout}", lapsed=True)
     if not isinstance(body, Bid) or (body.id, body.price, body.time) != (bid.id, bid.price, bid.time):
-        return _No("the provider came back with another bid", lapsed=False)
+        return No("the provider came back with another bid", lapsed=False)
     if not body.resources_locked_until_timeout:
-        return _No("the provider did not lock the resources", lapsed=False)
+        return No("the provider did not lock the resources", lapsed=False)
     locked = structs.replace(bid, resources_locked_until_timeout=True, timeout=body.timeout)
     return structs.replace(record, bid=locked, evidence=answer.evidence)
 

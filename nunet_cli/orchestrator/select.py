@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Protocol
 
@@ -24,7 +25,9 @@ from nunet_cli.records.bids import BIDS, Bid, BidRecord
 from nunet_cli.records.capability import Capability
 from nunet_cli.records.jobs import JOBS, Job, LinkRule
 from nunet_cli.records.machine import REQUESTER
+from nunet_cli.supervise import meanwhile
 
+First = Callable[[str], Awaitable[None]]
 SHORTLIST = 5
 SOON = 2.0
 # more bids than that take long enough to be ranked off the event loop
@@ -39,10 +42,11 @@ class Selecting(HasAccounting, HasJudging, HasPeers, HasConfig, HasStore, Protoc
     """Selects among the bids for a job."""
 
 
-async def select_best_bid(ctx: Selecting, job_id: str, request_id: str) -> Job:
+async def select_best_bid(ctx: Selecting, job_id: str, request_id: str, first: First | None = None) -> Job:
     """Rank the bids of a request and keep the shortlist with the job (seed 2: `selectBestBid`).
 
     Bids that the preferences refuse are left out, each with its reasons. Who can start now is preferred to who cannot.
+    With `first`, something is done with the best bid meanwhile.
 
     Raises:
         NoBidError: there is none for now; code `not_yet` with `details["start"]` where a provider can start later.
@@ -110,6 +114,8 @@ async def select_best_bid(ctx: Selecting, job_id: str, request_id: str) -> Job:
             bid_id=shortlist[0], waiting=None, refusals=(),
         )  # fmt: skip
 
+    if first is not None and ready:
+        return (await meanwhile(partial(ctx.store.change, change), partial(first, shortlist[0])))[0]
     changed = await ctx.store.change(change)
     if not ready:
         rows = ctx.store[BIDS].by("bid_request_id", request_id)

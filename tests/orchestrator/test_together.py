@@ -105,7 +105,8 @@ async def test_of_two_bids_of_one_bidder_the_first_counts(market: MarketOf) -> N
 async def test_a_search_keeps_so_many_answers_whoever_sends_them_by_relay(market: MarketOf, kind: str) -> None:
     async with market() as m:
         job = await at_stage(m)
-        asking = await match._new_bid_request(m.requester.ctx, job, decode_spec(job.spec))
+        asking, keep = match._new_bid_request(m.requester.ctx, job, decode_spec(job.spec))
+        await m.requester.ctx.store.change(keep)
         answer = await m.provider.ctx.store.change(await looked_at(m.provider, m.requester, "bid_request", asking))
         assert answer is not None
         offer = answer[1]
