@@ -28,7 +28,7 @@ from nunet_cli.orchestrator.needs import (
     HasStore,
     HasVerified,
 )
-from nunet_cli.orchestrator.request import ask_first, next_bid, request
+from nunet_cli.orchestrator.request import ask_first, next_bid, release_message, request
 from nunet_cli.orchestrator.retry import CANCEL_LIFETIME, GivingUp, give_up, look_again, note_called_off
 from nunet_cli.orchestrator.settle import Settling, settle
 from nunet_cli.records.bids import BIDS
@@ -44,8 +44,6 @@ log = logging.getLogger("nunet.orchestrate")
 RETRY_PAUSE, SETTLE_PAUSE = 3.0, 10.0
 # what an oracle, a contract database or a provider cannot do just now, because it is busy, or away
 MOMENTARY = TRANSIENT | {"oracle_busy", "not_available", "machine_busy", "transfer_stalled", "too_early"}
-# a lock lapses by itself
-RELEASE_LIFETIME = 120
 
 
 class Invoking(HasClosings, GivingUp, Dealing, Protocol):
@@ -178,10 +176,7 @@ def _release(ctx: HasMessenger, t: Transaction, job: Job) -> Outgoing | None:
     """Return the message that frees what a provider holds for a job, and so the deposit; None where nothing is held."""
     contract = t[CONTRACTS].get(job.contract_id) if job.contract_id else None
     if contract is not None and contract.state == "proved":
-        body, to, lifetime = JobCancel(contract_id=contract.id), contract.provider, CANCEL_LIFETIME
-    else:
-        bid = t[BIDS].get(job.bid_id) if job.state == "requested" else None
-        if bid is None:
-            return None
-        body, to, lifetime = JobCancel(bid_id=bid.id), bid.did, RELEASE_LIFETIME
-    return ctx.messenger.outbox.outgoing(to, "job_cancel", body, lifetime=lifetime)
+        body = JobCancel(contract_id=contract.id)
+        return ctx.messenger.outbox.outgoing(contract.provider, "job_cancel", body, lifetime=CANCEL_LIFETIME)
+    bid = t[BIDS].get(job.bid_id) if job.state == "requested" else None
+    return release_message(ctx, bid) if bid is not None else None

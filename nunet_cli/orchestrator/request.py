@@ -27,13 +27,20 @@ from nunet_cli.records.bids import BID_REQUESTS, BIDS, Bid, BidRecord, BidReques
 from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.jobs import JOBS, Job, Refusal
 from nunet_cli.records.machine import CLOCK, PROVIDER, REQUESTER
-from nunet_cli.records.messages import DeclineJobRequest, JobRequest, TimeoutJobRequest
+from nunet_cli.records.messages import DeclineJobRequest, JobCancel, JobRequest, TimeoutJobRequest
+from nunet_cli.records.messaging import Outgoing
 
+# a lock lapses by itself
+RELEASE_LIFETIME = 120
 Also = Callable[[Transaction, Job, BidRecord], None]
 
 
 class JobRequesting(HasAsked, Dealing, Protocol):
     """Has bidders lock."""
+
+
+class Releasing(HasMessenger, HasStore, Protocol):
+    """Frees what a bidder has locked."""
 
 
 class Requested(Assessing, HasMessenger, Protocol):
@@ -195,13 +202,15 @@ async def _requested(ctx: HasStore, job_id: str, place: int, bid: BidRecord, als
     return await ctx.store.change(change)
 
 
-async def next_bid(ctx: HasStore, job_id: str, reason: str) -> Job:
-    """Give up the current bid and go back to the shortlist, from the next one on."""
+async def next_bid(ctx: Releasing, job_id: str, reason: str) -> Job:
+    """Give up the current bid and go back to the shortlist, from the next one on; what is locked for it is freed."""
     bid_id = find_job(ctx.store, job_id).bid_id
 
     def change(t: Transaction) -> Job:
         job, bid = t[JOBS].one(job_id), t[BIDS].get(bid_id)
         peer = bid.bidder.peer_id if bid is not None else ""
+        if bid is not None:
+            ctx.messenger.outbox.enqueue(t, release_message(ctx, bid))
         refusals = (*job.refusals, Refusal(bid_id, peer, reason))
         said = {"refused_by": peer, "reason": reason}
         return advance(
@@ -209,6 +218,11 @@ async def next_bid(ctx: HasStore, job_id: str, reason: str) -> Job:
         )  # fmt: skip
 
     return await ctx.store.change(change)
+
+
+def release_message(ctx: HasMessenger, bid: BidRecord) -> Outgoing:
+    """Return the message that frees what a bidder has locked; it need not wait for the end of its lease."""
+    return ctx.messenger.outbox.outgoing(bid.did, "job_cancel", JobCancel(bid_id=bid.id), lifetime=RELEASE_LIFETIME)
 
 
 # -- provider ----------------------------------------------------------------------------------------------------------

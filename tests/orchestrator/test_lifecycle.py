@@ -27,7 +27,7 @@ from nunet_cli.node.opening import open_node
 from nunet_cli.orchestrator import contract, execute, invoke, match, outputs, request, settle
 from nunet_cli.orchestrator.changes import change_job
 from nunet_cli.orchestrator.retry import MAX_LAPSES
-from nunet_cli.records.allocations import ALLOCATIONS
+from nunet_cli.records.allocations import ALLOCATIONS, HOLDINGS
 from nunet_cli.records.bids import BIDS
 from nunet_cli.records.books import LOG
 from nunet_cli.records.contract_records import CONTRACTS, REGISTERED_CONTRACTS
@@ -337,6 +337,10 @@ async def test_an_entity_that_is_not_verified_gets_no_contract(market: MarketOf)
         with pytest.raises(DeclinedError):
             await orchestrate_job(m.requester.ctx, job_id)
         assert "not verified" in m.job(job_id).refusals[0].reason
+        # what was locked for it is free at once, and not at the end of the lease
+        with trio.fail_after(m.provider.ctx.config.lock_lease / 2):
+            while m.provider.ctx.store[HOLDINGS].count():
+                await trio.sleep(0.01)
 
 
 @pytest.mark.parametrize("party", ["provider", "requester"])
