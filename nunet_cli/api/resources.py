@@ -14,7 +14,8 @@ from starlette.responses import Response
 from nunet_cli import units
 from nunet_cli.api import schemas, views
 from nunet_cli.api.common import PAGING, STATE, Endpoint, answer, body_of, did_of, in_states, listed, node_of, sliced
-from nunet_cli.config import Topic, shown
+from nunet_cli.config import Topic
+from nunet_cli.config_file import shown
 from nunet_cli.errors import PeerError, UsageError
 from nunet_cli.jobs import expressions
 from nunet_cli.node import indices as activity

@@ -30,7 +30,7 @@ def choose(client: ApiClient) -> bool:
         did = _ask(role, dids, peers)
         client.post("/roles", {"role": role, "did": did})
         if not STATE.node:
-            from nunet_cli.config import set_in_file
+            from nunet_cli.config_file import set_in_file
 
             set_in_file(STATE.config_file, role.replace("-", "_"), did)
             note(f"kept in {STATE.config_file}")

@@ -75,7 +75,7 @@ def peers(ctx: Any, incomplete: str) -> Completions:
 
 def config_keys(incomplete: str) -> list[str]:
     """Return the configuration's keys."""
-    from nunet_cli.config import keys
+    from nunet_cli.config_file import keys
 
     return [key for key in keys() if key.startswith(incomplete)]
 

@@ -27,8 +27,8 @@ def _text(value: Any) -> str:
 @app.command("get")
 def get(key: KeyArgument, output: OutputOption = Format.table) -> None:
     """Print the value in force."""
-    from nunet_cli.config import check_key
-    from nunet_cli.config import get as read
+    from nunet_cli.config_file import check_key
+    from nunet_cli.config_file import get as read
 
     check_key(key)
     value = read(STATE.config(), key)
@@ -44,7 +44,7 @@ def set_value(
     value: Annotated[str, typer.Argument(help="The value; lists are comma-separated.", metavar="VALUE")],
 ) -> None:
     """Change the file, keeping its comments; a value that does not validate is refused."""
-    from nunet_cli.config import check_key, parse_value, set_in_file
+    from nunet_cli.config_file import check_key, parse_value, set_in_file
     from nunet_cli.node.settings import check_here, check_settings
 
     check_key(key)
@@ -58,7 +58,7 @@ def set_value(
 @app.command("list")
 def list_values(output: OutputOption = Format.table) -> None:
     """Print every key with the value in force."""
-    from nunet_cli.config import shown
+    from nunet_cli.config_file import shown
 
     values = shown(STATE.config())
     if output is Format.table:

@@ -80,7 +80,7 @@ def onboard(
     import msgspec
 
     from nunet_cli.cli.authorities import choose
-    from nunet_cli.config import check_value, parse_value
+    from nunet_cli.config_file import check_value, parse_value
     from nunet_cli.node.onboarding import is_free, keep_offer, plan_onboarding, still_standing
     from nunet_cli.records.offers import OnboardOptions
     from nunet_cli.records.reading import convert
@@ -169,7 +169,8 @@ def _set_policy(key: str, text: str | None, *, reset: bool, flag: str) -> bool:
     Returns:
         Whether a node runs that has it otherwise until it is restarted.
     """
-    from nunet_cli.config import Config, get, parse_value, set_in_file
+    from nunet_cli.config import Config
+    from nunet_cli.config_file import get, parse_value, set_in_file
 
     if text is not None:
         value = parse_value(key, text)

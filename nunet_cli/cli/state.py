@@ -42,7 +42,7 @@ class State:
 
     def config(self, overrides: dict[str, Any] | None = None) -> Config:
         """Return the configuration: file, environment, options."""
-        from nunet_cli.config import load
+        from nunet_cli.config_file import load
         from nunet_cli.node.settings import check_settings
 
         return load(self.config_file, overrides=overrides, check=check_settings)

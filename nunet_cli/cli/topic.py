@@ -40,7 +40,7 @@ def unsubscribe(topic: TopicArgument, output: OutputOption = Format.table) -> No
 
 
 def _change(topic: str, output: Format, *, subscribed: bool) -> None:
-    from nunet_cli.config import get, set_in_file
+    from nunet_cli.config_file import get, set_in_file
 
     kept = [name for name in get(STATE.config(), "network.topics") if name != topic]
     set_in_file(STATE.config_file, "network.topics", [*kept, topic] if subscribed else kept)

@@ -17,7 +17,8 @@ import trio
 from msgspec import Struct
 
 from nunet_cli import units
-from nunet_cli.config import Config, from_environment, load
+from nunet_cli.config import Config
+from nunet_cli.config_file import from_environment, load
 from nunet_cli.database.store import Store
 from nunet_cli.errors import NunetError
 from nunet_cli.executor.docker import DockerExecutor

@@ -5,7 +5,8 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-from nunet_cli.config import Config, shown
+from nunet_cli.config import Config
+from nunet_cli.config_file import shown
 from nunet_cli.errors import IdentityError, UsageError
 from nunet_cli.network.addresses import parse_address, parse_peer
 from nunet_cli.records.identifiers import did_from_key, key_from_did, key_from_peer_id

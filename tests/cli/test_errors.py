@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tomlkit
 
-from nunet_cli.config import parse_value, put
+from nunet_cli.config_file import parse_value, put
 from nunet_cli.network.identity import new_identity
 from tests.conftest import nunet
 

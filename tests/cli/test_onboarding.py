@@ -10,7 +10,7 @@ import pytest
 from msgspec import structs
 
 from nunet_cli import units
-from nunet_cli.config import load
+from nunet_cli.config_file import load
 from nunet_cli.database.store import Store
 from nunet_cli.errors import UsageError
 from nunet_cli.node import onboarding

@@ -16,7 +16,7 @@ from nunet_cli.cli import manual, pages
 from nunet_cli.cli.app import whole_tree
 from nunet_cli.cli.examples import EXAMPLES
 from nunet_cli.cli.table import COMMANDS
-from nunet_cli.config import keys
+from nunet_cli.config_file import keys
 from nunet_cli.database.store import Store
 from nunet_cli.records.jobs import JOBS, Job
 from tests.conftest import ROOT, nunet

@@ -15,7 +15,8 @@ from typing import Any
 import trio
 
 from nunet_cli.api.client import ApiClient, socket_path
-from nunet_cli.config import Config, NetworkConfig, config_path, set_in_file
+from nunet_cli.config import Config, NetworkConfig, config_path
+from nunet_cli.config_file import set_in_file
 from nunet_cli.network.identity import load_or_create
 from nunet_cli.node.onboarding import OnboardOptions
 from nunet_cli.node.opening import open_node
