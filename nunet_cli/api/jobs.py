@@ -130,7 +130,7 @@ async def show_job(request: Request) -> Response:
 
 def below(job: Job) -> tuple[str, ...]:
     """Return the ids of the jobs right below one."""
-    return (*job.units.values(), *job.members)
+    return (*job.children.values(), *job.members)
 
 
 async def run_stage(request: Request) -> Response:

@@ -82,7 +82,7 @@ def _is_old(job: Job, before: str) -> bool:
 def family(source: Store | Transaction, job: Job) -> list[Job]:
     """Return a job and everything below it."""
     rows = [job]
-    for child_id in (*job.units.values(), *job.members):
+    for child_id in (*job.children.values(), *job.members):
         child = source[JOBS].get(child_id)
         if child is not None:
             rows += family(source, child)

@@ -49,7 +49,7 @@ async def run_group(ctx: Cancelling, job_id: str, run: Run) -> Job:
     if spec.type == "recurring":
         return await _run_recurring(ctx, job_id, spec, run)
     arranged = Arrangement({}, (), {}) if spec.type == "batch" else arrange(spec)
-    at_once = spec.batch.parallel if spec.batch is not None and spec.batch.parallel else max(1, len(job.units))
+    at_once = spec.batch.parallel if spec.batch is not None and spec.batch.parallel else max(1, len(job.children))
     places = trio.Semaphore(at_once)
     failures: list[tuple[str, NunetError]] = []
     async with trio.open_nursery() as nursery:
@@ -69,7 +69,7 @@ async def run_group(ctx: Cancelling, job_id: str, run: Run) -> Job:
                 failures.append((name, error))
                 nursery.cancel_scope.cancel()
 
-        for name, child_id in job.units.items():
+        for name, child_id in job.children.items():
             nursery.start_soon(take, name, child_id)
     if failures:
         await fail_group(ctx, job, *failures[0])
@@ -81,7 +81,7 @@ async def _begin(ctx: HasStore, job_id: str) -> Job:
         job = t[JOBS].one(job_id)
         if job.state != "posted":
             return job
-        return advance(t, job_id, "begin", by=REQUESTER, said={"children": len(job.units)})
+        return advance(t, job_id, "begin", by=REQUESTER, said={"children": len(job.children)})
 
     job = find_job(ctx.store, job_id)
     return job if job.state != "posted" else await ctx.store.change(change)
@@ -89,13 +89,13 @@ async def _begin(ctx: HasStore, job_id: str) -> Job:
 
 async def _wait_for_links(ctx: HasStore, job: Job, arranged: Arrangement, name: str) -> None:
     """Wait until what a child is linked to is settled, or for `colocate`, has a provider."""
-    links = arranged.before(name) if arranged.units else []
+    links = arranged.before(name) if arranged.children else []
     while True:
         changed = ctx.store.new_event
         # one that fails ends the whole group, and this wait with it
         waiting = []
         for source, link in links:
-            state = find_job(ctx.store, job.units[source]).state
+            state = find_job(ctx.store, job.children[source]).state
             if state not in (PLACED if link.kind == "colocate" else {"settled"}):
                 waiting.append(source)
         if not waiting:
@@ -106,13 +106,13 @@ async def _wait_for_links(ctx: HasStore, job: Job, arranged: Arrangement, name: 
 
 async def _release(ctx: HasStore, job: Job, arranged: Arrangement, name: str) -> None:
     """Give a child what its links bring: the data as inputs, the provider to run at, the constraints on its bids."""
-    child = find_job(ctx.store, job.units[name])
-    links = arranged.before(name) if arranged.units else []
+    child = find_job(ctx.store, job.children[name])
+    links = arranged.before(name) if arranged.children else []
     if not _is_held(child) or not links:
         return
     spec, push, rules = decode_spec(child.spec), child.push, []
     for source, link in links:
-        other = find_job(ctx.store, job.units[source])
+        other = find_job(ctx.store, job.children[source])
         if link.kind == "data":
             spec = _with_data(ctx, spec, link, other, in_pod=spec.pod)
         if link.kind == "colocate":
@@ -174,14 +174,14 @@ def outputs_of(ctx: HasStore, job: Job) -> dict[str, OutputFile]:
         return {k.removeprefix(prefix): v for k, v in outputs_of(ctx, pod).items() if k.startswith(prefix)}
     if job.kind == "group":
         found: dict[str, OutputFile] = {}
-        for name, child_id in job.units.items():
+        for name, child_id in job.children.items():
             child = find_job(ctx.store, child_id)
             # a pod is no level of names of its own
             prefix = "" if child.members else f"{name}/"
             found |= {f"{prefix}{output}": file for output, file in outputs_of(ctx, child).items()}
         return found
     if job.kind == "replicas":
-        replicas = [find_job(ctx.store, child_id) for child_id in job.units.values()]
+        replicas = [find_job(ctx.store, child_id) for child_id in job.children.values()]
         agreed = [replica for replica in replicas if replica.state == "settled"]
         return outputs_of(ctx, agreed[0]) if agreed else {}
     return {output.name: output for output in job.result.outputs} if job.result is not None else {}
@@ -192,7 +192,7 @@ def logs_of(ctx: HasStore, job: Job) -> dict[str, str]:
     if job.kind == "group":
         return {
             f"{name}/{log_name}": cid
-            for name, child in job.units.items()
+            for name, child in job.children.items()
             for log_name, cid in logs_of(ctx, find_job(ctx.store, child)).items()
         }
     result = job.result
@@ -218,8 +218,8 @@ async def fail_group(ctx: Cancelling, job: Job, name: str, cause: NunetError) ->
     """
     await cancel.cancel_children(ctx, job)
     error = JobFailedError(
-        f"{name}: {cause.message}", code=cause.code, hint=f"see: nunet job show {job.units[name]}",
-        details={"child": name, "job": job.units[name]},
+        f"{name}: {cause.message}", code=cause.code, hint=f"see: nunet job show {job.children[name]}",
+        details={"child": name, "job": job.children[name]},
     )  # fmt: skip
     error.exit_code = cause.exit_code
     event = {"child": name, "reason": cause.code, "message": cause.message}
@@ -232,7 +232,7 @@ async def _settle(ctx: HasStore, job_id: str) -> Job:
         job = t[JOBS].one(job_id)
         if job.state == "settled":
             return job
-        children = [t[JOBS].one(child_id) for child_id in job.units.values()]
+        children = [t[JOBS].one(child_id) for child_id in job.children.values()]
         paid = total_paid(children)
         return advance(t, job_id, "settle", by=REQUESTER, said={"children": len(children), "paid": paid}, paid=paid)
 
@@ -254,8 +254,8 @@ async def _run_recurring(ctx: HasStore, job_id: str, spec: JobSpec, run: Run) ->
     assert schedule is not None
     while True:
         job = find_job(ctx.store, job_id)
-        done = len(job.units)
-        open_ones = [child for child in job.units.values() if find_job(ctx.store, child).state not in JOB_ENDS]
+        done = len(job.children)
+        open_ones = [child for child in job.children.values() if find_job(ctx.store, child).state not in JOB_ENDS]
         for child_id in open_ones:
             await _run_once(child_id, run)
         if schedule.count and done >= schedule.count:
@@ -286,12 +286,12 @@ def _note_next(t: Transaction, job_id: str, due: str) -> None:
 def _add_run(t: Transaction, job_id: str, spec: JobSpec, number: int) -> None:
     assert spec.schedule is not None
     job = t[JOBS].one(job_id)
-    if job.state in JOB_ENDS or len(job.units) != number:
+    if job.state in JOB_ENDS or len(job.children) != number:
         return
     child_spec = structs.replace(spec, type="task", schedule=None, name=f"{spec.name[:90]}-{number}")
     rows = job_rows(child_spec, job.requester, {"push": job.push, "topic": job.topic}, parent=job_id)
     for row in rows:
         put_job(t, row)
     due = next_run(spec.schedule, units.utc_now())
-    change_job(t, job_id, units={**job.units, child_spec.name: rows[0].id}, next_run=due)
+    change_job(t, job_id, children={**job.children, child_spec.name: rows[0].id}, next_run=due)
     t.save_event(job_id, "job_scheduled", next_run=due)

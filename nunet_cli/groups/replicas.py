@@ -31,7 +31,7 @@ async def run_replicas(ctx: Cancelling, job_id: str, next_stage: Run) -> Job:
 
     Args:
         ctx: the node's parts.
-        job_id: the job, whose units are its replicas.
+        job_id: the job, whose children are its replicas.
         next_stage: takes one replica through the stage that comes next for it.
 
     Raises:
@@ -40,7 +40,7 @@ async def run_replicas(ctx: Cancelling, job_id: str, next_stage: Run) -> Job:
         DisputedError: there is no quorum: the contracts are disputed.
     """
     job = await _begin(ctx, job_id)
-    for child_id in job.units.values():
+    for child_id in job.children.values():
         try:
             await _place(ctx, job, child_id, next_stage)
         except NunetError as error:
@@ -51,10 +51,10 @@ async def run_replicas(ctx: Cancelling, job_id: str, next_stage: Run) -> Job:
                 await group.fail_group(ctx, job, replica.name, error)
             log.info("replica %s: %s", child_id, error)
     async with trio.open_nursery() as nursery:
-        for child_id in job.units.values():
+        for child_id in job.children.values():
             nursery.start_soon(_finish, ctx, child_id, next_stage)
     # each is settled with the others' results, so all must have ended first
-    for child_id in job.units.values():
+    for child_id in job.children.values():
         if find_job(ctx.store, child_id).state in ("completed", "verified"):
             try:
                 await next_stage(child_id)
@@ -68,7 +68,7 @@ async def _begin(ctx: HasStore, job_id: str) -> Job:
         job = t[JOBS].one(job_id)
         if job.state != "posted":
             return job
-        return advance(t, job_id, "begin", by=REQUESTER, said={"replicas": len(job.units)})
+        return advance(t, job_id, "begin", by=REQUESTER, said={"replicas": len(job.children)})
 
     job = find_job(ctx.store, job_id)
     return job if job.state != "posted" else await ctx.store.change(change)
@@ -78,7 +78,9 @@ async def _place(ctx: HasStore, job: Job, child_id: str, next_stage: Run) -> Non
     """Get one replica a contract, with a provider that has none of the others."""
 
     def exclude(t: Transaction) -> None:
-        taken = [t[CONTRACTS].get(t[JOBS].one(other).contract_id) for other in job.units.values() if other != child_id]
+        taken = [
+            t[CONTRACTS].get(t[JOBS].one(other).contract_id) for other in job.children.values() if other != child_id
+        ]
         known = t[JOBS].one(child_id).excluded
         excluded = tuple(sorted({*known, *(contract.provider for contract in taken if contract is not None)}))
         if excluded != known:
@@ -104,7 +106,7 @@ async def _conclude(ctx: HasStore, job_id: str) -> Job:
         job = t[JOBS].one(job_id)
         if job.state in JOB_ENDS:
             return job, None
-        replicas = [t[JOBS].one(child_id) for child_id in job.units.values()]
+        replicas = [t[JOBS].one(child_id) for child_id in job.children.values()]
         agreed = [replica for replica in replicas if replica.state == "settled"]
         paid, needed = total_paid(replicas), decode_spec(job.spec).verify.n // 2 + 1
         if len(agreed) >= needed:

@@ -173,14 +173,17 @@ def _check_group(spec: JobSpec, where: str, known: _Expressions) -> None:
         _check_link_output(by_name[link.from_], link.output, f"{where}links[{index}].output")
     arranged = arrange(spec)
     _check_order(arranged)
-    for unit in (spec, *arranged.units.values()):
-        if unit.pod:
-            _check_output_names(unit, where)
+    for job in (spec, *arranged.children.values()):
+        if job.pod:
+            _check_output_names(job, where)
     order([child.name for child in spec.children], [(link.from_, link.to) for link in spec.links])
 
 
 def _check_order(arranged: Arrangement) -> None:
-    order(list(arranged.units), [(arranged.unit_of[link.from_], arranged.unit_of[link.to]) for link in arranged.links])
+    order(
+        list(arranged.children),
+        [(arranged.child_of[link.from_], arranged.child_of[link.to]) for link in arranged.links],
+    )
 
 
 def _check_link_output(source: JobSpec, output: str, path: str) -> None:

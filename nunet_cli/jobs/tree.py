@@ -23,16 +23,16 @@ MAX_JOBS = 2000
 class Arrangement:
     """The children of a group as they are orchestrated: single jobs and whole pods, with the links between them.
 
-    `unit_of` names the unit that each child is in; `links` keep the children's own names.
+    `child_of` names the child, or the pod in its place, that each child is in; `links` keep the children's own names.
     """
 
-    units: dict[str, JobSpec]
+    children: dict[str, JobSpec]
     links: tuple[JobLink, ...]
-    unit_of: dict[str, str]
+    child_of: dict[str, str]
 
-    def before(self, unit: str) -> list[tuple[str, JobLink]]:
-        """Return the units that a unit waits for, each with the link that says so."""
-        return [(self.unit_of[link.from_], link) for link in self.links if self.unit_of[link.to] == unit]
+    def before(self, child: str) -> list[tuple[str, JobLink]]:
+        """Return the children that one waits for, each with the link that says so."""
+        return [(self.child_of[link.from_], link) for link in self.links if self.child_of[link.to] == child]
 
 
 def is_group(spec: JobSpec) -> bool:
@@ -67,25 +67,25 @@ def count_jobs(spec: JobSpec, depth: int = 0) -> int:
 
 
 def arrange(spec: JobSpec) -> Arrangement:
-    """Return a group's children with each pod made one unit."""
+    """Return a group's children, with one job in the place of each pod."""
     pod_of = {name: pod.id for pod in spec.pods for name in pod.jobs}
-    unit_of = {child.name: pod_of.get(child.name, child.name) for child in spec.children}
+    child_of = {child.name: pod_of.get(child.name, child.name) for child in spec.children}
     found: dict[str, JobSpec] = {}
     inside: defaultdict[str, list[JobLink]] = defaultdict(list)
     for link in spec.links:
-        if unit_of[link.from_] == unit_of[link.to]:
-            inside[unit_of[link.to]].append(link)
+        if child_of[link.from_] == child_of[link.to]:
+            inside[child_of[link.to]].append(link)
     together: defaultdict[str, list[JobSpec]] = defaultdict(list)
     for child in spec.children:
-        together[unit_of[child.name]].append(child)
+        together[child_of[child.name]].append(child)
     for child in spec.children:
-        unit = unit_of[child.name]
-        if unit == child.name and child.name not in pod_of:
-            found[unit] = child
-        elif unit not in found:
-            found[unit] = make_pod(unit, tuple(together[unit]), tuple(inside[unit]))
-    outer = tuple(link for link in spec.links if unit_of[link.from_] != unit_of[link.to])
-    return Arrangement(found, outer, unit_of)
+        name = child_of[child.name]
+        if name == child.name and child.name not in pod_of:
+            found[name] = child
+        elif name not in found:
+            found[name] = make_pod(name, tuple(together[name]), tuple(inside[name]))
+    outer = tuple(link for link in spec.links if child_of[link.from_] != child_of[link.to])
+    return Arrangement(found, outer, child_of)
 
 
 def make_pod(name: str, members: tuple[JobSpec, ...], links: tuple[JobLink, ...]) -> JobSpec:

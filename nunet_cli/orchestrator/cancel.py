@@ -114,7 +114,7 @@ async def cancel(ctx: Cancelling, job_id: str) -> Job:
 
 async def _cancel_group(ctx: Cancelling, job: Job) -> Job:
     ended = await cancel_children(ctx, job)
-    note = f"{ended} of {len(job.units)} children had ended" if ended else ""
+    note = f"{ended} of {len(job.children)} children had ended" if ended else ""
     return await ctx.store.change(lambda t: advance(t, job.id, "cancel", by=REQUESTER, said={"note": note}, note=note))
 
 
@@ -131,7 +131,7 @@ async def cancel_children(ctx: Cancelling, job: Job) -> int:
             ended.append(child_id)
 
     async with trio.open_nursery() as nursery:
-        for child_id in job.units.values():
+        for child_id in job.children.values():
             nursery.start_soon(call_off, child_id)
     return len(ended)
 

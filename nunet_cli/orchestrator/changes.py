@@ -74,7 +74,7 @@ def resolve_replicas(t: Transaction, job_id: str) -> None:
     group = t[JOBS].get(job_id)
     if group is None or group.kind != "replicas" or group.state != "disputed":
         return
-    found = [t[JOBS].get(child_id) for child_id in group.units.values()]
+    found = [t[JOBS].get(child_id) for child_id in group.children.values()]
     replicas = [replica for replica in found if replica is not None]
     if all(replica.state in JOB_ENDS for replica in replicas):
         paid = units.format_amount(sum(units.parse_amount(replica.paid or "0") for replica in replicas))

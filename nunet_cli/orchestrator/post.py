@@ -120,8 +120,8 @@ def job_rows(spec: JobSpec, requester: str, shared: dict[str, str], *, parent: s
     names: dict[str, str] = {}
     members: list[str] = []
     if kind == "group":
-        for name, unit in group_units(spec).items():
-            rows = job_rows(unit, requester, shared, parent=job_id)
+        for name, child in group_children(spec).items():
+            rows = job_rows(child, requester, shared, parent=job_id)
             names[name] = rows[0].id
             below += rows
     elif kind == "replicas":
@@ -137,7 +137,7 @@ def job_rows(spec: JobSpec, requester: str, shared: dict[str, str], *, parent: s
             below.append(row)
     job = Job(
         id=job_id, name=spec.name, requester=requester, spec=text.decode(), spec_cid=content_id(text), created_at=now,
-        changed_at=now, kind=kind, parent=parent, units=names, members=tuple(members), push=shared["push"],
+        changed_at=now, kind=kind, parent=parent, children=names, members=tuple(members), push=shared["push"],
         topic=shared["topic"], limit=price_limit(spec),
     )  # fmt: skip
     return [job, *below]
@@ -150,13 +150,13 @@ def kind_of(spec: JobSpec) -> str:
     return "replicas" if spec.verify.policy == "replicate" else "job"
 
 
-def group_units(spec: JobSpec) -> dict[str, JobSpec]:
+def group_children(spec: JobSpec) -> dict[str, JobSpec]:
     """Return what a group is orchestrated as; a recurring job has none until its first time comes."""
     if spec.type == "recurring":
         return {}
     if spec.type == "batch":
         return {child.name: child for child in expand_batch(spec).children}
-    return arrange(spec).units
+    return arrange(spec).children
 
 
 def _target_key(ctx: HasPeers, push: str) -> bytes:

@@ -15,7 +15,7 @@ def other_replicas(ctx: HasStore, job: Job) -> tuple[Replica, ...]:
     if parent is None or parent.kind != "replicas":
         return ()
     found = []
-    for child_id in parent.units.values():
+    for child_id in parent.children.values():
         contract_id = find_job(ctx.store, child_id).contract_id
         contract = ctx.store[CONTRACTS].get(contract_id) if contract_id and child_id != job.id else None
         if contract is not None and contract.result is not None and contract.proof is not None:

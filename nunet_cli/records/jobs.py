@@ -48,10 +48,11 @@ class LinkRule(Struct, frozen=True, rename={"from_": "from"}):
     from_: str
 
 
-class Job(Struct, frozen=True):
+# in the rows the children are `units`, as they were from the beginning: homes open as they are
+class Job(Struct, frozen=True, rename={"children": "units"}):
     """A job, a group, the replicas of a job, or a member of a pod (`kind`).
 
-    `spec` is the whole specification as JSON, `limit` the most it may cost in micro-NTX. `units` are the children of a
+    `spec` is the whole specification as JSON, `limit` the most it may cost in micro-NTX. `children` are those of a
     group by name, `members` those of a pod. `shortlist` are bids, the best first, and `place` is the one whose turn it
     is. `excluded` are the DIDs of providers that may not have it any more. `late` says that its result came after it
     had been given up.
@@ -67,7 +68,7 @@ class Job(Struct, frozen=True):
     state: str = "posted"
     kind: str = "job"
     parent: str = ""
-    units: dict[str, str] = {}
+    children: dict[str, str] = {}
     members: tuple[str, ...] = ()
     push: str = ""
     topic: str = ""

@@ -168,7 +168,7 @@ def test_what_was_there_is_found_by_its_indexes(tmp_path: Path) -> None:
             if job.get("contract_id"):
                 assert store[CONTRACTS].one(job["contract_id"]).job_id == job["id"]
         group = next(job for job in store[JOBS].all() if job.kind == "group")
-        assert {job.id for job in store[JOBS].by("parent", group.id)} == set(group.units.values())
+        assert {job.id for job in store[JOBS].by("parent", group.id)} == set(group.children.values())
         wanted = {"posted", "matched", "requested", "settled", "failed", "cancelled", "expired", "disputed", "resolved"}
         assert set(store[JOBS].distinct("state")) == wanted
 

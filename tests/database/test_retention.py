@@ -53,8 +53,8 @@ async def test_what_ended_long_ago_goes_with_all_that_belongs_to_it(tmp_path: Pa
         def fill(t: Transaction) -> None:
             for row in (
                 job("old"), job("young", at=NOW), job("open", "running"), job("disputed", "disputed"),
-                job("group", units={"a": "child"}, kind="group"), job("child", parent="group"),
-                job("held", units={"a": "busy"}, kind="group", state="failed"), job("busy", "running", parent="held"),
+                job("group", children={"a": "child"}, kind="group"), job("child", parent="group"),
+                job("held", children={"a": "busy"}, kind="group", state="failed"), job("busy", "running", parent="held"),
             ):  # fmt: skip
                 t[JOBS].put(row)
                 t[BIDS].put(bid(f"bid-of-{row.id}", row.id, "received"))
@@ -95,7 +95,7 @@ async def test_what_has_to_stay_keeps_nothing_else(tmp_path: Path) -> None:
 
         def fill(t: Transaction) -> None:
             for n in range(AT_ONCE + 5):
-                t[JOBS].put(job(f"held-{n}", units={"a": f"busy-{n}"}, kind="group", state="failed"))
+                t[JOBS].put(job(f"held-{n}", children={"a": f"busy-{n}"}, kind="group", state="failed"))
                 t[JOBS].put(job(f"busy-{n}", "disputed", parent=f"held-{n}"))
                 t[CONTRACTS].put(contract(f"c-{n}", "settled", NOW, "elsewhere"))
                 t[BIDS].put(bid(f"bid-c-{n}", "elsewhere"))
@@ -135,7 +135,7 @@ async def test_a_group_is_as_old_as_the_last_that_ended_in_it(tmp_path: Path) ->
     with Store(tmp_path) as store:
 
         def fill(t: Transaction) -> None:
-            t[JOBS].put(job("group", units={"a": "child"}, kind="group", state="failed"))
+            t[JOBS].put(job("group", children={"a": "child"}, kind="group", state="failed"))
             # its dispute was decided just now
             t[JOBS].put(job("child", "resolved", at=NOW, parent="group"))
 

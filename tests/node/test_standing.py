@@ -78,7 +78,7 @@ async def test_a_job_waits_while_the_requesters_disk_is_full_and_goes_on_afterwa
             async with full_disk(m.requester):
                 await fill(m.requester.ctx.store)
                 m.requester.orchestrate(job_id)
-                waiting = [*m.job(job_id).units.values()] or [job_id]
+                waiting = [*m.job(job_id).children.values()] or [job_id]
                 while not all(name in m.requester.ctx.progress.all() for name in waiting):
                     await trio.sleep(0.01)
                 assert m.requester.ctx.progress.all()[waiting[0]].what == "waiting: the disk is full"

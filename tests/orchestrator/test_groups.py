@@ -199,7 +199,7 @@ async def test_a_recurring_job_runs_again_and_again_and_a_failure_does_not_end_i
         with trio.fail_after(30):
             job = await orchestrate_job(m.requester.ctx, job_id)
         assert job.state == "settled"
-        children = [m.job(child_id) for child_id in job.units.values()]
+        children = [m.job(child_id) for child_id in job.children.values()]
         assert [row.name for row in children] == ["tick-0", "tick-1", "tick-2"]
         assert {row.state for row in children} == {"settled"}
         begun = [units.parse_time(row.created_at).timestamp() for row in children]
@@ -217,7 +217,7 @@ async def test_a_time_of_a_schedule_is_run_once_though_two_see_that_it_is_due(ma
                 nursery.start_soon(store.change, due)
             await trio.testing.wait_all_tasks_blocked()
             let_go()
-        assert list(m.job(job_id).units) == ["tick-0"]
+        assert list(m.job(job_id).children) == ["tick-0"]
         assert len(store[JOBS].by("parent", job_id)) == 1
         assert m.event_types(job_id).count("job_scheduled") == 1
 

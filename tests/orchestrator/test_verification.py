@@ -121,14 +121,14 @@ async def test_without_a_quorum_all_are_disputed_and_escrow_is_held(tmp_path: Pa
         held = [balance for name, balance in m.balances().items() if name.startswith("escrow:") and balance]
         assert held == [units.MICRO] * 2
         group = m.job(job_id)
-        first, second = (m.job(child).contract_id for child in group.units.values())
+        first, second = (m.job(child).contract_id for child in group.children.values())
         assert m.authority.contract_database is not None
         await m.authority.contract_database.resolve(first, "pay")
-        await is_resolved(m, group.units.values(), first)
+        await is_resolved(m, group.children.values(), first)
         # the other one is still to be decided
         assert m.job(job_id).state == "disputed"
         await m.authority.contract_database.resolve(second, "split", "0.5")
-        await is_resolved(m, group.units.values(), second)
+        await is_resolved(m, group.children.values(), second)
         assert (m.job(job_id).state, m.job(job_id).paid) == ("resolved", "1.5")
         assert m.event_types(job_id)[-1] == "job_resolved"
         care = Care(m.requester.ctx.store, m.requester.ctx.blobs, RetentionConfig(jobs=0))
@@ -151,7 +151,7 @@ async def test_replicas_whose_disputes_were_decided_under_an_earlier_version_hav
         done = Job("a", "a", node.identity.did, "{}", "c", NOW, NOW, state="resolved", parent="group", paid="1")
         open_one = structs.replace(done, id="b", state="disputed", parent="other")
         groups = [
-            structs.replace(done, id=name, kind="replicas", state="disputed", parent="", units={"one": child})
+            structs.replace(done, id=name, kind="replicas", state="disputed", parent="", children={"one": child})
             for name, child in (("group", "a"), ("other", "b"))
         ]
         for row in (done, open_one, *groups):
