@@ -12,7 +12,7 @@ import msgspec
 import psutil
 from msgspec import Struct
 
-from nunet_cli import units
+from nunet_cli import quantities
 
 
 class Line(Struct, omit_defaults=True):
@@ -67,7 +67,7 @@ def report(lines: list[Line]) -> Report:
         "system": f"{platform.system()} {platform.release()}", "python": platform.python_version(),
         "cpu": f"{psutil.cpu_count()} × {platform.machine()}", "memory": f"{memory:.0f} GiB",
     }  # fmt: skip
-    return Report(units.utc_now(), machine, lines)
+    return Report(quantities.utc_now(), machine, lines)
 
 
 def load(path: Path) -> dict[tuple[str, str], Line]:

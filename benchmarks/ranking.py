@@ -12,7 +12,7 @@ import msgspec
 
 from benchmarks.lines import Line, Options
 from benchmarks.timing import best_in_turns
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.matching.rank import Wishes, rank
 from nunet_cli.network.identity import new_identity
 from nunet_cli.records.bids import Bid, NodeID, SoftConstraint, TimeBid
@@ -28,7 +28,7 @@ def measure(options: Options) -> Iterator[Line]:
     made, distance = bids(Random(1))
     raw = [msgspec.json.encode(bid) for bid in made]
     decoder = msgspec.json.Decoder(Bid)
-    now = units.utc_now()
+    now = quantities.utc_now()
     plain, wishing = Wishes(limit=10**7), Wishes(limit=10**7, soft=(SOFT,))
     for name, wishes, count in (
         ("by price, start, load, distance", plain, COUNT), ("with a wish in CEL", wishing, WISHED),
@@ -56,14 +56,14 @@ def read(decoder: msgspec.json.Decoder[Bid], raw: list[bytes]) -> list[Bid]:
 def bids(random: Random) -> tuple[list[Bid], dict[str, float]]:
     """Return valid offers that differ in all that is ranked by, and measured distances to most of the bidders."""
     dids = [new_identity().did for _ in range(BIDDERS)]
-    now = units.now()
-    timeout = units.format_time(now + timedelta(minutes=5))
+    now = quantities.now()
+    timeout = quantities.format_time(now + timedelta(minutes=5))
     made = [
         Bid(
             id=f"bid-{number}", bid_request_id="request-1", job_id="job-1",
             bidder=NodeID(uuid="", cid="", peer_id="", did=dids[number % BIDDERS]),
             price=PriceBid("per_result", "NTX", "", f"{random.uniform(0.1, 10):.6f}"),
-            time=TimeBid(units.format_time(now + timedelta(seconds=random.choice([0, 0, 60, 600]))), 3600),
+            time=TimeBid(quantities.format_time(now + timedelta(seconds=random.choice([0, 0, 60, 600]))), 3600),
             timeout=timeout, spec_cid="cid", load=random.random(),
             offer=Capability(
                 executors=("docker", "process"), job_types=("task",),

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.config import Config
 from nunet_cli.errors import UsageError
 
@@ -221,7 +221,7 @@ def set_in_file(path: Path, key: str, value: Any, check: Check | None = None) ->
 
 def _validate(document: dict[str, Any], source: str, check: Check | None = None) -> Config:
     where = f"{source}: " if source else ""
-    for names, parse in ((_DURATIONS, units.parse_duration), (_SIZES, units.parse_size)):
+    for names, parse in ((_DURATIONS, quantities.parse_duration), (_SIZES, quantities.parse_size)):
         for key in names:
             _convert(document, key, parse, where)
     try:
@@ -235,7 +235,7 @@ def _validate(document: dict[str, Any], source: str, check: Check | None = None)
             raise UsageError(f"{where}{text.replace('$.', '')}", hint=hint) from None
         raise UsageError(f"{where}{_reason(text)}", hint=hint) from None
     try:
-        units.parse_amount(config.registry.opening_balance)
+        quantities.parse_amount(config.registry.opening_balance)
     except UsageError as error:
         raise UsageError(f"{where}registry.opening_balance: {error.message}", hint=error.hint) from None
     if check is not None:

@@ -22,7 +22,7 @@ import pytest
 import trio
 from msgspec import structs
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.config import Config, DockerConfig, ExecutorConfig, LimitsConfig, NetworkConfig, ProcessConfig
 from nunet_cli.database.store import Store
 from nunet_cli.jobs.reader import read_spec
@@ -127,7 +127,7 @@ class Market:
         """Let a contract's deadline be now, in the provider's books and in the contract database's."""
         tables: list[tuple[Node, Any]] = [(self.provider, CONTRACTS), (self.authority, REGISTERED_CONTRACTS)]
         for node, table in tables:
-            now = units.utc_now()
+            now = quantities.utc_now()
             times = {"deadline": now} if table is CONTRACTS else {"deadline": now, "window_from": now}
             past = structs.replace(node.ctx.store[table].one(contract_id), **times)
             await node.ctx.store.change(lambda t, table=table, past=past: t[table].put(past))  # type: ignore[misc]

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import msgspec
 import trio
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.actor import Actor
 from nunet_cli.allocation.part import Part, add_usage
 from nunet_cli.allocation.results import held
@@ -72,7 +72,7 @@ class AllocationActor(Actor):
                 log.warning("what %s used is not known: %s", part.task.allocation_id, error)
         first = min((part.started_at for part in self.parts if part.started_at), default="")
         restarts = sum(part.task.restarts for part in self.parts)
-        return msgspec.structs.replace(total, wall_seconds=held(first, units.utc_now()), restarts=restarts)
+        return msgspec.structs.replace(total, wall_seconds=held(first, quantities.utc_now()), restarts=restarts)
 
     async def stop(self, *types: str) -> None:
         """End every program, or those of some executors; what cannot be ended is said, and keeps no other from it."""

@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 import trio
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.errors import NunetError
 from nunet_cli.executor.base import NODE_LABEL, Executor, ExecutorError, Exit, Task, make_scratch, open_output
 from nunet_cli.jobs.spec import HealthSpec, JobSpec, ServiceSpec, output_name
@@ -139,7 +139,7 @@ async def start(part: Part, started: Started) -> None:
     """Start the program and have it recorded; neither is cancelled half-way: nobody would know of it."""
     with trio.CancelScope(shield=True):
         part.handle = await part.executor.start(part.task)
-        part.started_at = part.started_at or units.utc_now()
+        part.started_at = part.started_at or quantities.utc_now()
         await started(part)
 
 
@@ -154,7 +154,7 @@ async def wait(ctx: HasStore, part: Part, restarted: Started) -> Exit:
         restarted: called when a service has been started again, to record its new handle.
     """
     service = part.spec.service or ServiceSpec()
-    until = units.parse_time(part.started_at) + timedelta(seconds=part.task.max_duration)
+    until = quantities.parse_time(part.started_at) + timedelta(seconds=part.task.max_duration)
     while True:
         exit_ = await _wait_once(ctx, part, until)
         exit_ = replace(exit_, usage=add_usage(part.spent, exit_.usage))
@@ -163,7 +163,7 @@ async def wait(ctx: HasStore, part: Part, restarted: Started) -> Exit:
         clean = exit_.exit_code == 0 and not exit_.reason
         if service.restart == "never" or (clean and service.restart == "on_failure"):
             break
-        if part.task.restarts >= service.max_restarts or units.now() >= until:
+        if part.task.restarts >= service.max_restarts or quantities.now() >= until:
             break
         event = {"restart": part.task.restarts + 1, "exit_code": exit_.exit_code, "reason": exit_.reason}
         await ctx.store.save_event(part.job_id, "service_restarted", **event)
@@ -173,7 +173,7 @@ async def wait(ctx: HasStore, part: Part, restarted: Started) -> Exit:
         await trio.sleep(service.delay)
         part.task = replace(part.task, restarts=part.task.restarts + 1)
         await start(part, restarted)
-    now = units.utc_now()
+    now = quantities.utc_now()
     exit_ = replace(
         exit_, usage=msgspec.structs.replace(exit_.usage, restarts=part.task.restarts),
         # another's clock is believed between the start and now
@@ -188,7 +188,7 @@ def _is_over(part: Part, exit_: Exit) -> bool:
 
 
 async def _wait_once(ctx: HasStore, part: Part, until: datetime) -> Exit:
-    left = max(0.0, (until - units.now()).total_seconds())
+    left = max(0.0, (until - quantities.now()).total_seconds())
     ended: list[Exit] = []
     reason = ""
     health = part.spec.service.health if part.spec.service is not None else None
@@ -213,7 +213,7 @@ async def _wait_once(ctx: HasStore, part: Part, until: datetime) -> Exit:
                 await part.executor.stop(part.task, part.handle)
         nursery.cancel_scope.cancel()
     exit_ = ended[0]
-    if reason == "max_duration" and exit_.ended_at and units.parse_time(exit_.ended_at) <= until:
+    if reason == "max_duration" and exit_.ended_at and quantities.parse_time(exit_.ended_at) <= until:
         # it had ended in time by itself, before it was looked at
         return exit_
     return replace(exit_, reason=reason) if reason else exit_

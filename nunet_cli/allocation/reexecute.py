@@ -12,7 +12,7 @@ from typing import Protocol
 import trio
 from msgspec import structs
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.allocation.part import Making, Part, Preparing, Started, prepare, start
 from nunet_cli.allocation.pod import Ended, run_pod, run_single
 from nunet_cli.allocation.results import Resulting, result_of, said_of
@@ -194,7 +194,7 @@ async def _run(ctx: Rerunning, run: Allocation, spec: JobSpec) -> Result:
 
     try:
         ended = await _run_parts(ctx, parts, spec, started)
-        first = min((part.started_at for part in parts if part.started_at), default=units.utc_now())
+        first = min((part.started_at for part in parts if part.started_at), default=quantities.utc_now())
         result = await result_of(ctx, structs.replace(run, started_at=first), ended)
         return structs.replace(result, allocation_id="")
     except (OSError, trio.TooSlowError, ExceptionGroup) as error:

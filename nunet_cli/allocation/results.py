@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.allocation.pod import Ended
 from nunet_cli.orchestrator.needs import HasBlobs, HasHome, HasStore
 from nunet_cli.records.allocations import Allocation
@@ -65,7 +65,7 @@ async def result_of(ctx: Resulting, allocation: Allocation, ended: Ended) -> Res
     for name in ("stdout", "stderr"):
         file = folder / name
         logs.append(await ctx.blobs.add_file(file) if file.exists() else ("", 0))
-    exit_, ended_at = ended.exit, ended.at or units.utc_now()
+    exit_, ended_at = ended.exit, ended.at or quantities.utc_now()
     reason, message = exit_.reason, _REASONS.get(exit_.reason, "")
     if not reason and exit_.exit_code != 0:
         reason, message = "exit_code", f"the job exited with {exit_.exit_code}"
@@ -102,7 +102,7 @@ def failed_result(
     """Return the result of an allocation that came to no end of its own, and whose `fault` that is."""
     return Result(
         job_id=allocation.job_id, contract_id=allocation.contract_id, allocation_id=allocation.id, state=state,
-        exit_code=None, started_at=started_at or units.utc_now(), ended_at=units.utc_now(), reason=reason,
+        exit_code=None, started_at=started_at or quantities.utc_now(), ended_at=quantities.utc_now(), reason=reason,
         message=message[:4000], fault=fault,
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ from typing import Protocol
 import msgspec
 import trio
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.allocation.actor import AllocationActor, HasRunning
 from nunet_cli.allocation.part import Making, Part, Preparing, collect, make_part, prepare, start
 from nunet_cli.allocation.pod import Ended, run_pod, run_single
@@ -268,14 +268,14 @@ async def _tell_progress(ctx: HasMessenger, actor: AllocationActor) -> None:
     for part in actor.parts:
         progress, part.progress = part.progress, None
         if progress is not None:
-            update = JobStatusUpdate(run.contract_id, run.id, "starting", Usage(), units.utc_now(), progress)
+            update = JobStatusUpdate(run.contract_id, run.id, "starting", Usage(), quantities.utc_now(), progress)
             await ctx.messenger.tell(run.requester, "job_status_update", update)
 
 
 async def job_update(ctx: HasMessenger, actor: AllocationActor) -> JobStatusUpdate:
     """Send a sign of life with what is used so far (seed 6: `executor.jobUpdate`), and return it."""
     run = actor.allocation
-    update = JobStatusUpdate(run.contract_id, run.id, "running", await actor.usage(), units.utc_now())
+    update = JobStatusUpdate(run.contract_id, run.id, "running", await actor.usage(), quantities.utc_now())
     await ctx.messenger.tell(run.requester, "job_status_update", update)
     return update
 
@@ -353,7 +353,7 @@ async def finish_allocation(ctx: Signing, allocation: Allocation, result: Result
     if known.called_off_at:
         # the requester pays no longer than it takes to stop a program, whenever this node came to it
         patience = timedelta(seconds=ctx.config.limits.answer_timeout)
-        ended_at = min(ended_at, units.format_time(units.parse_time(known.called_off_at) + patience))
+        ended_at = min(ended_at, quantities.format_time(quantities.parse_time(known.called_off_at) + patience))
     seconds = min(held(result.started_at, ended_at), float(agreed))
     used = msgspec.structs.replace(result.usage, wall_seconds=seconds)
     result = readable(msgspec.structs.replace(result, usage=used))

@@ -10,7 +10,7 @@ from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.api import schemas, views
 from nunet_cli.api.common import PAGING, STATE, Endpoint, answer, body_of, did_of, flag_of, in_states, listed, node_of
 from nunet_cli.database.records import Records
@@ -194,8 +194,8 @@ async def deposit(request: Request) -> Response:
     """Credit an account (operator of a contract database)."""
     body, database = await body_of(request, Deposit), _database(request)
     did = did_of(body.to)
-    micro = await database.registry.deposit(did, units.parse_amount(body.amount))
-    return answer({"did": did, "balance": units.format_amount(micro)}, status=201)
+    micro = await database.registry.deposit(did, quantities.parse_amount(body.amount))
+    return answer({"did": did, "balance": quantities.format_amount(micro)}, status=201)
 
 
 def _database(request: Request) -> ContractDatabase:
@@ -262,12 +262,12 @@ async def books(request: Request) -> Response:
     accounts: dict[str, str] = {}
     total = seq = 0
     while page := store[ACCOUNTS].after(seq):
-        accounts |= {row.id: units.format_amount(row.balance) for _, row in page}
+        accounts |= {row.id: quantities.format_amount(row.balance) for _, row in page}
         total, seq = total + sum(row.balance for _, row in page), page[-1][0]
         await trio.lowlevel.checkpoint()
     return answer(
         {
-            "accounts": accounts, "total": units.format_amount(total), "log_entries": store[LOG].count(),
+            "accounts": accounts, "total": quantities.format_amount(total), "log_entries": store[LOG].count(),
             "log_intact": not problem, "log_problem": problem,
         }
     )  # fmt: skip

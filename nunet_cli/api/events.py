@@ -11,7 +11,7 @@ import trio
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.api import schemas
 from nunet_cli.api.common import Endpoint, answer, flag_of, job_of, number_of, versioned
 from nunet_cli.database.store import Store
@@ -131,7 +131,7 @@ def _sent(event: dict[str, Any]) -> str:
 def _progress(node: Node, family: Family, after: int) -> list[dict[str, Any]]:
     """Return what takes its time just now in a job and all below it, as events."""
     return [
-        _event(after, Event(units.utc_now(), key, "progress", msgspec.to_builtins(item)), child)
+        _event(after, Event(quantities.utc_now(), key, "progress", msgspec.to_builtins(item)), child)
         for key, item in sorted(node.ctx.progress.all().items()) if (child := family.name(key)) is not None
     ]  # fmt: skip
 

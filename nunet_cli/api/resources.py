@@ -11,7 +11,7 @@ from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.api import schemas, views
 from nunet_cli.api.common import PAGING, STATE, Endpoint, answer, body_of, did_of, in_states, listed, node_of, sliced
 from nunet_cli.config import Topic
@@ -159,7 +159,7 @@ async def set_preferences(request: Request) -> Response:
     }
     if body.minimum_price is not None:
         try:
-            changes["minimum_price"] = units.parse_amount(body.minimum_price)
+            changes["minimum_price"] = quantities.parse_amount(body.minimum_price)
         except UsageError as error:
             raise UsageError(f"minimum_price: {error.message}", hint=error.hint) from None
     for name in ("allow", "deny"):
@@ -177,7 +177,7 @@ async def set_preferences(request: Request) -> Response:
 def _preferences(node: Node) -> dict[str, Any]:
     comparator = node.get_preferences()
     document: dict[str, Any] = msgspec.to_builtins(comparator)
-    document["minimum_price"] = units.format_amount(comparator.minimum_price)
+    document["minimum_price"] = quantities.format_amount(comparator.minimum_price)
     return {**document, "price": msgspec.to_builtins(node.accounting.price())}
 
 

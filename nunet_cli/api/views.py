@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec import to_builtins
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.network.addresses import format_address
 from nunet_cli.network.peers import Peer
 from nunet_cli.node.node import Node
@@ -28,7 +28,7 @@ def job(row: Job) -> dict[str, Any]:
     return {
         "id": row.id, "name": row.name, "state": row.state, "requester": row.requester,
         "created_at": row.created_at, "changed_at": row.changed_at, "push": row.push or None,
-        "limit": units.format_amount(row.limit), "paid": row.paid, "bid_id": row.bid_id or None,
+        "limit": quantities.format_amount(row.limit), "paid": row.paid, "bid_id": row.bid_id or None,
         "contract_id": row.contract_id or None, "allocation_id": row.allocation_id or None,
         "attempts": row.attempts, "usage": to_builtins(row.usage), "result": to_builtins(row.result),
         "message": row.message, "note": row.note, "error": to_builtins(row.error), "spec_cid": row.spec_cid,

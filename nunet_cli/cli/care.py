@@ -9,7 +9,7 @@ import typer
 
 from nunet_cli.cli.output import Format, OutputOption, YesOption, confirm, emit, note
 from nunet_cli.cli.state import STATE, connect
-from nunet_cli.units import format_size
+from nunet_cli.quantities import format_size
 
 app = typer.Typer()
 node = typer.Typer()

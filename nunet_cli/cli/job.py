@@ -193,7 +193,7 @@ def _embedded(*, detach: bool) -> bool:
 def _until(timeout: str) -> float | None:
     import time
 
-    from nunet_cli.units import parse_duration
+    from nunet_cli.quantities import parse_duration
 
     return time.monotonic() + parse_duration(timeout) if timeout else None
 

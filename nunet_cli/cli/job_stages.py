@@ -48,7 +48,7 @@ def match(
     quiet: QuietOption = False,
 ) -> None:
     """Ask for bids, and shortlist the best (stage 2)."""
-    from nunet_cli.units import parse_duration
+    from nunet_cli.quantities import parse_duration
 
     _stage(job, "match", output, quiet, {"timeout": parse_duration(timeout)} if timeout else None)
 

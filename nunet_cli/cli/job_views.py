@@ -97,7 +97,7 @@ def wait(
 
     from nunet_cli.cli.progress import error_of
     from nunet_cli.errors import DeclinedError
-    from nunet_cli.units import parse_duration
+    from nunet_cli.quantities import parse_duration
 
     end = time.monotonic() + parse_duration(timeout) if timeout else None
     failure: NunetError | None = None

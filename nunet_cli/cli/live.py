@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nunet_cli.cli.output import clean, console, short
-from nunet_cli.units import format_size
+from nunet_cli.quantities import format_size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -8,7 +8,7 @@ import os
 import re
 from typing import Any
 
-from nunet_cli import units
+from nunet_cli import quantities
 
 # syslog's levels, which journald reads from the beginning of a line (sd-daemon(3))
 _PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
@@ -24,7 +24,7 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
         document = {
-            "time": units.utc_now(), "level": record.levelname.lower(), "logger": record.name,
+            "time": quantities.utc_now(), "level": record.levelname.lower(), "logger": record.name,
             "message": record.getMessage(),
         }  # fmt: skip
         if record.exc_info:

@@ -13,7 +13,7 @@ from nunet_cli.api.client import ApiClient
 from nunet_cli.cli.job_logs import pieces
 from nunet_cli.cli.output import note, short
 from nunet_cli.errors import DeclinedError, NodeError, NunetError
-from nunet_cli.units import format_size
+from nunet_cli.quantities import format_size
 
 if TYPE_CHECKING:
     from nunet_cli.cli.live import LiveView

@@ -12,7 +12,7 @@ import typer
 
 from nunet_cli.cli.output import Format, OutputOption, YesOption, confirm, console, emit, fields, note, price_text
 from nunet_cli.cli.state import STATE, connect
-from nunet_cli.units import format_cores, format_size
+from nunet_cli.quantities import format_cores, format_size
 
 if TYPE_CHECKING:
     from nunet_cli.cli.wizard import Answers

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nunet_cli.cli.output import note, short
-from nunet_cli.units import format_size
+from nunet_cli.quantities import format_size
 
 if TYPE_CHECKING:
     from nunet_cli.api.client import ApiClient

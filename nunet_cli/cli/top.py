@@ -13,7 +13,7 @@ from nunet_cli.cli.output import Format, OutputOption, clean, console, dump, id_
 from nunet_cli.cli.overview import money, offer
 from nunet_cli.cli.state import STATE
 from nunet_cli.errors import NodeError
-from nunet_cli.units import format_cores, format_size, parse_duration
+from nunet_cli.quantities import format_cores, format_size, parse_duration
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import typer
 
 from nunet_cli.errors import UsageError
-from nunet_cli.units import format_cores, format_size, parse_size
+from nunet_cli.quantities import format_cores, format_size, parse_size
 
 if TYPE_CHECKING:
     from nunet_cli.records.offers import OnboardOptions
@@ -132,14 +132,14 @@ def _share(text: str) -> float:
 
 
 def _price(text: str) -> str:
-    from nunet_cli.units import parse_price
+    from nunet_cli.quantities import parse_price
 
     parse_price(text)
     return text
 
 
 def _duration(text: str) -> str:
-    from nunet_cli.units import parse_duration
+    from nunet_cli.quantities import parse_duration
 
     parse_duration(text)
     return text

@@ -23,7 +23,7 @@ from weakref import WeakValueDictionary
 import trio
 from msgspec import Struct
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.database.documents import Database, DocumentStorage, DocumentTable
 from nunet_cli.database.file import open_file, open_reader
 from nunet_cli.database.records import Records
@@ -71,7 +71,7 @@ class Transaction(_Tables):
     def save_event(self, job_id: str, type_: str, **data: Any) -> int:
         """Append to the event log (seed 3: `database.saveEvent`) and return its number; `data` must be JSON-ready."""
         self.told.add(job_id)
-        return self[EVENTS].append(Event(units.utc_now(), job_id, type_, data))
+        return self[EVENTS].append(Event(quantities.utc_now(), job_id, type_, data))
 
     def then(self, call: Callable[[], None]) -> None:
         """Do something once this change is on disk: start what follows from it, wake who waits for it."""
@@ -342,7 +342,7 @@ def owned(home: Path, description: str) -> Iterator[None]:
             ) from None
         file.seek(0)
         file.truncate()
-        json.dump({"pid": os.getpid(), "what": description, "since": units.utc_now()}, file)
+        json.dump({"pid": os.getpid(), "what": description, "since": quantities.utc_now()}, file)
         file.flush()
         try:
             yield

@@ -7,7 +7,7 @@ import posixpath
 from datetime import datetime
 from typing import Any
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.executor.base import ExecutorError, Task
 from nunet_cli.executor.files import open_file, open_folder
 
@@ -114,7 +114,7 @@ def engine_time(text: str) -> str:
     except ValueError:
         return ""
     # year 1 is how it says: not yet
-    return units.format_time(when) if when.year > 1 else ""
+    return quantities.format_time(when) if when.year > 1 else ""
 
 
 def seconds_between(started: str, finished: str) -> float:

@@ -9,7 +9,7 @@ from functools import partial
 import trio
 from msgspec import structs
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import JobFailedError, NunetError, UsageError
 from nunet_cli.jobs.check import check_spec, decode_spec, next_run
@@ -242,7 +242,7 @@ async def _settle(ctx: HasStore, job_id: str) -> Job:
 
 def total_paid(jobs: list[Job]) -> str:
     """Return what was paid for some jobs in all, in NTX."""
-    return units.format_amount(sum(units.parse_amount(job.paid or "0") for job in jobs))
+    return quantities.format_amount(sum(quantities.parse_amount(job.paid or "0") for job in jobs))
 
 
 # -- recurring ---------------------------------------------------------------------------------------------------------
@@ -260,10 +260,10 @@ async def _run_recurring(ctx: HasStore, job_id: str, spec: JobSpec, run: Run) ->
             await _run_once(child_id, run)
         if schedule.count and done >= schedule.count:
             return await _settle(ctx, job_id)
-        due = job.next_run or (units.utc_now() if schedule.every else next_run(schedule, units.utc_now()))
+        due = job.next_run or (quantities.utc_now() if schedule.every else next_run(schedule, quantities.utc_now()))
         if due != job.next_run:
             await ctx.store.change(partial(_note_next, job_id=job_id, due=due))
-        wait = (units.parse_time(due) - units.now()).total_seconds()
+        wait = (quantities.parse_time(due) - quantities.now()).total_seconds()
         if wait > 0:
             await trio.sleep(min(wait, 3600))
             continue
@@ -292,6 +292,6 @@ def _add_run(t: Transaction, job_id: str, spec: JobSpec, number: int) -> None:
     rows = job_rows(child_spec, job.requester, {"push": job.push, "topic": job.topic}, parent=job_id)
     for row in rows:
         put_job(t, row)
-    due = next_run(spec.schedule, units.utc_now())
+    due = next_run(spec.schedule, quantities.utc_now())
     change_job(t, job_id, children={**job.children, child_spec.name: rows[0].id}, next_run=due)
     t.save_event(job_id, "job_scheduled", next_run=due)

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.errors import UsageError
 from nunet_cli.jobs import budget, expressions
 from nunet_cli.jobs.spec import MAX_FILES, MAX_SPEC_BYTES, JobSpec, ScheduleSpec, is_safe_path, output_name
@@ -115,7 +115,7 @@ def _check_kind(spec: JobSpec, where: str) -> None:
             raise _wrong(where + "schedule", "a recurring job needs `schedule`", "add schedule: {every: 1h}")
         if bool(spec.schedule.cron) == bool(spec.schedule.every):
             raise _wrong(where + "schedule", "a schedule needs either `cron` or `every`")
-        next_run(spec.schedule, units.utc_now(), where)
+        next_run(spec.schedule, quantities.utc_now(), where)
     if spec.children and spec.type not in ("task", "batch"):
         raise _wrong(where + "type", f"a {spec.type} job has no children", "give the type to the children")
     if spec.type == "service" and spec.verify.policy != "attested":
@@ -128,13 +128,13 @@ def next_run(schedule: ScheduleSpec, after: str, where: str = "") -> str:
     Raises:
         UsageError: the cron line cannot be read.
     """
-    start = units.parse_time(after)
+    start = quantities.parse_time(after)
     if schedule.every:
-        return units.format_time(start + timedelta(seconds=schedule.every))
+        return quantities.format_time(start + timedelta(seconds=schedule.every))
     from cronsim import CronSim, CronSimError
 
     try:
-        return units.format_time(next(CronSim(schedule.cron, start)))
+        return quantities.format_time(next(CronSim(schedule.cron, start)))
     except (CronSimError, StopIteration) as error:
         what = str(error) or "it never comes"
         raise _wrong(
@@ -268,7 +268,7 @@ def _check_times(spec: JobSpec, where: str) -> None:
     for name in ("start", "deadline"):
         text = getattr(spec.time, name)
         try:
-            moment(text, units.now())
+            moment(text, quantities.now())
         except UsageError as error:
             raise _wrong(f"{where}time.{name}", error.message, error.hint) from None
 
@@ -282,16 +282,16 @@ def moment(text: str, now: datetime) -> str:
     if not text:
         return ""
     try:
-        return units.format_time(units.parse_time(text))
+        return quantities.format_time(quantities.parse_time(text))
     except UsageError:
         pass
     try:
-        seconds = units.parse_duration(text)
+        seconds = quantities.parse_duration(text)
     except UsageError:
         raise UsageError(
             f"neither a time nor a duration: {text!r}", hint="for example 2026-12-31T18:00:00Z, or 2h"
         ) from None
-    return units.format_time(now + timedelta(seconds=seconds))
+    return quantities.format_time(now + timedelta(seconds=seconds))
 
 
 def decode_spec(data: bytes | str) -> JobSpec:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.errors import UsageError
 from nunet_cli.jobs import budget
 from nunet_cli.records.capability import (
@@ -80,7 +80,7 @@ def variables(
     """
     distance = UNKNOWN_DISTANCE if rtt is None else rtt * 1000.0
     return {
-        "node": describe(node), "job": {**describe(job), "name": job_name}, "price": price / units.MICRO,
+        "node": describe(node), "job": {**describe(job), "name": job_name}, "price": price / quantities.MICRO,
         "peer": {"did": peer_did, "rtt_ms": distance}, "bid": {"start_in": start_in, "load": load},
         "linked": describe(linked or node),
         "machine": machine or {"cpu_load": 0.0, "memory_free": 0, "disk_free": 0},
@@ -100,7 +100,7 @@ def _sample() -> Variables:
 
 
 VARIABLES = tuple(_sample())
-FUNCTIONS = {"quantity": lambda text: units.parse_size(str(text)[:40])}
+FUNCTIONS = {"quantity": lambda text: quantities.parse_size(str(text)[:40])}
 
 
 @lru_cache(maxsize=1024)
@@ -226,7 +226,7 @@ def values_in(text: str, names: Variables) -> str:
             value = value.get(part) if isinstance(value, dict) else None
         if isinstance(value, (bool, int, float, str)):
             size = path.rsplit(".", 1)[-1] in ("memory", "disk", "vram")
-            written = units.format_size(value) if size and isinstance(value, int) else f"{value}"
+            written = quantities.format_size(value) if size and isinstance(value, int) else f"{value}"
             found.append(f"{path} = {written}")
     return ", ".join(found)[:1000]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.errors import UsageError
 from nunet_cli.jobs.check import check_spec
 from nunet_cli.jobs.spec import DEFAULT_RESOURCES, MAX_SPEC_BYTES, JobSpec
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 
 
 def _duration_or_zero(text: str | float) -> int:
-    return 0 if text in (0, "0", "0s") else units.parse_duration(text)
+    return 0 if text in (0, "0", "0s") else quantities.parse_duration(text)
 
 
 _UNITS: dict[tuple[str, str], Callable[[Any], int]] = {
-    ("resources", "memory"): units.parse_size,
-    ("resources", "disk"): units.parse_size,
-    ("time", "max_duration"): units.parse_duration,
-    ("schedule", "every"): units.parse_duration,
+    ("resources", "memory"): quantities.parse_size,
+    ("resources", "disk"): quantities.parse_size,
+    ("time", "max_duration"): quantities.parse_duration,
+    ("schedule", "every"): quantities.parse_duration,
     ("service", "delay"): _duration_or_zero,
-    ("service.health", "interval"): units.parse_duration,
-    ("service.health", "timeout"): units.parse_duration,
+    ("service.health", "interval"): quantities.parse_duration,
+    ("service.health", "timeout"): quantities.parse_duration,
     ("service.health", "start_period"): _duration_or_zero,
-    ("connectivity", "bandwidth"): units.parse_bandwidth,
+    ("connectivity", "bandwidth"): quantities.parse_bandwidth,
 }
 
 
@@ -192,7 +192,7 @@ def _normalise(document: dict[str, Any]) -> None:
         gpus = resources.get("gpus")
         for index, gpu in enumerate(gpus if isinstance(gpus, list) else []):
             if isinstance(gpu, dict) and "vram" in gpu:
-                gpu["vram"] = _convert(units.parse_size, gpu["vram"], f"resources.gpus[{index}].vram")
+                gpu["vram"] = _convert(quantities.parse_size, gpu["vram"], f"resources.gpus[{index}].vram")
     for (section, name), parse in _UNITS.items():
         part: Any = document
         for key in section.split("."):
@@ -203,12 +203,12 @@ def _normalise(document: dict[str, Any]) -> None:
     if isinstance(price, (int, float, str)) and not isinstance(price, bool):
         document["price"] = price = {"max": price}
     if isinstance(price, dict) and "max" in price:
-        _convert(units.parse_price, price["max"], "price.max")
+        _convert(quantities.parse_price, price["max"], "price.max")
         price["max"] = str(price["max"])
     storage = document.get("storage")
     for index, item in enumerate(storage if isinstance(storage, list) else []):
         if isinstance(item, dict) and "size" in item:
-            item["size"] = _convert(units.parse_size, item["size"], f"storage[{index}].size")
+            item["size"] = _convert(quantities.parse_size, item["size"], f"storage[{index}].size")
     time = document.get("time")
     for name in ("start", "deadline"):
         # YAML reads an unquoted time as one
@@ -226,7 +226,7 @@ def _normalise(document: dict[str, Any]) -> None:
 def _as_text(value: datetime | int) -> str:
     if isinstance(value, int):
         return str(value)
-    return units.format_time(value.replace(tzinfo=value.tzinfo or UTC).astimezone(UTC))
+    return quantities.format_time(value.replace(tzinfo=value.tzinfo or UTC).astimezone(UTC))
 
 
 def _convert(parse: Any, value: Any, path: str) -> Any:

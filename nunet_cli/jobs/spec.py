@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Struct, field
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.records.bids import Rule, SoftConstraint
 from nunet_cli.records.capability import Connectivity, Library, Locality, Resources, Storage
 from nunet_cli.records.fields import Name
@@ -195,7 +195,7 @@ def total_price(micro: int, time_unit: str, seconds: float) -> int:
     """Return what `seconds` cost at a price, rounded up to a micro-NTX; `time_unit` is empty for a price per result."""
     if not time_unit:
         return micro
-    per = units.TIME_UNITS[time_unit] * 1000
+    per = quantities.TIME_UNITS[time_unit] * 1000
     return -(-micro * round(seconds * 1000) // per)
 
 

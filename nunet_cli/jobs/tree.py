@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec import structs
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.errors import UsageError
 from nunet_cli.jobs.spec import JobLink, JobSpec, output_name, total_price
 from nunet_cli.records.capability import Capability, Connectivity, Cpu, PriceBid, Resources, TimeCapability
@@ -232,7 +232,7 @@ def required_capability(spec: JobSpec, verifiers: Mapping[str, str] | None = Non
             bandwidth=max(part.connectivity.bandwidth for part in parts),
             vpn=any(part.connectivity.vpn for part in parts),
         ),
-        price=PriceBid(amount=units.format_amount(price_limit(spec))),
+        price=PriceBid(amount=quantities.format_amount(price_limit(spec))),
         time=TimeCapability(max=duration(spec)),
         kycs=tuple(Kyc(name, verifiers[name]) if name in verifiers else name for name in union(lambda part: part.kycs)),
     )
@@ -242,5 +242,5 @@ def price_limit(spec: JobSpec) -> int:
     """Return the most that the whole job may cost, in micro-NTX; for a group, that of all its children."""
     if spec.children:
         return sum(price_limit(child) for child in spec.children)
-    micro, unit = units.parse_price(spec.price.max)
+    micro, unit = quantities.parse_price(spec.price.max)
     return total_price(micro, unit, spec.time.max_duration) * (spec.batch.count if spec.batch is not None else 1)

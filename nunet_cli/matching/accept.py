@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.jobs import expressions
 from nunet_cli.jobs.expressions import Variables
 from nunet_cli.records.bids import CapabilityComparator, CapabilityComparison, Comparison
@@ -24,11 +24,11 @@ def accept(
     fields += tuple(refusals(comparator.rules, names or {}, "preferences.rules"))
     if price < comparator.minimum_price:
         least, short = (
-            units.format_amount(value) for value in (comparator.minimum_price, comparator.minimum_price - price)
+            quantities.format_amount(value) for value in (comparator.minimum_price, comparator.minimum_price - price)
         )
         fields += (
             Comparison(
-                "preferences.minimum_price", "worse", f"{least} NTX", f"{units.format_amount(price)} NTX",
+                "preferences.minimum_price", "worse", f"{least} NTX", f"{quantities.format_amount(price)} NTX",
                 f"-{short} NTX", f"{short} NTX below the provider's minimum",
             ),
         )  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from msgspec import structs
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.jobs import expressions
 from nunet_cli.jobs.expressions import Variables
 from nunet_cli.records.bids import Comparison
@@ -78,7 +78,7 @@ def _number(value: float) -> str:
 
 
 def _size(value: float) -> str:
-    return units.format_size(int(value))
+    return quantities.format_size(int(value))
 
 
 def _names(field: str, wanted: tuple[str, ...], there: tuple[str, ...], where: str = "here") -> list[Comparison]:
@@ -214,7 +214,7 @@ def _connectivity(required: Capability, available: Capability) -> list[Compariso
     wanted, there = required.connectivity, available.connectivity
     found = _names("connectivity.ports", tuple(map(str, wanted.ports)), tuple(map(str, there.ports)))
     if wanted.bandwidth:
-        found.append(_amount("connectivity.bandwidth", wanted.bandwidth, there.bandwidth, units.format_bandwidth))
+        found.append(_amount("connectivity.bandwidth", wanted.bandwidth, there.bandwidth, quantities.format_bandwidth))
     if wanted.vpn:
         reason = "" if there.vpn else "not in a VPN"
         found.append(
@@ -259,9 +259,9 @@ def known_kycs(offer: Capability, verifiers: Mapping[str, str], subject: str, no
 
 
 def _price(required: Capability, available: Capability) -> list[Comparison]:
-    limit, cost = units.parse_amount(required.price.amount), units.parse_amount(available.price.amount)
+    limit, cost = quantities.parse_amount(required.price.amount), quantities.parse_amount(available.price.amount)
     asked, had = f"at most {required.price.amount} NTX", f"{available.price.amount} NTX"
-    margin = units.format_amount(abs(limit - cost)) + " NTX"
+    margin = quantities.format_amount(abs(limit - cost)) + " NTX"
     if cost > limit:
         needed, would_do = required.price.amount, available.price.amount
         return [Comparison("price", "worse", asked, had, "-" + margin, f"{margin} above the limit", needed, would_do)]
@@ -273,8 +273,8 @@ def _price(required: Capability, available: Capability) -> list[Comparison]:
 def _time(required: Capability, available: Capability) -> list[Comparison]:
     wanted, most = required.time.max, available.time.max
     if not most:
-        return [Comparison("time", "better", units.format_duration(wanted), "no limit")]
-    return [_amount("time", wanted, most, units.format_duration)]
+        return [Comparison("time", "better", quantities.format_duration(wanted), "no limit")]
+    return [_amount("time", wanted, most, quantities.format_duration)]
 
 
 COMPARATORS: tuple[Comparator, ...] = (

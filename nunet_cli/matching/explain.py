@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.records.bids import Comparison
 
 # how far it is to drop a condition altogether, in doublings of a number
@@ -101,7 +101,7 @@ def sentence(suggestion: Suggestion) -> str:
 
 def _shown(change: Change) -> str:
     if change.path.startswith(("resources.memory", "resources.disk", "storage.")):
-        return f"{units.format_size(int(float(change.then)))} ({change.then})"
+        return f"{quantities.format_size(int(float(change.then)))} ({change.then})"
     return f"{change.then}s" if change.path == "time.max_duration" else change.then
 
 

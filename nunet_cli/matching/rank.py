@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.jobs import expressions
 from nunet_cli.jobs.spec import total_price
 from nunet_cli.records.bids import Bid, SoftConstraint, Weights
@@ -37,12 +37,12 @@ class Wishes:
 
 def bid_price(bid: Bid) -> int:
     """Return what a bid costs at most, in micro-NTX."""
-    return total_price(units.parse_amount(bid.price.amount), bid.price.time_unit, bid.time.duration)
+    return total_price(quantities.parse_amount(bid.price.amount), bid.price.time_unit, bid.time.duration)
 
 
 def start_delay(bid: Bid, now: str) -> float:
     """Return the seconds until a bid's provider can start, never negative."""
-    return max(0.0, (units.parse_time(bid.time.start) - units.parse_time(now)).total_seconds())
+    return max(0.0, (quantities.parse_time(bid.time.start) - quantities.parse_time(now)).total_seconds())
 
 
 def bid_names(bid: Bid, wishes: Wishes, *, now: str, rtt: float | None) -> expressions.Variables:
@@ -72,11 +72,11 @@ def _judge(bid: Bid, wishes: Wishes, now: str, rtt: float | None) -> tuple[float
     price, delay, weights = bid_price(bid), start_delay(bid, now), wishes.weights
     trip = 1.0 if rtt is None else min(rtt, 1.0)
     saved = max(0.0, 1.0 - price / wishes.limit) if wishes.limit else 1.0
-    start = "starts now" if delay < 1 else f"starts in {units.format_duration(delay)}"
+    start = "starts now" if delay < 1 else f"starts in {quantities.format_duration(delay)}"
     far = "distance unknown" if rtt is None else f"{rtt * 1000:.1f} ms away"
     busy = "idle" if not bid.load else f"{bid.load:.0%} taken"
     parts = [
-        (weights.price * saved, f"{units.format_amount(price)} NTX of {units.format_amount(wishes.limit)}"),
+        (weights.price * saved, f"{quantities.format_amount(price)} NTX of {quantities.format_amount(wishes.limit)}"),
         (weights.start * (1 - min(delay, LATE) / LATE), start),
         (weights.load * (1 - bid.load), busy),
         (weights.distance * (1 - trip), far),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.network.envelope import Envelope
 from nunet_cli.records.messaging import INBOX, Handled
@@ -60,7 +60,7 @@ class Answers:
 
     async def forget(self) -> None:
         """Let go of what belongs to expired messages: they cannot come again."""
-        now = units.utc_now()
+        now = quantities.utc_now()
         if self._store[INBOX].below("expires_at", now, limit=1):
             await self._store.change(lambda t: t[INBOX].remove_below("expires_at", now))
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import trio
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.errors import PeerError, RejectedMessageError
 from nunet_cli.network import secure_channel
 from nunet_cli.network.links import Links
@@ -120,7 +120,7 @@ class Connection:
         Raises:
             PeerError: the connection is over.
         """
-        time = _MILLISECONDS.pack(round(units.now().timestamp() * 1000)) if len(nonce) >= NONCE_SIZE else b""
+        time = _MILLISECONDS.pack(round(quantities.now().timestamp() * 1000)) if len(nonce) >= NONCE_SIZE else b""
         await self.send(PONG, nonce[:NONCE_SIZE] + time)
 
     def take_pong(self, payload: bytes) -> None:
@@ -136,7 +136,7 @@ class Connection:
         self.peer.rtt = trio.current_time() - sent
         if said:
             theirs = _MILLISECONDS.unpack(said)[0] / 1000
-            self.peer.clock = theirs + self.peer.rtt / 2 - units.now().timestamp()
+            self.peer.clock = theirs + self.peer.rtt / 2 - quantities.now().timestamp()
         self.measured.set()
 
     def unasked(self) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Struct
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.errors import NunetError, RejectedMessageError
 from nunet_cli.network.identity import Identity
 from nunet_cli.records.fields import Did, Id, MaybeId, Text, Time
@@ -105,10 +105,10 @@ def seal(
         at: where the sender listens, for a publication.
         now: the present time, for a test's clock.
     """
-    sent = now or units.now()
+    sent = now or quantities.now()
     envelope = Envelope(
-        v=1, id=world().token(16), type=type_, from_=identity.did, to=to, sent_at=units.format_time(sent),
-        expires_at=units.format_time(sent + timedelta(seconds=lifetime)), reply_to=reply_to,
+        v=1, id=world().token(16), type=type_, from_=identity.did, to=to, sent_at=quantities.format_time(sent),
+        expires_at=quantities.format_time(sent + timedelta(seconds=lifetime)), reply_to=reply_to,
         body=msgspec.Raw(msgspec.json.encode(body)), at=at,
     )  # fmt: skip
     text = msgspec.json.encode(envelope)
@@ -132,15 +132,15 @@ def unseal(
     signature, text = raw[:SIGNATURE_SIZE], raw[SIGNATURE_SIZE:]
     try:
         envelope = decode(text, Envelope)
-        sent, expires = units.parse_time(envelope.sent_at), units.parse_time(envelope.expires_at)
+        sent, expires = quantities.parse_time(envelope.sent_at), quantities.parse_time(envelope.expires_at)
     except (msgspec.MsgspecError, NunetError, UnicodeDecodeError, RecursionError) as error:
         raise RejectedMessageError(f"not an envelope: {error}", code="malformed") from None
     if topics is not None and envelope.to != me and envelope.to not in topics:
         raise RejectedMessageError("the message is for somebody else", code="wrong_recipient")
-    now = now or units.now()
+    now = now or quantities.now()
     timed = envelope.type not in TIMELESS
     if timed and sent > now + MAX_SKEW:
-        ahead = units.format_duration(round((sent - now).total_seconds()))
+        ahead = quantities.format_duration(round((sent - now).total_seconds()))
         raise RejectedMessageError(
             f"the message was sent {ahead} from now: the clocks differ by that at least", code="clock_differs"
         )

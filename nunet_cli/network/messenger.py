@@ -18,7 +18,7 @@ from typing import Any
 import trio
 from msgspec import MsgspecError, Struct
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import FatalError, NoSpaceError, NunetError, PeerError, RejectedMessageError
 from nunet_cli.network.answers import Answers
@@ -168,7 +168,7 @@ class Messenger:
         if waiting.envelope is None:
             what = "did not answer" if reached else "cannot be reached"
             raise PeerError(
-                f"{short(to)} {what} within {units.format_duration(timeout)} ({envelope.type})",
+                f"{short(to)} {what} within {quantities.format_duration(timeout)} ({envelope.type})",
                 code="peer_silent" if reached else "peer_unreachable",
                 details={"peer": to},
             )

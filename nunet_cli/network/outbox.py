@@ -9,7 +9,7 @@ from functools import partial
 import trio
 from msgspec import Struct
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import PeerError
 from nunet_cli.network.connection import ENVELOPE
@@ -112,7 +112,7 @@ class Outbox:
 
     async def _tidy(self) -> None:
         await self._forget_delivered()
-        now = units.utc_now()
+        now = quantities.utc_now()
         if self._store[OUTBOX].below("expires_at", now, limit=1):
             await self._store.change(lambda t: t[OUTBOX].remove_below("expires_at", now))
         # what expired needs none any more

@@ -14,7 +14,7 @@ from functools import cached_property
 
 import trio
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import NotFoundError, NunetError, PeerError, UsageError
 from nunet_cli.network.addresses import Address, format_address, is_address, neighbourhood, parse_address
@@ -126,7 +126,7 @@ def is_other_version(peer: Peer) -> bool:
 def clock_text(seconds: float) -> str:
     """Return how a clock differs, in words: `10m ahead of this machine's`."""
     side = "ahead of" if seconds > 0 else "behind"
-    return f"{units.format_duration(round(abs(seconds)))} {side} this machine's"
+    return f"{quantities.format_duration(round(abs(seconds)))} {side} this machine's"
 
 
 class Peers:
@@ -236,8 +236,8 @@ class Peers:
 
     def _became_useful(self, *dids: str) -> list[Peer]:
         """Note in memory who was of use; return those of whom the store has not heard that today."""
-        now = units.utc_now()
-        before = units.format_time(units.parse_time(now) - WRITE_EVERY)
+        now = quantities.utc_now()
+        before = quantities.format_time(quantities.parse_time(now) - WRITE_EVERY)
         found = [peer for peer in (self.find(did) for did in dict.fromkeys(dids)) if peer is not None]
         due = [peer for peer in found if peer.useful_at < before]
         for peer in found:
@@ -250,8 +250,8 @@ class Peers:
 
     async def forget_old(self) -> None:
         """Forget who was not seen for weeks, here and in the store; static peers stay."""
-        now = units.now()
-        long_ago, today = units.format_time(now - FORGET_AFTER), units.format_time(now - WRITE_EVERY)
+        now = quantities.now()
+        long_ago, today = quantities.format_time(now - FORGET_AFTER), quantities.format_time(now - WRITE_EVERY)
         for peer in self:
             if peer.source != "static" and not peer.connected and max(peer.last_seen, peer.useful_at) < long_ago:
                 self._drop(peer)
@@ -289,7 +289,7 @@ class Peers:
 
     def seen(self, peer: Peer) -> None:
         """Note that a peer was heard just now."""
-        peer.last_seen = units.utc_now()
+        peer.last_seen = quantities.utc_now()
 
     def to_dial(self) -> list[Peer]:
         """Return the peers that are not connected and whose back-off is over."""

@@ -90,12 +90,12 @@ def run_benchmark(home: Path) -> Benchmark:
     Args:
         home: where to write the test file.
     """
-    from nunet_cli import units
+    from nunet_cli import quantities
 
     cpu = _rate(CPU_SECONDS, b"\0" * 2**20, lambda block: hashlib.sha256(block).digest())
     memory = _rate(MEMORY_SECONDS, bytearray(2**24), bytes)
     disk = _disk_rate(home)
-    return Benchmark(round(cpu), round(memory), round(disk), units.utc_now())
+    return Benchmark(round(cpu), round(memory), round(disk), quantities.utc_now())
 
 
 def _rate(seconds: float, block: Any, work: Callable[[Any], Any]) -> float:

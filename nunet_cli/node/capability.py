@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import msgspec
 from msgspec import structs
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import StateError
 from nunet_cli.node.monitor import Monitor
@@ -80,7 +80,7 @@ class CapabilityAccounting:
             StateError: jobs have more of it, or have locked more.
         """
         kept = msgspec.Raw(msgspec.json.encode(capability))
-        row = Registered("registered", kept, units.utc_now(), benchmark)
+        row = Registered("registered", kept, quantities.utc_now(), benchmark)
 
         def change(t: Transaction) -> None:
             t[REGISTERED_CAPABILITY].put(row)
@@ -120,7 +120,7 @@ class CapabilityAccounting:
 
     def taken(self, source: Source) -> list[Holding]:
         """Return the locks that hold and the allocations."""
-        now = units.utc_now()
+        now = quantities.utc_now()
         return [row for row in source[HOLDINGS].all() if row.kind == "allocation" or row.expires_at > now]
 
     def available(self, source: Source, at: str = "") -> Capability:
@@ -152,7 +152,7 @@ class CapabilityAccounting:
 
     def earliest_start(self, source: Source, resources: Resources) -> str:
         """Return when resources are free at the latest, by what runs and is locked; empty when they never are."""
-        now = units.utc_now()
+        now = quantities.utc_now()
         ends = sorted({row.ends_at for row in self.taken(source) if row.ends_at})
         for at in [now, *(end for end in ends if end > now)]:
             if self.available(source, at).resources.fits(resources):
@@ -183,7 +183,7 @@ class CapabilityAccounting:
         Returns:
             What is available then (second seed: `setAvailableCapability`).
         """
-        self.executors, now = executors, units.utc_now()
+        self.executors, now = executors, quantities.utc_now()
         if any(row.expires_at <= now for row in self._store[HOLDINGS].by("kind", "lock")):
             await self._store.change(self._sweep)
         return self.get_available_capability()
@@ -191,7 +191,7 @@ class CapabilityAccounting:
     @staticmethod
     def _sweep(t: Transaction) -> None:
         # what has lapsed is looked through no more: a peer may have made many
-        now = units.utc_now()
+        now = quantities.utc_now()
         for row in t[HOLDINGS].by("kind", "lock"):
             if row.expires_at <= now:
                 t[HOLDINGS].remove(row.id)
@@ -224,13 +224,13 @@ class CapabilityAccounting:
         """
         t[HOLDINGS].remove(bid_id)
         self._sweep(t)
-        ends = units.format_time(units.parse_time(until) + timedelta(seconds=duration))
+        ends = quantities.format_time(quantities.parse_time(until) + timedelta(seconds=duration))
         self._take(t, Holding(bid_id, "lock", resources, job_id, until, ends))
 
     def is_locked(self, source: Source, bid_id: str) -> bool:
         """Say whether a bid's lock is there and has not expired."""
         row = source[HOLDINGS].get(bid_id)
-        return row is not None and row.expires_at > units.utc_now()
+        return row is not None and row.expires_at > quantities.utc_now()
 
     def allocate(
         self, t: Transaction, bid_id: str, allocation_id: str, resources: Resources, duration: int = 0
@@ -241,7 +241,7 @@ class CapabilityAccounting:
             StateError: there is none, or others use the machine so much that the job has no room.
         """
         t[HOLDINGS].remove(bid_id)
-        ends = units.format_time(units.now() + timedelta(seconds=duration))
+        ends = quantities.format_time(quantities.now() + timedelta(seconds=duration))
         self._take(t, Holding(allocation_id, "allocation", resources, ends_at=ends))
         crowded = self.crowded(resources)
         if crowded:

@@ -12,7 +12,7 @@ from pathlib import Path
 import trio
 from msgspec import Struct
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.config import RetentionConfig
 from nunet_cli.database import retention
 from nunet_cli.database.records import Records
@@ -57,10 +57,10 @@ class Care:
         self._one_at_a_time = trio.Lock()
 
     def _cutoffs(self) -> Cutoffs:
-        now = units.now()
+        now = quantities.now()
         return Cutoffs(
             **{
-                name: units.format_time(now - timedelta(seconds=getattr(self._ages, name)))
+                name: quantities.format_time(now - timedelta(seconds=getattr(self._ages, name)))
                 for name in Cutoffs.__struct_fields__
             }
         )
@@ -103,7 +103,7 @@ class Care:
             log.info(
                 "removed what is past its age: %d jobs, %d bids, %d allocations, %d contracts, %d blobs (%s)",
                 done.rows.jobs, done.rows.bids, done.rows.allocations, done.rows.contracts, done.blobs,
-                units.format_size(done.blob_bytes),
+                quantities.format_size(done.blob_bytes),
             )  # fmt: skip
 
     async def _export(self, path: Path, cutoffs: Cutoffs) -> None:

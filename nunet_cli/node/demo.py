@@ -16,7 +16,7 @@ import msgspec
 import psutil
 import trio
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.config import Config, ExecutorConfig, NetworkConfig, ProcessConfig
 from nunet_cli.jobs.reader import read_spec
 from nunet_cli.network.identity import load_or_create
@@ -120,11 +120,11 @@ class Demo:
         for machine in MACHINES:
             node = self.providers[machine.name]
             account = store[ACCOUNTS].get(node.identity.did)
-            earned = account.balance - units.parse_amount("100") if account is not None else 0
+            earned = account.balance - quantities.parse_amount("100") if account is not None else 0
             found.append({
                 "name": machine.name, "country": machine.country, "price": machine.price,
                 "cores": node.get_registered_capability().resources.cpu.cores, "memory": machine.memory,
-                "load": node.accounting.load(node.ctx.store), "earned": units.format_amount(earned),
+                "load": node.accounting.load(node.ctx.store), "earned": quantities.format_amount(earned),
             })  # fmt: skip
         return found
 

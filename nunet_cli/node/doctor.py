@@ -16,7 +16,7 @@ import psutil
 import trio
 from msgspec import Struct
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.config import Config
 from nunet_cli.config_file import from_environment, load
 from nunet_cli.database.store import Store
@@ -121,7 +121,7 @@ def _store(home: Path) -> Finding:
         said = str(error)
     if said != "ok":
         return Finding("store", "problem", f"{path}: {said}", "move it away, or restore a copy")
-    return Finding("store", "ok", f"{path}, {units.format_size(path.stat().st_size)}")
+    return Finding("store", "ok", f"{path}, {quantities.format_size(path.stat().st_size)}")
 
 
 def _kycs(home: Path, did: str) -> list[Finding]:
@@ -143,7 +143,9 @@ def _machine(home: Path) -> list[Finding]:
     folder = next(parent for parent in [home, *home.parents] if parent.exists())
     disk, memory = shutil.disk_usage(folder).free, psutil.virtual_memory().available
     return [
-        Finding(name, "warning" if free < low else "ok", f"{units.format_size(free)} free", hint if free < low else "")
+        Finding(
+            name, "warning" if free < low else "ok", f"{quantities.format_size(free)} free", hint if free < low else ""
+        )
         for name, free, low, hint in (
             ("disk", disk, LOW_DISK, f"make room on the disk of {folder}"),
             ("memory", memory, LOW_MEMORY, "jobs are declined while others use it"),
@@ -181,8 +183,8 @@ def _own_clock(hint: str) -> Finding:
             check=False, timeout=PROBE_TIMEOUT,
         )  # fmt: skip
         if done.stdout.strip() == "no":
-            return Finding("clock", "warning", f"{units.utc_now()}, not set by NTP", hint)
-    return Finding("clock", "ok", units.utc_now())
+            return Finding("clock", "warning", f"{quantities.utc_now()}, not set by NTP", hint)
+    return Finding("clock", "ok", quantities.utc_now())
 
 
 async def _executors(config: Config) -> list[Finding]:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import msgspec
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.errors import RejectedMessageError, UsageError
 from nunet_cli.orchestrator.needs import HasIdentity, HasStore
 from nunet_cli.records.documents import Document, make_document
@@ -38,13 +38,13 @@ async def attest(ctx: Attesting, subject: str, name: str, valid: str) -> Documen
     Raises:
         UsageError: the name or the time is none.
     """
-    now, end = units.now(), ""
+    now, end = quantities.now(), ""
     if valid != FOR_EVER:
-        lasts = timedelta(seconds=units.parse_duration(valid))
+        lasts = timedelta(seconds=quantities.parse_duration(valid))
         if lasts > LONGEST:
             raise UsageError(f"{valid!r} is longer than a hundred years", hint=f"for no end write: {FOR_EVER}")
-        end = units.format_time(now + lasts)
-    statement = KycStatement(v=1, subject=subject, name=name, issued_at=units.format_time(now), expires_at=end)
+        end = quantities.format_time(now + lasts)
+    statement = KycStatement(v=1, subject=subject, name=name, issued_at=quantities.format_time(now), expires_at=end)
     try:
         as_read(statement)
     except msgspec.ValidationError:

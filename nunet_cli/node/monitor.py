@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.records.capability import Resources
 
 # seconds for which what was seen is good enough: it takes half a millisecond, and each bid request asks for it twice
@@ -60,7 +60,7 @@ class Monitor:
         ):  # fmt: skip
             if wanted > free:
                 return (
-                    f"others use the machine: it has {units.format_size(free)} of {name} free,"
-                    f" the job needs {units.format_size(wanted)}"
+                    f"others use the machine: it has {quantities.format_size(free)} of {name} free,"
+                    f" the job needs {quantities.format_size(wanted)}"
                 )
         return ""

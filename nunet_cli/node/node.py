@@ -12,7 +12,7 @@ import msgspec
 import trio
 from msgspec import structs
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.allocation import cancel as allocation_cancel
 from nunet_cli.allocation import recover
 from nunet_cli.allocation.reexecute import reexecute
@@ -87,7 +87,7 @@ class Node:
     ) -> None:
         self._is_announced = announce
         self.ctx, self.accounting = ctx, accounting
-        self.started_at = units.utc_now()
+        self.started_at = quantities.utc_now()
         self.stop_requested = trio.Event()
         self.contract_database: ContractDatabase | None = None
         self.roles = roles

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import structs
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.errors import UsageError
 from nunet_cli.node.benchmark import probe_libraries, probe_machine
 from nunet_cli.records.capability import (
@@ -35,7 +35,7 @@ T = TypeVar("T")
 HEADROOM = 0.9
 # less than that nothing runs in
 LEAST_SIZE = 2**20
-MOST_ASKED = 10**12 * units.MICRO - 1
+MOST_ASKED = 10**12 * quantities.MICRO - 1
 # where in a capability what an option says ends up
 _FLAGS = {
     "$.kycs": "--kyc", "$.time": "--max-duration", "$.localities": "--locality", "$.storage": "--storage",
@@ -73,7 +73,7 @@ def kyc_fault(kyc: Kyc | str, did: str) -> str:
     """Return why what a node offers as a statement about it does not count now; empty where it does."""
     if isinstance(kyc, str):
         return f"{kyc!r}: a name alone counts for nothing"
-    return kyc.fault(did, units.utc_now())
+    return kyc.fault(did, quantities.utc_now())
 
 
 def _or_most(share: float | None) -> float:
@@ -113,11 +113,11 @@ def parse_price(text: str | None) -> PriceBid:
     Raises:
         UsageError: it is no price, or a higher one than there is; the message names the flag.
     """
-    micro, unit = _read("--price", units.parse_price, "0" if text is None else text)
+    micro, unit = _read("--price", quantities.parse_price, "0" if text is None else text)
     if micro > MOST_ASKED:
-        raise UsageError(f"--price: {text!r} is too much", hint=f"at most {units.format_amount(MOST_ASKED)} NTX")
+        raise UsageError(f"--price: {text!r} is too much", hint=f"at most {quantities.format_amount(MOST_ASKED)} NTX")
     kind: Any = "per_time_unit" if unit else "per_result"
-    return PriceBid(kind, "NTX", unit, units.format_amount(micro))  # type: ignore[arg-type]  # checked by parse_price
+    return PriceBid(kind, "NTX", unit, quantities.format_amount(micro))  # type: ignore[arg-type]  # checked by parse_price
 
 
 def checked(value: T) -> T:
@@ -167,15 +167,17 @@ def plan_onboarding(
             hint=f"at least {1 - HEADROOM:.0%} of the machine stays with its owner",
         )
     price = parse_price(options.price)
-    cores = _share("--cpu", options.cpu, machine.cpu.cores, share, units.format_cores, firm.cpu)
+    cores = _share("--cpu", options.cpu, machine.cpu.cores, share, quantities.format_cores, firm.cpu)
     memory = _share("--memory", _size("--memory", options.memory), machine.memory, share, _written, firm.memory)
     disk = _share("--disk", _size("--disk", options.disk), machine.disk, share, _written, firm.disk)
     resources = Resources(
         cpu=structs.replace(machine.cpu, cores=round(cores, 3)), memory=int(memory), disk=int(disk),
         gpus=_gpus(options.gpu, machine.gpus, firm.gpu),
     )  # fmt: skip
-    longest = 0 if options.max_duration is None else _read("--max-duration", units.parse_duration, options.max_duration)
-    bandwidth = 0 if options.bandwidth is None else _read("--bandwidth", units.parse_bandwidth, options.bandwidth)
+    longest = (
+        0 if options.max_duration is None else _read("--max-duration", quantities.parse_duration, options.max_duration)
+    )
+    bandwidth = 0 if options.bandwidth is None else _read("--bandwidth", quantities.parse_bandwidth, options.bandwidth)
     capability = Capability(
         job_types=JOB_TYPES, resources=resources, libraries=probe_libraries(),
         localities=tuple(_locality(text) for text in options.localities or ()), price=price,
@@ -189,14 +191,14 @@ def plan_onboarding(
 def _size(flag: str, text: str | None) -> float | None:
     if text is None:
         return None
-    size = _read(flag, units.parse_size, text)
+    size = _read(flag, quantities.parse_size, text)
     if size < LEAST_SIZE:
         raise UsageError(f"{flag}: {text!r} is too little for any job", hint="write for example 512MiB or 4GiB")
     return float(size)
 
 
 def _written(value: float) -> str:
-    return units.format_size(int(value))
+    return quantities.format_size(int(value))
 
 
 def _share(flag: str, wanted: float | None, there: float, share: float, write: Any, firm: Any) -> float:
@@ -235,7 +237,7 @@ def _storage(text: str) -> Storage:
     kind, equals, size = text.partition("=")
     if not (kind.strip() and equals and size):
         raise UsageError(f"--storage: {text!r}", hint="write TYPE=SIZE, for example ssd=100GiB")
-    found = Storage(kind, _read("--storage", units.parse_size, size))
+    found = Storage(kind, _read("--storage", quantities.parse_size, size))
     if not found.size:
         raise UsageError(f"--storage: {text!r} is no storage", hint="write TYPE=SIZE, for example ssd=100GiB")
     return found

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from nunet_cli import __version__, units
+from nunet_cli import __version__, quantities
 from nunet_cli.database.store import Store
 from nunet_cli.errors import ContractError
 from nunet_cli.network.addresses import format_address
@@ -57,7 +57,7 @@ def status(node: Node) -> dict[str, Any]:
         },
         "load": node.accounting.load(store) if onboarded else 0.0,
         "balances": msgspec.to_builtins(list(store[BALANCES].all())),
-        "earned": units.format_amount(earned), "spent": units.format_amount(spent),
+        "earned": quantities.format_amount(earned), "spent": quantities.format_amount(spent),
         "known_roles": {role: _known(node, role) for role in ("contract-database", "oracle")},
         "undecided": ctx.roles.undecided(),
         "rejections": dict(ctx.transport.rejections), "failures": dict(ctx.supervisor.failures),
@@ -70,9 +70,9 @@ def _moved(store: Store) -> tuple[int, int]:
     earned = spent = 0
     for amount, count in store[STATEMENTS].count_by("amount").items():
         if amount.startswith("-"):
-            spent += units.parse_amount(amount[1:]) * count
+            spent += quantities.parse_amount(amount[1:]) * count
         else:
-            earned += units.parse_amount(amount) * count
+            earned += quantities.parse_amount(amount) * count
     return earned, spent
 
 

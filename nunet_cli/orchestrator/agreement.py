@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import msgspec
 from msgspec import structs
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import ContractError
 from nunet_cli.network.messenger import Answer, Change, Incoming
@@ -54,8 +54,11 @@ async def _on_proposal(ctx: Agreeing, message: Incoming) -> Answer | Change:
         raise ContractError(
             "the contract differs from the bid", code="terms_differ", details=_differences(agreement, document)
         )
-    sign_by = units.parse_time(contract.sign_by)
-    if sign_by + MAX_SKEW <= units.now() or units.parse_time(contract.created_at) > units.now() + MAX_SKEW:
+    sign_by = quantities.parse_time(contract.sign_by)
+    if (
+        sign_by + MAX_SKEW <= quantities.now()
+        or quantities.parse_time(contract.created_at) > quantities.now() + MAX_SKEW
+    ):
         raise ContractError(
             f"the contract was to be signed between {contract.created_at} and {contract.sign_by}", code="bad_times",
             hint="compare the clocks of both machines",
@@ -74,7 +77,7 @@ async def _on_proposal(ctx: Agreeing, message: Incoming) -> Answer | Change:
         if t[CONTRACTS].first("bid_id", current.id) is not None:
             raise ContractError("there is a contract for this bid already", code="bid_used")
         resources = t[BID_REQUESTS].one(current.bid_request_id).request.required_capability.resources
-        lease = units.format_time(units.now() + timedelta(seconds=ctx.config.lock_lease))
+        lease = quantities.format_time(quantities.now() + timedelta(seconds=ctx.config.lock_lease))
         # a lock that lapsed in the meantime is taken again, if there is still room
         ctx.accounting.lock_capability(t, current.id, current.job_id, resources, lease, current.offer.time.duration)
         t[CONTRACTS].put(record)
@@ -102,7 +105,7 @@ def _open_bid(ctx: HasAccounting, source: Store | Transaction, contract: Contrac
         StateError: it was released.
     """
     bid = sent_bid(source, contract.bid_id, sender)
-    if offered_until(bid) <= units.utc_now() and not ctx.accounting.is_locked(source, bid.id):
+    if offered_until(bid) <= quantities.utc_now() and not ctx.accounting.is_locked(source, bid.id):
         raise ContractError(f"the bid timed out at {offered_until(bid)}", code="bid_timeout")
     # what was released is locked for nobody any more
     BID.move(bid, "lock", PROVIDER, None)

@@ -11,7 +11,7 @@ from typing import Protocol
 import msgspec
 from msgspec import structs
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import PeerError, RejectedMessageError, StateError
 from nunet_cli.executor.docker import is_allowed
@@ -141,7 +141,7 @@ async def _on_bid_request(ctx: Bidding, message: Incoming) -> Answer | Callable[
                 # another took what was free when this one was compared
                 return "decline", _taken(ctx, request, offer, error.message)
             offered = structs.replace(bid, resources_locked_until_timeout=True)
-        now = units.utc_now()
+        now = quantities.utc_now()
         make_room(t, message.sender, now)
         t[BID_REQUESTS].put(BidRequestRecord(request.id, request.job_id, "received", now, request))
         t[BIDS].put(
@@ -234,7 +234,7 @@ async def assess(ctx: Assessing, request: BidRequest, more: tuple[Comparison, ..
     """
     required = request.required_capability
     price = ctx.accounting.price()
-    cost = total_price(units.parse_amount(price.amount), price.time_unit, max(1, required.time.max))
+    cost = total_price(quantities.parse_amount(price.amount), price.time_unit, max(1, required.time.max))
     available = _offered(ctx, request.requester.did, cost, at)
     peer = ctx.peers.find(request.requester.did)
     names = expressions.variables(
@@ -243,7 +243,7 @@ async def assess(ctx: Assessing, request: BidRequest, more: tuple[Comparison, ..
         machine=ctx.accounting.machine(),
     )  # fmt: skip
     did, comparator = request.requester.did, ctx.accounting.get_preferences()
-    judge_fields = partial(compare, subject=ctx.identity.did, now=at or units.utc_now())
+    judge_fields = partial(compare, subject=ctx.identity.did, now=at or quantities.utc_now())
     if ctx.judging.is_spent(did, request.hard, names):
         spent = "its expressions take too much of this provider's time; ask again in a minute"
         fields = (*judge_fields(required, available), Comparison("constraints.hard", "error", reason=spent), *more)
@@ -275,18 +275,18 @@ def _offered(ctx: Offering, requester: str, cost: int, at: str) -> Capability:
     """Return what this provider offers a requester: what is left, the executors it may use, and the cost."""
     available = ctx.accounting.available(ctx.store, at)
     usable = tuple(name for name in available.executors if may_use(ctx, name, requester))
-    return structs.replace(available, executors=usable, price=PriceBid(amount=units.format_amount(cost)))
+    return structs.replace(available, executors=usable, price=PriceBid(amount=quantities.format_amount(cost)))
 
 
 def create_bid(ctx: Offering, request: BidRequest, offer: Offer) -> Bid:
     """Return the offer as a bid (seed 2: `createBid`); its start counts what runs and is locked here."""
-    now = units.now()
-    start = units.parse_time(offer.start) if offer.start else now
-    timeout = units.format_time(start + timedelta(seconds=ctx.config.bid_timeout))
+    now = quantities.now()
+    start = quantities.parse_time(offer.start) if offer.start else now
+    timeout = quantities.format_time(start + timedelta(seconds=ctx.config.bid_timeout))
     return Bid(
         id=new_id("bid"), bid_request_id=request.id, job_id=request.job_id, bidder=ctx.identity.node_id,
         price=offer.price, timeout=timeout, spec_cid=request.spec_cid, comparison=offer.comparison,
-        time=TimeBid(start=units.format_time(start), duration=max(1, request.required_capability.time.max)),
+        time=TimeBid(start=quantities.format_time(start), duration=max(1, request.required_capability.time.max)),
         offer=offer.available, load=ctx.accounting.load(ctx.store),
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from msgspec import structs
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.database.transition import transition
 from nunet_cli.errors import NunetError
@@ -49,7 +49,7 @@ def advance(
         StateError: the job's machine does not allow it.
     """
     job = transition(
-        t, t[JOBS].one(job_id), event, by=by, about=about, changed_at=units.utc_now(), **changes
+        t, t[JOBS].one(job_id), event, by=by, about=about, changed_at=quantities.utc_now(), **changes
     )  # fmt: skip
     t.save_event(job_id, f"job_{job.state}", **(said or {}))
     for member_id in job.members:
@@ -77,7 +77,7 @@ def resolve_replicas(t: Transaction, job_id: str) -> None:
     found = [t[JOBS].get(child_id) for child_id in group.children.values()]
     replicas = [replica for replica in found if replica is not None]
     if all(replica.state in JOB_ENDS for replica in replicas):
-        paid = units.format_amount(sum(units.parse_amount(replica.paid or "0") for replica in replicas))
+        paid = quantities.format_amount(sum(quantities.parse_amount(replica.paid or "0") for replica in replicas))
         advance(t, job_id, "resolve", by=REQUESTER, said={"paid": paid}, paid=paid)
 
 

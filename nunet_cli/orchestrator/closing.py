@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import NamedTuple, Protocol
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError
 from nunet_cli.orchestrator import disputes
@@ -103,7 +103,7 @@ async def _see_to(ctx: Closing, contract_id: str) -> None:
     pause = FIRST_PAUSE
     try:
         while (step := next_step(ctx, contract_id)) is not None:
-            wait = (units.parse_time(step.at) - units.now()).total_seconds() if step.at else 0
+            wait = (quantities.parse_time(step.at) - quantities.now()).total_seconds() if step.at else 0
             if wait > 0:
                 await ctx.closings.sleep(contract_id, min(wait, LONGEST_PAUSE))
                 continue
@@ -135,11 +135,11 @@ async def _expire(ctx: HasStore, contract_id: str) -> None:
 async def _settle_overdue(ctx: Dealing, contract_id: str) -> None:
     """As a provider: settle a finished job whose requester stays silent past the contract's deadline."""
     contract = ctx.store[CONTRACTS].one(contract_id)
-    given_up = units.parse_time(contract.deadline) + timedelta(seconds=ctx.config.limits.settlement_window)
+    given_up = quantities.parse_time(contract.deadline) + timedelta(seconds=ctx.config.limits.settlement_window)
     try:
         await close(ctx, contract, await verify_job(ctx, contract))
     except NunetError:
-        if units.now() < given_up:
+        if quantities.now() < given_up:
             raise
         # the deposit is on its way back by now; the receipt tells
 
@@ -177,7 +177,7 @@ async def _fetch_late(ctx: Late, contract_id: str) -> None:
     if await _is_disputed_instead(ctx, contract):
         await ctx.store.change(lambda t: t[LATE_RESULTS].remove(contract_id))
         return
-    if units.parse_time(contract.result_at) > units.now() - LATE_PATIENCE:
+    if quantities.parse_time(contract.result_at) > quantities.now() - LATE_PATIENCE:
         await fetch_outputs(ctx, contract, result)
     said = {"contract_id": contract.id, "outputs": {output.name: output.cid for output in result.outputs}}
 

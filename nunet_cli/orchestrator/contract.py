@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import trio
 from msgspec import structs
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.database.store import Transaction
 from nunet_cli.database.transition import transition
 from nunet_cli.errors import ContractError, NoSpaceError, NunetError, PeerError, RejectedMessageError, StateError
@@ -119,7 +119,7 @@ async def _ask_until(ctx: HasStore, job_id: str, until: str, ask: Callable[[], A
         try:
             return await ask()
         except NunetError as error:
-            if not is_transient(error) or until <= units.utc_now():
+            if not is_transient(error) or until <= quantities.utc_now():
                 raise
             if not said:
                 said = True
@@ -197,7 +197,7 @@ def generate_job_contract(ctx: HasIdentity, job: Job, bid: BidRecord, database: 
         contract_text(
             bid, requester=ctx.identity.did, provider=bid.did, database=database, oracle=oracle,
             verification=verify.policy, replicas=verify.n if verify.policy == "replicate" else 1,
-            created_at=units.utc_now(),
+            created_at=quantities.utc_now(),
         )
     )  # fmt: skip
 
@@ -213,7 +213,7 @@ def contract_text(
         contract_database=database, oracle=oracle,
         terms=Terms(
             spec_cid=bid.offer.spec_cid, price=price, max_duration=duration,
-            deposit=units.format_amount(deposit_for(price, duration)), verification=verification,
+            deposit=quantities.format_amount(deposit_for(price, duration)), verification=verification,
             deadline=deadline_of(created_at, duration), replicas=replicas,
         ),
         payment="escrow" if check_payment_info(price, duration) else "volunteer", created_at=created_at,
@@ -383,7 +383,7 @@ def keep_proof(ctx: HasClosings, t: Transaction, contract_id: str, proof: Docume
         StateError: it is closed or in dispute.
     """
     known = t[CONTRACTS].get(contract_id)
-    at = (known.proved_at if known is not None else "") or units.utc_now()
+    at = (known.proved_at if known is not None else "") or quantities.utc_now()
     set_contract(t, contract_id, "prove", by=DATABASE, proof=proof, proved_at=at, **changes)
     # with a result, from here on time has to close it
     t.then(partial(ctx.closings.look, contract_id))
@@ -424,7 +424,7 @@ def _on_registered(ctx: Proving, message: Incoming) -> Change | None:
 
 def note_balance(t: Transaction, database: str, balance: str) -> None:
     """Remember what the contract database last said of this node's balance."""
-    t[BALANCES].put(Balance(database, balance, units.utc_now()))
+    t[BALANCES].put(Balance(database, balance, quantities.utc_now()))
 
 
 def register(ctx: Proving) -> None:

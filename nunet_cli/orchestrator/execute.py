@@ -15,7 +15,7 @@ import msgspec
 import trio
 from msgspec import structs
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import NotFoundError, NunetError, PeerError, RejectedMessageError, StateError
 from nunet_cli.jobs.check import decode_spec
@@ -188,7 +188,7 @@ def _running_change(contract: ContractRecord, allocation_id: str, usage: Usage) 
             said = {"allocation_id": allocation_id}
             advance(t, job.id, "start", by=PROVIDER, about=contract.id, said=said, allocation_id=allocation_id)
         elif job.state == "running":
-            change_job(t, job.id, usage=usage, heard_at=units.utc_now())
+            change_job(t, job.id, usage=usage, heard_at=quantities.utc_now())
 
     return change
 
@@ -226,7 +226,7 @@ def result_change(ctx: Taking, contract: ContractRecord, document: Document) -> 
         if current.result is not None and current.result.cid != document.cid:
             raise RejectedMessageError("the provider has signed another result already", code="second_result")
         if is_first:
-            t[CONTRACTS].put(structs.replace(current, result=document, result_at=units.utc_now()))
+            t[CONTRACTS].put(structs.replace(current, result=document, result_at=quantities.utc_now()))
         job = t[JOBS].get(contract.job_id)
         mine = job is not None and job.contract_id == contract.id
         if job is not None and mine and (job.state in _RUNS or _is_late(job, result)):
@@ -277,9 +277,9 @@ async def follow(ctx: Following, job_id: str) -> Job:
             raise StateError(f"job {job.id} does not run: it is {job.state}")
         contract = ctx.store[CONTRACTS].one(job.contract_id)
         silent = trio.current_time() - ctx.heard.since(contract.id, began)
-        overdue = contract.deadline <= units.utc_now()
+        overdue = contract.deadline <= quantities.utc_now()
         if not overdue and silent > ctx.config.limits.silence and may_retry(job):
-            raise PeerError(f"the provider has been silent for {units.format_duration(silent)}", code=SILENT)
+            raise PeerError(f"the provider has been silent for {quantities.format_duration(silent)}", code=SILENT)
         if (overdue or silent > beat * 2) and trio.current_time() - asked > beat * 2:
             # also past the deadline: this node may have been away, and the result may wait for it
             await _sync_quietly(ctx, contract)

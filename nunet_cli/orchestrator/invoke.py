@@ -7,7 +7,7 @@ from typing import Protocol
 
 import trio
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import ContractError, NunetError, PeerError, RejectedMessageError, StateError
 from nunet_cli.jobs.check import decode_spec
@@ -204,7 +204,7 @@ def _check_invocation(body: Invocation, document: Document) -> None:
     require_signature(document, contract.requester, REQUESTER, "contract")
     require_signature(document, contract.provider, PROVIDER, "contract")
     check_proof(body.proof, document)
-    if contract.terms.deadline <= units.utc_now():
+    if contract.terms.deadline <= quantities.utc_now():
         raise ContractError(f"the contract's deadline {contract.terms.deadline} has passed", code="contract_expired")
     if content_id(body.spec.encode()) != contract.terms.spec_cid:
         raise RejectedMessageError("the job is not the one that the contract names", code="wrong_spec")
@@ -254,7 +254,7 @@ def create_allocation(
     """
     allocation = Allocation(
         id=new_id("allocation"), job_id=contract.job_id, contract_id=contract.id, requester=contract.requester,
-        executor=",".join(needs.executors), created_at=units.utc_now(),
+        executor=",".join(needs.executors), created_at=quantities.utc_now(),
     )  # fmt: skip
     try:
         ctx.accounting.allocate(t, contract.bid_id, allocation.id, needs.resources, needs.time.max)

@@ -14,7 +14,7 @@ from typing import Protocol
 import msgspec
 import trio
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NoBidError, NunetError, RejectedMessageError, StateError
 from nunet_cli.jobs.check import decode_spec
@@ -116,7 +116,7 @@ async def match(ctx: Matching, job_id: str, *, timeout: float | None = None, fir
     tries = job.tries
     if timeout is None and tries:
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (tries - 1))
-        again = min(spec.time.deadline, units.format_time(units.now() + timedelta(seconds=pause)))
+        again = min(spec.time.deadline, quantities.format_time(quantities.now() + timedelta(seconds=pause)))
         await _wait(ctx, job.id, again, "every provider asked declined")
     while True:
         request = await _search(ctx, find_job(ctx.store, job.id), spec, search)
@@ -153,25 +153,25 @@ async def _expire(ctx: HasStore, job_id: str, error: NoBidError) -> None:
 
 def _next_try(error: NoBidError, deadline: str, tries: int) -> str:
     """Return when to search again: after a pause that doubles, or when a busy provider is free; empty for never."""
-    if not deadline or deadline <= units.utc_now():
+    if not deadline or deadline <= quantities.utc_now():
         return ""
     pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**tries)
-    again = units.format_time(units.now() + timedelta(seconds=pause))
+    again = quantities.format_time(quantities.now() + timedelta(seconds=pause))
     starts = error.details.get("start")
     # who said when it is free is asked then
-    return min(deadline, max(starts, units.utc_now()) if starts and starts < again else again)
+    return min(deadline, max(starts, quantities.utc_now()) if starts and starts < again else again)
 
 
 async def _wait(ctx: Awaiting, job_id: str, until: str, what: str, known: frozenset[str] | None = None) -> None:
     """Wait for a time, saying so with the job; with `known` providers also until another comes."""
 
     def begin(t: Transaction) -> None:
-        change_job(t, job_id, waiting=Waiting(what, until, units.utc_now()))
+        change_job(t, job_id, waiting=Waiting(what, until, quantities.utc_now()))
         t.save_event(job_id, "job_waiting", reason=what, next_try=until)
 
-    if until > units.utc_now():
+    if until > quantities.utc_now():
         await ctx.store.change(begin)
-    while (left := (units.parse_time(until) - units.now()).total_seconds()) > 0:
+    while (left := (quantities.parse_time(until) - quantities.now()).total_seconds()) > 0:
         await ctx.transport.wait_change(min(left, 1.0))
         there = {peer.did for peer in ctx.topics.subscribers(BID_TOPIC)}
         if known is not None and there - known:
@@ -185,12 +185,12 @@ def _new_bid_request(ctx: Requesting, job: Job, spec: JobSpec) -> tuple[BidReque
         id=new_id("request"), job_id=job.id, requester=ctx.identity.node_id, name=spec.name,
         required_capability=required_capability(spec, ctx.config.kyc.verifiers), spec_cid=job.spec_cid,
         start_by=spec.time.deadline,
-        deadline=units.format_time(units.now() + search), topic="" if job.push else job.topic or BID_TOPIC,
+        deadline=quantities.format_time(quantities.now() + search), topic="" if job.push else job.topic or BID_TOPIC,
         images=images_of(spec), hard=spec.constraints.hard,
     )  # fmt: skip
 
     def change(t: Transaction) -> None:
-        t[BID_REQUESTS].put(BidRequestRecord(request.id, job.id, "sent", units.utc_now(), request))
+        t[BID_REQUESTS].put(BidRequestRecord(request.id, job.id, "sent", quantities.utc_now(), request))
         said = {"bid_request_id": request.id}
         t.save_event(job.id, "bid_request_sent", **said)
         advance(
@@ -306,15 +306,15 @@ def _bid_change(ctx: HasSearches, request: BidRequest, message: Incoming) -> Cal
     if bid.bid_request_id != request.id or bid.job_id != request.job_id or bid.spec_cid != request.spec_cid:
         raise RejectedMessageError("the bid answers another request", code="wrong_bid")
     try:
-        units.parse_time(bid.time.start), units.parse_time(bid.timeout)
+        quantities.parse_time(bid.time.start), quantities.parse_time(bid.timeout)
     except NunetError as error:
         raise RejectedMessageError(error.message, code="wrong_bid") from None
     if bid.time.duration != request.required_capability.time.max:
         raise RejectedMessageError("the bid is for another duration", code="wrong_bid")
-    if bid_price(bid) > units.parse_amount(request.required_capability.price.amount):
+    if bid_price(bid) > quantities.parse_amount(request.required_capability.price.amount):
         raise RejectedMessageError("the bid is over the price limit", code="wrong_bid")
     record = BidRecord(
-        bid.id, "bid", "received", message.sender, request.id, request.job_id, units.utc_now(), bid.bidder, bid,
+        bid.id, "bid", "received", message.sender, request.id, request.job_id, quantities.utc_now(), bid.bidder, bid,
         evidence=message.evidence,
     )  # fmt: skip
 
@@ -325,7 +325,7 @@ def _bid_change(ctx: HasSearches, request: BidRequest, message: Incoming) -> Cal
         t[BIDS].put(record)
         t.save_event(
             request.job_id, "bid_received", bid_id=bid.id, bidder=bid.bidder.peer_id,
-            price=units.format_amount(bid_price(bid)), start=bid.time.start, load=bid.load,
+            price=quantities.format_amount(bid_price(bid)), start=bid.time.start, load=bid.load,
         )  # fmt: skip
         # here and not once it is on disk: many may come together
         ctx.searches.count(request.id)
@@ -348,7 +348,7 @@ def _decline_change(request: BidRequest, message: Incoming) -> Callable[[Transac
     decline: Decline = message.body
     _check_bidder(decline, message.sender)
     record = BidRecord(
-        new_id("decline"), "decline", "received", message.sender, request.id, request.job_id, units.utc_now(),
+        new_id("decline"), "decline", "received", message.sender, request.id, request.job_id, quantities.utc_now(),
         decline.bidder, comparison=decline.comparison, verdict="declined", reasons=decline.comparison.reasons,
         evidence=message.evidence,
     )  # fmt: skip
@@ -367,7 +367,7 @@ async def _register_silence(ctx: HasStore, request: BidRequest, did: str, error:
     key = key_from_did(did)
     bidder = NodeID("", peer_cid_from_key(key), peer_id_from_key(key), did)
     record = BidRecord(
-        new_id("silent"), "silent", "received", did, request.id, request.job_id, units.utc_now(), bidder,
+        new_id("silent"), "silent", "received", did, request.id, request.job_id, quantities.utc_now(), bidder,
         verdict="silent", reasons=(error.message,),
         clock=error.details.get("seconds", 0) if error.code == "clock_differs" else None,
     )  # fmt: skip

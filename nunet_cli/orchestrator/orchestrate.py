@@ -8,7 +8,7 @@ from typing import Protocol
 
 import trio
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import ContractError, NoSpaceError, NunetError, PeerError, StateError
 from nunet_cli.orchestrator.changes import advance, error_record, find_job, let_go
@@ -105,7 +105,7 @@ async def _settle(ctx: Settling, job_id: str) -> None:
         await settle(ctx, job_id)
     except ContractError as error:
         contract = ctx.store[CONTRACTS].get(find_job(ctx.store, job_id).contract_id)
-        if error.code not in MOMENTARY or contract is None or contract.deadline <= units.utc_now():
+        if error.code not in MOMENTARY or contract is None or contract.deadline <= quantities.utc_now():
             raise
         event = {"message": error.message, "until": contract.deadline}
         await ctx.store.save_event(job_id, "settlement_waits", **event)
@@ -121,7 +121,7 @@ async def _invoke(ctx: Invoking, job_id: str) -> None:
         silent = trio.current_time() - asked
         if silent > ctx.config.limits.silence and await give_up(ctx, job_id, error):
             return
-        if contract.deadline > units.utc_now():
+        if contract.deadline > quantities.utc_now():
             event = {"message": error.message, "until": contract.deadline}
             await ctx.store.save_event(job_id, "invocation_unanswered", **event)
             await trio.sleep(RETRY_PAUSE)

@@ -9,7 +9,7 @@ from typing import Protocol
 import msgspec
 from msgspec import structs
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import UsageError
 from nunet_cli.jobs.check import moment
@@ -99,7 +99,7 @@ async def _complete(ctx: TakingIn, spec: JobSpec, folder: Path, where: str) -> J
         await _complete(ctx, child, folder, f"{where}children[{index}].") for index, child in enumerate(spec.children)
     ]
     inputs = [await _take_input(ctx, item, folder, f"{where}inputs[{index}]") for index, item in enumerate(spec.inputs)]
-    now = units.now()
+    now = quantities.now()
     time = structs.replace(spec.time, start=moment(spec.time.start, now), deadline=moment(spec.time.deadline, now))
     return structs.replace(spec, children=tuple(children), inputs=tuple(inputs), time=time)
 
@@ -115,7 +115,7 @@ def job_rows(spec: JobSpec, requester: str, shared: dict[str, str], *, parent: s
         kind: `member` for a job inside a pod, whose state is the pod's; empty for what the specification says.
     """
     text = encode_spec(spec)
-    job_id, now, kind = new_id("job"), units.utc_now(), kind or kind_of(spec)
+    job_id, now, kind = new_id("job"), quantities.utc_now(), kind or kind_of(spec)
     below: list[Job] = []
     names: dict[str, str] = {}
     members: list[str] = []

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import trio
 from msgspec import structs
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.database.transition import transition
 from nunet_cli.errors import ContractError, DeclinedError, NunetError, RejectedMessageError, StateError
@@ -79,7 +79,7 @@ async def request(ctx: JobRequesting, job_id: str, also: Also | None = None) -> 
             # an earlier version did not keep how far it had come
             continue
         # a busy provider is free a moment later: its bid said when
-        await trio.sleep(min(SOON, start_delay(bid.offer, units.utc_now())))
+        await trio.sleep(min(SOON, start_delay(bid.offer, quantities.utc_now())))
         if check_resource_lock(bid.offer):
             return await _requested(ctx, job.id, place, bid, also)
         locked = ctx.asked.take(bid.id) or await _try_bid(ctx, bid)
@@ -95,7 +95,7 @@ async def request(ctx: JobRequesting, job_id: str, also: Also | None = None) -> 
 async def ask_first(ctx: JobRequesting, bid_id: str) -> None:
     """Ask a bidder to lock before its turn, which is next: its answer waits for that."""
     bid = ctx.store[BIDS].one(bid_id)
-    if not check_resource_lock(bid.offer) and start_delay(bid.offer, units.utc_now()) <= 0:
+    if not check_resource_lock(bid.offer) and start_delay(bid.offer, quantities.utc_now()) <= 0:
         ctx.asked.keep(bid.id, await _try_bid(ctx, bid))
 
 
@@ -125,7 +125,7 @@ def _give_up_shortlist(t: Transaction, job: Job) -> Job:
     """Search again where bids had lapsed, or the job has a deadline or may be retried; else it fails."""
     refusals = [structs.asdict(refusal) for refusal in job.refusals]
     said: dict[str, Any] = {"refusals": refusals}
-    if decode_spec(job.spec).time.deadline > units.utc_now():
+    if decode_spec(job.spec).time.deadline > quantities.utc_now():
         return advance(
             t, job.id, "search_again", by=REQUESTER, said=said, tries=job.tries + 1, shortlist=(), place=0
         )  # fmt: skip
@@ -152,12 +152,12 @@ def _all_declined(job: Job) -> DeclinedError:
 
 def check_resource_lock(bid: Bid) -> bool:
     """Say whether the provider has locked the resources of a bid and the lock still holds (seed 3)."""
-    return bid.resources_locked_until_timeout and bid.timeout > units.utc_now()
+    return bid.resources_locked_until_timeout and bid.timeout > quantities.utc_now()
 
 
 async def _try_bid(ctx: Dealing, record: BidRecord) -> BidRecord | No:
     """Ask a bidder to lock; return the bid with its lock, or why there is none."""
-    over = record.offer.timeout <= units.utc_now()
+    over = record.offer.timeout <= quantities.utc_now()
     answer = await _ask_to_lock(ctx, record)
     if isinstance(answer, BidRecord):
         return answer
@@ -264,7 +264,7 @@ def offered_until(record: BidRecord) -> str:
 
 def _is_over(ctx: HasAccounting, source: Store | Transaction, record: BidRecord) -> bool:
     """Say whether an offer is over; a lock that was taken while it stood holds to its end."""
-    return offered_until(record) <= units.utc_now() and not ctx.accounting.is_locked(source, record.id)
+    return offered_until(record) <= quantities.utc_now() and not ctx.accounting.is_locked(source, record.id)
 
 
 def lock_resources(ctx: Locking, t: Transaction, record: BidRecord, request: BidRequest) -> Answer:
@@ -279,10 +279,10 @@ def lock_resources(ctx: Locking, t: Transaction, record: BidRecord, request: Bid
     if t[CONTRACTS].first("bid_id", record.id) is not None:
         raise ContractError("there is a contract for this bid already", code="bid_used")
     bid = record.offer
-    if offered_until(record) <= units.utc_now():
+    if offered_until(record) <= quantities.utc_now():
         # it is locked still, and no longer than that
         return "bid", bid
-    until = units.format_time(units.now() + timedelta(seconds=ctx.config.lock_lease))
+    until = quantities.format_time(quantities.now() + timedelta(seconds=ctx.config.lock_lease))
     resources = request.required_capability.resources
     try:
         ctx.accounting.lock_capability(t, record.id, record.job_id, resources, until, bid.time.duration)

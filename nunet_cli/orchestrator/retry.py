@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol
 
 from msgspec import structs
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError
 from nunet_cli.jobs.check import decode_spec
@@ -60,7 +60,7 @@ def note_called_off(t: Transaction, contract_id: str, by: Literal["cancel", "sil
     """Keep with a contract when its provider was told to stop, the first time: `by` a `cancel`, or given up here."""
     record = t[CONTRACTS].get(contract_id)
     if record is not None and not record.called_off_at:
-        t[CONTRACTS].put(structs.replace(record, called_off_at=units.utc_now(), called_off_by=by))
+        t[CONTRACTS].put(structs.replace(record, called_off_at=quantities.utc_now(), called_off_by=by))
 
 
 async def give_up(ctx: GivingUp, job_id: str, error: NunetError) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.config import Config
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import ContractError
@@ -110,7 +110,7 @@ class Roles:
 
     async def choose(self, role: str, did: str) -> None:
         """Use a node in a role from now on, as this node's owner says."""
-        await self._store.change(lambda t: t[PINNED_ROLES].put(PinnedRole(role, did, units.utc_now())))
+        await self._store.change(lambda t: t[PINNED_ROLES].put(PinnedRole(role, did, quantities.utc_now())))
 
     def pin(self, t: Transaction, role: str, did: str, *, job_id: str = "") -> None:
         """Remember who was used in a role, the first time, and say so; whom the configuration names is not remembered.
@@ -124,6 +124,6 @@ class Roles:
         if did == self.configured(role):
             return
         if not t[PINNED_ROLES].has(role):
-            t[PINNED_ROLES].put(PinnedRole(role, did, units.utc_now()))
+            t[PINNED_ROLES].put(PinnedRole(role, did, quantities.utc_now()))
             if did != self._did:
                 t.save_event(job_id, "role_taken", role=role, did=did)

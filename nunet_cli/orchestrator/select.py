@@ -8,7 +8,7 @@ from typing import Protocol
 
 from msgspec import structs
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.database.store import Transaction
 from nunet_cli.database.transition import transition
 from nunet_cli.errors import NoBidError
@@ -51,7 +51,7 @@ async def select_best_bid(ctx: Selecting, job_id: str, request_id: str, first: F
     Raises:
         NoBidError: there is none for now; code `not_yet` with `details["start"]` where a provider can start later.
     """
-    job, now = find_job(ctx.store, job_id), units.utc_now()
+    job, now = find_job(ctx.store, job_id), quantities.utc_now()
     spec = decode_spec(job.spec)
     comparator = ctx.accounting.get_preferences()
     needs = required_capability(spec, ctx.config.kyc.verifiers)
@@ -125,12 +125,12 @@ async def select_best_bid(ctx: Selecting, job_id: str, request_id: str, first: F
 
 def missing_kycs(needs: Capability, bid: Bid) -> list[str]:
     """Return why a bidder has not shown the statements (`kycs`) that a job names, which nobody's word stands for."""
-    fields = compare_kycs(needs, bid.offer, bid.bidder.did, units.utc_now())
+    fields = compare_kycs(needs, bid.offer, bid.bidder.did, quantities.utc_now())
     return [f"{field.field}: {field.reason}" for field in fields if field.result != "equal"]
 
 
 def _as_known(ctx: HasConfig, offer: Capability, did: str) -> Capability:
-    return known_kycs(offer, ctx.config.kyc.verifiers, did, units.utc_now())
+    return known_kycs(offer, ctx.config.kyc.verifiers, did, quantities.utc_now())
 
 
 def _linked(ctx: Linking, job: Job) -> list[tuple[LinkRule, expressions.Variables]]:
@@ -160,7 +160,7 @@ def _of_other_versions(ctx: HasPeers) -> list[str]:
 def _other_clocks(seconds: list[float]) -> str:
     if len(seconds) == 1:
         return f"1 provider's clock is {clock_text(seconds[0])}"
-    least = units.format_duration(min(map(abs, seconds)))
+    least = quantities.format_duration(min(map(abs, seconds)))
     return f"{len(seconds)} providers' clocks differ from this machine's by {least} or more"
 
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from msgspec import structs
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import (
     ContractError,
@@ -144,7 +144,7 @@ def _is_paid_long_ago(ctx: HasConfig, contract: ContractRecord) -> bool:
     if contract.receipt is None:
         return False
     closed = contract.receipt.read(Receipt).settled_at
-    return seconds_between(closed, units.utc_now()) > ctx.config.limits.settlement_window
+    return seconds_between(closed, quantities.utc_now()) > ctx.config.limits.settlement_window
 
 
 async def require_honest_time(ctx: Dealing, contract: ContractRecord, result: Result) -> None:
@@ -162,7 +162,7 @@ async def require_honest_time(ctx: Dealing, contract: ContractRecord, result: Re
     end = contract.result_at
     if contract.called_off_at and (result.state != "completed" or contract.called_off_by == "cancel"):
         patience = timedelta(seconds=ctx.config.limits.answer_timeout)
-        end = min(end, units.format_time(units.parse_time(contract.called_off_at) + patience))
+        end = min(end, quantities.format_time(quantities.parse_time(contract.called_off_at) + patience))
     terms = contract.document.read(Contract).terms
     seen = max(0.0, seconds_between(contract.proved_at, end))
     if amount_due(terms, result) <= amount_due(terms, result, seen * (1 + CLOCK_DRIFT) + CLOCK_TOLERANCE):

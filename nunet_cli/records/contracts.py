@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import Struct
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.records.capability import PriceBid
 from nunet_cli.records.documents import Document
 from nunet_cli.records.fields import Did, Id, MaybeId, Name, Text, Time, TimeOrNone
@@ -60,12 +60,12 @@ class Contract(Struct, forbid_unknown_fields=True, frozen=True):
 
 def deadline_of(created_at: str, max_duration: int) -> str:
     """Return a contract's deadline: it follows from when it was made and how long the job may run, in seconds."""
-    return units.format_time(units.parse_time(created_at) + timedelta(seconds=max_duration) + SLACK)
+    return quantities.format_time(quantities.parse_time(created_at) + timedelta(seconds=max_duration) + SLACK)
 
 
 def sign_by_of(created_at: str) -> str:
     """Return until when a contract must be registered: it follows from when it was made."""
-    return units.format_time(units.parse_time(created_at) + SIGN_WITHIN)
+    return quantities.format_time(quantities.parse_time(created_at) + SIGN_WITHIN)
 
 
 class Proof(Struct, forbid_unknown_fields=True, frozen=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.records.limits import Limits
 
 # what people are shown: no control characters, no line breaks, nothing that turns the direction of writing around
@@ -18,7 +18,7 @@ Few = Limits(max_length=64)
 Id = Annotated[str, Limits(min_length=1, max_length=120, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(?!\n)$")]
 MaybeId = Annotated[str, Limits(max_length=120, pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?(?!\n)$")]
 Did = Annotated[str, Limits(min_length=10, max_length=120, pattern=r"^did:key:z[1-9A-HJ-NP-Za-km-z]+(?!\n)$")]
-Time = Annotated[str, Limits(pattern=units.TIME_PATTERN)]
-TimeOrNone = Annotated[str, Limits(pattern=rf"{units.TIME_PATTERN}|^$(?!\n)")]
+Time = Annotated[str, Limits(pattern=quantities.TIME_PATTERN)]
+TimeOrNone = Annotated[str, Limits(pattern=rf"{quantities.TIME_PATTERN}|^$(?!\n)")]
 Text = Annotated[str, Limits(max_length=4000)]
 Many = Limits(max_length=1000)

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from msgspec import Struct
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.errors import NunetError
 from nunet_cli.records.fields import Did, Name, Time, TimeOrNone
 from nunet_cli.records.limits import Limits
@@ -72,7 +72,7 @@ class Kyc(Struct, forbid_unknown_fields=True, frozen=True):
             return f"the statement of {self.who} is about another node, {said.subject}"
         if said.expires_at and said.expires_at <= now:
             return f"the statement of {self.who} expired on {said.expires_at[:10]}"
-        if said.issued_at > units.format_time(units.parse_time(now) + MAX_SKEW):
+        if said.issued_at > quantities.format_time(quantities.parse_time(now) + MAX_SKEW):
             return f"the statement of {self.who} counts from {said.issued_at} on"
         return ""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import trio
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import ContractError
 from nunet_cli.records.books import LOG, LOG_HEAD, LogEntry, LogHead
@@ -26,7 +26,7 @@ def append(t: Transaction, kind: str, **data: Any) -> str:
     """Append an entry as part of a change; return the new head."""
     last = t[LOG_HEAD].get("head")
     previous = last.hash if last is not None else GENESIS
-    entry = json.dumps({"at": units.utc_now(), "kind": kind, **data}, sort_keys=True)
+    entry = json.dumps({"at": quantities.utc_now(), "kind": kind, **data}, sort_keys=True)
     head = entry_hash(previous, entry)
     t[LOG].append(LogEntry(previous, head, entry))
     t[LOG_HEAD].put(LogHead("head", head))

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.database.transition import transition
 from nunet_cli.errors import NotFoundError
@@ -73,13 +73,13 @@ class Closing:
         """
         contract = record.document.read(Contract)
         outcome: Literal["settled", "refunded"] = "settled" if completed or due else "refunded"
-        back = units.parse_amount(contract.terms.deposit) - due
+        back = quantities.parse_amount(contract.terms.deposit) - due
         account = ledger.escrow(record.id)
         if due:
             ledger.transfer(t, account, contract.provider, due, "payment", record.id)
         if back:
             ledger.transfer(t, account, contract.requester, back, "refund", record.id)
-        paid, refunded = units.format_amount(due), units.format_amount(back)
+        paid, refunded = quantities.format_amount(due), quantities.format_amount(back)
         head = chain.append(t, outcome, contract_id=record.id, paid=paid)
         receipt = make_document(
             Receipt(
@@ -92,7 +92,7 @@ class Closing:
         t.save_event(contract.job_id, f"contract_{outcome}", contract_id=record.id, paid=paid)
         text = closing_text(receipt.read(Receipt))
         for did in (did for did in (contract.requester, contract.provider) if did != asker):
-            balance = units.format_amount(ledger.balance(t, did))
+            balance = quantities.format_amount(ledger.balance(t, did))
             self._tell(t, did, "message", Message(record.id, text, receipt, balance))
         return receipt
 

@@ -11,7 +11,7 @@ from functools import partial
 
 from msgspec import Struct
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.config import Config
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import ContractError, NotFoundError, NunetError
@@ -188,11 +188,11 @@ class ContractDatabase:
         did = message.sender
         in_escrow = sum(ledger.balance(self._store, ledger.escrow(record.id)) for record in self._open(did))
         found = tuple(
-            StatementEntry(row.at, row.kind, units.format_amount(row.amount), row.contract_id)
+            StatementEntry(row.at, row.kind, quantities.format_amount(row.amount), row.contract_id)
             for row in ledger.entries(self._store, did, message.body.limit)
         )
         balance = self.registry.balance(self._store, did)
-        return "account_statement", AccountStatement(did, balance, units.format_amount(in_escrow), found)
+        return "account_statement", AccountStatement(did, balance, quantities.format_amount(in_escrow), found)
 
     def _open(self, did: str) -> list[RegisteredContract]:
         """Return the contracts of a requester whose deposit is in escrow."""

@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import msgspec
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import ContractError, NunetError
 from nunet_cli.records.contracts import ORACLE, Contract, JobVerificationResult
@@ -76,7 +76,10 @@ def add_evidence(dispute: Dispute, did: str, text: str, documents: tuple[Documen
         raise ContractError(f"the dispute was resolved: {dispute.decision}", code="dispute_resolved")
     if has_said(dispute, did, text, documents):
         return dispute
-    said = [*(item for item in dispute.evidence if item.did == did), Evidence(did, units.utc_now(), text, documents)]
+    said = [
+        *(item for item in dispute.evidence if item.did == did),
+        Evidence(did, quantities.utc_now(), text, documents),
+    ]
     for what, size, most in (
         ("pieces of evidence", len(said), MAX_PIECES),
         ("documents", sum(len(item.documents) for item in said), MAX_DOCUMENTS),
@@ -131,7 +134,7 @@ def amount_for(
     Raises:
         ContractError: the share is none.
     """
-    deposit = units.parse_amount(contract.terms.deposit)
+    deposit = quantities.parse_amount(contract.terms.deposit)
     if decision == "refund":
         return 0
     if decision == "pay":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import structs
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.database.store import Transaction
 from nunet_cli.database.transition import transition
 from nunet_cli.errors import ContractError, DisputedError, RejectedMessageError
@@ -73,7 +73,7 @@ class Disputing:
         known = disputes.find(t, record.id)
         is_new = known is None
         if known is None:
-            known = Dispute(record.id, sender, units.utc_now(), request.text or "no reason given")
+            known = Dispute(record.id, sender, quantities.utc_now(), request.text or "no reason given")
             record = transition(t, record, "dispute", by=party, about=record.id)
             chain.append(t, "disputed", contract_id=record.id, by=sender)
             t.save_event(record.job_id, "contract_disputed", contract_id=record.id, reason=known.reason)
@@ -82,7 +82,7 @@ class Disputing:
         if result is not None and record.result is None:
             # the first result that the provider signed is the result, and it was here by now
             record = transition(
-                t, record, "hand_in", by=party, about=record.id, result=result, result_at=units.utc_now()
+                t, record, "hand_in", by=party, about=record.id, result=result, result_at=quantities.utc_now()
             )  # fmt: skip
         if record.result is not None:
             documents = tuple(document for item in known.evidence for document in item.documents)
@@ -110,14 +110,17 @@ class Disputing:
         self, t: Transaction, record: RegisteredContract, known: Dispute, decision: Decision, by: str,
         share: str = "0.5",
     ) -> Document:  # fmt: skip
-        now = units.utc_now()
+        now = quantities.utc_now()
         result = record.result.read(Result) if record.result is not None else None
         seen = seconds_seen(record, record.result_at or now)
         due = disputes.amount_for(record.document.read(Contract), result, decision, share, seen)
         disputes.put(
             t,
             structs.replace(
-                known, decision=decision, by="quorum" if by == ORACLE else "operator", paid=units.format_amount(due)
+                known,
+                decision=decision,
+                by="quorum" if by == ORACLE else "operator",
+                paid=quantities.format_amount(due),
             ),
         )
         reason = f"dispute resolved by {'a quorum' if by == ORACLE else 'the operator'}: {decision}"

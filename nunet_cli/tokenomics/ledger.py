@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import structs
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import ContractError
 from nunet_cli.records.books import ACCOUNTS, LEDGER, Account, Transfer
@@ -39,14 +39,15 @@ def transfer(t: Transaction, payer: str, payee: str, micro: int, kind: str, cont
     left = balance(t, payer) - micro
     if left < 0 and payer != ISSUANCE:
         raise ContractError(
-            f"the account has {units.format_amount(left + micro)} NTX, {units.format_amount(micro)} NTX are needed",
+            f"the account has {quantities.format_amount(left + micro)} NTX, {quantities.format_amount(micro)} NTX"
+            " are needed",
             code="insufficient_funds",
             hint="the contract database's operator can add funds with: nunet account deposit AMOUNT --to DID",
-            details={"missing": units.format_amount(-left)},
+            details={"missing": quantities.format_amount(-left)},
         )
     t[ACCOUNTS].put(Account(payer, left))
     t[ACCOUNTS].put(Account(payee, balance(t, payee) + micro))
-    t[LEDGER].append(Transfer(units.utc_now(), kind, payer, payee, micro, contract_id))
+    t[LEDGER].append(Transfer(quantities.utc_now(), kind, payer, payee, micro, contract_id))
 
 
 def entries(source: Store | Transaction, account: str, limit: int) -> list[Transfer]:

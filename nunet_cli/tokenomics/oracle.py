@@ -14,7 +14,7 @@ from typing import Literal
 
 import trio
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import ContractError, NunetError, UsageError
 from nunet_cli.jobs.check import decode_spec
@@ -87,7 +87,7 @@ class Oracle:
         if known is not None:
             return known.document
         # a stranger's documents: checking them takes up to a second
-        checks = await in_thread(verify_documents, request, units.utc_now(), limiter=self._limiter)
+        checks = await in_thread(verify_documents, request, quantities.utc_now(), limiter=self._limiter)
         verdict: Outcome = "verified" if all(check.passed for check in checks) else "rejected"
         # what fails by itself is compared with nothing, and says so
         used: Policy = policy if verdict == "verified" else "attested"
@@ -105,7 +105,7 @@ class Oracle:
             document = make_document(
                 JobVerificationResult(
                     1, request.contract.cid, request.result.cid, self._identity.did, verdict, checks[:100],
-                    units.utc_now(), used,
+                    quantities.utc_now(), used,
                 )
             ).sign(self._identity, ORACLE)  # fmt: skip
             if verdict != "inconclusive":
@@ -124,7 +124,7 @@ class Oracle:
         """
         if request.reexecute:
             return "reexecute"
-        silent = contract.terms.deadline <= units.utc_now() and sender == contract.provider
+        silent = contract.terms.deadline <= quantities.utc_now() and sender == contract.provider
         if contract.terms.verification == "replicate" and not request.replicas and sender == contract.provider:
             if not silent:
                 raise ContractError(

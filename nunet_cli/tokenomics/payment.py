@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.jobs.spec import total_price
 from nunet_cli.records.capability import PriceBid
 from nunet_cli.records.contracts import Terms
@@ -11,7 +11,7 @@ from nunet_cli.records.results import Result
 
 def deposit_for(price: PriceBid, max_duration: int) -> int:
     """Return the most that a job can cost at a price: what goes into escrow."""
-    return total_price(units.parse_amount(price.amount), price.time_unit, max_duration)
+    return total_price(quantities.parse_amount(price.amount), price.time_unit, max_duration)
 
 
 def amount_due(terms: Terms, result: Result, seen: float | None = None) -> int:
@@ -25,7 +25,7 @@ def amount_due(terms: Terms, result: Result, seen: float | None = None) -> int:
         result: what the provider claims.
         seen: the seconds that somebody else saw pass; a claim beyond them earns no more than they do.
     """
-    deposit = units.parse_amount(terms.deposit)
+    deposit = quantities.parse_amount(terms.deposit)
     if result.state == "completed" and not terms.price.time_unit:
         return deposit
     if not terms.price.time_unit or result.fault == "provider":
@@ -33,12 +33,12 @@ def amount_due(terms: Terms, result: Result, seen: float | None = None) -> int:
     seconds = min(result.usage.wall_seconds, float(terms.max_duration))
     if seen is not None:
         seconds = max(0.0, min(seconds, seen))
-    return min(deposit, total_price(units.parse_amount(terms.price.amount), terms.price.time_unit, seconds))
+    return min(deposit, total_price(quantities.parse_amount(terms.price.amount), terms.price.time_unit, seconds))
 
 
 def seconds_between(first: str, last: str) -> float:
     """Return the seconds from one time to another; negative where the second one is earlier."""
-    return (units.parse_time(last) - units.parse_time(first)).total_seconds()
+    return (quantities.parse_time(last) - quantities.parse_time(first)).total_seconds()
 
 
 def check_payment_info(price: PriceBid, max_duration: int) -> bool:

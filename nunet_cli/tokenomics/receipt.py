@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.errors import NunetError, RejectedMessageError
 from nunet_cli.records.contracts import DATABASE, Check, Contract, Proof, Receipt
 from nunet_cli.records.documents import Document
@@ -36,8 +36,8 @@ def receipt_checks(
 
     try:
         contract, receipt = signed.read(Contract), document.read(Receipt)
-        paid, refunded = units.parse_amount(receipt.paid), units.parse_amount(receipt.refunded)
-        deposit = units.parse_amount(contract.terms.deposit)
+        paid, refunded = quantities.parse_amount(receipt.paid), quantities.parse_amount(receipt.refunded)
+        deposit = quantities.parse_amount(contract.terms.deposit)
     except NunetError as error:
         return (Check("receipt", False, error.message),)
     database = contract.contract_database
@@ -58,7 +58,9 @@ def receipt_checks(
         except NunetError as error:
             check("receipt.amount", False, error.message)
         else:
-            check("receipt.amount", paid == due, f"{receipt.paid} NTX were paid, {units.format_amount(due)} were due")
+            check(
+                "receipt.amount", paid == due, f"{receipt.paid} NTX were paid, {quantities.format_amount(due)} were due"
+            )
     return tuple(checks)
 
 

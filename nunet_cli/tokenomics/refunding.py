@@ -10,7 +10,7 @@ from functools import partial
 import trio
 from msgspec import structs
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.database.records import HIGHEST
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import NunetError
@@ -37,7 +37,7 @@ def window_from(contract: Contract, now: datetime) -> str:
     """
     terms = contract.terms
     second_run = timedelta(seconds=2 * terms.max_duration if terms.verification == "reexecute" else 0)
-    return units.format_time(max(units.parse_time(terms.deadline), now) + second_run)
+    return quantities.format_time(max(quantities.parse_time(terms.deadline), now) + second_run)
 
 
 class Refunding:
@@ -71,7 +71,7 @@ class Refunding:
         while True:
             self._sooner = trio.Event()
             refunded = await self.refund_expired()
-            wait = self._look_ahead(units.now())
+            wait = self._look_ahead(quantities.now())
             if wait <= 0 and not refunded:
                 # what could not be given back is tried again, and not at once
                 wait = RETRY_PAUSE
@@ -84,7 +84,7 @@ class Refunding:
         self._next = first[0].window_from if first else HIGHEST
         if not first:
             return math.inf
-        return (units.parse_time(self._next) + self._window + timedelta(milliseconds=1) - now).total_seconds()
+        return (quantities.parse_time(self._next) + self._window + timedelta(milliseconds=1) - now).total_seconds()
 
     def expect(self, window_from: str) -> None:
         """Note that there is another contract, whose window begins at a time; wake up where that is the first one."""
@@ -96,9 +96,9 @@ class Refunding:
 
         A contract in dispute is left as it is: its escrow is held.
         """
-        now = units.now()
+        now = quantities.now()
         await self._note_presence(now)
-        before = units.format_time(now - self._window)
+        before = quantities.format_time(now - self._window)
         refunded = []
         for record in self._store[REGISTERED_CONTRACTS].below("window_from", before, AT_ONCE, state="proved"):
             try:
@@ -112,12 +112,12 @@ class Refunding:
 
     def _refund(self, contract_id: str, t: Transaction) -> None:
         record = t[REGISTERED_CONTRACTS].one(contract_id)
-        self._closing.close(t, record, 0, NOT_DELIVERED, by=CLOCK, at=units.utc_now())
+        self._closing.close(t, record, 0, NOT_DELIVERED, by=CLOCK, at=quantities.utc_now())
 
     async def _note_presence(self, now: datetime) -> None:
         """Note that this node is here, and let the windows begin anew where it was away."""
         known = self._store[PRESENCE].get(DATABASE)
-        noted = units.parse_time(known.seen_at) if known is not None else None
+        noted = quantities.parse_time(known.seen_at) if known is not None else None
         # the store knows it to a minute only, and this process better
         seen, patience = (self._seen, self._patience) if self._seen else (noted, self._window / 5)
         was_away = seen is None or noted is None or abs(now - seen) > patience
@@ -125,7 +125,7 @@ class Refunding:
             await self._begin_anew(now)
         if was_away or noted is None or abs(now - noted) >= NOTED_EVERY:
             # the last of it: where this process ends in between, the next one does all of it again
-            await self._store.change(lambda t: t[PRESENCE].put(Presence(DATABASE, units.format_time(now))))
+            await self._store.change(lambda t: t[PRESENCE].put(Presence(DATABASE, quantities.format_time(now))))
         self._seen = now
 
     async def _begin_anew(self, now: datetime) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import ContractError
 from nunet_cli.network.identity import Identity
@@ -81,16 +81,16 @@ class Registering:
         self._registry.admit_party(t, contract.requester, REQUESTER)
         self._registry.admit_party(t, contract.provider, PROVIDER)
         terms = contract.terms
-        deposit = units.parse_amount(terms.deposit)
+        deposit = quantities.parse_amount(terms.deposit)
         if deposit:
             ledger.transfer(t, contract.requester, ledger.escrow(contract_id), deposit, "escrow", contract_id)
         head = chain.append(t, "register", contract_id=contract_id, deposit=terms.deposit)
         proof = make_document(
-            Proof(1, contract_id, self._identity.did, terms.deposit, units.utc_now(), head)
+            Proof(1, contract_id, self._identity.did, terms.deposit, quantities.utc_now(), head)
         ).sign(self._identity, DATABASE)  # fmt: skip
         record = RegisteredContract(
             contract_id, contract.job_id, contract.requester, contract.provider, terms.deadline, document, proof,
-            window_from(contract, units.now()),
+            window_from(contract, quantities.now()),
         )  # fmt: skip
         t[REGISTERED_CONTRACTS].put(record)
         t.save_event(contract.job_id, "contract_registered", contract_id=contract_id)
@@ -116,14 +116,15 @@ def check_terms(contract: Contract, database: str) -> None:
     if contract.requester == contract.provider:
         raise ContractError("requester and provider are the same node", code="self_contract")
     due = deposit_for(terms.price, terms.max_duration)
-    if units.parse_amount(terms.deposit) != due:
+    if quantities.parse_amount(terms.deposit) != due:
         raise ContractError(
-            f"the deposit is {terms.deposit} NTX, the price asks for {units.format_amount(due)}", code="bad_deposit"
+            f"the deposit is {terms.deposit} NTX, the price asks for {quantities.format_amount(due)}",
+            code="bad_deposit",
         )
     if (contract.payment == "volunteer") != (due == 0):
         raise ContractError(f"payment {contract.payment} does not fit a price of {terms.deposit}", code="bad_payment")
-    now = units.now()
-    if units.parse_time(contract.created_at) > now + MAX_SKEW:
+    now = quantities.now()
+    if quantities.parse_time(contract.created_at) > now + MAX_SKEW:
         raise ContractError(f"the contract was made in the future ({contract.created_at})", code="bad_times")
     deadline, sign_by = deadline_of(contract.created_at, terms.max_duration), sign_by_of(contract.created_at)
     if (terms.deadline, contract.sign_by) != (deadline, sign_by):
@@ -131,7 +132,7 @@ def check_terms(contract: Contract, database: str) -> None:
             f"the deadline {terms.deadline} does not follow from the duration: it would be {deadline}",
             code="bad_deadline",
         )
-    if units.parse_time(deadline) > now + MAX_DEADLINE:
+    if quantities.parse_time(deadline) > now + MAX_DEADLINE:
         raise ContractError(f"the deadline {deadline} is too far away", code="bad_deadline")
-    if units.parse_time(sign_by) + MAX_SKEW <= now:
+    if quantities.parse_time(sign_by) + MAX_SKEW <= now:
         raise ContractError(f"the contract was to be registered by {sign_by}", code=LAPSED)

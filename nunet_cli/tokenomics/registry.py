@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.config import Config
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import ContractError
@@ -44,7 +44,7 @@ class Registry:
         key_from_did(did)
 
         def change(t: Transaction) -> RegistryEntry:
-            entry = RegistryEntry(did, "revoked", units.utc_now(), note or "revoked by the operator")
+            entry = RegistryEntry(did, "revoked", quantities.utc_now(), note or "revoked by the operator")
             t[REGISTRY].put(entry)
             chain.append(t, "revoke", did=did)
             return entry
@@ -59,7 +59,7 @@ class Registry:
             if not t[REGISTRY].has(did) and self._config.registry.admission == "open":
                 self._admit(t, did, "open admission")
             ledger.transfer(t, ledger.ISSUANCE, did, micro, "deposit")
-            chain.append(t, "deposit", did=did, amount=units.format_amount(micro))
+            chain.append(t, "deposit", did=did, amount=quantities.format_amount(micro))
             return ledger.balance(t, did)
 
         return await self._store.change(change)
@@ -76,7 +76,7 @@ class Registry:
 
     def _admit(self, t: Transaction, did: str, note: str) -> RegistryEntry:
         opening = self.opening_balance(t, did)
-        entry = RegistryEntry(did, "approved", units.utc_now(), note)
+        entry = RegistryEntry(did, "approved", quantities.utc_now(), note)
         t[REGISTRY].put(entry)
         chain.append(t, "admit", did=did)
         if opening:
@@ -85,11 +85,11 @@ class Registry:
 
     def balance(self, source: Store | Transaction, did: str) -> str:
         """Return somebody's balance in NTX, or what its account would open with."""
-        return units.format_amount(ledger.balance(source, did) + self.opening_balance(source, did))
+        return quantities.format_amount(ledger.balance(source, did) + self.opening_balance(source, did))
 
     def opening_balance(self, source: Store | Transaction, did: str) -> int:
         """Return what the account of somebody opens with who was never admitted; nothing for everybody else."""
         known = source[REGISTRY].has(did) or ledger.exists(source, did)
         if known or self._config.registry.admission != "open":
             return 0
-        return units.parse_amount(self._config.registry.opening_balance)
+        return quantities.parse_amount(self._config.registry.opening_balance)

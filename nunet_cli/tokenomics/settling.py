@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import ContractError, DisputedError
 from nunet_cli.records.contract_records import RegisteredContract
@@ -88,7 +88,7 @@ class Settling:
             return record.receipt
         if record.state == "disputed":
             raise held(record.id)
-        now = units.utc_now()
+        now = quantities.utc_now()
         if claim.needs_verdict:
             if sender != record.requester and now < record.deadline:
                 # until then it is the requester's to say that it has what it pays for

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from msgspec import structs
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.config_file import load
 from nunet_cli.database.store import Store
 from nunet_cli.errors import UsageError
@@ -226,7 +226,7 @@ def test_a_home_with_an_offer_that_cannot_be_read_says_so_and_takes_a_new_one(tm
 
 
 async def test_what_was_measured_stays_where_nothing_is_measured_again(tmp_path: Path) -> None:
-    measured = Benchmark(1.0, 2.0, 3.0, units.utc_now())
+    measured = Benchmark(1.0, 2.0, 3.0, quantities.utc_now())
     async with open_node(tmp_path, config()) as node:
         await node.onboard(OnboardOptions(), measured)
         await node.onboard(OnboardOptions(memory="256MiB"), None)

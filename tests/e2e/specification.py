@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.api.client import ApiClient, socket_path
 from tests.conftest import ROOT, wait_until
 from tests.executed.sitecustomize import FOLDER
@@ -237,7 +237,7 @@ def second_thoughts(m: Market) -> None:
     job = m.post(program("true", price="2000"), "--push", m.did["authority"])
     m.stages(job, "match")
     (bid,) = m.ask("requester", "bids", "list", job)
-    wait_until(lambda: units.utc_now() > bid["timeout"], what="the end of a bid")
+    wait_until(lambda: quantities.utc_now() > bid["timeout"], what="the end of a bid")
     assert "timed out" in m.type("requester", "job", "request", job, ends=5).stderr
 
 

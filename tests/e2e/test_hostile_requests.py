@@ -15,7 +15,7 @@ import msgspec
 import pytest
 import trio
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.errors import NunetError
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.node import Node
@@ -123,7 +123,7 @@ def altered(document: Document, node: Node, role: str, **fields: Any) -> Documen
 
 def made_at(when: datetime, duration: int = 3600) -> dict[str, str]:
     """Return the times of a contract that is made at a moment."""
-    at = units.format_time(when)
+    at = quantities.format_time(when)
     return {"created_at": at, "deadline": deadline_of(at, duration), "sign_by": sign_by_of(at)}
 
 
@@ -163,9 +163,9 @@ async def test_what_a_provider_refuses(tmp_path: Path, monkeypatch: pytest.Monke
         row = await closure.close_contract(ctx, job_id)
         held = ctx.store[CONTRACTS].one(row.contract_id)
         # one contract for a bid, made now, and not in another's time
-        stale = units.parse_time("2026-01-01T00:00:00.000Z")
-        soon = units.now() + timedelta(minutes=5)
-        for when, code in ((units.now(), "bid_used"), (stale, "bad_times"), (soon, "bad_times")):
+        stale = quantities.parse_time("2026-01-01T00:00:00.000Z")
+        soon = quantities.now() + timedelta(minutes=5)
+        for when, code in ((quantities.now(), "bid_used"), (stale, "bad_times"), (soon, "bad_times")):
             again = ContractProposal(altered(plain_contract, me, "requester", **made_at(when)))
             await there.refused("provider", "contract_proposal", again, code)
 
@@ -215,8 +215,8 @@ async def test_what_a_contract_database_and_an_oracle_refuse(tmp_path: Path, mon
         cases: list[tuple[dict[str, Any], str]] = [
             ({"contract_database": me.identity.did}, "wrong_database"), ({"deposit": "0.01"}, "bad_deposit"),
             ({"payment": "volunteer"}, "bad_payment"), ({"deadline": "2001-01-01T00:00:00.000Z"}, "bad_deadline"),
-            ({"deadline": FAR}, "bad_deadline"), (made_at(units.parse_time("2026-01-01T00:00:00.000Z")), "signature_lapsed"),
-            (made_at(units.now() + timedelta(minutes=5)), "bad_times"),
+            ({"deadline": FAR}, "bad_deadline"), (made_at(quantities.parse_time("2026-01-01T00:00:00.000Z")), "signature_lapsed"),
+            (made_at(quantities.now() + timedelta(minutes=5)), "bad_times"),
             ({"price": {"currency": "NTX", "amount": "500", "time_unit": ""}, "deposit": "500"}, "insufficient_funds"),
         ]  # fmt: skip
         for fields, code in cases:

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 import trio
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.config import ExecutorConfig, ProcessConfig
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import ContractError
@@ -507,4 +507,4 @@ async def test_what_the_user_sees_of_a_no(no: No, tmp_path: Path, monkeypatch: p
         # who says no does not lose its hold of the machine, and nobody is paid for nothing
         assert store[CONTRACTS].count("state", "settled") == 0
         account = there.authority.ctx.store[ACCOUNTS].get(there.provider.identity.did)
-        assert account is None or account.balance <= units.parse_amount("100")
+        assert account is None or account.balance <= quantities.parse_amount("100")

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.api.client import ApiClient, socket_path
 from tests import scenario
 from tests.conftest import nunet, wait_until
@@ -76,7 +76,9 @@ def test_fifty_jobs_go_where_brute_force_says(tmp_path: Path, monkeypatch: pytes
                 earned = sum((scenario.cost_of(machine, job) for job in won), Fraction(0))
                 balance = output("account", "balance", home=homes[machine.name])["balance"]
                 assert Fraction(balance) == 100 + earned, machine.name
-        assert units.parse_amount(output("account", "balance", home=requester)["balance"]) < units.parse_amount("100")
+        assert quantities.parse_amount(
+            output("account", "balance", home=requester)["balance"]
+        ) < quantities.parse_amount("100")
     finally:
         with ThreadPoolExecutor(3) as pool:
             list(pool.map(lambda home: nunet("node", "stop", home=home, check=False),

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.config import Config
 from nunet_cli.database.store import Store
 from nunet_cli.errors import NunetError
@@ -174,7 +174,7 @@ def _party(
 
 def _held(home: Path, name: str) -> list[str]:
     """Return what a provider holds still; a lock that became no contract lapses by itself, when its lease is over."""
-    lease = units.format_time(units.now() + LOCK_LEASE)
+    lease = quantities.format_time(quantities.now() + LOCK_LEASE)
     wrong = [
         f"{name} holds the {row['kind']} {row['id']} for job {row['job_id']}" for row in rows(home, "holdings")
         if row.get("kind") == "allocation" or (row.get("kind") == "lock" and row["expires_at"] > lease)
@@ -185,7 +185,7 @@ def _held(home: Path, name: str) -> list[str]:
 
 def lapsing(market: Market) -> int:
     """Return how many locks of the providers hold, and will lapse."""
-    now = units.utc_now()
+    now = quantities.utc_now()
     held = [row for name in PROVIDERS for row in rows(market.home(name), "holdings") if row.get("kind") == "lock"]
     return sum(row["expires_at"] > now for row in held)
 

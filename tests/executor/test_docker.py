@@ -12,7 +12,7 @@ import pytest
 import trio
 from msgspec import structs
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.config import DockerConfig
 from nunet_cli.executor.base import ExecutorError, Exit, Task, make_scratch, open_output
 from nunet_cli.executor.docker import DockerExecutor
@@ -201,13 +201,13 @@ async def test_an_engine_that_does_not_answer_is_no_executor(tmp_path: Path) -> 
 async def test_the_engine_says_when_a_container_ended(tmp_path: Path, image: str) -> None:
     """However late it is asked: the node may have been away."""
     job = task(tmp_path, "sleep", "1")
-    before = units.utc_now()
+    before = quantities.utc_now()
     executor = DockerExecutor(DockerConfig())
     handle = await executor.start(job)
     try:
         with trio.fail_after(30):
             await executor.wait(job, handle)
-            after = units.utc_now()
+            after = quantities.utc_now()
             late = await DockerExecutor(DockerConfig()).wait(job, handle)
     finally:
         await executor.cleanup(job, handle)

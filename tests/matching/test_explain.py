@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.matching.accept import accept
 from nunet_cli.matching.compare import compare
 from nunet_cli.matching.explain import Suggestion, sentence, suggest, table
@@ -23,7 +23,7 @@ def capabilities(draw: st.DrawFn) -> Capability:
         ),
         localities=(Locality("country", draw(st.sampled_from(["SE", "NO"]))),),
         storage=(Storage("ssd", draw(AMOUNTS) * GIB),),
-        price=PriceBid(amount=units.format_amount(draw(st.integers(1, 10**7)))),
+        price=PriceBid(amount=quantities.format_amount(draw(st.integers(1, 10**7)))),
         time=TimeCapability(max=draw(st.integers(1, 10**6))),
     )
 
@@ -47,15 +47,15 @@ def apply(job: Capability, suggestion: Suggestion) -> Capability:
         elif change.path == "resources.cpu.mhz":
             resources = structs.replace(resources, cpu=structs.replace(resources.cpu, mhz=float(change.then)))
         elif change.path == "resources.memory":
-            resources = structs.replace(resources, memory=units.parse_size(change.then))
+            resources = structs.replace(resources, memory=quantities.parse_size(change.then))
         elif change.path == "resources.disk":
-            resources = structs.replace(resources, disk=units.parse_size(change.then))
+            resources = structs.replace(resources, disk=quantities.parse_size(change.then))
         elif change.path == "price.max":
             job = structs.replace(job, price=PriceBid(amount=change.then))
         elif change.path == "time.max_duration":
-            job = structs.replace(job, time=TimeCapability(max=units.parse_duration(change.then)))
+            job = structs.replace(job, time=TimeCapability(max=quantities.parse_duration(change.then)))
         elif change.path == "storage.ssd":
-            job = structs.replace(job, storage=(Storage("ssd", units.parse_size(change.then)),))
+            job = structs.replace(job, storage=(Storage("ssd", quantities.parse_size(change.then)),))
         elif change.path == "localities.country":
             job = structs.replace(job, localities=())
         else:

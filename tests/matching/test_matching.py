@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.matching.accept import accept
 from nunet_cli.matching.compare import compare, version_satisfies
 from nunet_cli.matching.rank import Wishes, rank
@@ -106,20 +106,20 @@ def bid(amount: str, start: str = NOW, name: str = "") -> Bid:
 
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=8))
 def test_among_bids_alike_the_cheapest_comes_first(prices: list[int]) -> None:
-    ranked = rank([bid(str(price)) for price in prices], Wishes(100 * units.MICRO), now=NOW, distance={})
-    assert [item.price for item in ranked] == sorted(price * units.MICRO for price in prices)
+    ranked = rank([bid(str(price)) for price in prices], Wishes(100 * quantities.MICRO), now=NOW, distance={})
+    assert [item.price for item in ranked] == sorted(price * quantities.MICRO for price in prices)
     assert [item.rank for item in ranked] == list(range(1, len(prices) + 1))
 
 
 def test_at_equal_price_an_idle_machine_and_then_the_nearer_one_wins() -> None:
     late, far, near = bid("1", "2030-01-01T00:30:00.000Z"), bid("1"), bid("1")
     distance = {far.bidder.did: 0.5, near.bidder.did: 0.01, late.bidder.did: 0.001}
-    ranked = rank([late, far, near], Wishes(2 * units.MICRO), now=NOW, distance=distance)
+    ranked = rank([late, far, near], Wishes(2 * quantities.MICRO), now=NOW, distance=distance)
     assert [item.bid for item in ranked] == [near, far, late]
     assert "starts in 30m" in ranked[2].why
 
 
 def test_the_order_does_not_depend_on_the_order_of_arrival() -> None:
     bids = [bid("1", name=f"bid-{n}") for n in range(5)]
-    limit = units.MICRO
+    limit = quantities.MICRO
     assert rank(bids, Wishes(limit), now=NOW, distance={}) == rank(bids[::-1], Wishes(limit), now=NOW, distance={})

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import trio
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.network.connection import RELAY
 from nunet_cli.network.envelope import seal
 from nunet_cli.network.identity import new_identity
@@ -39,7 +39,7 @@ async def test_names_at_an_address_that_says_nothing_keep_nobody_from_being_dial
         for index in range(60):
             nobody = new_identity()
             body = BidRequest(
-                f"request-{index}", f"job-{index}", nobody.node_id, Capability(), "bafyx", units.utc_now(),
+                f"request-{index}", f"job-{index}", nobody.node_id, Capability(), "bafyx", quantities.utc_now(),
                 topic="/nunet/bids",
             )  # fmt: skip
             at = (f"127.0.0.1:{port}",)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.errors import RejectedMessageError
 from nunet_cli.network.envelope import SIGNATURE_SIZE, ErrorMessage, body_of, seal, unseal
 from nunet_cli.network.identity import new_identity
@@ -32,7 +32,7 @@ def test_a_good_message_comes_through() -> None:
 
 
 def test_refusals_have_their_reason() -> None:
-    now = units.now()
+    now = quantities.now()
     assert reason(sealed(), me=OTHER.did) == "wrong_recipient"
     assert reason(sealed(), now=now + timedelta(seconds=61)) == "expired"
     assert reason(sealed(now=now + timedelta(seconds=90), lifetime=120)) == "clock_differs"
@@ -41,7 +41,7 @@ def test_refusals_have_their_reason() -> None:
 
 
 def test_an_introduction_is_taken_whatever_the_clocks_say() -> None:
-    now = units.now()
+    now = quantities.now()
     for days in (-1, 1):
         raw = seal(SENDER, RECEIVER.did, "hello", Hello(), lifetime=60, now=now + timedelta(days=days))[1]
         assert unseal(raw, me=RECEIVER.did, now=now).type == "hello"

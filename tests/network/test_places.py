@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.config import NetworkConfig
 from nunet_cli.database.store import Store
 from nunet_cli.network import peers as peers_module
@@ -206,7 +206,7 @@ async def test_a_stranger_that_is_gone_is_dialled_a_few_times_and_forgotten(tmp_
 
 
 async def test_who_was_not_seen_for_weeks_is_forgotten_unless_static(tmp_path: Path) -> None:
-    long_ago = units.format_time(units.now() - FORGET_AFTER * 1.1)
+    long_ago = quantities.format_time(quantities.now() - FORGET_AFTER * 1.1)
     with Store(tmp_path) as store:
         peers = Peers(store, new_identity().public_key)
         static, old, recent = (new_identity() for _ in range(3))

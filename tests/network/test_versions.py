@@ -13,7 +13,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.api import views
 from nunet_cli.errors import PeerError, UsageError
 from nunet_cli.groups.orchestrate import orchestrate_job
@@ -216,8 +216,8 @@ async def test_a_publication_of_a_newer_node_is_passed_on_and_taken(tmp_path: Pa
         author = new_identity()
         body = {"version": [1, 9], "newer": 1}
         document = {
-            "v": 1, "id": "n1", "type": "hello", "from": author.did, "to": "/lab/notes", "sent_at": units.utc_now(),
-            "expires_at": units.format_time(units.now() + timedelta(seconds=60)), "body": body, "newer": [1],
+            "v": 1, "id": "n1", "type": "hello", "from": author.did, "to": "/lab/notes", "sent_at": quantities.utc_now(),
+            "expires_at": quantities.format_time(quantities.now() + timedelta(seconds=60)), "body": body, "newer": [1],
         }  # fmt: skip
         text = json.dumps(document).encode()
         stranger = await Stranger(node, new_identity()).connect()

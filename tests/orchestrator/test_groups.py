@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.errors import JobFailedError, NunetError, PeerError, StateError
 from nunet_cli.groups import group
 from nunet_cli.groups.group import outputs_of
@@ -84,7 +84,7 @@ async def test_a_diamond_of_five_with_a_pod_settles_in_order_with_its_data_passe
         contracts = m.requester.ctx.store[CONTRACTS].all()
         assert [row.state for row in contracts] == ["settled"] * 4
         assert job.paid == "1"
-        assert m.balance(m.provider) == units.parse_amount("101")
+        assert m.balance(m.provider) == quantities.parse_amount("101")
         # the pod was bid for as one, with the sum of what its jobs need
         pod = child(m, job_id, "pair")
         (sent,) = m.requester.ctx.store[BID_REQUESTS].by("job_id", pod.id)
@@ -202,7 +202,7 @@ async def test_a_recurring_job_runs_again_and_again_and_a_failure_does_not_end_i
         children = [m.job(child_id) for child_id in job.children.values()]
         assert [row.name for row in children] == ["tick-0", "tick-1", "tick-2"]
         assert {row.state for row in children} == {"settled"}
-        begun = [units.parse_time(row.created_at).timestamp() for row in children]
+        begun = [quantities.parse_time(row.created_at).timestamp() for row in children]
         assert all(0.9 < later - earlier < 10 for earlier, later in itertools.pairwise(begun))
 
 
@@ -253,7 +253,7 @@ async def test_a_service_runs_until_it_is_stopped_and_is_paid_for_its_time(marke
         job = await cancel.cancel(m.requester.ctx, job_id)
         assert job.state == "settled"
         assert job.paid is not None
-        paid = units.parse_amount(job.paid) / units.MICRO
+        paid = quantities.parse_amount(job.paid) / quantities.MICRO
         assert 1 <= paid <= 20
         assert m.provider.accounting.taken(m.provider.ctx.store) == []
 
@@ -372,4 +372,4 @@ async def test_what_a_later_member_lacks_does_not_make_the_time_of_an_earlier_on
 
             m.provider.ctx.blobs.fetch = keep
         assert (await orchestrate_job(m.requester.ctx, job_id)).state == "failed"
-        assert m.balance(m.provider) - units.parse_amount("100") >= 500_000
+        assert m.balance(m.provider) - quantities.parse_amount("100") >= 500_000

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from msgspec import structs
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.config import KycConfig
 from nunet_cli.errors import ContractError, NoBidError, UsageError
 from nunet_cli.groups.orchestrate import orchestrate_job
@@ -41,7 +41,7 @@ def spec(**fields: Any) -> str:
 
 
 def at(**delta: float) -> str:
-    return units.format_time(units.now() + timedelta(**delta))
+    return quantities.format_time(quantities.now() + timedelta(**delta))
 
 
 def statement(subject: str, signer: Identity = BANK, *, role: str = VERIFIER, **fields: Any) -> Kyc:
@@ -197,7 +197,7 @@ async def test_a_statement_is_made_by_any_node_and_taken_by_the_one_it_is_about(
         document = await kyc.attest(m.requester.ctx, provider, "acme-bank", "90d")
         mine = kyc.read_statement(msgspec.json.encode(document))
         assert (mine.name, mine.verifier) == ("acme-bank", m.requester.identity.did)
-        assert mine.fault(provider, units.utc_now()) == ""
+        assert mine.fault(provider, quantities.utc_now()) == ""
         assert "expired" in mine.fault(provider, at(days=91))
         await m.provider.onboard(OnboardOptions(kycs=(mine,)), None)
         # what no option changes stays

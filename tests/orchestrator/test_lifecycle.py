@@ -10,7 +10,7 @@ import pytest
 import trio
 from msgspec.structs import replace
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.allocation import run as allocation
 from nunet_cli.config import ExecutorConfig, NetworkConfig, ProcessConfig
 from nunet_cli.errors import (
@@ -84,7 +84,7 @@ async def test_a_job_goes_all_the_way(market: MarketOf, tmp_path: Path) -> None:
         assert (tmp_path / "back").read_text().strip() == "3"
         assert m.requester.ctx.blobs.path(result.stdout_cid).read_text() == "one two three\n"
         await settled_with_both(m, job_id)
-        opening = units.parse_amount("100")
+        opening = quantities.parse_amount("100")
         assert m.balance(m.requester) == opening - QUARTER
         assert m.balance(m.provider) == opening + QUARTER
         for node in (m.requester, m.provider):
@@ -102,7 +102,7 @@ async def test_every_stage_can_be_run_twice(market: MarketOf) -> None:
         for stage in STAGES:
             first = await stage(m.requester.ctx, job_id)
             assert await stage(m.requester.ctx, job_id) == first or first.state in ("invoked", "running")
-        assert m.balance(m.provider) == units.parse_amount("100") + QUARTER
+        assert m.balance(m.provider) == quantities.parse_amount("100") + QUARTER
         assert m.provider.ctx.store[ALLOCATIONS].count() == 1
         assert m.authority.ctx.store[REGISTERED_CONTRACTS].count() == 1
 
@@ -175,7 +175,7 @@ async def test_a_provider_that_thinks_better_of_it_is_followed_by_the_next_bid(t
         )
         job = await orchestrate_job(m.requester.ctx, job_id)
         assert job.state == "settled"
-        assert m.balances()[second.identity.did] == units.parse_amount("100.5")
+        assert m.balances()[second.identity.did] == quantities.parse_amount("100.5")
         assert "job_request_declined" in m.event_types(job_id)
 
 
@@ -197,7 +197,7 @@ async def test_when_everybody_declines_the_failure_says_what_each_said(market: M
 async def let_lapse(m: Market, job_id: str) -> None:
     """Wait until the bids that a job has are over."""
     with trio.fail_after(10):
-        while max(row.offer.timeout for row in m.provider.ctx.store[BIDS].by("job_id", job_id)) > units.utc_now():
+        while max(row.offer.timeout for row in m.provider.ctx.store[BIDS].by("job_id", job_id)) > quantities.utc_now():
             await trio.sleep(0.02)
 
 
@@ -241,7 +241,7 @@ async def test_a_proof_that_comes_again_does_not_move_the_time_of_the_first(mark
             kept[node] = node.ctx.store[CONTRACTS].one(contract_id).proved_at
             assert kept[node]
         with trio.fail_after(5):
-            while units.utc_now() <= max(kept.values()):
+            while quantities.utc_now() <= max(kept.values()):
                 await trio.sleep(0.002)
         # the stage was ended in between: the proof is here, the job's state is not
         await m.requester.ctx.store.change(lambda t: change_job(t, job_id, state="requested"))
@@ -288,7 +288,7 @@ async def test_a_job_that_fails_is_refunded(market: MarketOf, command: str, fiel
         assert (job.error.code, job.error.exit_code) == (reason, 1)
         row = m.requester.ctx.store[CONTRACTS].first("job_id", job_id)
         assert row.state == "refunded"
-        assert m.balance(m.requester) == m.balance(m.provider) == units.parse_amount("100")
+        assert m.balance(m.requester) == m.balance(m.provider) == quantities.parse_amount("100")
         if reason == "exit_code":
             data, _ = await outputs.read_logs(m.requester.ctx, job, "stderr", 0, 0)
             assert data == b"why\n"
@@ -301,9 +301,9 @@ async def test_time_that_a_failing_job_used_is_paid_where_time_is_sold(market: M
         job_id = await m.post(spec("sleep 0.5; exit 1", price="100", time={"max_duration": 20}))
         job = await orchestrate_job(m.requester.ctx, job_id)
         assert job.state == "failed"
-        paid = m.balance(m.provider) - units.parse_amount("100")
+        paid = m.balance(m.provider) - quantities.parse_amount("100")
         assert 500_000 <= paid <= 5_000_000
-        assert m.balance(m.requester) == units.parse_amount("100") - paid
+        assert m.balance(m.requester) == quantities.parse_amount("100") - paid
 
 
 async def test_a_provider_failure_is_retried_elsewhere_only_as_the_job_allows(market: MarketOf) -> None:
@@ -473,7 +473,7 @@ async def test_a_provider_that_was_restarted_says_so_and_the_deposit_returns(tmp
             job = await orchestrate_job(r.ctx, job_id)
             assert (job.state, job.error.code) == ("failed", "provider_restarted")
             market = Market(r, p, a, tmp_path)
-            assert market.balance(r) == units.parse_amount("100")
+            assert market.balance(r) == quantities.parse_amount("100")
             nothing_is_left(market)
 
 
@@ -529,7 +529,7 @@ async def test_an_overdue_contract_is_refunded_by_the_contract_database(market: 
         job_id = await m.post(spec())
         for stage in STAGES[:3]:
             await stage(m.requester.ctx, job_id)
-        assert m.balance(m.requester) == units.parse_amount("100") - QUARTER
+        assert m.balance(m.requester) == quantities.parse_amount("100") - QUARTER
         row = m.authority.ctx.store[REGISTERED_CONTRACTS].first("job_id", job_id)
         assert await m.authority.contract_database.refund_expired() == []
         past = replace(row, deadline="2020-01-01T00:00:00.000Z", window_from="2020-01-01T00:00:00.000Z")
@@ -538,7 +538,7 @@ async def test_an_overdue_contract_is_refunded_by_the_contract_database(market: 
         with trio.fail_after(30):
             while m.requester.ctx.store[CONTRACTS].first("job_id", job_id).state != "refunded":
                 await trio.sleep(0.05)
-        assert m.balance(m.requester) == units.parse_amount("100")
+        assert m.balance(m.requester) == quantities.parse_amount("100")
 
 
 async def test_a_silent_requester_cannot_keep_a_provider_from_its_money(market: MarketOf) -> None:
@@ -549,7 +549,7 @@ async def test_a_silent_requester_cannot_keep_a_provider_from_its_money(market: 
         await execute.follow(m.requester.ctx, job_id)
         await m.let_pass_the_deadline(m.job(job_id).contract_id)
         with trio.fail_after(20):
-            while m.balance(m.provider) != units.parse_amount("100") + QUARTER:
+            while m.balance(m.provider) != quantities.parse_amount("100") + QUARTER:
                 await trio.sleep(0.05)
         await settled_with_both(m, job_id)
         with trio.fail_after(20):
@@ -629,7 +629,7 @@ async def test_a_job_called_off_while_the_provider_is_away_is_settled_when_it_is
                 while r.ctx.store[CONTRACTS].first("job_id", job_id).state != "refunded":
                     await trio.sleep(0.05)
             market = Market(r, p, a, tmp_path)
-            assert market.balance(r) == units.parse_amount("100")
+            assert market.balance(r) == quantities.parse_amount("100")
             nothing_is_left(market)
 
 
@@ -646,7 +646,7 @@ async def test_a_contract_whose_proof_never_arrived_is_refunded_when_the_job_is_
 
         await m.requester.ctx.store.change(forget)
         assert (await m.requester.cancel_job(job_id)).state == "cancelled"
-        assert m.balance(m.requester) == units.parse_amount("100")
+        assert m.balance(m.requester) == quantities.parse_amount("100")
         nothing_is_left(m)
 
 

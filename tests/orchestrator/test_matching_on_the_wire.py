@@ -11,7 +11,7 @@ import pytest
 import trio
 from msgspec import structs
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.config import KycConfig, NetworkConfig
 from nunet_cli.errors import DeclinedError, NoBidError, UsageError
 from nunet_cli.groups.orchestrate import orchestrate_job
@@ -47,7 +47,7 @@ def reasons(m: Market, job_id: str) -> list[str]:
 
 async def lock(node: Node, resources: Resources, seconds: int) -> None:
     """Let somebody else have locked something at a provider for so long."""
-    until = units.format_time(units.now() + timedelta(seconds=seconds))
+    until = quantities.format_time(quantities.now() + timedelta(seconds=seconds))
     await node.ctx.store.change(lambda t: node.accounting.lock_capability(t, "other", "other", resources, until))
 
 
@@ -66,7 +66,7 @@ async def test_each_capability_that_is_missing_is_a_reason_on_the_wire(market: M
     bank, shop = new_identity(), new_identity()
     knows = config(kyc=KycConfig({"acme-bank": bank.did, "acme-shop": shop.did}))
     async with market(onboard=have, requester=knows) as m:
-        document = make_document(KycStatement(1, m.provider.identity.did, "acme-bank", units.utc_now()))
+        document = make_document(KycStatement(1, m.provider.identity.did, "acme-bank", quantities.utc_now()))
         proof = read_statement(msgspec.json.encode(document.sign(bank, VERIFIER)))
         await m.provider.onboard(OnboardOptions(kycs=(proof,)), None)
         cases: list[tuple[dict[str, Any], str]] = [
@@ -173,7 +173,7 @@ async def test_a_job_with_a_deadline_waits_for_a_busy_machine_and_says_so(market
             assert "is busy, and can start at" in waiting.for_
             (bid,) = m.requester.get_registered_bids(m.job(job_id).bid_request_id)[:1]
             assert bid.verdict == "later"
-            assert bid.offer.time.start > units.utc_now()
+            assert bid.offer.time.start > quantities.utc_now()
             with trio.fail_after(20):
                 while m.job(job_id).state != "settled":
                     await trio.sleep(0.05)

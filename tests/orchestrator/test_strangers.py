@@ -9,7 +9,7 @@ import pytest
 import trio
 from msgspec import structs
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.allocation.part import make_part
 from nunet_cli.config import DockerConfig, ExecutorConfig
 from nunet_cli.errors import NoBidError, NunetError
@@ -119,7 +119,7 @@ async def test_what_one_requester_makes_a_provider_keep_is_bounded(
             await ask(4)
         assert store[BIDS].count("did", did) == 5
         with trio.fail_after(10):
-            while min(row.offer.timeout for row in store[BIDS].by("did", did)) >= units.utc_now():
+            while min(row.offer.timeout for row in store[BIDS].by("did", did)) >= quantities.utc_now():
                 await trio.sleep(0.05)
         await ask(5)
         assert store[BIDS].count("did", did) <= 5

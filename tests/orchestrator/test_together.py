@@ -10,7 +10,7 @@ import trio
 import trio.testing
 from msgspec import Struct, structs
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.database.store import Store
 from nunet_cli.errors import ContractError, StateError
 from nunet_cli.jobs.check import decode_spec
@@ -171,7 +171,7 @@ async def test_who_asks_again_and_again_holds_no_longer_than_the_offer_and_one_l
                 assert isinstance(answer, Bid)
                 until.add(answer.timeout)
                 await trio.sleep(0.1)
-        lease = units.format_time(units.parse_time(offered) + timedelta(seconds=2))
+        lease = quantities.format_time(quantities.parse_time(offered) + timedelta(seconds=2))
         assert offered < max(until) <= lease
         assert not m.provider.accounting.get_locked_capabilities()
 
@@ -198,7 +198,7 @@ async def test_a_bid_gets_one_contract_and_that_as_often_as_it_is_asked_for(mark
 
         first = proposal()
         with trio.fail_after(5):
-            while units.utc_now() == first.read(Contract).created_at:
+            while quantities.utc_now() == first.read(Contract).created_at:
                 await trio.sleep(0.001)
         documents = [first, first, proposal()]
         changes = [
@@ -274,7 +274,7 @@ async def nothing_was_done(m: Market, contract_id: str) -> None:
             while len(node.ctx.closings):
                 await trio.sleep(0.01)
     assert m.authority.ctx.store[REGISTERED_CONTRACTS].one(contract_id).state == "refunded"
-    assert m.balance(m.requester) == units.parse_amount("100")
+    assert m.balance(m.requester) == quantities.parse_amount("100")
     assert not any(balance for account, balance in m.balances().items() if account.startswith("escrow:"))
     assert m.provider.ctx.store[HOLDINGS].count() == 0
     assert not m.provider.ctx.running

@@ -11,7 +11,7 @@ import pytest
 import trio
 from msgspec import structs
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.allocation import reexecute as again
 from nunet_cli.allocation import run as allocation
 from nunet_cli.config import Config, ExecutorConfig, ProcessConfig, RetentionConfig
@@ -33,7 +33,7 @@ from nunet_cli.records.results import Result
 from tests.conftest import Market, config, open_market
 
 MarketOf = Callable[..., Any]
-OPENING = units.parse_amount("100")
+OPENING = quantities.parse_amount("100")
 NOW = "2026-11-26T00:00:00.000Z"
 
 
@@ -88,7 +88,7 @@ async def test_replicas_agree_and_each_provider_is_paid(tmp_path: Path) -> None:
     async with market_of(tmp_path, 3) as (m, providers):
         job = await orchestrate_job(m.requester.ctx, await m.post(spec("echo 5 > out", verify={"policy": "replicate"})))
         assert (job.state, job.paid) == ("settled", "3")
-        assert {m.balance(node) for node in providers} == {OPENING + units.MICRO}
+        assert {m.balance(node) for node in providers} == {OPENING + quantities.MICRO}
         contracts = m.requester.ctx.store[CONTRACTS].all()
         assert {row.provider for row in contracts} == {node.identity.did for node in providers}
         output = outputs_of(m.requester.ctx, job)["out"]
@@ -101,8 +101,8 @@ async def test_the_odd_one_out_is_not_paid_and_the_quorums_output_is_the_result(
         job = await orchestrate_job(m.requester.ctx, await m.post(spec("echo 5 > out", verify={"policy": "replicate"})))
         assert (job.state, job.paid) == ("settled", "2")
         assert m.balance(providers[0]) == OPENING
-        assert m.balance(providers[1]) == m.balance(providers[2]) == OPENING + units.MICRO
-        assert m.balance(m.requester) == OPENING - 2 * units.MICRO
+        assert m.balance(providers[1]) == m.balance(providers[2]) == OPENING + quantities.MICRO
+        assert m.balance(m.requester) == OPENING - 2 * quantities.MICRO
         output = outputs_of(m.requester.ctx, job)["out"]
         assert m.requester.ctx.blobs.path(output.cid).read_text() == "5\n"
         (odd,) = [row for row in m.requester.ctx.store[CONTRACTS].all() if row.state == "refunded"]
@@ -119,7 +119,7 @@ async def test_without_a_quorum_all_are_disputed_and_escrow_is_held(tmp_path: Pa
             await orchestrate_job(m.requester.ctx, job_id := await m.post(text))
         assert m.job(job_id).state == "disputed"
         held = [balance for name, balance in m.balances().items() if name.startswith("escrow:") and balance]
-        assert held == [units.MICRO] * 2
+        assert held == [quantities.MICRO] * 2
         group = m.job(job_id)
         first, second = (m.job(child).contract_id for child in group.children.values())
         assert m.authority.contract_database is not None
@@ -184,7 +184,7 @@ async def test_the_oracle_runs_the_job_again_and_finds_a_cheat(tmp_path: Path) -
         assert (job.state, job.error.code) == ("failed", "rejected")
         row = m.requester.ctx.store[CONTRACTS].first("job_id", job_id)
         assert row.state == "refunded"
-        assert m.balance(m.provider) == OPENING + units.MICRO
+        assert m.balance(m.provider) == OPENING + quantities.MICRO
         assert not list((m.authority.ctx.home / "allocations").glob("*"))
         assert not m.authority.ctx.accounting.taken(m.authority.ctx.store)
 
@@ -293,7 +293,7 @@ async def test_the_operator_ends_a_dispute_and_both_are_told(
 ) -> None:
     async with market(price="1") as m:
         job_id, contract_id = await disputed(m)
-        assert m.balances()[f"escrow:{contract_id}"] == units.MICRO
+        assert m.balances()[f"escrow:{contract_id}"] == quantities.MICRO
         for node, text in ((m.requester, "there is nothing in it"), (m.provider, "it ran as it was written")):
             await disputes.add(node.ctx, contract_id, text)
         known = await disputes.ask(m.provider.ctx, contract_id)
@@ -308,7 +308,7 @@ async def test_the_operator_ends_a_dispute_and_both_are_told(
                     await trio.sleep(0.02)
                 assert decision in row.message
         assert (m.job(job_id).state, m.job(job_id).paid) == ("resolved", paid)
-        assert m.balance(m.provider) == OPENING + units.parse_amount(paid)
+        assert m.balance(m.provider) == OPENING + quantities.parse_amount(paid)
         assert m.balances()[f"escrow:{contract_id}"] == 0
         assert sum(m.balances().values()) == 0
         with pytest.raises(ContractError, match="not disputed"):
@@ -334,7 +334,7 @@ async def test_a_verdict_of_a_second_run_ends_a_dispute(market: MarketOf) -> Non
         assert verdict is not None
         dispute = await disputes.add(m.provider.ctx, contract.id, "run it yourself", documents=(verdict,))
         assert (dispute.decision, dispute.by, dispute.paid) == ("pay", "quorum", "1")
-        assert m.balance(m.provider) == OPENING + units.MICRO
+        assert m.balance(m.provider) == OPENING + quantities.MICRO
 
 
 async def test_evidence_of_strangers_and_verdicts_of_others_decide_nothing(market: MarketOf, tmp_path: Path) -> None:
@@ -348,7 +348,7 @@ async def test_evidence_of_strangers_and_verdicts_of_others_decide_nothing(marke
         # the provider signs a verdict itself
         forged = make_document(
             {"v": 1, "contract_id": contract_id, "result_cid": row.result.cid, "oracle": row.oracle,
-             "verdict": "verified", "checks": [], "verified_at": units.utc_now(), "policy": "reexecute"}
+             "verdict": "verified", "checks": [], "verified_at": quantities.utc_now(), "policy": "reexecute"}
         ).sign(m.provider.identity, "oracle")  # fmt: skip
         dispute = await disputes.add(m.provider.ctx, contract_id, "see", documents=(forged,))
         assert dispute.decision == ""

@@ -30,7 +30,7 @@ import msgspec
 import psutil
 import trio
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.errors import NunetError
 from nunet_cli.network import connection as frames
 from nunet_cli.network.envelope import PREFIX
@@ -126,7 +126,9 @@ class Maker:
                 del self.seen[6 + self.rng.randrange(100)]
 
     def time(self) -> str:
-        return units.format_time(units.now() + timedelta(seconds=self.rng.choice([-60, -1, 1, 30, 3600, 10**6])))
+        return quantities.format_time(
+            quantities.now() + timedelta(seconds=self.rng.choice([-60, -1, 1, 30, 3600, 10**6]))
+        )
 
     def document(self, name: str = "") -> dict[str, Any]:
         """Return a document, mostly of the kind that a field of this name holds, properly signed by this peer."""
@@ -190,7 +192,7 @@ class Maker:
         return {
             "id": f"request-{self.rng.getrandbits(80):020x}", "job_id": "job-1", "spec_cid": content_id(SPEC.encode()),
             "requester": msgspec.to_builtins(self.identity.node_id), "required_capability": needs,
-            "deadline": units.format_time(units.now() + timedelta(seconds=60)), "topic": TOPICS[0], "name": "x",
+            "deadline": quantities.format_time(quantities.now() + timedelta(seconds=60)), "topic": TOPICS[0], "name": "x",
         }  # fmt: skip
 
     def _str(self, info: Any) -> str:
@@ -240,7 +242,7 @@ class Maker:
         """Return a signed envelope, at times spoilt, and signed all the same."""
         document = {
             "v": 1, "id": f"{self.rng.getrandbits(128):032x}", "type": type_, "from": self.identity.did, "to": to,
-            "sent_at": units.utc_now(), "expires_at": units.format_time(units.now() + timedelta(seconds=60)),
+            "sent_at": quantities.utc_now(), "expires_at": quantities.format_time(quantities.now() + timedelta(seconds=60)),
             "reply_to": reply_to, "body": self.body(type_) if body is None else body, "at": list(at),
         }  # fmt: skip
         if self.rng.random() < 0.1:

@@ -12,7 +12,7 @@ import msgspec
 import trio
 from trio.testing import MockClock
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.config import Config, DockerConfig, ExecutorConfig, LimitsConfig, NetworkConfig, ProcessConfig
 from nunet_cli.jobs.reader import read_spec
 from nunet_cli.network.links import MemoryNetwork
@@ -214,5 +214,5 @@ def run(
         trio.run(whole, clock=MockClock(autojump_threshold=0))
     finally:
         trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = False  # type: ignore[misc]
-    assert units.now().year < 2030
+    assert quantities.now().year < 2030
     return outcome[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.config import LimitsConfig
 from nunet_cli.node.node import Node
 from nunet_cli.records.contract_records import CONTRACTS, REGISTERED_CONTRACTS, ContractRecord
@@ -103,7 +103,7 @@ def test_a_provider_settles_at_the_deadline_and_hardly_looks_before(tmp_path: Pa
             provider = await sim.restart("provider")
         assert len(provider.ctx.closings) == 1
         deadline = the_contract(provider).deadline
-        left = (units.parse_time(deadline) - units.now()).total_seconds()
+        left = (quantities.parse_time(deadline) - quantities.now()).total_seconds()
         assert left > 1800
         with counted(provider, "contracts") as queries:
             await trio.sleep(left - 1)
@@ -131,7 +131,7 @@ def test_a_contract_that_is_never_proved_expires_at_its_deadline(tmp_path: Path,
         await sim.crash("requester")
         await sim.crash("authority")
         assert the_contract(provider).state == "agreed"
-        left = (units.parse_time(the_contract(provider).deadline) - units.now()).total_seconds()
+        left = (quantities.parse_time(the_contract(provider).deadline) - quantities.now()).total_seconds()
         if late:
             sim.clock_ahead = timedelta(seconds=left - late)
         await trio.sleep((late or left) - 1)
@@ -168,8 +168,8 @@ def test_a_deposit_goes_back_at_the_end_of_the_window_and_the_books_are_hardly_r
         await sim.crash("provider")
         await sim.crash("requester")
         (record,) = authority.ctx.store[REGISTERED_CONTRACTS].all()
-        end = units.parse_time(record.window_from) + timedelta(seconds=WINDOW)
-        left = (end - units.now()).total_seconds()
+        end = quantities.parse_time(record.window_from) + timedelta(seconds=WINDOW)
+        left = (end - quantities.now()).total_seconds()
         with counted(authority, "registered_contracts") as queries:
             await trio.sleep(left - 1)
         assert len(held(sim)) == 1

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import trio
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.config import LimitsConfig
 from nunet_cli.errors import NunetError
 from nunet_cli.network.messenger import Answer, Behaviour, Incoming
@@ -15,7 +15,7 @@ from nunet_cli.records.books import ACCOUNTS, Account
 from nunet_cli.records.contract_records import CONTRACTS, ContractRecord
 from tests.simulation.harness import Simulation, check_documents, run
 
-OPENING, QUARTER = units.parse_amount("100"), units.parse_amount("0.25")
+OPENING, QUARTER = quantities.parse_amount("100"), quantities.parse_amount("0.25")
 
 
 async def pair(sim: Simulation, **overrides: Any) -> str:

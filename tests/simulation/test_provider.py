@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.allocation import run as allocation
 from nunet_cli.errors import NodeError
 from nunet_cli.executor.base import Exit, Task
@@ -126,7 +126,7 @@ def test_a_container_that_ended_while_its_node_was_away_is_paid_for_its_own_time
         job_id = await sim.post(requester, seconds=60, time={"max_duration": longest}, price="10")
         await reaches(sim, job_id, "running")
         (row,) = sim.nodes["first"].ctx.store[ALLOCATIONS].all()
-        finished = units.format_time(units.parse_time(row.started_at) + timedelta(seconds=60))
+        finished = quantities.format_time(quantities.parse_time(row.started_at) + timedelta(seconds=60))
         await sim.crash("first")
         for name in ("attach", "wait", "usage", "stop"):
             monkeypatch.setattr(NullExecutor, name, getattr(Container, name))
@@ -139,7 +139,7 @@ def test_a_container_that_ended_while_its_node_was_away_is_paid_for_its_own_time
                 await trio.sleep(1)
         assert allocations(provider) == ["completed"]
         assert (contract_with(sim, "first").state, held(sim)) == ("settled", [])
-        assert balance(sim, "first") - OPENING == units.parse_amount("0.06")
+        assert balance(sim, "first") - OPENING == quantities.parse_amount("0.06")
 
     finished = ""
     run(main, tmp_path)
@@ -167,7 +167,7 @@ def test_a_service_that_ended_while_its_node_was_away_is_not_started_for_an_inst
         job_id = await sim.post(requester, seconds=600, price="10", **fields)
         await reaches(sim, job_id, "running")
         (row,) = sim.nodes["first"].ctx.store[ALLOCATIONS].all()
-        finished = units.format_time(units.parse_time(row.started_at) + timedelta(seconds=60))
+        finished = quantities.format_time(quantities.parse_time(row.started_at) + timedelta(seconds=60))
         await sim.crash("first")
         for name, function in (("attach", attach), ("wait", wait), ("usage", usage)):
             monkeypatch.setattr(NullExecutor, name, function)
@@ -207,7 +207,7 @@ def test_a_job_that_was_called_off_is_ended_also_by_a_node_that_was_killed_while
 
         provider.ctx.executors["null"].stop = slow  # type: ignore[method-assign]  # an engine that takes its time
         await trio.sleep(20)
-        called_off = units.utc_now()
+        called_off = quantities.utc_now()
         await requester.cancel_job(job_id)
         with trio.fail_after(120):
             while list(requester.ctx.store[OUTBOX].all()):
@@ -228,7 +228,7 @@ def test_a_job_that_was_called_off_is_ended_also_by_a_node_that_was_killed_while
         assert (contract_with(sim, "first").state, held(sim)) == ("settled", [])
         seconds = seconds_between(begun.started_at, called_off) + 10
         paid = balance(sim, "first") - OPENING
-        assert 0 < paid <= units.parse_amount("0.001") * (seconds + 1)
+        assert 0 < paid <= quantities.parse_amount("0.001") * (seconds + 1)
 
     run(main, tmp_path)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.records.books import ACCOUNTS
 from nunet_cli.records.contract_records import CONTRACTS
 from tests.simulation.harness import Simulation, check_documents, run
@@ -111,7 +111,7 @@ def test_a_silent_requester_cannot_keep_a_provider_from_its_money(tmp_path: Path
         return account.balance, contract.state
 
     balance, state = run(main, tmp_path)
-    assert (balance, state) == (units.parse_amount("100.25"), "settled")
+    assert (balance, state) == (quantities.parse_amount("100.25"), "settled")
 
 
 def test_a_silent_provider_cannot_keep_the_escrow(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_silent_provider_cannot_keep_the_escrow(tmp_path: Path) -> None:
         account = sim.nodes["authority"].ctx.store[ACCOUNTS].one(requester.identity.did)
         return requester.get_job(job_id).state, account.balance
 
-    assert run(main, tmp_path) == ("failed", units.parse_amount("100"))
+    assert run(main, tmp_path) == ("failed", quantities.parse_amount("100"))
 
 
 def test_a_contract_that_is_never_invoked_expires_and_returns_its_deposit(tmp_path: Path) -> None:
@@ -147,4 +147,4 @@ def test_a_contract_that_is_never_invoked_expires_and_returns_its_deposit(tmp_pa
         assert contract is not None
         return contract.state, account.balance, list(provider.accounting.taken(provider.ctx.store))
 
-    assert run(main, tmp_path) == ("refunded", units.parse_amount("100"), [])
+    assert run(main, tmp_path) == ("refunded", quantities.parse_amount("100"), [])

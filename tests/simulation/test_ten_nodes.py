@@ -6,7 +6,7 @@ from typing import Any
 
 import trio
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.records.bids import CapabilityComparator, Weights
 from nunet_cli.records.books import ACCOUNTS
 from nunet_cli.records.capability import Locality, Storage, TimeCapability
@@ -71,7 +71,7 @@ def check_ledger(got: dict[str, str | None], balances: dict[str, int]) -> None:
             earned[winner] += scenario.cost_of(by_name[winner], job)
     for name, amount in earned.items():
         if by_name[name].unit == "" and name in balances:
-            assert balances[name] == units.parse_amount("100") + int(amount * units.MICRO), name
+            assert balances[name] == quantities.parse_amount("100") + int(amount * quantities.MICRO), name
     assert sum(balances.values()) == 0
     assert not any(balance for name, balance in balances.items() if name.startswith("escrow:"))
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import trio
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.allocation import run as allocation
 from nunet_cli.errors import ContractError, NoSpaceError, NunetError, PeerError, StateError
 from nunet_cli.groups.orchestrate import orchestrate_job
@@ -68,7 +68,7 @@ async def test_a_strangers_specification_is_checked_off_the_event_loop(
         terms = msgspec.structs.replace(document.read(Contract).terms, spec_cid=content_id(text.encode()))
         other = make_document(msgspec.structs.replace(document.read(Contract), terms=terms))
         signed = other.sign(m.requester.identity, REQUESTER).sign(m.provider.identity, PROVIDER)
-        now = units.utc_now()
+        now = quantities.utc_now()
         result = make_document(Result(row.job_id, signed.cid, "", "completed", 0, now, now))
         proof = make_document(msgspec.structs.replace(proof.read(Proof), contract_id=signed.cid))
         monkeypatch.setattr(expressions, "check", check)

@@ -14,7 +14,7 @@ import pytest
 import trio
 import trio.testing
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.config import LimitsConfig
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError
@@ -57,8 +57,8 @@ from tests.together import ask, together
 from tests.tokenomics.test_liars import record_of, spec, through
 
 MarketOf = Callable[..., Any]
-OPENING = units.parse_amount("100")
-QUARTER = units.parse_amount("0.25")
+OPENING = quantities.parse_amount("100")
+QUARTER = quantities.parse_amount("0.25")
 # how long the contracts here may run, in seconds
 DURATION = 60
 
@@ -70,7 +70,7 @@ class Papers:
         self, m: Market, price: str = "0.25", *, provider: Node | None = None, terms: str = "attested"
     ) -> None:
         self.m, self.provider = m, provider or m.provider
-        authority, now = m.authority.identity.did, units.utc_now()
+        authority, now = m.authority.identity.did, quantities.utc_now()
         agreed = Terms(
             content_id(b"{}"),
             PriceBid(amount=price),
@@ -92,13 +92,13 @@ class Papers:
         return self.contract.cid
 
     def result(self, state: Any = "completed", **fields: Any) -> Document:
-        now = units.utc_now()
+        now = quantities.utc_now()
         said = Result(self.text.job_id, self.id, "allocation-1", state, 0, now, now, usage=Usage(), **fields)
         return make_document(said).sign(self.provider.identity, PROVIDER)
 
     def verdict(self, result: Document, verdict: Any = "verified", policy: Any = "attested") -> Document:
         said = JobVerificationResult(
-            1, self.id, result.cid, self.m.authority.identity.did, verdict, (), units.utc_now(), policy
+            1, self.id, result.cid, self.m.authority.identity.did, verdict, (), quantities.utc_now(), policy
         )  # fmt: skip
         return make_document(said).sign(self.m.authority.identity, ORACLE)
 
@@ -161,7 +161,7 @@ async def test_two_deposits_that_the_requester_has_only_once(market: MarketOf) -
         assert isinstance(ends[0], ProofOfContract)
         assert isinstance(ends[1], NunetError)
         assert ends[1].code == "insufficient_funds"
-        assert money(m) == (units.parse_amount("40"), OPENING, units.parse_amount("60"))
+        assert money(m) == (quantities.parse_amount("40"), OPENING, quantities.parse_amount("60"))
         # what was refused left nothing: neither a contract nor an event
         store = m.authority.ctx.store
         assert not store[REGISTERED_CONTRACTS].has(pair[1].id)
@@ -351,7 +351,7 @@ async def test_a_contract_that_is_in_dispute_is_not_invoked(market: MarketOf) ->
 async def test_a_dispute_is_told_by_the_contracts_own_database_alone(market: MarketOf) -> None:
     async with market() as m:
         row = await through(m, job_id := await m.post(spec()), 3)
-        said = DisputeSummary(row.id, m.requester.identity.did, units.utc_now(), "so I say")
+        said = DisputeSummary(row.id, m.requester.identity.did, quantities.utc_now(), "so I say")
         with pytest.raises(NunetError) as caught:
             await m.requester.ctx.messenger.request(m.provider.identity.did, "dispute_opened", said, timeout=5)
         assert caught.value.code == "no_contract"
@@ -404,7 +404,7 @@ async def test_the_operator_and_a_quorum_decide_together(market: MarketOf, first
 
 async def past_the_deadline(papers: Papers, window: float = 0) -> None:
     """Let the deadline of a contract have passed in the contract database's books, and so many seconds since."""
-    at = units.format_time(units.now() - timedelta(seconds=window))
+    at = quantities.format_time(quantities.now() - timedelta(seconds=window))
     past = msgspec.structs.replace(papers.recorded(), deadline=at, window_from=at)
     await papers.m.authority.ctx.store.change(lambda t: t[REGISTERED_CONTRACTS].put(past))
 
@@ -446,10 +446,10 @@ def short() -> LimitsConfig:
 def at_another_time(monkeypatch: pytest.MonkeyPatch, **later: float) -> None:
     """Let every clock of this process be later by so much than it is."""
     real, shift = REAL_NOW, timedelta(**later)
-    monkeypatch.setattr(units, "now", lambda: real() + shift)
+    monkeypatch.setattr(quantities, "now", lambda: real() + shift)
 
 
-REAL_NOW = units.now
+REAL_NOW = quantities.now
 
 
 async def test_the_contract_databases_own_absence_counts_against_nobody(
@@ -465,7 +465,7 @@ async def test_the_contract_databases_own_absence_counts_against_nobody(
     async with books_of(tmp_path) as node:
         assert await node.contract_database.refund_expired() == []
         at_another_time(monkeypatch, hours=3, seconds=590)
-        node.contract_database._refunding._seen = units.now()
+        node.contract_database._refunding._seen = quantities.now()
         assert await node.contract_database.refund_expired() == []
         claim = read_claim(node.ctx.store[REGISTERED_CONTRACTS].one(papers.id), receipt)
         settling = node.contract_database._settling
@@ -502,7 +502,7 @@ async def test_a_short_absence_takes_nothing_from_who_waits_for_the_deposit(
         await papers.register()
         begins = papers.recorded().window_from
         assert begins == papers.text.terms.deadline
-    end = units.parse_time(begins) + timedelta(seconds=600) - REAL_NOW()
+    end = quantities.parse_time(begins) + timedelta(seconds=600) - REAL_NOW()
     seconds = 0.0
     while seconds < end.total_seconds() + 1:
         seconds += 100
@@ -552,8 +552,8 @@ async def test_a_contract_whose_oracle_runs_the_job_again_has_the_time_for_it(ma
     async with market() as m:
         papers = Papers(m, terms="reexecute")
         await papers.register()
-        deadline = units.parse_time(papers.text.terms.deadline)
-        assert units.parse_time(papers.recorded().window_from) == deadline + timedelta(seconds=2 * DURATION)
+        deadline = quantities.parse_time(papers.text.terms.deadline)
+        assert quantities.parse_time(papers.recorded().window_from) == deadline + timedelta(seconds=2 * DURATION)
 
 
 # -- how much is read --------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import pytest
 import trio
 import trio.testing
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.allocation import run as allocation
 from nunet_cli.config import DockerConfig, ExecutorConfig, LimitsConfig
 from nunet_cli.errors import ContractError, DisputedError, NunetError
@@ -72,7 +72,7 @@ from tests.images import import_image
 from tests.together import ask, together
 
 MarketOf = Callable[..., Any]
-OPENING = units.parse_amount("100")
+OPENING = quantities.parse_amount("100")
 # a cent a second
 BY_TIME, SECOND = "36/h", 10_000
 STAGES = (match.match, request.request, contract.close_contract, invoke.invoke)
@@ -158,8 +158,8 @@ async def test_a_signature_lapses_where_the_contract_is_not_registered_in_time(
             await contract.close_contract(m.requester.ctx, job_id)
         document = record_of(m.requester, job_id).document
         assert document.is_signed(m.provider.identity.did, PROVIDER)
-        real = units.now
-        monkeypatch.setattr(units, "now", lambda: real() + timedelta(seconds=121))
+        real = quantities.now
+        monkeypatch.setattr(quantities, "now", lambda: real() + timedelta(seconds=121))
         with pytest.raises(NunetError) as caught:
             await ask(m.requester, m, "register_contract", RegisterContract(document))
         assert caught.value.code == "signature_lapsed"
@@ -270,7 +270,7 @@ async def test_a_provider_that_is_called_off_is_not_paid_for_time_that_did_not_p
 
 def made_up(m: Market, row: ContractRecord, seconds: float = 80.0, state: Any = "completed") -> Document:
     """A result of work that nobody did, signed by the provider."""
-    now = units.utc_now()
+    now = quantities.utc_now()
     claim = Result(row.job_id, row.id, "allocation-none", state, 0, now, now, usage=Usage(0, seconds))
     return make_document(claim).sign(m.provider.identity, PROVIDER)
 
@@ -278,7 +278,7 @@ def made_up(m: Market, row: ContractRecord, seconds: float = 80.0, state: Any = 
 def verified(m: Market, row: ContractRecord, result: Document) -> SettleContract:
     """A request to settle, with the verdict of an oracle that lies as well."""
     content = JobVerificationResult(
-        1, row.id, result.cid, m.authority.identity.did, "verified", (), units.utc_now()
+        1, row.id, result.cid, m.authority.identity.did, "verified", (), quantities.utc_now()
     )  # fmt: skip
     return SettleContract(row.id, result, make_document(content).sign(m.authority.identity, ORACLE))
 
@@ -323,7 +323,7 @@ async def test_a_provider_that_is_silent_when_it_is_called_off_sells_no_more_tim
         started = m.provider.ctx.store[ALLOCATIONS].first("contract_id", row.id)
         assert started is not None
         late = Result(
-            job_id, row.id, started.id, "cancelled", None, started.started_at, units.utc_now(),
+            job_id, row.id, started.id, "cancelled", None, started.started_at, quantities.utc_now(),
             usage=Usage(0, 5.0),
         )  # fmt: skip
         said = JobCompleted(row.id, make_document(late).sign(m.provider.identity, PROVIDER))
@@ -342,7 +342,7 @@ async def test_a_second_result_is_found_by_the_receipt_and_the_job_ends(market: 
         other = made_up(m, row, 0.0)
         # the contract database's clock alone: the provider's node is not to settle what it gave the requester
         recorded = m.authority.ctx.store[REGISTERED_CONTRACTS].one(row.id)
-        past = msgspec.structs.replace(recorded, deadline=units.utc_now())
+        past = msgspec.structs.replace(recorded, deadline=quantities.utc_now())
         await m.authority.ctx.store.change(lambda t: t[REGISTERED_CONTRACTS].put(past))
         settled = await ask(m.provider, m, "settle_contract", verified(m, row, other))
         assert settled.receipt.read(Receipt).result_cid == other.cid
@@ -400,7 +400,7 @@ async def test_time_that_was_sold_gives_the_outputs_of_a_failed_job_too(tmp_path
         assert job.state == "failed"
         assert job.result is not None
         assert [output.name for output in job.result.outputs] == ["out"]
-        assert units.parse_amount(job.paid or "") > 0
+        assert quantities.parse_amount(job.paid or "") > 0
 
 
 # -- contract databases ------------------------------------------------------------------------------------------------
@@ -506,7 +506,7 @@ async def test_a_container_that_is_called_off_is_paid_for_the_time_that_it_held_
         assert job.state == "cancelled"
         assert job.usage is not None
         assert job.usage.wall_seconds >= 2
-        assert units.parse_amount(job.paid or "") >= 2 * SECOND
+        assert quantities.parse_amount(job.paid or "") >= 2 * SECOND
 
 
 @pytest.mark.parametrize("behind", [-59, -35, 0, 35, 59])
@@ -514,14 +514,14 @@ def test_honest_results_are_verified_whatever_the_clocks_that_talk_to_each_other
     """An oracle's clock may be a minute behind the contract database's, or before it."""
     requester, provider, database = (new_identity() for _ in range(3))
     run = run_of(requester, provider, database, price="1", out="right")
-    at = units.parse_time(run.proof.read(Proof).registered_at)
-    begun, ended = units.format_time(at), units.format_time(at + timedelta(seconds=5))
+    at = quantities.parse_time(run.proof.read(Proof).registered_at)
+    begun, ended = quantities.format_time(at), quantities.format_time(at + timedelta(seconds=5))
     result = msgspec.structs.replace(
         run.result.read(Result), started_at=begun, ended_at=ended, usage=Usage(0, 5.0)
     )  # fmt: skip
     signed = make_document(result).sign(provider, PROVIDER)
     question = JobVerification(SPEC, run.contract, run.proof, signed)
-    now = units.format_time(at + timedelta(seconds=5.2 + behind))
+    now = quantities.format_time(at + timedelta(seconds=5.2 + behind))
     timed = [check for check in verify_documents(question, now) if "time" in check.name or "_now" in check.name]
     assert len(timed) >= 4
     assert all(check.passed for check in timed), timed
@@ -542,7 +542,7 @@ def test_a_second_run_decides_against_a_provider_only_under_terms_that_say_so() 
     requester, provider, database = (new_identity() for _ in range(3))
     run = run_of(requester, provider, database, price="1", out="right")
     content = JobVerificationResult(
-        1, run.contract.cid, run.result.cid, database.did, "rejected", (), units.utc_now(), "reexecute"
+        1, run.contract.cid, run.result.cid, database.did, "rejected", (), quantities.utc_now(), "reexecute"
     )  # fmt: skip
     for terms, decision in (("attested", None), ("reexecute", "refund")):
         text = run.contract.read(Contract)
@@ -572,7 +572,7 @@ SPEC = encode_spec(read_spec(spec(0, price="1"))).decode()
 
 def run_of(requester: Identity, provider: Identity, database: Identity, *, price: str, out: str) -> Replica:
     """Return the documents of one provider's run of a job that is replicated three times."""
-    now, bid = units.utc_now(), PriceBid(amount=price)
+    now, bid = quantities.utc_now(), PriceBid(amount=price)
     terms = Terms(content_id(SPEC.encode()), bid, 60, price, "replicate", deadline_of(now, 60), 3)
     payment: Any = "volunteer" if price == "0" else "escrow"
     text = Contract(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nunet_cli import units
+from nunet_cli import quantities
 from nunet_cli.errors import UsageError
 from nunet_cli.jobs.foreign.mapping import NO_NETWORK, Mapping, Note, binary_size, cores, job_name, pairs, unique, words
 
@@ -151,7 +151,7 @@ def _kept_up(service: Mapping) -> dict[str, Any]:
         if health.value.get(key) is not None and "health" in found:
             value = health.take(key)
             # a part of a second is no interval here
-            found["health"][key] = max(1, units.parse_duration(value)) if not str(value).endswith("ms") else 1
+            found["health"][key] = max(1, quantities.parse_duration(value)) if not str(value).endswith("ms") else 1
     if health.value.get("retries") is not None and "health" in found:
         found["health"]["retries"] = int(health.take("retries"))
     health.rest()
