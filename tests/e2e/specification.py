@@ -1,9 +1,11 @@
 """Docs/specification.md held by a run: every function that it names is executed by nodes in processes of their own.
 
     python -m tests.e2e.specification
+    python -m tests.e2e.specification --tests
 
 An authority, two providers and a requester, by the command line alone, go through everything that the table names; each
 chapter asserts what its part of the table says. At the end the run fails for what was never executed, and names it.
+With `--tests` the tests that the table names are run instead, and each must execute the functions of its own rows.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from nunet_cli import quantities
 from nunet_cli.api.client import ApiClient, socket_path
 from tests.conftest import ROOT, wait_until
 from tests.executed.sitecustomize import FOLDER
-from tests.specification import named
+from tests.specification import ROWS, named
 
 NODES = ("authority", "provider-a", "provider-b", "requester")
 PRICES = {"provider-a": "0.2", "provider-b": "0.3"}
@@ -307,14 +309,36 @@ CHAPTERS: tuple[Callable[[Market], None], ...] = (
 )  # fmt: skip
 
 
+def run_tests(folder: Path) -> None:
+    """Run the tests that the table names; end with 1 where one fails, or does not execute what its row names."""
+    (folder / "names").write_text("\n".join(named()))
+    (folder / "by-test").touch()
+    tests = dict.fromkeys(row[2].strip("`") for row in ROWS)
+    path = os.pathsep.join([str(ROOT / "tests" / "executed"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    places = [f"tests/{test.replace(':', '::')}" for test in tests]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "tests.executed.plugin", "-n", "2", *places], cwd=ROOT, check=False,
+        env={**os.environ, "PYTHONPATH": path, FOLDER: str(folder)},
+    )  # fmt: skip
+    executed = set((folder / "by-test").read_text().splitlines())
+    pairs = [f"{row[2].strip('`')} {row[1].strip('`')}" for row in ROWS]
+    if missed := [pair for pair in pairs if pair not in executed]:
+        sys.exit("tests that do not execute what their row of docs/specification.md names:\n" + "\n".join(missed))
+    sys.exit(done.returncode)
+
+
 def main() -> None:
     """Go through all chapters; end with 1 where something named was not executed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, help="keep homes and logs here")
+    parser.add_argument("--tests", action="store_true", help="run the tests that the table names, instead")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="nunet-specification-") as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
+        if options.tests:
+            run_tests(folder)
+            return
         market = Market(folder)
         try:
             steps: list[tuple[str, Callable[[], None]]] = [("the nodes start", market.begin)]

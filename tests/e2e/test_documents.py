@@ -20,12 +20,17 @@ def blocks(document: str) -> list[str]:
     return BLOCK.findall((ROOT / document).read_text(encoding="utf-8"))
 
 
+def python_path() -> str:
+    """Return where Python looks for modules: here first."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+
+
 def shell(script: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a script in `sh`, with `nunet` on the path, and everything below `folder`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
     return subprocess.run(
         ["sh", "-e", "-c", script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=280,
-        env={**kept, "PATH": forks.tools(folder / "tools"), "HOME": str(folder), "PYTHONPATH": str(ROOT), **environment},
+        env={**kept, "PATH": forks.tools(folder / "tools"), "HOME": str(folder), "PYTHONPATH": python_path(), **environment},
     )  # fmt: skip
 
 

@@ -99,13 +99,14 @@ def _begin(folder: Path) -> None:
         file, _, names = reference.partition(":")
         module = ".".join([PACKAGE, *file.removesuffix(".py").removesuffix("/__init__").split("/")])
         modules.setdefault(module, {})[names] = reference
-    said: set[str] = set()
-    place = folder / "executed"
+    said: set[tuple[str, str]] = set()
 
     def executed(reference: str) -> None:
-        if reference not in said:
-            said.add(reference)
-            descriptor = os.open(place, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        # each test of a process has a folder of its own
+        place = os.environ.get(FOLDER, "")
+        if place and (place, reference) not in said:
+            said.add((place, reference))
+            descriptor = os.open(f"{place}/executed", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
             os.write(descriptor, f"{reference}\n".encode())
             os.close(descriptor)
 
