@@ -61,10 +61,8 @@ _REASONS = {
 async def result_of(ctx: Resulting, allocation: Allocation, ended: Ended) -> Result:
     """Take the logs in as blobs and return the result; shielded, as the job has ended."""
     folder = ctx.home / "allocations" / allocation.id
-    logs = []
-    for name in ("stdout", "stderr"):
-        file = folder / name
-        logs.append(await ctx.blobs.add_file(file) if file.exists() else ("", 0))
+    written = [file for name in ("stdout", "stderr") if (file := folder / name).exists()]
+    logs = dict(zip((file.name for file in written), await ctx.blobs.add_files(*written), strict=True))
     exit_, ended_at = ended.exit, ended.at or quantities.utc_now()
     reason, message = exit_.reason, _REASONS.get(exit_.reason, "")
     if not reason and exit_.exit_code != 0:
@@ -76,7 +74,7 @@ async def result_of(ctx: Resulting, allocation: Allocation, ended: Ended) -> Res
     outputs = tuple(ended.outputs)
     if reason and outputs and _is_paid_per_result(ctx, allocation):
         outputs, message = (), f"{message}; its outputs are kept back, as nothing is paid for them"
-    (stdout_cid, stdout_size), (stderr_cid, stderr_size) = logs
+    (stdout_cid, stdout_size), (stderr_cid, stderr_size) = logs.get("stdout", ("", 0)), logs.get("stderr", ("", 0))
     return Result(
         job_id=allocation.job_id, contract_id=allocation.contract_id, allocation_id=allocation.id,
         state="failed" if reason else "completed", exit_code=exit_.exit_code, started_at=allocation.started_at,
