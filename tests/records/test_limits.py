@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 import pytest
-from msgspec import Struct, structs
+from msgspec import Meta, Struct, structs
 
 from nunet_cli.api.openapi import ENDPOINTS
 from nunet_cli.database.store import Store
@@ -30,7 +30,7 @@ from nunet_cli.tokenomics.evidence import Bundle
 from tests.security.fuzz_frames import registered
 
 NOW, DID = "2026-01-31T12:00:00.000Z", new_identity().did
-TEXTS = ("a", NOW, DID, "1", "aaaaaaaaaaaa", "sha256")
+TEXTS = ("a", NOW, DID, "1", "aaaaaaaaaaaa", "sha256", "/x")
 OTHERS: tuple[Any, ...] = (
     Contract, Proof, Receipt, Result, JobVerificationResult, KycStatement, Bundle, Document, Capability, JobSpec,
     relay._Route, relay._Forwarded, blobs._Get, blobs._End, envelope.Envelope,
@@ -46,11 +46,19 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {kind.__name__: kind for kind in found}
 
 
+def limits_of(part: Any) -> Limits | None:
+    """Return what `Annotated` says of a type; the configuration's types have msgspec's own."""
+    if isinstance(part, Meta):
+        return Limits(*(getattr(part, name) for name in Limits.__struct_fields__))
+    return part if isinstance(part, Limits) else None
+
+
 def fit(kind: Any, deep: int = 0) -> Any:
     """Return a value that fits, with every field that there is."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return _fit_limits(parts[0], parts[1], deep) if isinstance(parts[1], Limits) else fit(parts[0], deep)
+        limits = limits_of(parts[1])
+        return _fit_limits(parts[0], limits, deep) if limits is not None else fit(parts[0], deep)
     if origin in (Union, UnionType):
         return fit(parts[0], deep)
     if origin is Literal:
@@ -106,8 +114,8 @@ def places(kind: Any, value: Any, path: str = "$", deep: int = 0) -> Iterator[tu
     """Return each place in a value that has limits: its path as msgspec says it, its keys, its type and its limits."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        if isinstance(parts[1], Limits):
-            yield path, [], parts[0], parts[1]
+        if (limits := limits_of(parts[1])) is not None:
+            yield path, [], parts[0], limits
         yield from places(parts[0], value, path, deep)
     elif origin in (Union, UnionType):
         yield from places(parts[0], value, path, deep)
@@ -197,7 +205,7 @@ def test_what_is_read_again_is_decoded_once_and_checked_as_ever() -> None:
 def unbounded(kind: Any, place: str, seen: set[Any]) -> Iterator[str]:
     """Return the fields below a type that may be of any size."""
     origin, parts = get_origin(kind), get_args(kind)
-    limits = parts[1] if origin is Annotated and isinstance(parts[1], Limits) else Limits()
+    limits = (limits_of(parts[1]) if origin is Annotated else None) or Limits()
     inner = parts[0] if origin is Annotated else kind
     origin, parts = get_origin(inner), get_args(inner)
     if origin in (Union, UnionType):
