@@ -95,7 +95,8 @@ def test_a_circle_is_found_and_named() -> None:
 # where JSON, or what came of a file, may become a value without records/reading.py, and why
 READ_ELSEWHERE = {
     "nunet_cli/records/reading.py": "it is the one place where limits are checked",
-    "nunet_cli/config.py": "the configuration has its limits as msgspec's own, and shares none with a record",
+    "nunet_cli/config.py": "the configuration has its limits as msgspec's own: it is no record, and no store has it",
+    "nunet_cli/config_file.py": "so it is read",
 }
 READERS = {"decode", "convert", "Decoder", "Meta"}
 
