@@ -20,7 +20,7 @@ from typing import Any
 import hypothesis
 import pytest
 import trio
-from msgspec import structs
+from msgspec import Struct, structs
 
 from nunet_cli import quantities
 from nunet_cli.config import Config, DockerConfig, ExecutorConfig, LimitsConfig, NetworkConfig, ProcessConfig
@@ -203,6 +203,13 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+async def post(node: Node, to: str, type_: str, body: Struct, *, lifetime: float) -> None:
+    """Put a message into a node's outbox, as the changes of its stages do."""
+    outbox = node.ctx.messenger.outbox
+    message = outbox.outgoing(to, type_, body, lifetime=lifetime)
+    await node.ctx.store.change(lambda t: outbox.enqueue(t, message))
 
 
 def wait_until(condition: Callable[[], Any], timeout: float = 60, what: str = "the condition") -> Any:

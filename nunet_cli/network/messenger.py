@@ -217,11 +217,6 @@ class Messenger:
         finally:
             del self._pending[envelope.id]
 
-    async def post(self, to: str, type_: str, body: Struct, *, lifetime: float) -> None:
-        """Send durably: the message is on disk when this returns, and is repeated until acknowledged or expired."""
-        message = self.outbox.outgoing(to, type_, body, lifetime=lifetime)
-        await self._store.change(lambda t: self.outbox.enqueue(t, message))
-
     async def _on_ack(self, connection: Connection, _kind: int, payload: bytes) -> None:
         found = _ACK.fullmatch(payload)
         if found is None:

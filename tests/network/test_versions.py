@@ -206,7 +206,7 @@ async def _search(node: Any) -> str:
 
 async def test_a_publication_of_a_newer_node_is_passed_on_and_taken(tmp_path: Path) -> None:
     async with open_node(tmp_path, config()) as node:
-        await node.subscribe("/lab/notes")
+        await node.ctx.topics.set(roles=(), topics=frozenset({"/lab/notes"}))
         heard = trio.Event()
 
         async def note(_: Any) -> None:

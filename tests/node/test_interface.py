@@ -19,7 +19,7 @@ from nunet_cli.records.capability import Capability, Cpu, Resources
 from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.contracts import CheckKyc
 from nunet_cli.records.messages import AllocationStartSuccess, Invocation, JobSync
-from tests.conftest import Market
+from tests.conftest import Market, post
 
 MarketOf = Callable[..., Any]
 MIB = 2**20
@@ -135,7 +135,7 @@ async def test_a_node_is_an_actor_with_a_mailbox_and_topics(market: MarketOf) ->
             heard.append((message.sender, message.body))
 
         m.provider.mailbox.register("note", JobSync, behaviour)
-        await m.requester.mailbox.post(m.provider.identity.did, "note", JobSync("contract-1"), lifetime=60)
+        await post(m.requester, m.provider.identity.did, "note", JobSync("contract-1"), lifetime=60)
         with trio.fail_after(20):
             while not heard:
                 await trio.sleep(0.02)

@@ -23,7 +23,7 @@ from nunet_cli.records.jobs import JOBS, Job
 from nunet_cli.records.machine import REQUESTER
 from nunet_cli.records.messages import JobSync
 from nunet_cli.records.messaging import OUTBOX, PEERS, PeerRecord
-from tests.conftest import config, open_market
+from tests.conftest import config, open_market, post
 
 JOB = "name: x\nexecutor: {type: process, command: ['true']}\nprice: 1\nresources: {cpu: 0.1, memory: 16MiB, disk: 16MiB}\n"
 
@@ -102,7 +102,7 @@ async def test_a_message_to_a_node_whose_disk_is_full_is_sent_again(tmp_path: Pa
         with trio.fail_after(60):
             async with full_disk(m.authority):
                 await fill(m.authority.ctx.store)
-                await m.requester.mailbox.post(m.authority.identity.did, "note", JobSync("n1"), lifetime=300)
+                await post(m.requester, m.authority.identity.did, "note", JobSync("n1"), lifetime=300)
                 while not m.requester.ctx.messenger.outbox._pauses:
                     await trio.sleep(0.01)
                 assert outbox.count() == 1
@@ -120,7 +120,7 @@ async def test_of_a_message_that_was_never_taken_nothing_stays_when_it_expires(t
         m.authority.ctx.messenger.register("note", JobSync, refuse)
         m.requester.ctx.messenger.register("note", JobSync)
         outbox = m.requester.ctx.messenger.outbox
-        await m.requester.send_message(m.authority.identity.did, "note", JobSync("n1"), lifetime=4)
+        await post(m.requester, m.authority.identity.did, "note", JobSync("n1"), lifetime=4)
         with trio.fail_after(60):
             while not outbox._pauses:
                 await trio.sleep(0.01)
@@ -152,7 +152,7 @@ async def test_a_store_that_a_message_finds_damaged_is_fatal(tmp_path: Path) -> 
                 return damaged
 
             node.ctx.messenger.register("job_sync", JobSync, behaviour)
-            await node.ctx.messenger.post(node.identity.did, "job_sync", JobSync("c"), lifetime=60)
+            await post(node, node.identity.did, "job_sync", JobSync("c"), lifetime=60)
             await trio.sleep_forever()
     assert caught.group_contains(FatalError)
 

@@ -26,7 +26,7 @@ from nunet_cli.records.documents import make_document
 from nunet_cli.records.jobs import Job
 from nunet_cli.records.kyc import VERIFIER, KycStatement
 from nunet_cli.records.offers import OnboardOptions
-from tests.conftest import Market, config, open_market
+from tests.conftest import Market, config, open_market, post
 
 MarketOf = Callable[..., Any]
 
@@ -247,7 +247,7 @@ async def test_one_bid_of_a_bidder_counts_however_many_it_sends(market: MarketOf
         job = await match.match(m.requester.ctx, job_id)
         (row,) = m.requester.get_registered_bids(m.job(job_id).bid_request_id)
         another = structs.replace(row.offer, id="bid-another")
-        await m.provider.ctx.messenger.post(m.requester.identity.did, "bid", another, lifetime=30)
+        await post(m.provider, m.requester.identity.did, "bid", another, lifetime=30)
         await trio.sleep(0.3)
         assert len(m.requester.get_registered_bids(m.job(job_id).bid_request_id)) == 1
         assert m.job(job_id).shortlist == job.shortlist

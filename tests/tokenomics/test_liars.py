@@ -67,7 +67,7 @@ from nunet_cli.records.results import OutputFile, Result, Usage
 from nunet_cli.tokenomics import closing
 from nunet_cli.tokenomics import dispute as disputes
 from nunet_cli.tokenomics.oracle import compare_replicas, verify_documents
-from tests.conftest import Market, config, needs_docker, open_market
+from tests.conftest import Market, config, needs_docker, open_market, post
 from tests.images import import_image
 from tests.together import ask, together
 
@@ -327,7 +327,7 @@ async def test_a_provider_that_is_silent_when_it_is_called_off_sells_no_more_tim
             usage=Usage(0, 5.0),
         )  # fmt: skip
         said = JobCompleted(row.id, make_document(late).sign(m.provider.identity, PROVIDER))
-        await m.provider.ctx.messenger.post(m.requester.identity.did, "job_error", said, lifetime=60)
+        await post(m.provider, m.requester.identity.did, "job_error", said, lifetime=60)
         with trio.fail_after(20):
             while m.requester.ctx.store[CONTRACTS].one(row.id).state != "disputed":
                 await trio.sleep(0.05)
