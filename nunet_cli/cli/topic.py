@@ -29,7 +29,7 @@ def list_topics() -> Listing:
 
 @app.command("subscribe")
 def subscribe(topic: TopicArgument, output: OutputOption = Format.table) -> None:
-    """Take the bid requests of a topic, from now on and after a restart; this machine must be offered."""
+    """Take the bid requests of a topic, from now on and after a restart."""
     _change(topic, output, subscribed=True)
 
 

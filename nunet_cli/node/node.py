@@ -182,10 +182,9 @@ class Node:
         await self.set_available_capability()
 
     async def _announce(self) -> None:
-        roles = self.roles
-        topics: frozenset[str] = frozenset()
+        roles, topics = self.roles, frozenset(self._topics)
         if self.accounting.is_onboarded():
-            roles, topics = ("provider", *roles), frozenset({BIDS, *self._topics})
+            roles, topics = ("provider", *roles), topics | {BIDS}
         await self.ctx.topics.set(roles=roles, topics=topics)
         if self._discovery is not None:
             await self._discovery.update(roles)
@@ -351,12 +350,12 @@ class Node:
         return self.ctx.messenger
 
     async def subscribe(self, topic: str) -> None:
-        """Take the bid requests of a topic from now on, as long as this machine is offered, and tell the peers."""
+        """Take what is published on a topic from now on, and tell the peers."""
         self._topics.add(topic)
         await self._announce()
 
     async def unsubscribe(self, topic: str) -> None:
-        """Take the bid requests of a topic no more, and tell the peers."""
+        """Take what is published on a topic no more, and tell the peers."""
         self._topics.discard(topic)
         await self._announce()
 
