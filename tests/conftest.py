@@ -191,7 +191,7 @@ def nunet(
 ) -> subprocess.CompletedProcess[str]:  # fmt: skip
     """Run the command line in a process of its own."""
     command = [*(["--home", str(home)] if home else []), *arguments]
-    done = forks.run(command, stdin=stdin, timeout=timeout, folder=cwd or ROOT)
+    done = forks.run(command, stdin=stdin, timeout=timeout, cwd=cwd or ROOT)
     if check and done.returncode:
         raise AssertionError(f"nunet {command} exited with {done.returncode}\n{done.stdout}\n{done.stderr}")
     assert "Traceback" not in done.stderr, done.stderr

@@ -1,11 +1,13 @@
 """Commands in processes of their own, forked from one that has imported the program already.
 
 To start the interpreter and to import takes longer than what most commands do; the tests run hundreds of them. A command
-has its own memory, environment, folder, standard streams and exit code, as if it had been started from a shell.
+has its own memory, environment, folder, standard streams and exit code, as if it had been started from a shell; the node
+that `nunet node start` leaves behind is forked, too.
 """
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import json
@@ -20,13 +22,21 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+from typing import IO, Any, NoReturn
+
+import msgspec
 
 IMPORTED = (
-    "docker", "rich.console", "rich.live", "rich.progress", "rich.table", "tomlkit", "yaml", "zeroconf", "nunet_cli.api.embedded",
-    "nunet_cli.cli.app", "nunet_cli.cli.live", "nunet_cli.cli.progress", "nunet_cli.cli.receipt", "nunet_cli.node.doctor",
+    "anyio._backends._trio", "anyio.abc", "anyio.streams.memory", "docker", "netrc", "nunet_cli.__main__", "nunet_cli.api.embedded",
+    "nunet_cli.cli.app", "nunet_cli.cli.authorities", "nunet_cli.cli.examples", "nunet_cli.cli.live", "nunet_cli.cli.progress",
+    "nunet_cli.cli.receipt", "nunet_cli.cli.wizard", "nunet_cli.node.doctor", "rich.console", "rich.live", "rich.progress", "rich.table", "tomlkit", "yaml",
+    "zeroconf",
 )  # fmt: skip
 LENGTH = struct.Struct("!i")
+# what starts the program from within itself
+PROGRAM = (sys.executable, "-m", "nunet_cli")
 
 
 def _read(connection: socket.socket, count: int) -> bytes:
@@ -42,54 +52,229 @@ def _read(connection: socket.socket, count: int) -> bytes:
 # -- the process that forks ---------------------------------------------------------------------------------------------
 
 
-def serve(path: str) -> list[str]:
-    """Fork a process for each connection until standard input ends; in a command's process, return its program and arguments."""
+def serve(path: str) -> dict[str, Any]:
+    """Fork a process for each connection until standard input ends; in a command's process, return what was asked for."""
+    _prepare()
+    gc.freeze()
+    assert threading.active_count() == 1, "a process with threads cannot be forked"
+    waiting: dict[int, socket.socket] = {}
+    listener, (ended, wake) = socket.socket(socket.AF_UNIX), socket.socketpair()
+    ended.setblocking(False)
+    wake.setblocking(False)
+    signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+    signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+    listener.bind(path)
+    listener.listen(64)
+    print("ready", flush=True)
+    while True:
+        ready, _, _ = select.select([listener, ended, sys.stdin], [], [])
+        if sys.stdin in ready:
+            os._exit(0)
+        if ended in ready:
+            ended.recv(4096)
+            _tell(waiting)
+        if listener in ready:
+            connection, _ = listener.accept()
+            asked = _fork(connection, waiting)
+            if asked is not None:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                for one in (listener, ended, wake, connection, *waiting.values()):
+                    one.close()
+                return asked
+
+
+def _prepare() -> None:
+    """Import the program, and make what it makes of its types when it first needs it."""
     for name in IMPORTED:
         importlib.import_module(name)
     for place, _ in importlib.import_module("nunet_cli.cli.table").COMMANDS.values():
         importlib.import_module(f"nunet_cli.cli.{place.partition(':')[0]}")
-    gc.freeze()
-    assert threading.active_count() == 1, "a process with threads cannot be forked"
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
-        listener.listen(64)
-        print("ready", flush=True)
-        while True:
-            watched: list[socket.socket | int] = [listener, 0]
-            ready, _, _ = select.select(watched, [], [])
-            if 0 in ready:
-                os._exit(0)
-            connection, _ = listener.accept()
-            if os.fork() == 0:
-                break
-            connection.close()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    return _attend(connection)
+    kinds = [msgspec.Struct]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        msgspec.json.Decoder(kind)
+    for table in importlib.import_module("nunet_cli.records.tables").TABLES:
+        importlib.import_module("nunet_cli.database.records").statements(table)
+    for endpoint in importlib.import_module("nunet_cli.api.server").ENDPOINTS:
+        endpoint.route()
 
 
-def _attend(connection: socket.socket) -> list[str]:
-    """Fork the command, and tell its pid and how it ended; return in the command's process."""
-    first, streams, _, _ = socket.recv_fds(connection, LENGTH.size, 3)
-    asked = json.loads(_read(connection, LENGTH.unpack(first)[0]))
-    pid = os.fork()
-    if pid:
+def _tell(waiting: dict[int, socket.socket]) -> None:
+    """Tell who waits for them how processes ended."""
+    while waiting:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            return
+        with waiting.pop(pid) as connection:
+            try:
+                connection.sendall(LENGTH.pack(os.waitstatus_to_exitcode(status)))
+            except OSError:
+                pass  # nobody waits: `nunet node start` ends before its node
+
+
+def _fork(connection: socket.socket, waiting: dict[int, socket.socket]) -> dict[str, Any] | None:
+    """Fork a command, and tell its pid; in the command's process, return what was asked for."""
+    connection.settimeout(30)
+    streams: list[int] = []
+    try:
+        first, streams, _, _ = socket.recv_fds(connection, LENGTH.size, 3)
+        asked: dict[str, Any] = json.loads(_read(connection, LENGTH.unpack(first)[0]))
+        pid = os.fork()
+        if pid == 0:
+            for place, stream in enumerate(streams):
+                os.dup2(stream, place)
+            return asked
+        waiting[pid] = connection
+        connection.sendall(LENGTH.pack(pid))
+    except (EOFError, OSError, struct.error):
+        pass  # who asked is gone
+    finally:
         for stream in streams:
             os.close(stream)
-        connection.sendall(LENGTH.pack(pid))
-        _, status = os.waitpid(pid, 0)
-        connection.sendall(LENGTH.pack(os.waitstatus_to_exitcode(status)))
-        os._exit(0)
-    connection.close()
-    for place, stream in enumerate(streams):
-        os.dup2(stream, place)
-        os.close(stream)
+    return None
+
+
+def _become(asked: dict[str, Any], path: str) -> NoReturn:
+    """Be the command that was asked for."""
     os.environ.clear()
     os.environ.update(asked["environment"])
     os.chdir(asked["folder"])
+    if asked.get("session"):
+        os.setsid()
     random.seed()
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    return [asked.get("program", ""), *asked["arguments"]]
+    subprocess.Popen = _opening(path)  # type: ignore[misc, assignment]
+    program = asked.get("program", "")
+    sys.argv = [program or "nunet", *asked["arguments"]]
+    code: Any = None
+    try:
+        if program:
+            runpy.run_path(program, run_name="__main__")
+        else:
+            from nunet_cli.__main__ import main
+
+            main()
+    except SystemExit as error:
+        code = error.code
+    _end(code)
+
+
+def _end(code: Any) -> NoReturn:
+    """End as the interpreter does, but leave what was imported as it is: to take it apart costs more than a command."""
+    if code is not None and not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        code = 120
+    os._exit((code or 0) & 0xFF)
+
+
+def _opening(path: str) -> type[subprocess.Popen[Any]]:
+    """Return a `Popen` that forks what a command starts of the program itself."""
+
+    class Popen(subprocess.Popen):  # type: ignore[type-arg]
+        def __new__(cls, args: Any, *rest: Any, **options: Any) -> Any:
+            if isinstance(args, str | bytes | Path) or tuple(args[:3]) != PROGRAM:
+                return super().__new__(cls)
+            return Process(args[3:], path=path, **options)
+
+    return Popen
+
+
+# -- who asks for them --------------------------------------------------------------------------------------------------
+
+
+Stream = int | IO[Any] | None
+
+
+def _stream(given: Stream, theirs: list[int], place: int) -> IO[str] | None:
+    """Add the descriptor that a process gets in a place to `theirs`; return the other end of a pipe."""
+    if given == subprocess.PIPE:
+        ends = os.pipe()
+        theirs.append(ends[place > 0])
+        return os.fdopen(ends[place == 0], "r" if place else "w")
+    if given == subprocess.DEVNULL:
+        theirs.append(os.open(os.devnull, os.O_RDWR))
+    elif given == subprocess.STDOUT:
+        theirs.append(os.dup(theirs[1]))
+    else:
+        theirs.append(os.dup(place if given is None else given if isinstance(given, int) else given.fileno()))
+    return None
+
+
+class Process:
+    """A process that was forked, as `subprocess.Popen` has one."""
+
+    def __init__(
+        self, arguments: list[str], *, stdin: Stream = None, stdout: Stream = None, stderr: Stream = None,
+        cwd: Path | str = ".", env: Mapping[str, str] | None = None, start_new_session: bool = False, path: str = "",
+    ) -> None:  # fmt: skip
+        """Start `nunet` with arguments, as `subprocess.Popen` does with those it shares; a pipe is one of text.
+
+        Args:
+            path: of the socket of the process that forks, where it is not this process's own.
+        """
+        self.args = arguments
+        self.returncode: int | None = None
+        body = json.dumps({
+            "arguments": arguments, "environment": dict(os.environ if env is None else env),
+            "folder": str(Path(cwd).absolute()), "session": start_new_session,
+        }).encode()  # fmt: skip
+        theirs: list[int] = []
+        try:
+            self.stdin, self.stdout, self.stderr = (
+                _stream(given, theirs, place) for place, given in enumerate((stdin, stdout, stderr))
+            )
+            self._connection = socket.socket(socket.AF_UNIX)
+            self._connection.connect(path or _path())
+            socket.send_fds(self._connection, [LENGTH.pack(len(body))], theirs)
+        finally:
+            for stream in theirs:
+                os.close(stream)
+        self._connection.sendall(body)
+        (self.pid,) = LENGTH.unpack(_read(self._connection, LENGTH.size))
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit code, or the number of the signal that ended it, negative.
+
+        Raises:
+            subprocess.TimeoutExpired: it still runs after `timeout` seconds.
+        """
+        if self.returncode is None:
+            self._connection.settimeout(timeout)
+            try:
+                (self.returncode,) = LENGTH.unpack(_read(self._connection, LENGTH.size))
+            except (TimeoutError, BlockingIOError):
+                raise subprocess.TimeoutExpired(["nunet", *self.args], timeout or 0) from None
+            self._connection.close()
+        assert self.returncode is not None
+        return self.returncode
+
+    def poll(self) -> int | None:
+        """Return what `wait` does, or None while it runs."""
+        try:
+            return self.wait(0)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it."""
+        self.send_signal(signal.SIGKILL)
 
 
 # -- the tests' side ----------------------------------------------------------------------------------------------------
@@ -112,6 +297,7 @@ def _path() -> str:
             assert process.stdout is not None
             assert process.stdout.readline() == b"ready\n"
             _server = process, path
+            atexit.register(stop)
         return _server[1]
 
 
@@ -128,33 +314,24 @@ def stop() -> None:
 
 
 def run(
-    arguments: list[str], *, stdin: str | None = None, timeout: float, folder: Path
-) -> subprocess.CompletedProcess[str]:
-    """Run a command with this process's environment, as `subprocess.run` would.
+    arguments: list[str], *, timeout: float, stdin: str | None = None, cwd: Path | str = ".",
+    env: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:  # fmt: skip
+    """Run `nunet` with arguments, as `subprocess.run` would.
 
     Raises:
         subprocess.TimeoutExpired: it took longer, and was killed.
     """
-    request = {"arguments": arguments, "environment": dict(os.environ), "folder": str(folder)}
-    body = json.dumps(request).encode()
-    with (
-        socket.socket(socket.AF_UNIX) as connection, tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out,
-        tempfile.TemporaryFile() as err,
-    ):  # fmt: skip
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         given.write((stdin or "").encode())
         given.seek(0)
-        connection.connect(_path())
-        socket.send_fds(connection, [LENGTH.pack(len(body))], [given.fileno(), out.fileno(), err.fileno()])
-        connection.sendall(body)
-        (pid,) = LENGTH.unpack(_read(connection, LENGTH.size))
-        connection.settimeout(timeout)
+        process = Process(arguments, stdin=given, stdout=out, stderr=err, cwd=cwd, env=env)
         try:
-            (code,) = LENGTH.unpack(_read(connection, LENGTH.size))
-        except TimeoutError:
-            os.kill(pid, signal.SIGKILL)
-            connection.settimeout(30)
-            _read(connection, LENGTH.size)
-            raise subprocess.TimeoutExpired(["nunet", *arguments], timeout) from None
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(30)
+            raise
         printed = []
         for file in (out, err):
             file.seek(0)
@@ -197,11 +374,4 @@ def tools(folder: Path) -> str:
 if __name__ == "__main__":
     # as `python -m nunet_cli` has it
     sys.path[0] = str(Path.cwd())
-    program, *arguments = serve(sys.argv[1])
-    sys.argv = [program or "nunet", *arguments]
-    if program:
-        runpy.run_path(program, run_name="__main__")
-    else:
-        from nunet_cli.__main__ import main
-
-        main()
+    _become(serve(sys.argv[1]), sys.argv[1])

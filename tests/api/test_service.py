@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import stat
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import forks
 from tests.conftest import ROOT, free_port, nunet, wait_until
 
 
@@ -96,18 +96,21 @@ def test_metrics_are_what_prometheus_reads_and_grafana_shows(service: tuple[Path
 def test_logs_for_programs_and_for_the_journal(how: str, tmp_path: Path) -> None:
     environment = {**os.environ, **({"JOURNAL_STREAM": "8:1"} if how == "journal" else {})}
     option = [] if how == "journal" else ["--log-format", how]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "nunet_cli", "--home", str(tmp_path), "node", "run", "-v", *option], cwd=ROOT, text=True,
-        stderr=subprocess.PIPE, env=environment,
-    )  # fmt: skip
-    try:
-        wait_until(lambda: nunet("node", "status", home=tmp_path, check=False).returncode == 0)
-        process.send_signal(signal.SIGTERM)
-        _, text = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 0
-    lines = [line for line in text.splitlines() if "nunet." in line]
+    with (tmp_path / "log").open("w+") as log:
+        process = forks.Process(
+            ["--home", str(tmp_path), "node", "run", "-v", *option],
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            env=environment,
+        )
+        try:
+            wait_until(lambda: nunet("node", "status", home=tmp_path, check=False).returncode == 0)
+            process.terminate()
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+        log.seek(0)
+        lines = [line for line in log if "nunet." in line]
     assert lines
     for line in lines:
         if how == "json":

@@ -7,22 +7,30 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from tests import forks
 from tests.conftest import ROOT, nunet, wait_until
 
 
 def at_a_terminal(
-    *arguments: str, home: Path, answers: Sequence[tuple[str, str | Callable[[str], str]]]
+    *arguments: str, home: Path, answers: Sequence[tuple[str, str | Callable[[str], str]]], forked: bool = True
 ) -> tuple[int, str]:
     """Run a command at a terminal, type each answer when its question is there; return exit code and screen.
 
-    An answer may depend on what is on the screen.
+    An answer may depend on what is on the screen. What is not forked has an interpreter of its own.
     """
     master, slave = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "nunet_cli", "--home", str(home), *arguments], cwd=ROOT, stdin=slave, stdout=slave,
-        stderr=slave, start_new_session=True, env={**os.environ, "TERM": "dumb"},
-    )  # fmt: skip
+    command = ["--home", str(home), *arguments]
+    options: dict[str, Any] = {
+        "stdin": slave, "stdout": slave, "stderr": slave, "start_new_session": True, "cwd": ROOT,
+        "env": {**os.environ, "TERM": "dumb"},
+    }  # fmt: skip
+    process: forks.Process | subprocess.Popen[bytes]
+    if forked:
+        process = forks.Process(command, **options)
+    else:
+        process = subprocess.Popen([sys.executable, "-m", "nunet_cli", *command], **options)
     os.close(slave)
     os.set_blocking(master, False)
     screen = ""
@@ -57,6 +65,7 @@ def test_onboarding_asks_a_person_and_offers_what_they_said(tmp_path: Path) -> N
                  ("Longest job", ""), ("Country code", "SE"),
                  *([("Images that strangers may run", "lab/*")] if works("docker") else []), ("[Y/n]", "n"),
                  *([("[Y/n]", "n")] if works("sandbox") else [])],
+        forked=False,
     )  # fmt: skip
     assert code == 0, screen
     assert "between 1 and 90" in screen

@@ -35,6 +35,19 @@ def nothing_is_left(nodes: Processes) -> None:
     wait_until(clean, what="no lock and no allocation")
 
 
+def job_run(spec: Path, home: Path) -> forks.Process:
+    """Start `nunet job run`, as from a terminal."""
+    return forks.Process(
+        ["--home", str(home), "job", "run", str(spec)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+
+
+def interpreter(*arguments: str, home: Path) -> list[str]:
+    """Return what runs `nunet` with an interpreter of its own: of most kinds of processes, one test starts one so."""
+    return [sys.executable, "-m", "nunet_cli", "--home", str(home), *arguments]
+
+
 def test_the_readmes_first_command(tmp_path: Path) -> None:
     home, target = tmp_path / "home", tmp_path / "out"
     done = nunet("job", "run", "examples/word-count/job.yaml", "--local", "--output-dir", str(target), home=home)
@@ -82,8 +95,9 @@ def test_the_docker_example_runs_in_a_real_engine(tmp_path: Path) -> None:
 
 
 def test_three_nodes_find_each_other_and_settle_pull_and_push(processes: Processes, tmp_path: Path) -> None:
-    processes.start(processes.requester)
     home = processes.requester
+    subprocess.run(interpreter("node", "start", home=home), check=True, cwd=ROOT, timeout=60, stdout=subprocess.DEVNULL)
+    processes.running.append(home)
 
     def both_there() -> Any:
         roles = {role for peer in output("peer", "list", home=home) if peer["connected"] for role in peer["roles"]}
@@ -127,10 +141,13 @@ def test_kill_9_after_any_stage_loses_nothing(processes: Processes, tmp_path: Pa
     states = ["matched", "requested", "contracted", ("invoked", "running", "completed"), "settled"]
     job = ""
     for stage, state in zip(["post", *stages], ["posted", *states], strict=True):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "nunet_cli", "--home", str(home), "node", "run"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT,
-        )  # fmt: skip
+        # in a process of its own kind where the most is at stake: work that runs, and nothing is paid
+        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": ROOT}
+        process = (
+            subprocess.Popen(interpreter("node", "run", home=home), **quiet)
+            if stage == "invoke"
+            else forks.Process(["--home", str(home), "node", "run"], **quiet)
+        )
         try:
             wait_until(lambda: nunet("node", "status", home=home, check=False).returncode == 0, what="the node's start")
             if stage == "post":
@@ -148,9 +165,9 @@ def test_kill_9_after_any_stage_loses_nothing(processes: Processes, tmp_path: Pa
 @pytest.mark.parametrize("when", ["match", "request", "contract", "invoke", "execute"])
 def test_ctrl_c_leaves_nothing_behind(processes: Processes, tmp_path: Path, when: str) -> None:
     spec = job_file(tmp_path, "sleep 60")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "nunet_cli", "--home", str(processes.requester), "job", "run", str(spec)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True,
+    process = job_run(spec, processes.requester) if when != "execute" else subprocess.Popen(
+        interpreter("job", "run", str(spec), home=processes.requester), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True, cwd=ROOT, start_new_session=True,
     )  # fmt: skip
     assert process.stderr is not None
     for line in process.stderr:
@@ -168,10 +185,7 @@ def test_ctrl_c_leaves_nothing_behind(processes: Processes, tmp_path: Path, when
 
 def test_ctrl_c_when_the_work_is_done_pays_for_it(processes: Processes, tmp_path: Path) -> None:
     spec = job_file(tmp_path, "true")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "nunet_cli", "--home", str(processes.requester), "job", "run", str(spec)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True,
-    )  # fmt: skip
+    process = job_run(spec, processes.requester)
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("execute   completed"):
@@ -188,10 +202,7 @@ def test_ctrl_c_when_the_work_is_done_pays_for_it(processes: Processes, tmp_path
 def test_ctrl_c_with_a_running_node_says_what_goes_on(processes: Processes, tmp_path: Path) -> None:
     processes.start(processes.requester)
     spec = job_file(tmp_path, "sleep 60")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "nunet_cli", "--home", str(processes.requester), "job", "run", str(spec)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True,
-    )  # fmt: skip
+    process = job_run(spec, processes.requester)
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("execute"):

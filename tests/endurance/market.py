@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,8 @@ from nunet_cli.network.identity import load_or_create
 from nunet_cli.node.onboarding import OnboardOptions
 from nunet_cli.node.opening import open_node
 from nunet_cli.supervise import UNEXPECTED
-from tests.conftest import ROOT, free_port
+from tests import forks
+from tests.conftest import free_port
 
 REQUESTER, DATABASE, ORACLE = "requester", "contract-database", "oracle"
 PROVIDERS = ("provider-a", "provider-b")
@@ -58,7 +58,7 @@ class Market:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, forks.Process] = {}
         self._read: dict[str, int] = {}
         # a socket's path is short
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,11 +106,11 @@ class Market:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("NUNET_")}
         for name in names:
             roles = ["--role", name] if name in (DATABASE, ORACLE) else []
-            command = [sys.executable, "-m", "nunet_cli", "--home", str(self.home(name)), "node", "run", *roles]
             with (self.home(name) / "node.log").open("ab") as log:
-                self.processes[name] = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT, env=environment
-                )
+                self.processes[name] = forks.Process(
+                    ["--home", str(self.home(name)), "node", "run", *roles], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                    env=environment,
+                )  # fmt: skip
         for name in names:
             wait_for(lambda name=name: self._is_up(name), START, f"{name} starts")  # type: ignore[misc]  # bound now
 

@@ -17,7 +17,6 @@ import os
 import random
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -43,7 +42,8 @@ from nunet_cli.records.identifiers import content_id
 from nunet_cli.records.limits import checked
 from nunet_cli.records.results import Result
 from nunet_cli.supervise import UNEXPECTED
-from tests.conftest import ROOT, config, free_port, onboarded
+from tests import forks
+from tests.conftest import config, free_port, onboarded
 
 ROLES = ("provider", "requester", "authority")
 TOPICS = ("/nunet/bids", "/nunet/events", "/x")
@@ -360,22 +360,21 @@ class Running:
         self.identity = load_or_create(self.home)
         self.port = free_port()
         self.log = folder / f"{role}.log"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: forks.Process | None = None
 
     @property
     def address(self) -> str:
         return f"{self.identity.peer_id}@127.0.0.1:{self.port}"
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "nunet_cli", "--home", str(self.home), *arguments]
+        return ["--home", str(self.home), *arguments]
 
     def start(self, **environment: str) -> None:
         self.environment = {**self.environment, **environment, "NUNET_NETWORK_LISTEN": f"127.0.0.1:{self.port}"}
         options = ("--role", "contract-database", "--role", "oracle") if self.role == "authority" else ()
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                self.command("node", "run", *options), stdout=log, stderr=log, env=self.environment, cwd=ROOT
-            )
+            command = self.command("node", "run", *options)
+            self.process = forks.Process(command, stdout=log, stderr=log, env=self.environment)
 
     def is_up(self) -> bool:
         return "stop with Ctrl-C" in self.log.read_text(errors="replace")
@@ -400,10 +399,7 @@ class Running:
 
     def counts(self) -> dict[str, int]:
         """Return what the node says that it refused, and why."""
-        done = subprocess.run(
-            self.command("status", "--output", "json"), capture_output=True, text=True, env=self.environment, cwd=ROOT,
-            check=False,
-        )  # fmt: skip
+        done = forks.run(self.command("status", "--output", "json"), timeout=60, env=self.environment)
         return dict(json.loads(done.stdout)["rejections"]) if done.returncode == 0 else {}
 
     def problems(self) -> list[str]:
@@ -444,9 +440,9 @@ def fuzz(folder: Path, *, seconds: float, roles: tuple[str, ...], seed: int, rep
         job.write_text("name: honest\nexecutor: {type: process, command: ['true']}\nprice: 1\n"
                        "resources: {cpu: 0.1, memory: 16MiB, disk: 16MiB}\n")  # fmt: skip
         requester = nodes["requester"]
-        meanwhile = subprocess.Popen(
+        meanwhile = forks.Process(
             requester.command("job", "run", str(job)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env=requester.environment, cwd=ROOT,
+            env=requester.environment,
         )  # fmt: skip
 
         taken_up: dict[str, list[tuple[int, int, int]]] = {role: [] for role in roles}
@@ -500,10 +496,9 @@ def _growth(role: str, measured: list[tuple[int, int, int]]) -> list[str]:
 
 def _honest_job(requester: Running, job: Path) -> list[str]:
     # what a stranger had locked is free after a while
-    done = subprocess.run(
-        requester.command("job", "run", str(job), "--timeout", "90s"), capture_output=True, text=True,
-        env=requester.environment, cwd=ROOT, check=False,
-    )  # fmt: skip
+    done = forks.run(
+        requester.command("job", "run", str(job), "--timeout", "90s"), timeout=180, env=requester.environment
+    )
     settled = done.returncode == 0 and "Contract fulfilled" in done.stderr
     return [] if settled else [f"an honest job ended with {done.returncode}: {done.stderr[-2000:]}"]
 
