@@ -39,6 +39,8 @@ log = logging.getLogger("nunet.executor.process")
 EAGER_TURNS = 20
 PROBE_SECONDS = 10
 SANDBOXED = "bubblewrap sandbox"
+# where the bubblewrap is that holds commands on this machine: the nodes of a process need not each find out
+HOLDS: set[str] = set()
 _LOST = "\n[nunet: the log is over its limit; the rest is not kept]\n"
 
 
@@ -63,10 +65,21 @@ class ProcessExecutor:
     async def can_sandbox(self) -> bool:
         """Say whether bubblewrap is there and holds a command as it holds a job's; asked of the machine once."""
         if self._sandbox is None:
-            self._sandbox = find_bubblewrap() is not None and await self._try_sandbox()
+            self._sandbox = find_bubblewrap() in HOLDS or await self.try_sandbox()
         return self._sandbox
 
-    async def _try_sandbox(self) -> bool:
+    async def try_sandbox(self) -> bool:
+        """Say what `can_sandbox` says, as it is now."""
+        bubblewrap = find_bubblewrap()
+        if bubblewrap is None:
+            return False
+        if await self._holds():
+            HOLDS.add(bubblewrap)
+        else:
+            HOLDS.discard(bubblewrap)
+        return bubblewrap in HOLDS
+
+    async def _holds(self) -> bool:
         with tempfile.TemporaryDirectory() as folder:
             task = Task(
                 allocation_id=f"probe-{Path(folder).name}", spec=ExecutorSpec(type="process", command=("true",)),

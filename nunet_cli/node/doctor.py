@@ -199,7 +199,7 @@ async def _executors(config: Config) -> list[Finding]:
             found.append(Finding("docker", "ok" if probe.available else "warning", probe.detail + said, hint))
     with trio.move_on_after(PROBE_TIMEOUT):
         if config.executor.process.enabled:
-            sandboxed = await ProcessExecutor().can_sandbox()
+            sandboxed = await ProcessExecutor().try_sandbox()
             foreign = config.executor.process.foreign
             if sandboxed:
                 found.append(Finding("sandbox", "ok", f"bubblewrap works; other people's commands: {foreign}"))

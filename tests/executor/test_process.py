@@ -5,6 +5,7 @@ import psutil
 import pytest
 import trio
 
+from nunet_cli.executor import process
 from nunet_cli.executor.base import ExecutorError, Exit, Task, make_scratch, open_output
 from nunet_cli.executor.process import ProcessExecutor
 from nunet_cli.jobs.spec import ExecutorSpec
@@ -147,3 +148,24 @@ async def test_a_job_that_needs_a_sandbox_is_refused_where_there_is_none(tmp_pat
     with pytest.raises(ExecutorError) as caught:
         await executor.prepare(task(tmp_path, "true", sandbox=True))
     assert caught.value.code == "no_sandbox"
+
+
+async def test_the_nodes_of_a_process_find_out_about_the_sandbox_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "find_bubblewrap", lambda: "/usr/bin/bwrap")
+    monkeypatch.setattr(process, "HOLDS", set())
+    asked = []
+
+    async def holds(_executor: ProcessExecutor) -> bool:
+        asked.append(answers.pop(0))
+        return asked[-1]
+
+    monkeypatch.setattr(ProcessExecutor, "_holds", holds)
+    # what does not work may work for the next node; what works is not tried again, unless somebody wants to know of now
+    answers = [False, True, False, False]
+    assert not await ProcessExecutor().can_sandbox()
+    assert await ProcessExecutor().can_sandbox()
+    assert await ProcessExecutor().can_sandbox()
+    assert asked == [False, True]
+    assert not await ProcessExecutor().try_sandbox()
+    assert not await ProcessExecutor().can_sandbox()
+    assert asked == [False, True, False, False]
