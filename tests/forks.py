@@ -22,11 +22,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
 import msgspec
+import trio
 
 IMPORTED = (
     "anyio._backends._trio", "anyio.abc", "anyio.streams.memory", "docker", "netrc", "nunet_cli.__main__", "nunet_cli.api.embedded",
@@ -96,8 +97,22 @@ def _prepare() -> None:
         msgspec.json.Decoder(kind)
     for table in importlib.import_module("nunet_cli.records.tables").TABLES:
         importlib.import_module("nunet_cli.database.records").statements(table)
+    process = importlib.import_module("nunet_cli.executor.process")
+    if _says_yes(process.ProcessExecutor().try_sandbox):
+        process.HOLDS.add(process.find_bubblewrap())
     for endpoint in importlib.import_module("nunet_cli.api.server").ENDPOINTS:
         endpoint.route()
+
+
+def _says_yes(question: Callable[[], Awaitable[bool]]) -> bool:
+    """Ask in a process of its own: to ask takes threads, and these are not there where the next one is forked."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os._exit(not trio.run(question))
+        finally:
+            os._exit(1)
+    return os.waitpid(pid, 0)[1] == 0
 
 
 def _tell(waiting: dict[int, socket.socket]) -> None:
