@@ -145,8 +145,18 @@ class Simulation:
 
         with trio.move_on_after(timeout):
             while not all(state in ends for state in states().values()):
-                await trio.sleep(0.5)
+                await trio.sleep(1)
         return states()
+
+    async def until(self, condition: Callable[[], bool], within: float) -> None:
+        """Wait until a condition is true.
+
+        Raises:
+            trio.TooSlowError: that takes more than `within` virtual seconds.
+        """
+        with trio.fail_after(within):
+            while not condition():
+                await trio.sleep(1)
 
     def log(self) -> list[tuple[str, str, str, str]]:
         """Return every event of every node: who, when, about what, which."""

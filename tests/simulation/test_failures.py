@@ -73,8 +73,7 @@ def test_a_provider_that_is_gone_for_good_is_replaced_within_a_minute(tmp_path: 
             await trio.sleep(0.1)
         again = trio.current_time() - gone
         states = await sim.wait_ended({job_id: "requester"})
-        await trio.sleep(3600)
-        assert held(sim) == []
+        await sim.until(lambda: not held(sim), 3600)
         assert (balance(sim, "requester"), balance(sim, "second")) == (OPENING - 2 * QUARTER, OPENING + 2 * QUARTER)
         check_documents(requester)
         return again, states[job_id]
