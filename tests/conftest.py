@@ -49,14 +49,17 @@ EXAMPLES = ROOT / "examples"
 
 
 # those that take longest begin first, so that no worker is left with one when the others are done
-LONGEST = ("test_ten_nodes", "test_simulation", "test_documents", "test_ten_processes", "test_processes")
+LONGEST = (
+    "test_ten_processes", "test_schemas", "test_documents", "test_ten_nodes", "test_simulation", "test_dashboard", "test_kills",
+    "test_benchmarks", "test_namespaces", "test_scripts", "test_old_homes", "test_overview", "test_processes",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Bring the tests into the order in which they are handed out: those that wait between those that compute."""
 
     def place(item: pytest.Item) -> tuple[int, int]:
-        first = next((at for at, part in enumerate(LONGEST) if part in str(item.path)), len(LONGEST))
+        first = next((at for at, name in enumerate(LONGEST) if item.path.stem == name), len(LONGEST))
         # a module's tests stay together, for what they share
         return first, zlib.crc32(str(item.path.name).encode())
 
