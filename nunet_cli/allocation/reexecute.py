@@ -27,7 +27,8 @@ from nunet_cli.orchestrator.needs import HasAccounting, HasExecutors, HasStore, 
 from nunet_cli.orchestrator.permissions import Permitting, may_use
 from nunet_cli.orchestrator.post import TakingIn, new_id
 from nunet_cli.records.allocations import HOLDINGS, Allocation
-from nunet_cli.records.contracts import Contract, JobVerification
+from nunet_cli.records.contracts import Contract
+from nunet_cli.records.messages import JobVerification
 from nunet_cli.records.results import Result
 
 log = logging.getLogger("nunet.reexecute")

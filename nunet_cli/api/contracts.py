@@ -32,10 +32,11 @@ from nunet_cli.records.contract_records import (
     ContractRecord,
     RegisteredContract,
 )
-from nunet_cli.records.contracts import DATABASE, AccountStatement, AskStatement, Receipt
+from nunet_cli.records.contracts import DATABASE, Receipt
 from nunet_cli.records.disputes import DISPUTES
 from nunet_cli.records.documents import Document
 from nunet_cli.records.limits import Limits
+from nunet_cli.records.messages import AccountStatement, AskStatement
 from nunet_cli.tokenomics import chain
 from nunet_cli.tokenomics.contract_database import ContractDatabase
 from nunet_cli.tokenomics.evidence import export_bundle

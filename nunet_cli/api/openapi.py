@@ -14,8 +14,8 @@ from nunet_cli.api import care, contracts, events, jobs, metrics, resources, sch
 from nunet_cli.api.common import TOTAL, Endpoint
 from nunet_cli.jobs.spec import JobSpec
 from nunet_cli.node.doctor import Finding
-from nunet_cli.records.contracts import StatementEntry
 from nunet_cli.records.limits import checked
+from nunet_cli.records.messages import StatementEntry
 
 OUTPUT_ID = f"urn:nunet:schema:output:{SCHEMA_VERSION}"
 ENDPOINTS = (

@@ -42,22 +42,25 @@ from nunet_cli.records.contracts import (
     PROVIDER,
     REQUESTER,
     UNVERIFIED,
-    CheckContract,
-    CheckKyc,
     Contract,
-    ContractRegistered,
-    ContractStatus,
-    KycAnswer,
     Proof,
-    ProofOfContract,
-    RegisterContract,
     Terms,
     deadline_of,
     sign_by_of,
 )
 from nunet_cli.records.documents import Document, make_document, require_signature
 from nunet_cli.records.jobs import JOBS, Job
-from nunet_cli.records.messages import ContractAgreement, ContractProposal
+from nunet_cli.records.messages import (
+    CheckContract,
+    CheckKyc,
+    ContractAgreement,
+    ContractProposal,
+    ContractRegistered,
+    ContractStatus,
+    KycAnswer,
+    ProofOfContract,
+    RegisterContract,
+)
 from nunet_cli.tokenomics.payment import check_payment_info, deposit_for
 
 T = TypeVar("T")

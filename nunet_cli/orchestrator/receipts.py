@@ -14,16 +14,10 @@ from nunet_cli.orchestrator.changes import advance, change_job, error_record
 from nunet_cli.orchestrator.contract import note_balance, set_contract
 from nunet_cli.orchestrator.retry import may_retry, search_again
 from nunet_cli.records.contract_records import CONTRACTS, STATEMENTS, ContractRecord, Statement
-from nunet_cli.records.contracts import (
-    DATABASE,
-    ORACLE,
-    PROVIDER,
-    REQUESTER,
-    Message,
-    Receipt,
-)
+from nunet_cli.records.contracts import DATABASE, ORACLE, PROVIDER, REQUESTER, Receipt
 from nunet_cli.records.documents import Document
 from nunet_cli.records.jobs import JOBS, Job
+from nunet_cli.records.messages import Message
 from nunet_cli.records.results import Result
 from nunet_cli.tokenomics.receipt import NOT_DELIVERED, SECOND_RESULT, require_receipt
 

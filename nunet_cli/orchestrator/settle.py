@@ -36,20 +36,10 @@ from nunet_cli.orchestrator.receipts import (
 )
 from nunet_cli.orchestrator.siblings import other_replicas
 from nunet_cli.records.contract_records import CONTRACTS, ContractRecord
-from nunet_cli.records.contracts import (
-    ORACLE,
-    REQUESTER,
-    AccountStatement,
-    Contract,
-    JobVerification,
-    JobVerificationResult,
-    Message,
-    Receipt,
-    SettleContract,
-    Verdict,
-)
+from nunet_cli.records.contracts import ORACLE, REQUESTER, Contract, JobVerificationResult, Receipt
 from nunet_cli.records.documents import Document, require_signature
 from nunet_cli.records.jobs import JOBS, Job
+from nunet_cli.records.messages import AccountStatement, JobVerification, Message, SettleContract, Verdict
 from nunet_cli.records.results import Result
 from nunet_cli.tokenomics.payment import amount_due, seconds_between
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from nunet_cli.orchestrator.changes import find_job
 from nunet_cli.orchestrator.needs import HasStore
 from nunet_cli.records.contract_records import CONTRACTS
-from nunet_cli.records.contracts import Replica
 from nunet_cli.records.jobs import JOBS, Job
+from nunet_cli.records.messages import Replica
 
 
 def other_replicas(ctx: HasStore, job: Job) -> tuple[Replica, ...]:

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 from msgspec import Struct
 
 from nunet_cli.records.bids import BidRequest
+from nunet_cli.records.contracts import Amount, Movement
 from nunet_cli.records.documents import Document
-from nunet_cli.records.fields import Id, MaybeId, Text, Time
+from nunet_cli.records.fields import Did, Id, MaybeId, Text, Time
 from nunet_cli.records.limits import Limits
 from nunet_cli.records.results import Progress, Usage
 
@@ -123,3 +124,126 @@ class LogChunk(Struct, forbid_unknown_fields=True, frozen=True):
 
     data: bytes
     ended: bool
+
+
+class CheckKyc(Struct, forbid_unknown_fields=True, frozen=True):
+    """Ask whether a node is a verified entity (seed 4: `contract-database.checkKYC`)."""
+
+    did: Did
+
+
+class KycAnswer(Struct, forbid_unknown_fields=True, frozen=True):
+    """Whether it is, and if not, why."""
+
+    did: Did
+    verified: bool
+    reason: Text = ""
+
+
+class CheckContract(Struct, forbid_unknown_fields=True, frozen=True):
+    """Ask for the state of a contract (seed 4: `contract-database.checkContract`); only its parties are told."""
+
+    contract_id: Id
+
+
+class ContractStatus(Struct, forbid_unknown_fields=True, frozen=True):
+    """The state of a contract at the contract database, with its proof and, at the end, its receipt."""
+
+    contract_id: Id
+    state: Id
+    proof: Document
+    receipt: Document | None = None
+    balance: Amount = "0"
+
+
+class RegisterContract(Struct, forbid_unknown_fields=True, frozen=True):
+    """Ask to record a contract that both parties signed, and to hold its deposit."""
+
+    contract: Document
+
+
+class ProofOfContract(Struct, forbid_unknown_fields=True, frozen=True):
+    """The signed proof, and the requester's balance after the deposit."""
+
+    proof: Document
+    balance: Amount
+
+
+class ContractRegistered(Struct, forbid_unknown_fields=True, frozen=True):
+    """The proof, for the party that did not register the contract itself, with its own balance."""
+
+    contract_id: Id
+    proof: Document
+    balance: Amount
+
+
+class SettleContract(Struct, forbid_unknown_fields=True, frozen=True):
+    """Ask to settle: with the provider's result, and the oracle's verdict where money is due."""
+
+    contract_id: Id
+    result: Document
+    verdict: Document | None = None
+
+
+class Message(Struct, forbid_unknown_fields=True, frozen=True):
+    """What both parties are told at the end of business (seed 7: `orchestrator.message`), with their own balance.
+
+    Who has it settled gets it as the answer.
+    """
+
+    contract_id: Id
+    text: Text
+    receipt: Document
+    balance: Amount
+
+
+class AskStatement(Struct, forbid_unknown_fields=True, frozen=True):
+    """Ask for one's own balance and latest entries."""
+
+    limit: Annotated[int, Limits(ge=0, le=1000)] = 100
+
+
+class StatementEntry(Struct, forbid_unknown_fields=True, frozen=True):
+    """One movement on an account, in NTX."""
+
+    at: Time
+    kind: Id
+    amount: Movement
+    contract_id: Annotated[str, Limits(max_length=120)] = ""
+
+
+class AccountStatement(Struct, forbid_unknown_fields=True, frozen=True):
+    """An account as the contract database has it."""
+
+    did: Did
+    balance: Amount
+    in_escrow: Amount
+    entries: Annotated[tuple[StatementEntry, ...], Limits(max_length=1000)] = ()
+
+
+class Replica(Struct, forbid_unknown_fields=True, frozen=True):
+    """Another provider's run of the same job."""
+
+    contract: Document
+    proof: Document
+    result: Document
+
+
+class JobVerification(Struct, forbid_unknown_fields=True, frozen=True):
+    """What the oracle gets to see (seed 7: `jobVerification`): the job, the contract with its proof, and the result.
+
+    `replicas` are the other providers' runs; `reexecute` asks the oracle to run the job itself, for a dispute.
+    """
+
+    spec: Annotated[str, Limits(max_length=256 * 1024)]
+    contract: Document
+    proof: Document
+    result: Document
+    replicas: Annotated[tuple[Replica, ...], Limits(max_length=15)] = ()
+    reexecute: bool = False
+
+
+class Verdict(Struct, forbid_unknown_fields=True, frozen=True):
+    """The oracle's signed verdict."""
+
+    verdict: Document

@@ -13,8 +13,9 @@ from nunet_cli.database.transition import transition
 from nunet_cli.errors import NotFoundError
 from nunet_cli.network.identity import Identity
 from nunet_cli.records.contract_records import REGISTERED_CONTRACTS, RegisteredContract
-from nunet_cli.records.contracts import DATABASE, FULFILLED, Contract, Message, Proof, Receipt
+from nunet_cli.records.contracts import DATABASE, FULFILLED, Contract, Proof, Receipt
 from nunet_cli.records.documents import Document, make_document
+from nunet_cli.records.messages import Message
 from nunet_cli.tokenomics import chain, ledger
 from nunet_cli.tokenomics.payment import seconds_between
 

@@ -19,22 +19,21 @@ from nunet_cli.network.envelope import error_message
 from nunet_cli.network.identity import Identity
 from nunet_cli.network.messenger import Answer, Change, Incoming, Messenger
 from nunet_cli.records.contract_records import REGISTERED_CONTRACTS, RegisteredContract
-from nunet_cli.records.contracts import (
+from nunet_cli.records.contracts import Contract, Receipt
+from nunet_cli.records.disputes import AskDispute, Decision, Dispute, DisputeContract, EvidenceDocument
+from nunet_cli.records.documents import Document
+from nunet_cli.records.messages import (
     AccountStatement,
     AskStatement,
     CheckContract,
     CheckKyc,
-    Contract,
     ContractStatus,
     Message,
     ProofOfContract,
-    Receipt,
     RegisterContract,
     SettleContract,
     StatementEntry,
 )
-from nunet_cli.records.disputes import AskDispute, Decision, Dispute, DisputeContract, EvidenceDocument
-from nunet_cli.records.documents import Document
 from nunet_cli.tokenomics import dispute as disputes
 from nunet_cli.tokenomics import ledger
 from nunet_cli.tokenomics.closing import Closing, closing_text, contract_of

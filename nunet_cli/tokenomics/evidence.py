@@ -24,7 +24,6 @@ from nunet_cli.records.contracts import (
     REQUESTER,
     Check,
     Contract,
-    JobVerification,
     JobVerificationResult,
     Proof,
     Receipt,
@@ -33,6 +32,7 @@ from nunet_cli.records.documents import Document
 from nunet_cli.records.fields import Text
 from nunet_cli.records.identifiers import content_id, verify
 from nunet_cli.records.limits import Limits
+from nunet_cli.records.messages import JobVerification
 from nunet_cli.records.reading import decode, decode_exactly
 from nunet_cli.records.results import Result
 from nunet_cli.tokenomics.oracle import verify_documents

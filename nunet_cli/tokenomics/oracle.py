@@ -30,14 +30,12 @@ from nunet_cli.records.contracts import (
     REQUESTER,
     Check,
     Contract,
-    JobVerification,
     JobVerificationResult,
     Proof,
-    Replica,
-    Verdict,
 )
 from nunet_cli.records.documents import Document, make_document
 from nunet_cli.records.identifiers import content_id
+from nunet_cli.records.messages import JobVerification, Replica, Verdict
 from nunet_cli.records.results import Result
 from nunet_cli.threads import in_thread
 from nunet_cli.tokenomics.payment import seconds_between

@@ -9,18 +9,9 @@ from nunet_cli.database.store import Transaction
 from nunet_cli.errors import ContractError
 from nunet_cli.network.identity import Identity
 from nunet_cli.records.contract_records import REGISTERED_CONTRACTS, RegisteredContract
-from nunet_cli.records.contracts import (
-    DATABASE,
-    LAPSED,
-    PROVIDER,
-    REQUESTER,
-    Contract,
-    ContractRegistered,
-    Proof,
-    deadline_of,
-    sign_by_of,
-)
+from nunet_cli.records.contracts import DATABASE, LAPSED, PROVIDER, REQUESTER, Contract, Proof, deadline_of, sign_by_of
 from nunet_cli.records.documents import Document, make_document, require_signature
+from nunet_cli.records.messages import ContractRegistered
 from nunet_cli.tokenomics import chain, ledger
 from nunet_cli.tokenomics.closing import Tell
 from nunet_cli.tokenomics.payment import deposit_for

@@ -7,8 +7,9 @@ from nunet_cli.config import Config
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import ContractError
 from nunet_cli.records.books import REGISTRY, RegistryEntry
-from nunet_cli.records.contracts import UNVERIFIED, KycAnswer
+from nunet_cli.records.contracts import UNVERIFIED
 from nunet_cli.records.identifiers import key_from_did
+from nunet_cli.records.messages import KycAnswer
 from nunet_cli.tokenomics import chain, ledger
 
 

@@ -8,17 +8,10 @@ from nunet_cli import quantities
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import ContractError, DisputedError
 from nunet_cli.records.contract_records import RegisteredContract
-from nunet_cli.records.contracts import (
-    FULFILLED,
-    ORACLE,
-    PROVIDER,
-    REQUESTER,
-    Contract,
-    JobVerificationResult,
-    SettleContract,
-)
+from nunet_cli.records.contracts import FULFILLED, ORACLE, PROVIDER, REQUESTER, Contract, JobVerificationResult
 from nunet_cli.records.disputes import DisputeContract
 from nunet_cli.records.documents import Document, require_signature
+from nunet_cli.records.messages import SettleContract
 from nunet_cli.records.results import Result
 from nunet_cli.tokenomics.closing import Closing, contract_of, seconds_seen
 from nunet_cli.tokenomics.disputing import Disputing, held

@@ -26,22 +26,24 @@ from nunet_cli.orchestrator import execute, match, outputs, request, settle
 from nunet_cli.orchestrator.changes import find_job
 from nunet_cli.records.bids import BID_REQUESTS, BIDS
 from nunet_cli.records.contract_records import CONTRACTS
-from nunet_cli.records.contracts import (
-    AskStatement,
-    CheckContract,
-    Contract,
-    JobVerification,
-    JobVerificationResult,
-    RegisterContract,
-    SettleContract,
-    deadline_of,
-    sign_by_of,
-)
+from nunet_cli.records.contracts import Contract, JobVerificationResult, deadline_of, sign_by_of
 from nunet_cli.records.disputes import DisputeContract
 from nunet_cli.records.documents import Document, make_document
 from nunet_cli.records.identifiers import content_id
 from nunet_cli.records.jobs import Job
-from nunet_cli.records.messages import ContractProposal, Invocation, JobCancel, JobLogs, JobRequest, JobSync
+from nunet_cli.records.messages import (
+    AskStatement,
+    CheckContract,
+    ContractProposal,
+    Invocation,
+    JobCancel,
+    JobLogs,
+    JobRequest,
+    JobSync,
+    JobVerification,
+    RegisterContract,
+    SettleContract,
+)
 from nunet_cli.records.results import Result
 from tests.conftest import Market, config, nunet
 

@@ -27,7 +27,7 @@ from nunet_cli.node.opening import open_node
 from nunet_cli.records.bids import BIDS, CapabilityComparator
 from nunet_cli.records.books import ACCOUNTS
 from nunet_cli.records.contract_records import CONTRACTS
-from nunet_cli.records.contracts import Contract, Message, Proof, ProofOfContract, Receipt
+from nunet_cli.records.contracts import Contract, Proof, Receipt
 from nunet_cli.records.documents import make_document
 from nunet_cli.records.identifiers import content_id
 from nunet_cli.records.jobs import JOBS
@@ -36,6 +36,8 @@ from nunet_cli.records.messages import (
     ContractAgreement,
     DeclineJobRequest,
     JobCompleted,
+    Message,
+    ProofOfContract,
     TimeoutJobRequest,
 )
 from nunet_cli.records.messaging import Outgoing

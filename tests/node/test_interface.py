@@ -17,8 +17,7 @@ from nunet_cli.records.allocations import HOLDINGS
 from nunet_cli.records.bids import CapabilityComparator
 from nunet_cli.records.capability import Capability, Cpu, Resources
 from nunet_cli.records.contract_records import CONTRACTS
-from nunet_cli.records.contracts import CheckKyc
-from nunet_cli.records.messages import AllocationStartSuccess, Invocation, JobSync
+from nunet_cli.records.messages import AllocationStartSuccess, CheckKyc, Invocation, JobSync
 from tests.conftest import Market, post
 
 MarketOf = Callable[..., Any]

@@ -560,7 +560,7 @@ async def test_a_silent_requester_cannot_keep_a_provider_from_its_money(market: 
 
 
 async def test_anybody_can_repeat_the_oracles_checks_and_a_changed_byte_is_found(market: MarketOf) -> None:
-    from nunet_cli.records.contracts import JobVerification
+    from nunet_cli.records.messages import JobVerification
 
     async with market() as m:
         job_id = await m.post(spec())

@@ -212,7 +212,7 @@ async def test_nobody_learns_of_a_contract_that_is_not_theirs(tmp_path: Path) ->
     async with open_market(tmp_path) as m:
         from nunet_cli.jobs.reader import read_spec
         from nunet_cli.orchestrator.post import process_job
-        from nunet_cli.records.contracts import CheckContract
+        from nunet_cli.records.messages import CheckContract
 
         text = "name: x\nexecutor: {type: process, command: ['true']}\nprice: 1\n"
         job = await process_job(m.requester.ctx, read_spec(text), folder=tmp_path)

@@ -22,19 +22,11 @@ from nunet_cli.network.identity import new_identity
 from nunet_cli.node.node import Node
 from nunet_cli.orchestrator import disputes, invoke, settle
 from nunet_cli.records.contract_records import CONTRACTS
-from nunet_cli.records.contracts import (
-    DATABASE,
-    PROVIDER,
-    REQUESTER,
-    AskStatement,
-    Contract,
-    JobVerification,
-    JobVerificationResult,
-    Proof,
-)
+from nunet_cli.records.contracts import DATABASE, PROVIDER, REQUESTER, Contract, JobVerificationResult, Proof
 from nunet_cli.records.disputes import DisputeContract
 from nunet_cli.records.documents import Document, make_document
 from nunet_cli.records.identifiers import content_id
+from nunet_cli.records.messages import AskStatement, JobVerification
 from nunet_cli.records.messaging import INBOX
 from nunet_cli.records.results import OutputFile, Result
 from tests.tokenomics.test_liars import spec, through

@@ -29,17 +29,10 @@ from nunet_cli.records.contracts import (
     ORACLE,
     PROVIDER,
     REQUESTER,
-    AskStatement,
-    CheckContract,
     Contract,
-    ContractRegistered,
     JobVerificationResult,
-    Message,
     Proof,
-    ProofOfContract,
     Receipt,
-    RegisterContract,
-    SettleContract,
     Terms,
     deadline_of,
     sign_by_of,
@@ -48,6 +41,15 @@ from nunet_cli.records.disputes import DISPUTES, DisputeContract, DisputeSummary
 from nunet_cli.records.documents import Document, make_document
 from nunet_cli.records.events import EVENTS
 from nunet_cli.records.identifiers import content_id
+from nunet_cli.records.messages import (
+    AskStatement,
+    CheckContract,
+    ContractRegistered,
+    Message,
+    ProofOfContract,
+    RegisterContract,
+    SettleContract,
+)
 from nunet_cli.records.messaging import INBOX
 from nunet_cli.records.results import Result, Usage
 from nunet_cli.tokenomics import ledger

@@ -43,16 +43,10 @@ from nunet_cli.records.contracts import (
     ORACLE,
     PROVIDER,
     REQUESTER,
-    AskStatement,
-    CheckKyc,
     Contract,
-    JobVerification,
     JobVerificationResult,
     Proof,
     Receipt,
-    RegisterContract,
-    Replica,
-    SettleContract,
     Terms,
     deadline_of,
     sign_by_of,
@@ -60,7 +54,15 @@ from nunet_cli.records.contracts import (
 from nunet_cli.records.disputes import DisputeContract
 from nunet_cli.records.documents import Document, make_document
 from nunet_cli.records.identifiers import content_id
-from nunet_cli.records.messages import JobCompleted
+from nunet_cli.records.messages import (
+    AskStatement,
+    CheckKyc,
+    JobCompleted,
+    JobVerification,
+    RegisterContract,
+    Replica,
+    SettleContract,
+)
 from nunet_cli.records.messaging import GRANTS, INBOX
 from nunet_cli.records.offers import OnboardOptions
 from nunet_cli.records.results import OutputFile, Result, Usage

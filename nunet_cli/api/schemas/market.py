@@ -9,9 +9,9 @@ from msgspec import UNSET, Struct
 from nunet_cli.api.schemas.base import Answer, Optional
 from nunet_cli.records.bids import CapabilityComparison, TimeBid
 from nunet_cli.records.capability import PriceBid
-from nunet_cli.records.contracts import StatementEntry
 from nunet_cli.records.disputes import Dispute, Evidence
 from nunet_cli.records.documents import Document, Signature
+from nunet_cli.records.messages import StatementEntry
 
 
 class Bid(Answer, kw_only=True):
