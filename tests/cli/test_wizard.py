@@ -26,11 +26,11 @@ def at_a_terminal(
         "stdin": slave, "stdout": slave, "stderr": slave, "start_new_session": True, "cwd": ROOT,
         "env": {**os.environ, "TERM": "dumb"},
     }  # fmt: skip
-    process: forks.Process | subprocess.Popen[bytes]
-    if forked:
-        process = forks.Process(command, **options)
-    else:
-        process = subprocess.Popen([sys.executable, "-m", "nunet_cli", *command], **options)
+    process: Any = (
+        forks.Process(command, **options)
+        if forked
+        else subprocess.Popen([sys.executable, "-m", "nunet_cli", *command], **options)
+    )
     os.close(slave)
     os.set_blocking(master, False)
     screen = ""
