@@ -77,16 +77,16 @@ class Rows(Mapping[str, Any]):
         self.sql = statements(self.table)
 
     def __getitem__(self, key: str) -> Any:
-        found = self.execute(f"SELECT doc FROM {self.sql.name} WHERE seq=?", (int(key),)).fetchone()
+        found = self.run(f"SELECT doc FROM {self.sql.name} WHERE seq=?", (int(key),)).fetchone()
         if found is None:
             raise KeyError(key)
         return json.loads(found[0])
 
     def __iter__(self) -> Iterator[str]:
-        return (str(key) for (key,) in self.execute(f"SELECT seq FROM {self.sql.name} ORDER BY seq"))
+        return (str(key) for (key,) in self.run(f"SELECT seq FROM {self.sql.name} ORDER BY seq"))
 
     def __len__(self) -> int:
-        return int(self.execute(f"SELECT count(*) FROM {self.sql.name}").fetchone()[0])
+        return int(self.run(f"SELECT count(*) FROM {self.sql.name}").fetchone()[0])
 
     def items(self) -> Any:
         """Return the pairs in order."""
@@ -94,9 +94,9 @@ class Rows(Mapping[str, Any]):
 
     def find(self, where: str, values: tuple[Any, ...]) -> list[tuple[int, Any]]:
         """Return number and JSON of the rows that a condition in SQL holds for."""
-        return self.execute(f"SELECT seq, doc FROM {self.sql.name}{where} ORDER BY seq", values).fetchall()
+        return self.run(f"SELECT seq, doc FROM {self.sql.name}{where} ORDER BY seq", values).fetchall()
 
-    def execute(self, query: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
+    def run(self, query: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
         """Run one statement."""
         return self.storage.connection.execute(query, values)
 
@@ -143,14 +143,14 @@ class Changed(MutableMapping[int, Any]):
         """Write what was handed out or set, each as the struct that the table declares, and delete what was removed."""
         rows, sql = self._rows, self._rows.sql
         if self._cleared:
-            rows.execute(f"DELETE FROM {sql.name}")
+            rows.run(f"DELETE FROM {sql.name}")
         for key in self._gone:
-            rows.execute(f"DELETE FROM {sql.name} WHERE seq=?", (key,))
+            rows.run(f"DELETE FROM {sql.name} WHERE seq=?", (key,))
         names = sql.insert[sql.insert.index("(") + 1 : sql.insert.index(")")]
         marks = ", ".join("?" * (names.count(",") + 2))
         for key, document in self._handed.items():
             row = convert(document, rows.table.kind)
-            rows.execute(
+            rows.run(
                 f"INSERT OR REPLACE INTO {sql.name} (seq, {names}) VALUES ({marks})",
                 (key, *sql.values(row), _encode(row)),
             )
@@ -175,7 +175,7 @@ class DocumentTable(Table):
     def _get_next_id(self) -> int:
         if self._fresh_id is None or not self._storage.connection.in_transaction:
             rows = Rows(self._storage, self._name)
-            self._fresh_id = (rows.execute(f"SELECT max(seq) FROM {rows.sql.name}").fetchone()[0] or 0) + 1
+            self._fresh_id = (rows.run(f"SELECT max(seq) FROM {rows.sql.name}").fetchone()[0] or 0) + 1
         next_id = self._fresh_id
         self._fresh_id += 1
         return next_id
