@@ -75,7 +75,12 @@ class Outbox:
         self._woken.set()
 
     async def flush(self, timeout: float) -> bool:
-        """Wait until nothing is left for connected peers; return whether that is so."""
+        """Deliver what need not leave at once, too, and wait until nothing is left for connected peers.
+
+        Returns:
+            Whether that is so; False after `timeout` seconds.
+        """
+        self.wake()
         with trio.move_on_after(timeout):
             while self._waiting():
                 await trio.sleep(0.02)

@@ -1,7 +1,7 @@
 """Stage 7, what time brings: contracts that nobody closes by hand are closed here, each in a task of its own.
 
-A task begins with the change that leaves a contract to time (it was agreed on, or has a result that nobody waits for),
-or with the node for those in the store. It sleeps until something is due, and ends when nothing is left to do.
+A task begins with the change that leaves a contract to time (it was agreed on, or has a result), or with the node for
+those in the store. It sleeps until something is due, and ends when nothing is left to do.
 One contract's trouble is its own: an oracle that hangs, or a contract database that refuses, keeps no other waiting.
 """
 
@@ -17,15 +17,25 @@ from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError
 from nunet_cli.orchestrator import disputes
 from nunet_cli.orchestrator.changes import find_job
-from nunet_cli.orchestrator.contract import set_contract
+from nunet_cli.orchestrator.contract import check_contract, set_contract
 from nunet_cli.orchestrator.needs import Dealing, HasJobLocks, HasStore, HasTasks
 from nunet_cli.orchestrator.outputs import Fetching, fetch_outputs
-from nunet_cli.orchestrator.settle import Settling, close, require_honest_time, settle, verify_job
+from nunet_cli.orchestrator.settle import (
+    Receipts,
+    Settling,
+    close,
+    closing_change,
+    require_honest_time,
+    settle,
+    verify_job,
+)
 from nunet_cli.records.contract_records import CONTRACTS, LATE_RESULTS, ContractRecord
-from nunet_cli.records.contracts import PROVIDER
+from nunet_cli.records.contracts import PROVIDER, Receipt
 from nunet_cli.records.jobs import JOBS, Job
 from nunet_cli.records.machine import CLOCK
+from nunet_cli.records.messages import Message
 from nunet_cli.records.results import Result
+from nunet_cli.tokenomics.closing import closing_text
 
 log = logging.getLogger("nunet.closing")
 
@@ -37,6 +47,10 @@ LATE_PATIENCE = timedelta(days=14)
 
 class Late(Dealing, Fetching, Protocol):
     """Fetches what came too late, or disputes it."""
+
+
+class Hearing(Dealing, Receipts, Protocol):
+    """Hears how a contract ended."""
 
 
 class Finishing(HasJobLocks, Settling, Protocol):
@@ -87,10 +101,12 @@ def next_step(ctx: HasStore, contract_id: str) -> Step | None:
     job = ctx.store[JOBS].get(contract.job_id)
     if is_open and _is_left(job, contract):
         return Step("", _close_left)
-    if job is not None and job.contract_id == contract_id and job.kind == "job" and job.state == "completed":
+    is_waiting = job is not None and job.contract_id == contract_id and job.kind == "job" and job.state == "completed"
+    if job is not None and is_waiting and (contract.receipt is not None or job.late):
         # somebody else had it closed, or its result came after it was given up: nobody is waiting for it here
-        return Step("", _finish_late) if contract.receipt is not None or job.late else None
-    return None
+        return Step("", _finish_late)
+    # the job has it closed until then; who asked for that is told by the answer alone, which may have been lost
+    return Step(contract.deadline, _hear_how_it_ended) if is_open else None
 
 
 def _is_left(job: Job | None, contract: ContractRecord) -> bool:
@@ -150,6 +166,15 @@ async def _close_left(ctx: Dealing, contract_id: str) -> None:
     assert contract.result is not None
     await require_honest_time(ctx, contract, contract.result.read(Result))
     await close(ctx, contract, await verify_job(ctx, contract))
+
+
+async def _hear_how_it_ended(ctx: Hearing, contract_id: str) -> None:
+    """As a requester: ask how a contract ended that this node had closed, or wanted to, before its deadline."""
+    status = await check_contract(ctx, contract_id)
+    if status.receipt is not None:
+        text = closing_text(status.receipt.read(Receipt))
+        message = Message(contract_id, text, status.receipt, status.balance)
+        await ctx.store.change(closing_change(ctx, ctx.store[CONTRACTS].one(contract_id), message))
 
 
 async def _is_disputed_instead(ctx: Dealing, contract: ContractRecord) -> bool:

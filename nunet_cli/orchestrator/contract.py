@@ -321,14 +321,19 @@ def check_proof(proof: Document, contract: Document) -> None:
 
 
 async def check_contract(ctx: Dealing, contract_id: str) -> ContractStatus:
-    """Ask the contract database for the state of a contract of this node's (seed 4: `checkContract`)."""
+    """Ask the contract database for the state of a contract of this node's (seed 4: `checkContract`).
+
+    Raises:
+        NunetError: it does not answer, or not properly.
+    """
     contract = ctx.store[CONTRACTS].resolve(contract_id, what="contract")
     answer = await ctx.messenger.request(
         contract.contract_database, "check_contract", CheckContract(contract.id),
         timeout=ctx.config.limits.answer_timeout,
     )  # fmt: skip
-    body: ContractStatus = answer.body
-    return body
+    if not isinstance(answer.body, ContractStatus) or answer.body.contract_id != contract.id:
+        raise RejectedMessageError("the contract database did not answer with the contract's state", code="bad_answer")
+    return answer.body
 
 
 # -- both --------------------------------------------------------------------------------------------------------------

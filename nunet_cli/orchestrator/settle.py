@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from typing import Protocol
@@ -124,6 +125,7 @@ async def settle(ctx: Settling, job_id: str) -> Job:
 
     def change(t: Transaction) -> Job:
         keep_message(t, contract.id, settled)
+        t.then(partial(ctx.closings.look, contract.id))
         return finish(t, settled.receipt)
 
     return await ctx.store.change(change)
@@ -277,6 +279,17 @@ def _on_message(ctx: Receipts, message: Incoming) -> Change:
     known = ctx.store[CONTRACTS].get(body.contract_id)
     if known is None or known.contract_database != message.sender:
         raise PeerError("no such contract recorded with you here", code="no_contract")
+    return closing_change(ctx, known, body)
+
+
+def closing_change(ctx: Receipts, known: ContractRecord, body: Message) -> Callable[[Transaction], None]:
+    """Check the closing message of a contract, and return the change that keeps it, and ends the job where it can.
+
+    Else what was paid is fetched first: see `closing`.
+
+    Raises:
+        RejectedMessageError: the receipt does not fit the contract.
+    """
     other = other_result(known, body.receipt)
 
     def change(t: Transaction) -> None:
@@ -292,5 +305,3 @@ def _on_message(ctx: Receipts, message: Incoming) -> Change:
             finish_unattended(t, contract.job_id, body.receipt, contract.result.read(Result))
 
     return change
-
-    # else what was paid is fetched first: see `closing`

@@ -33,6 +33,8 @@ from nunet_cli.records.books import LOG
 from nunet_cli.records.contract_records import CONTRACTS, REGISTERED_CONTRACTS
 from nunet_cli.records.contracts import FULFILLED
 from nunet_cli.records.documents import Document, make_document
+from nunet_cli.records.messages import SettleContract
+from nunet_cli.records.messaging import OUTBOX
 from nunet_cli.records.offers import OnboardOptions
 from nunet_cli.records.results import Result
 from nunet_cli.tokenomics import chain
@@ -557,6 +559,59 @@ async def test_a_silent_requester_cannot_keep_a_provider_from_its_money(market: 
                 await trio.sleep(0.05)
         # what was paid was fetched before that
         assert m.job(job_id).collected
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["nothing-was-kept", "the-verdict-was-kept"])
+async def test_a_requester_that_lost_the_answer_by_which_its_contract_was_closed_hears_of_it_after_the_deadline(
+    market: MarketOf, kept: bool
+) -> None:
+    """Who has a contract closed is told by the answer alone; nobody may ask again, and the oracle may be gone."""
+    async with market() as m:
+        job_id = await m.post(spec())
+        for stage in STAGES[:4]:
+            await stage(m.requester.ctx, job_id)
+        await execute.follow(m.requester.ctx, job_id)
+        ctx, contract_id = m.requester.ctx, m.job(job_id).contract_id
+        row = ctx.store[CONTRACTS].one(contract_id)
+        assert row.result is not None
+        verdict = await settle.verify_job(ctx, row)
+        assert verdict is not None
+        if kept:
+            await outputs.collect_outputs(ctx, job_id)
+            await ctx.store.change(lambda t: outputs.note_collected(t, m.job(job_id), 0))
+            await ctx.store.change(lambda t: settle._note_verdict(t, job_id, row, verdict))
+        # as far as this node knows, there is no answer
+        body = SettleContract(contract_id, row.result, verdict)
+        await ctx.messenger.request(m.authority.identity.did, "settle_contract", body, timeout=20)
+        assert m.balance(m.provider) == quantities.parse_amount("100") + QUARTER
+        assert ctx.store[CONTRACTS].one(contract_id).state == "proved"
+        assert m.job(job_id).state == ("verified" if kept else "completed")
+        overdue = replace(ctx.store[CONTRACTS].one(contract_id), deadline=quantities.utc_now())
+        await ctx.store.change(lambda t: t[CONTRACTS].put(overdue))
+        ctx.closings.look(contract_id)
+        await settled_with_both(m, job_id)
+        with trio.fail_after(20):
+            while m.job(job_id).state != "settled" or len(ctx.closings):
+                await trio.sleep(0.05)
+        assert ctx.store[CONTRACTS].one(contract_id).state == "settled"
+
+
+async def test_what_need_not_leave_at_once_leaves_before_a_node_stops(market: MarketOf) -> None:
+    async with market() as m:
+        job_id = await m.post(spec())
+        for stage in STAGES[:2]:
+            await stage(m.requester.ctx, job_id)
+        # now that all are connected, its next look at what waits is not soon
+        outbox = m.authority.ctx.messenger.outbox
+        outbox._look_at = trio.current_time() + 600
+        await contract.close_contract(m.requester.ctx, job_id)
+        # the provider has not been invoked: the authority has yet to tell it of the proof
+        assert m.authority.ctx.store[OUTBOX].count() == 1
+        assert await outbox.flush(5)
+        assert m.authority.ctx.store[OUTBOX].count() == 0
+        with trio.fail_after(5):
+            while m.provider.ctx.store[CONTRACTS].one(m.job(job_id).contract_id).state != "proved":
+                await trio.sleep(0.01)
 
 
 async def test_anybody_can_repeat_the_oracles_checks_and_a_changed_byte_is_found(market: MarketOf) -> None:
