@@ -71,6 +71,8 @@ class Connection:
         self.measured = trio.Event()
         self.opened_at = self.used_at = self.heard_at = trio.current_time()
         self._sending_since = math.inf
+        # until then its messages are not waited for: too many of them take long
+        self.crowded_until = -math.inf
 
     @property
     def age(self) -> float:

@@ -36,6 +36,9 @@ log = logging.getLogger("nunet.messages")
 
 FORGET_INTERVAL = 30.0
 MAX_IN_PROGRESS_PER_PEER = 32
+# seconds for which a peer's connection is not read while so many are, as they come together by the dozen and end at the
+# next commit; and for how long those are not waited for again that took longer: answers may stand behind them
+ROOM_PATIENCE, CROWDED = 0.5, 5.0
 # `MESSAGE-ID`, or `MESSAGE-ID REASON` for a message that was rejected
 _ACK = re.compile(rb"([!-~]{1,120})(?: ([a-z0-9_]{1,60}))?")
 
@@ -86,6 +89,8 @@ class Messenger:
         self._types: dict[str, _Type] = {}
         self._pending: dict[str, Waiting] = {}
         self._in_progress: dict[str, set[str]] = defaultdict(set)
+        # by peer, who waits until one less of its messages is in progress
+        self._room: dict[str, trio.Event] = {}
         self._answers = Answers(store)
         self.outbox = Outbox(identity, transport, store, self._pending, self._to_self)
         self._nursery: trio.Nursery | None = None
@@ -241,10 +246,13 @@ class Messenger:
             known = self._types.get(envelope.type)
             if known is None or known.behaviour is None:
                 raise RejectedMessageError(f"unknown message type {envelope.type!r}", code="unknown_type")
-            if envelope.id in self._in_progress[envelope.from_]:
+            if self._is_in_progress(envelope):
                 return
-            if len(self._in_progress[envelope.from_]) >= MAX_IN_PROGRESS_PER_PEER:
+            if not await self._has_room(connection, envelope.from_):
                 raise RejectedMessageError("too many messages at once", code="busy")
+            if self._is_in_progress(envelope):
+                # it came by another connection as well
+                return
         except RejectedMessageError as error:
             level = logging.INFO if connection.remarks.take() else logging.DEBUG
             log.log(level, "rejected a message of %s: %s (%s)", connection.peer.peer_id, error, error.code)
@@ -254,6 +262,20 @@ class Messenger:
         self._in_progress[envelope.from_].add(envelope.id)
         name = f"handling {envelope.type}"
         self.transport.supervisor.start_soon(self._nursery, name, self._handle, connection, envelope, raw, known)
+
+    def _is_in_progress(self, envelope: Envelope) -> bool:
+        return envelope.id in self._in_progress.get(envelope.from_, ())
+
+    async def _has_room(self, connection: Connection, did: str) -> bool:
+        """Say whether one more message of a peer can be handled now; where many came together, once some have ended."""
+        with trio.move_on_after(ROOM_PATIENCE) as patience:
+            while len(self._in_progress.get(did, ())) >= MAX_IN_PROGRESS_PER_PEER:
+                if trio.current_time() < connection.crowded_until:
+                    return False
+                await self._room.setdefault(did, trio.Event()).wait()
+        if patience.cancelled_caught:
+            connection.crowded_until = trio.current_time() + CROWDED
+        return not patience.cancelled_caught
 
     async def _reject(self, connection: Connection, raw: bytes, code: str) -> None:
         # the id is only echoed to the peer it came from, so it need not be proved
@@ -292,6 +314,9 @@ class Messenger:
             self._in_progress[envelope.from_].discard(envelope.id)
             if not self._in_progress[envelope.from_]:
                 del self._in_progress[envelope.from_]
+            room = self._room.pop(envelope.from_, None)
+            if room is not None:
+                room.set()
 
     async def _do(self, envelope: Envelope, raw: bytes, known: _Type) -> bytes:
         assert known.behaviour is not None
