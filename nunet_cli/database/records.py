@@ -61,7 +61,8 @@ class Remembered:
         try:
             row = self._decode(doc)
         except msgspec.MsgspecError as error:
-            text = bytes(doc)[:80].decode(errors="replace")
+            # whoever changes a row by hand leaves a text
+            text = doc[:80] if isinstance(doc, str) else bytes(doc)[:80].decode(errors="replace")
             raise NodeError(
                 f"a row of {self._name} in the store cannot be read: {error} ({text}…)", code="bad_row",
                 hint="nunet doctor checks the store; nunet node restore puts a backup in its place",

@@ -18,7 +18,7 @@ from nunet_cli.errors import NunetError
 from nunet_cli.orchestrator import disputes
 from nunet_cli.orchestrator.changes import find_job
 from nunet_cli.orchestrator.contract import check_contract, set_contract
-from nunet_cli.orchestrator.needs import Dealing, HasJobLocks, HasStore, HasTasks
+from nunet_cli.orchestrator.needs import Dealing, HasConfig, HasJobLocks, HasStore, HasTasks
 from nunet_cli.orchestrator.outputs import Fetching, fetch_outputs
 from nunet_cli.orchestrator.settle import (
     Receipts,
@@ -151,13 +151,18 @@ async def _expire(ctx: HasStore, contract_id: str) -> None:
 async def _settle_overdue(ctx: Dealing, contract_id: str) -> None:
     """As a provider: settle a finished job whose requester stays silent past the contract's deadline."""
     contract = ctx.store[CONTRACTS].one(contract_id)
-    given_up = quantities.parse_time(contract.deadline) + timedelta(seconds=ctx.config.limits.settlement_window)
     try:
         await close(ctx, contract, await verify_job(ctx, contract))
     except NunetError:
-        if quantities.now() < given_up:
+        if _can_be_settled(ctx, contract):
             raise
         # the deposit is on its way back by now; the receipt tells
+
+
+def _can_be_settled(ctx: HasConfig, contract: ContractRecord) -> bool:
+    """Say whether a contract's window is still open, as far as this node knows: after it a failure is no news."""
+    window = timedelta(seconds=ctx.config.limits.settlement_window)
+    return quantities.now() < quantities.parse_time(contract.deadline) + window
 
 
 async def _close_left(ctx: Dealing, contract_id: str) -> None:
@@ -170,7 +175,12 @@ async def _close_left(ctx: Dealing, contract_id: str) -> None:
 
 async def _hear_how_it_ended(ctx: Hearing, contract_id: str) -> None:
     """As a requester: ask how a contract ended that this node had closed, or wanted to, before its deadline."""
-    status = await check_contract(ctx, contract_id)
+    try:
+        status = await check_contract(ctx, contract_id)
+    except NunetError:
+        if _can_be_settled(ctx, ctx.store[CONTRACTS].one(contract_id)):
+            raise
+        return
     if status.receipt is not None:
         text = closing_text(status.receipt.read(Receipt))
         message = Message(contract_id, text, status.receipt, status.balance)

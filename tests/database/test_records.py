@@ -160,11 +160,12 @@ def test_every_question_reads_only_the_rows_it_is_about() -> None:
             assert "SCAN rows" not in plan or "USING COVERING INDEX" in plan, f"{text}: {plan}"
 
 
-def test_a_row_that_cannot_be_read_says_which_and_what_to_do() -> None:
+@pytest.mark.parametrize("kind", [bytes, str])
+def test_a_row_that_cannot_be_read_says_which_and_what_to_do(kind: type) -> None:
     connection = opened()
     rows: Records[Row] = Records(connection, ROWS)
     rows.put(Row("a"))
-    connection.execute("UPDATE rows SET doc=?", (b'{"id": 3}',))
+    connection.execute("UPDATE rows SET doc=?", (b'{"id": 3}' if kind is bytes else '{"id": 3}',))
     with pytest.raises(NodeError, match=r"a row of rows in the store cannot be read: .*\$\.id") as caught:
         rows.get("a")
     assert "restore" in caught.value.hint
