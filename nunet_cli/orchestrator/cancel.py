@@ -33,9 +33,10 @@ from nunet_cli.orchestrator.needs import (
     HasProgress,
     HasStore,
 )
+from nunet_cli.orchestrator.request import release_lock
 from nunet_cli.orchestrator.retry import CANCEL_LIFETIME, note_called_off
 from nunet_cli.orchestrator.settle import Settling, settle
-from nunet_cli.records.bids import BIDS, BidRecord
+from nunet_cli.records.bids import BIDS
 from nunet_cli.records.contract_records import CONTRACTS, ContractRecord
 from nunet_cli.records.contracts import DATABASE, REQUESTER, Contract
 from nunet_cli.records.documents import Document
@@ -97,7 +98,7 @@ async def cancel(ctx: Cancelling, job_id: str) -> Job:
         bid = ctx.store[BIDS].get(bid_id)
         # the one that was asked last may have locked, and its answer may never have arrived
         if bid is not None and (bid.offer.resources_locked_until_timeout or place == job.place):
-            note = await _release(ctx, bid) or note
+            note = await release_lock(ctx, bid, ctx.config.limits.answer_timeout) or note
 
     def change(t: Transaction) -> Job:
         current = t[JOBS].one(job.id)
@@ -157,17 +158,6 @@ async def _is_recorded(ctx: Registering, job: Job, contract: ContractRecord) -> 
 
     await ctx.store.change(change)
     return True
-
-
-async def _release(ctx: Asking, bid: BidRecord) -> str:
-    """Have a provider release a bid's lock; return a note when it does not answer: the lock lapses by itself."""
-    try:
-        await ctx.messenger.request(
-            bid.did, "job_cancel", JobCancel(bid_id=bid.id), timeout=ctx.config.limits.answer_timeout
-        )
-    except NunetError as error:
-        return f"{error.message}; the lock ends by itself at {bid.offer.timeout}"
-    return ""
 
 
 async def _cancel_contract(ctx: Settling, job: Job) -> Job:

@@ -28,7 +28,7 @@ from nunet_cli.orchestrator.needs import (
     HasStore,
     HasVerified,
 )
-from nunet_cli.orchestrator.request import ask_first, next_bid, release_message, request
+from nunet_cli.orchestrator.request import ask_first, next_bid, release_forgotten, release_message, request
 from nunet_cli.orchestrator.retry import CANCEL_LIFETIME, GivingUp, give_up, look_again, note_called_off
 from nunet_cli.orchestrator.settle import Settling, settle
 from nunet_cli.records.bids import BIDS
@@ -66,6 +66,8 @@ async def next_stage(ctx: Orchestrating, job: Job) -> None:
     """Take a job with a contract of its own through the stage that its state asks for."""
     state, job_id = job.state, job.id
     if state in ("posted", "matching", "expired"):
+        if state == "matching":
+            await release_forgotten(ctx, job)
         await match(ctx, job_id, first=partial(ask_first, ctx))
     elif state == "matched":
         await request(ctx, job_id, partial(propose_at_once, ctx))

@@ -32,6 +32,8 @@ from nunet_cli.records.messaging import Outgoing
 
 # a lock lapses by itself
 RELEASE_LIFETIME = 120
+# seconds for which a search waits for those that may have locked
+RELEASE_WAIT = 2.0
 Also = Callable[[Transaction, Job, BidRecord], None]
 
 
@@ -223,6 +225,29 @@ async def next_bid(ctx: Releasing, job_id: str, reason: str) -> Job:
 def release_message(ctx: HasMessenger, bid: BidRecord) -> Outgoing:
     """Return the message that frees what a bidder has locked; it need not wait for the end of its lease."""
     return ctx.messenger.outbox.outgoing(bid.did, "job_cancel", JobCancel(bid_id=bid.id), lifetime=RELEASE_LIFETIME)
+
+
+async def release_lock(ctx: Asking, bid: BidRecord, timeout: float) -> str:
+    """Have a bidder free what it has locked; return a note where it does not answer: the lock lapses by itself."""
+    try:
+        await ctx.messenger.request(bid.did, "job_cancel", JobCancel(bid_id=bid.id), timeout=timeout)
+    except NunetError as error:
+        return f"{error.message}; the lock ends by itself at {bid.offer.timeout}"
+    return ""
+
+
+async def release_forgotten(ctx: Dealing, job: Job) -> None:
+    """Before another search: free what may be locked for bids of one that ended before it was kept which is the best.
+
+    This node was killed, or its disk was full, and nobody knows whom it had asked (see `ask_first`): a bidder would
+    decline the job as long as it keeps its machine for it.
+    """
+    now = quantities.utc_now()
+    bids = [row for row in ctx.store[BIDS].by("bid_request_id", job.bid_request_id) if row.kind == "bid"]
+    async with trio.open_nursery() as nursery:
+        for bid in bids:
+            if bid.verdict == "offered" and bid.score is None and bid.offer.timeout > now:
+                nursery.start_soon(release_lock, ctx, bid, min(RELEASE_WAIT, ctx.config.limits.answer_timeout))
 
 
 # -- provider ----------------------------------------------------------------------------------------------------------

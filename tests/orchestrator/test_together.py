@@ -13,6 +13,7 @@ from msgspec import Struct, structs
 from nunet_cli import quantities
 from nunet_cli.database.store import Store
 from nunet_cli.errors import ContractError, StateError
+from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.network.envelope import seal
 from nunet_cli.network.identity import Identity, new_identity
@@ -310,3 +311,22 @@ async def test_a_job_that_is_called_off_while_its_contract_is_being_registered_h
         assert m.provider.ctx.store[ALLOCATIONS].count() == 0
         (kept,) = m.requester.ctx.store[CONTRACTS].by("job_id", job.id)
         await nothing_was_done(m, kept.id)
+
+
+async def test_a_bidder_that_was_asked_to_lock_when_the_requester_was_killed_is_free_for_its_next_search(
+    market: MarketOf,
+) -> None:
+    """It is asked while it is kept that its bid is the best: that may never come to the disk, and the lock is there."""
+    async with market() as m:
+        job = await at_stage(m, text=spec(cpu=1))
+        ctx = m.requester.ctx
+        asking = await match._search(ctx, job, decode_spec(job.spec), 3)
+        (bid,) = ctx.store[BIDS].by("bid_request_id", asking.id)
+        await request.ask_first(ctx, bid.id)
+        assert m.provider.ctx.store[HOLDINGS].count() == 1
+        # what is in memory alone is gone with the process
+        assert ctx.asked.take(bid.id) is not None
+        assert (m.job(job.id).state, m.job(job.id).tries) == ("matching", 0)
+        assert (await orchestrate_job(ctx, job.id)).state == "settled"
+        assert m.provider.ctx.store[BIDS].one(bid.id).verdict == "released"
+        assert m.provider.ctx.store[HOLDINGS].count() == 0
