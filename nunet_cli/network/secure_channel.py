@@ -197,12 +197,14 @@ class SecureChannel:
 
         Raises:
             ChannelClosedError: the other side is gone.
-            RejectedMessageError: a body is over the limit.
+            RejectedMessageError: a body is over the limit; nothing is sent.
         """
+        largest = max(map(len, bodies), default=0)
+        if largest > self._max_frame:
+            # looked at before any is sealed: what is sealed and not sent would look like a cut to the other side
+            raise RejectedMessageError(f"a frame of {largest} bytes is over the limit", code="frame_too_large")
         packets: list[bytes] = []
         for body in bodies:
-            if len(body) > self._max_frame:
-                raise RejectedMessageError(f"a frame of {len(body)} bytes is over the limit", code="frame_too_large")
             data = struct.pack(">I", len(body)) + body
             packets += [self._seal(data[at : at + MAX_PACKET]) for at in range(0, len(data), MAX_PACKET)]
         try:

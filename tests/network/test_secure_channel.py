@@ -81,7 +81,10 @@ async def test_a_changed_byte_ends_the_channel() -> None:
 async def test_a_frame_over_the_limit_is_neither_sent_nor_taken() -> None:
     client, server, *_ = await channels()
     with pytest.raises(RejectedMessageError):
-        await client.send_frames(b"x" * (LIMIT + 1))
+        await client.send_frames(b"before it", b"x" * (LIMIT + 1))
+    # the other side is not told of a cut
+    await client.send_frames(b"one", b"two")
+    assert [await server.receive_frame() for _ in range(2)] == [b"one", b"two"]
     client._max_frame = LIMIT * 2
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.send_frames, b"x" * (LIMIT + 1))
