@@ -1,7 +1,7 @@
 """Content-addressed files: kept by content id, and moved between nodes in chunks over the secure channel.
 
-A transfer is resumable: what has arrived stays in a partial file, and the hash decides at the end whether it is what
-was asked for. A node gives a blob only to those it was granted to.
+A transfer is resumable: what has arrived stays in a partial file, one for each sender, and the hash decides at the end
+whether it is what was asked for. A node gives a blob only to those it was granted to.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import tempfile
 import time
 import weakref
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, BinaryIO
@@ -43,8 +44,12 @@ STALL_TIMEOUT = 20.0
 # a peer that is merely away (its node was over with its command, its machine restarts) is given this long to return
 PATIENCE = 60.0
 MAX_PAUSE = 2.0
+# seconds for which who wants a blob waits for it to come from somebody else: who is slow on purpose holds up nobody
+OTHERS_TURN = 20.0
 # seconds for which a blob that nothing names is left alone
 YOUNG = 3600.0
+# a part of a blob is named by its content id, this, and its sender: what one sent spoils nothing of another's
+PART_OF = "."
 TOO_MANY = "too many transfers at once"
 Progress = Callable[[int], None]
 _Stream = Annotated[int, Limits(ge=1, lt=2**31)]
@@ -133,7 +138,14 @@ class Blobs:
         What came within the last hour is left out: the record that names it may be about to be written.
         """
         entries = [entry for folder in (self._folder, self._partial) for entry in _files(folder)]
-        return [(entry.name, entry.stat().st_size) for entry in entries if entry.name not in named and _is_old(entry)]
+        return [
+            (entry.name, entry.stat().st_size) for entry in entries if self._is_left(entry, named) and _is_old(entry)
+        ]
+
+    def _is_left(self, entry: os.DirEntry[str], named: set[str]) -> bool:
+        cid, is_part, _ = entry.name.partition(PART_OF)
+        # what one sender did not finish, and another one brought
+        return cid not in named or (bool(is_part) and (self._folder / cid).exists())
 
     def still_old(self, names: Iterable[str]) -> list[str]:
         """Return those of some blobs, whole or partly here, that nobody has used within the last hour."""
@@ -227,16 +239,34 @@ class Blobs:
             RejectedMessageError: what arrived is something else.
         """
         # two jobs may want the same blob: one fetches it, the other finds it here
-        async with self._one_fetch.setdefault(cid, trio.Lock()), self._slots[did]:
+        own = self._one_fetch.setdefault(f"{cid}/{did}", trio.Lock())
+        async with own, self._turn(cid), self._slots[did]:
             try:
                 return await self._fetch(did, cid, size, progress, patience)
             except OSError as error:
-                raise explained(error, self._partial / cid) from error
+                raise explained(error, self._part(cid, did)) from error
+
+    @asynccontextmanager
+    async def _turn(self, cid: str) -> AsyncIterator[None]:
+        """Let whoever fetches a blob have its turn, and go on beside it when that takes long."""
+        lock = self._one_fetch.setdefault(cid, trio.Lock())
+        with trio.move_on_after(OTHERS_TURN):
+            await lock.acquire()
+        # what was acquired as the time was over is held as well
+        held = lock.statistics().owner is trio.lowlevel.current_task()
+        try:
+            yield
+        finally:
+            if held:
+                lock.release()
+
+    def _part(self, cid: str, did: str) -> Path:
+        return self._partial / f"{cid}{PART_OF}{key_from_did(did)[:8].hex()}"
 
     async def _fetch(self, did: str, cid: str, size: int, progress: Progress | None, patience: float) -> Path:
         path = self.path(cid)
         self._partial.mkdir(parents=True, exist_ok=True, mode=0o700)
-        partial = self._partial / cid
+        partial = self._part(cid, did)
         pause, here, heard = 0.05, -1, trio.current_time()
         while True:
             if self.use(cid):

@@ -1,15 +1,19 @@
 """Content-addressed transfer between two nodes: whole, checked, and resumed after a cut."""
 
+import json
 import os
+import struct
 from pathlib import Path
 
 import pytest
 import trio
 
 from nunet_cli.errors import NotFoundError, PeerError, RejectedMessageError
+from nunet_cli.network import blobs
 from nunet_cli.network.blobs import CHUNK
-from nunet_cli.network.connection import BLOB_DATA
-from nunet_cli.network.identity import new_identity
+from nunet_cli.network.connection import BLOB_DATA, BLOB_END, BLOB_GET
+from nunet_cli.network.identity import Identity, new_identity
+from nunet_cli.network.secure_channel import network_identifier, open_client
 from nunet_cli.node.node import Node
 from nunet_cli.node.opening import open_node
 from nunet_cli.records.identifiers import content_id
@@ -135,6 +139,60 @@ async def test_two_who_want_the_same_blob_at_once_both_get_it(tmp_path: Path) ->
             for _ in range(3):
                 nursery.start_soon(b.ctx.blobs.fetch, a.identity.did, cid, SIZE)
         assert b.ctx.blobs.path(cid).read_bytes() == data
+
+
+async def drip(
+    node: Node, identity: Identity, more: bool, *, task_status: trio.TaskStatus[trio.Event] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Answer requests for blobs with a few wrong bytes, each with as many more, or not at all from then on."""
+    stream = await trio.open_tcp_stream("127.0.0.1", node.ctx.transport.port)
+    key, asked = node.identity.public_key, trio.Event()
+    channel = await open_client(stream, network_identifier("nunet"), identity, key, 2**24)
+    task_status.started(asked)
+    while True:
+        frame = await channel.receive_frame()
+        if frame[0] == BLOB_GET:
+            number = json.loads(frame[1:])["stream"]
+            await channel.send_frames(bytes([BLOB_DATA]) + struct.pack(">I", number) + b"garbage")
+            if not more:
+                end = json.dumps({"stream": number, "error": "no more"}).encode()
+                await channel.send_frames(bytes([BLOB_END]) + end)
+            asked.set()
+
+
+async def test_what_one_sends_does_not_spoil_what_another_one_has(tmp_path: Path) -> None:
+    data = os.urandom(SIZE)
+    async with open_node(tmp_path / "a", config()) as a, open_node(tmp_path / "b", config()) as b:
+        await b.add_peer(a.ctx.transport.describe())
+        cid, hostile = await give(a, data, b), new_identity()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(drip, b, hostile, False)
+            with pytest.raises(PeerError, match="no more"):
+                await b.ctx.blobs.fetch(hostile.did, cid, SIZE)
+            with trio.fail_after(20):
+                path = await b.ctx.blobs.fetch(a.identity.did, cid, SIZE)
+            assert path.read_bytes() == data
+            nursery.cancel_scope.cancel()
+        [left] = (tmp_path / "b" / "blobs" / "partial").iterdir()
+        os.utime(left, (0, 0))
+        # what is not needed any more goes, although the blob stays
+        assert b.ctx.blobs.unnamed({cid}) == [(left.name, len(b"garbage"))]
+
+
+async def test_who_sends_slowly_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blobs, "OTHERS_TURN", 0.2)
+    data = os.urandom(SIZE)
+    async with open_node(tmp_path / "a", config()) as a, open_node(tmp_path / "b", config()) as b:
+        await b.add_peer(a.ctx.transport.describe())
+        cid, hostile = await give(a, data, b), new_identity()
+        async with trio.open_nursery() as nursery:
+            asked: trio.Event = await nursery.start(drip, b, hostile, True)
+            nursery.start_soon(b.ctx.blobs.fetch, hostile.did, cid, SIZE)
+            with trio.fail_after(20):
+                await asked.wait()
+                path = await b.ctx.blobs.fetch(a.identity.did, cid, SIZE)
+            assert path.read_bytes() == data
+            nursery.cancel_scope.cancel()
 
 
 async def test_many_blobs_at_once_wait_for_their_turn(tmp_path: Path) -> None:
