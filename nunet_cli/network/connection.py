@@ -84,6 +84,11 @@ class Connection:
         """Seconds since the peer last said more than that it is there."""
         return trio.current_time() - self.used_at
 
+    @property
+    def is_full(self) -> bool:
+        """Whether so much is queued that who sends more waits."""
+        return self._queue.statistics().current_buffer_used >= QUEUE_FRAMES
+
     def problem(self, idle_timeout: float) -> str:
         """Return why the connection is of no use any more: the peer gives no sign of life, or takes nothing."""
         now = trio.current_time()

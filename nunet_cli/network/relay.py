@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Annotated
 
 import msgspec
@@ -38,6 +39,7 @@ MAX_SKIPPED = 256
 MAX_PER_ORIGIN = 120
 MAX_PER_PEER = 1200
 ACK_WAIT = 1.0
+SLOW_WAIT = 1.0
 Subscriber = Callable[[Incoming], Awaitable[None]]
 
 
@@ -115,29 +117,36 @@ class Relay:
         skip = (*route.skip, *(peer.public_key[:8].hex() for peer in there), self._identity.public_key[:8].hex())
         onward = msgspec.structs.replace(route, skip=tuple(dict.fromkeys(skip))[-MAX_SKIPPED:])
         frame = msgspec.json.encode(onward) + b"\n" + raw
-        sent = 0
-        for peer in new:
-            connection = self._transport.connection(peer.public_key)
+        sent, slow = 0, list[Connection]()
+
+        async def send(connection: Connection) -> None:
+            nonlocal sent
+            if asked is not None:
+                asked[connection.peer.public_key] = None
+            with suppress(PeerError):
+                await connection.send(RELAY, frame)
+                sent += 1
+
+        for connection in map(self._transport.connection, [peer.public_key for peer in new]):
             if connection is None:
                 continue
-            with trio.move_on_after(1):
-                if asked is not None:
-                    asked[peer.public_key] = None
-                try:
-                    await connection.send(RELAY, frame)
-                    sent += 1
-                except PeerError:
-                    continue
+            if connection.is_full:
+                slow.append(connection)
+            else:
+                await send(connection)
+        if slow:
+            # those that do not read are waited for together, and not for long
+            async with trio.open_nursery() as nursery:
+                nursery.cancel_scope.deadline = trio.current_time() + SLOW_WAIT
+                for connection in slow:
+                    nursery.start_soon(send, connection)
         return sent
 
-    def _note_seen(self, key: str) -> bool:
-        """Remember a publication; False when it was seen before."""
-        if key in self._seen:
-            return False
+    def _note_seen(self, key: str) -> None:
+        """Remember a publication."""
         self._seen[key] = None
         while len(self._seen) > MAX_SEEN:
             self._seen.popitem(last=False)
-        return True
 
     def _within_rate(self, origin: str, via: bytes) -> bool:
         minute = int(trio.current_time() // 60)
@@ -164,9 +173,12 @@ class Relay:
             raise RejectedMessageError("a publication goes to a topic", code="wrong_recipient")
         origin = key_from_did(envelope.from_)
         count = 0
-        if origin != self._identity.public_key and self._note_seen(f"{envelope.from_}/{envelope.id}"):
+        key = f"{envelope.from_}/{envelope.id}"
+        if origin != self._identity.public_key and key not in self._seen:
             if not self._within_rate(envelope.from_, connection.peer.public_key):
+                # not noted as seen: who brings too much cannot keep out what another one brings as well
                 raise RejectedMessageError("too many publications of one origin, or by one peer", code="rate")
+            self._note_seen(key)
             hops = min(route.hops, MAX_HOPS) - 1
             if hops > 0:
                 onward = msgspec.structs.replace(route, hops=hops)

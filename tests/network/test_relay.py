@@ -8,11 +8,13 @@ import pytest
 import trio
 
 from nunet_cli.network import relay as relaying
-from nunet_cli.network.connection import RELAY, RELAYED
+from nunet_cli.network.connection import ENVELOPE, PONG, RELAY, RELAYED
 from nunet_cli.network.envelope import seal
 from nunet_cli.network.identity import Identity, new_identity
 from nunet_cli.network.messenger import Incoming
+from nunet_cli.network.peers import PROTOCOL_VERSION
 from nunet_cli.network.secure_channel import network_identifier, open_client
+from nunet_cli.network.topics import Hello
 from nunet_cli.node.node import Node
 from nunet_cli.node.opening import open_node
 from nunet_cli.records.messages import JobSync
@@ -188,3 +190,44 @@ async def test_an_answer_to_nothing_is_let_go(node: Node) -> None:
     await stranger.channel.send_frames(bytes([RELAYED]) + msgspec.json.encode({"id": "none", "count": 5}))
     await stranger.channel.send_frames(bytes([RELAYED]) + b"{}")
     await rejected(node, "malformed")
+
+
+async def test_who_brings_too_much_does_not_keep_out_what_another_one_brings(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relaying, "MAX_PER_PEER", 2)
+    line = Line([node])
+    stranger, other = [await Stranger(node, new_identity()).connect() for _ in range(2)]
+    for number in range(2):
+        await stranger.relay(seal(new_identity(), TOPIC, "note", JobSync(f"n{number}"), lifetime=30)[1])
+    raw = seal(new_identity(), TOPIC, "note", JobSync("wanted"), lifetime=30)[1]
+    await stranger.relay(raw)
+    await rejected(node, "rate")
+    await other.relay(raw)
+    with trio.fail_after(20):
+        while "wanted" not in line.heard[0]:
+            await trio.sleep(0.01)
+
+
+async def test_those_that_do_not_read_hold_up_a_publication_together_and_not_each(node: Node) -> None:
+    strangers = [await Stranger(node, new_identity()).connect() for _ in range(5)]
+    for stranger in strangers:
+        hello = seal(stranger.identity, node.identity.did, "hello", Hello(PROTOCOL_VERSION), lifetime=30)[1]
+        await stranger.channel.send_frames(bytes([ENVELOPE]) + hello)
+    with trio.fail_after(20):
+        while len(node.ctx.transport.connected()) < len(strangers):
+            await node.ctx.transport.wait_change(0.05)
+    # one reads, and the others do not
+    for stranger in strangers[1:]:
+        connection = node.ctx.transport.connection(stranger.identity.public_key)
+        assert connection is not None
+        with trio.move_on_after(0.5):
+            while True:
+                await connection.send(PONG, bytes(2**19))
+        assert connection.is_full
+    began = trio.current_time()
+    await node.ctx.relay.publish(TOPIC, "note", JobSync("n1"), lifetime=30)
+    assert trio.current_time() - began < relaying.SLOW_WAIT + relaying.ACK_WAIT + 1
+    with trio.fail_after(20):
+        while (await strangers[0].channel.receive_frame())[0] != RELAY:
+            pass
