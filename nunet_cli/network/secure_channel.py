@@ -21,6 +21,8 @@ from nunet_cli.network.identity import Identity
 _ZERO_NONCE = bytes(24)
 _GOODBYE = bytes(18)
 MAX_PACKET = 4096
+# A packet costs much the same however small it is: a frame may have a few small ones, and one more for so many bytes.
+FEW_PACKETS, LEAST_PACKET = 16, 1024
 
 
 class HandshakeError(RejectedMessageError):
@@ -216,15 +218,21 @@ class SecureChannel:
         """Return the next frame's body.
 
         Raises:
-            ChannelClosedError: the other side said goodbye, is gone, or the stream was tampered with.
+            ChannelClosedError: the other side said goodbye, is gone, or the stream was tampered with; or it sends a
+                frame that is too large, or in too many pieces.
         """
+        packets = 0
         while len(self._plain) < 4:
             await self._receive_packet()
+            packets += 1
         (length,) = struct.unpack(">I", self._plain[:4])
         if length > self._max_frame:
             raise ChannelClosedError(f"the peer announced a frame of {length} bytes", code="frame_too_large")
         while len(self._plain) < 4 + length:
+            if packets >= FEW_PACKETS + length // LEAST_PACKET:
+                raise ChannelClosedError("the peer sends a frame in too many pieces", code="small_packets")
             await self._receive_packet()
+            packets += 1
         body = bytes(self._plain[4 : 4 + length])
         del self._plain[: 4 + length]
         return body

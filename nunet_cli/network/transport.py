@@ -336,7 +336,9 @@ class TcpTransport:
             if kind not in SIGNS_OF_LIFE:
                 connection.used_at = trio.current_time()
             if kind not in ANSWERS and not connection.bucket.take():
+                # what is too much is not only left undone: it is read no faster, or reading it would be the work
                 self.rejections["rate"] += 1
+                await trio.sleep(1 / self._config.rate)
                 continue
             try:
                 await self._take(connection, kind, frame[1:])
