@@ -17,6 +17,8 @@ Age = Annotated[int, Meta(ge=0, le=10**10)]
 _PORT = r":(6553[0-5]|655[0-2]\d|65[0-4]\d\d|6[0-4]\d{3}|[0-5]?\d{1,4})(?!\n)$"
 Address = Annotated[str, Meta(pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9_.-]+)" + _PORT)]
 Topic = Annotated[str, Meta(pattern=r"^/[\x21-\x7e]{1,199}(?!\n)$")]
+# an introduction names so many, and that of all bid requests; one with more is refused by everybody
+MOST_TOPICS = 63
 
 
 class NetworkConfig(Struct, forbid_unknown_fields=True):
@@ -26,7 +28,7 @@ class NetworkConfig(Struct, forbid_unknown_fields=True):
     secret: Annotated[str, Meta(max_length=200)] = ""
     listen: Address = "0.0.0.0:0"
     peers: tuple[str, ...] = ()
-    topics: tuple[Topic, ...] = ()
+    topics: Annotated[tuple[Topic, ...], Meta(max_length=MOST_TOPICS)] = ()
     discovery: bool = True
     max_frame: Annotated[int, Meta(ge=2**16, le=2**26)] = 2**20
     max_connections: Annotated[int, Meta(ge=1, le=10**5)] = 256

@@ -9,6 +9,7 @@ from typing import Annotated
 import trio
 from msgspec import Struct
 
+from nunet_cli.config import MOST_TOPICS
 from nunet_cli.errors import PeerError, RejectedMessageError
 from nunet_cli.network.connection import Connection
 from nunet_cli.network.identity import Identity
@@ -46,7 +47,9 @@ class Hello(Struct, forbid_unknown_fields=True, frozen=True):
     version: tuple[_Number, _Number] = (0, 0)
     agent: Annotated[str, Limits(max_length=100, pattern=PLAIN)] = ""
     roles: Annotated[tuple[Id, ...], Limits(max_length=16)] = ()
-    topics: Annotated[tuple[Annotated[str, Limits(max_length=200, pattern=PLAIN)], ...], Limits(max_length=64)] = ()
+    topics: Annotated[
+        tuple[Annotated[str, Limits(max_length=200, pattern=PLAIN)], ...], Limits(max_length=MOST_TOPICS + 1)
+    ] = ()
     port: Annotated[int, Limits(ge=0, le=65535)] = 0
     features: Annotated[tuple[Id, ...], Limits(max_length=64)] = ()
 

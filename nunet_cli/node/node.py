@@ -17,7 +17,8 @@ from nunet_cli.allocation import cancel as allocation_cancel
 from nunet_cli.allocation import recover
 from nunet_cli.allocation.reexecute import reexecute
 from nunet_cli.allocation.run import run_allocation
-from nunet_cli.errors import NunetError, StateError
+from nunet_cli.config import MOST_TOPICS
+from nunet_cli.errors import NunetError, StateError, UsageError
 from nunet_cli.executor.base import Executor
 from nunet_cli.groups import orchestrate
 from nunet_cli.network.addresses import Address, parse_peer
@@ -350,7 +351,16 @@ class Node:
         return self.ctx.messenger
 
     async def subscribe(self, topic: str) -> None:
-        """Take what is published on a topic from now on, and tell the peers."""
+        """Take what is published on a topic from now on, and tell the peers.
+
+        Raises:
+            UsageError: there are as many as an introduction can name.
+        """
+        if len((self._topics | {topic}) - {BIDS}) > MOST_TOPICS:
+            raise UsageError(
+                f"{MOST_TOPICS} topics are subscribed to, and no more can be", code="too_many_topics",
+                hint="see: nunet topic list, nunet topic unsubscribe /TOPIC",
+            )  # fmt: skip
         self._topics.add(topic)
         await self._announce()
 

@@ -151,6 +151,7 @@ def test_configuration_is_checked_and_keeps_its_comments(tmp_path: Path) -> None
         ("network.listen", "-.:80", "expected HOST:PORT"),
         ("network.listen", "no.such.host.invalid:80", "this machine knows no host 'no.such.host.invalid'"),
         ("network.topics", "gpu", "expected names such as /gpu"),
+        ("network.topics", ",".join(f"/{number}" for number in range(64)), "of length <= 63"),
         ("api.listen", "127.0.0.1:99999", "expected 127.0.0.1:PORT"),
         ("contract_database", "foo", "not a did:key"),
         ("oracle", PEER, "its DID is did:key:z6Mk"),

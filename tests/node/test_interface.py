@@ -8,7 +8,8 @@ import pytest
 import trio
 
 from nunet_cli.actor import Actor
-from nunet_cli.errors import ContractError, NotFoundError, StateError
+from nunet_cli.config import MOST_TOPICS
+from nunet_cli.errors import ContractError, NotFoundError, StateError, UsageError
 from nunet_cli.network.topics import BIDS
 from nunet_cli.node import node as nodes
 from nunet_cli.node.node import Node
@@ -121,6 +122,18 @@ async def test_preferences_and_bids_are_what_was_set_and_received(market: Market
         (bid,) = m.requester.get_registered_bids(job.bid_request_id)
         assert (bid.bidder.did, bid.rank, bid.id) == (m.provider.identity.did, 1, job.bid_id)
         assert m.requester.get_registered_bids("request-none") == []
+
+
+async def test_as_many_topics_as_an_introduction_can_name(market: MarketOf) -> None:
+    async with market() as m:
+        for number in range(MOST_TOPICS):
+            await m.provider.subscribe(f"/lab/{number}")
+        with pytest.raises(UsageError, match="no more can be"):
+            await m.provider.subscribe("/lab/more")
+        with trio.fail_after(20):
+            while len(m.requester.get_known_topics()) < MOST_TOPICS + 1:
+                await m.requester.ctx.transport.wait_change(0.1)
+        assert m.requester.ctx.transport.rejections["bad_body"] == 0
 
 
 async def test_a_node_is_an_actor_with_a_mailbox_and_topics(market: MarketOf) -> None:
