@@ -83,13 +83,17 @@ def keep_receipt(t: Transaction, contract_id: str, settled: Message) -> None:
     note_balance(t, content.contract_database, settled.balance)
 
 
-def keep_message(t: Transaction, contract_id: str, message: Message) -> None:
-    """Keep the closing message of a contract, and the receipt that comes with it, once."""
+def keep_message(t: Transaction, contract_id: str, message: Message) -> Document:
+    """Keep the closing message of a contract, and the receipt that comes with it, once; return the one that counts.
+
+    That is the first: a contract database that closes a contract in two ways has not moved the money twice.
+    """
     keep_receipt(t, contract_id, message)
     contract = t[CONTRACTS].one(contract_id)
     if not contract.told:
         t[CONTRACTS].put(structs.replace(contract, message=message.text, told=True))
         t.save_event(contract.job_id, "message", contract_id=contract.id, text=message.text, role=contract.role)
+    return contract.receipt or message.receipt
 
 
 def keep_second_result(t: Transaction, contract_id: str, settled: Message) -> None:

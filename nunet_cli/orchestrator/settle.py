@@ -124,9 +124,9 @@ async def settle(ctx: Settling, job_id: str) -> Job:
     # what is kept here together, the verdict among it, would be asked and answered in the same way again until then
 
     def change(t: Transaction) -> Job:
-        keep_message(t, contract.id, settled)
+        receipt = keep_message(t, contract.id, settled)
         t.then(partial(ctx.closings.look, contract.id))
-        return finish(t, settled.receipt)
+        return finish(t, receipt)
 
     return await ctx.store.change(change)
 
@@ -231,8 +231,7 @@ async def close(ctx: Dealing, contract: ContractRecord, verdict: Document | None
         ContractError: refused, or no answer.
     """
     settled = await _ask_to_settle(ctx, contract, verdict)
-    await ctx.store.change(lambda t: keep_message(t, contract.id, settled))
-    return settled.receipt
+    return await ctx.store.change(lambda t: keep_message(t, contract.id, settled))
 
 
 async def _ask_to_settle(ctx: Dealing, contract: ContractRecord, verdict: Document | None) -> Message:
@@ -300,8 +299,8 @@ def closing_change(ctx: Receipts, known: ContractRecord, body: Message) -> Calla
         if (other if same else other_result(contract, body.receipt)) is not None:
             keep_second_result(t, contract.id, body)
             return
-        keep_message(t, contract.id, body)
+        receipt = keep_message(t, contract.id, body)
         if contract.role == REQUESTER and contract.result is not None:
-            finish_unattended(t, contract.job_id, body.receipt, contract.result.read(Result))
+            finish_unattended(t, contract.job_id, receipt, contract.result.read(Result))
 
     return change

@@ -59,6 +59,7 @@ from nunet_cli.records.messages import (
     CheckKyc,
     JobCompleted,
     JobVerification,
+    Message,
     RegisterContract,
     Replica,
     SettleContract,
@@ -438,6 +439,35 @@ async def test_a_receipt_that_does_not_fit_its_contract_is_not_believed(
             record = record_of(node, job_id)
             assert (record.state, record.receipt) == ("proved", None)
             assert node.ctx.store[STATEMENTS].count() == 0
+
+
+async def test_of_two_receipts_for_one_contract_the_first_counts_for_the_job_as_well(market: MarketOf) -> None:
+    async with market() as m:
+        database = m.authority.identity
+        honest = m.authority.ctx.messenger._types["settle_contract"].behaviour
+        assert honest is not None
+
+        async def two_faced(message: Incoming) -> Answer | Change | None:
+            body: SettleContract = message.body
+            row = m.authority.ctx.store[REGISTERED_CONTRACTS].one(body.contract_id)
+            said = Receipt(
+                1, row.id, database.did, "settled", row.requester, row.provider, "0.1", "0.15", "dispute: half",
+                quantities.utc_now(), "head", body.result.cid,
+            )  # fmt: skip
+            receipt = make_document(said).sign(database, DATABASE)
+            # unasked, and the answer is another one
+            await post(m.authority, row.requester, "message", Message(row.id, "half", receipt, "99.9"), lifetime=60)
+            with trio.fail_after(20):
+                while m.requester.ctx.store[CONTRACTS].one(row.id).receipt is None:
+                    await trio.sleep(0.01)
+            return await honest(message)
+
+        answering(m.authority, "settle_contract", two_faced)
+        job = await orchestrate_job(m.requester.ctx, await m.post(spec()))
+        kept = record_of(m.requester, job.id)
+        assert kept.receipt is not None
+        assert (kept.receipt.read(Receipt).paid, job.state, job.paid) == ("0.1", "settled", "0.1")
+        assert [row.amount for row in m.requester.ctx.store[STATEMENTS].all()] == ["-0.1"]
 
 
 async def test_a_dispute_and_a_settlement_that_arrive_together_are_decided_once(market: MarketOf) -> None:
