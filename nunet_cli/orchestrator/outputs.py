@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import trio
+
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import PeerError, RejectedMessageError, StateError
 from nunet_cli.orchestrator.changes import change_job, find_job
@@ -20,6 +22,9 @@ from nunet_cli.records.contract_records import CONTRACTS, ContractRecord
 from nunet_cli.records.jobs import JOBS, Job
 from nunet_cli.records.messages import JobLogs, LogChunk
 from nunet_cli.records.results import Progress, Result
+
+# seconds
+NOTHING_NEW_PAUSE = 0.2
 
 
 class Fetching(HasProgress, HasBlobs, HasConfig, Protocol):
@@ -124,4 +129,7 @@ async def read_logs(ctx: Reading, job: Job, stream: str, offset: int, wait: floa
     chunk = answer.body
     if not isinstance(chunk, LogChunk):
         raise PeerError("the provider answered something else", code="bad_answer")
+    if wait and not chunk.data and not chunk.ended:
+        # who says at once that there is nothing new is not asked again at once
+        await trio.sleep(NOTHING_NEW_PAUSE)
     return chunk.data, chunk.ended

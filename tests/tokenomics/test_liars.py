@@ -26,7 +26,7 @@ from nunet_cli.jobs.spec import encode_spec
 from nunet_cli.network.identity import Identity, new_identity
 from nunet_cli.network.messenger import Answer, Change, Incoming
 from nunet_cli.node.node import Node
-from nunet_cli.orchestrator import contract, execute, invoke, match, request, settle
+from nunet_cli.orchestrator import contract, execute, invoke, match, outputs, request, settle
 from nunet_cli.orchestrator.cancel import cancel
 from nunet_cli.records.allocations import ALLOCATIONS
 from nunet_cli.records.books import ACCOUNTS, LEDGER, LOG, REGISTRY
@@ -59,6 +59,7 @@ from nunet_cli.records.messages import (
     CheckKyc,
     JobCompleted,
     JobVerification,
+    LogChunk,
     Message,
     RegisterContract,
     Replica,
@@ -439,6 +440,24 @@ async def test_a_receipt_that_does_not_fit_its_contract_is_not_believed(
             record = record_of(node, job_id)
             assert (record.state, record.receipt) == ("proved", None)
             assert node.ctx.store[STATEMENTS].count() == 0
+
+
+async def test_a_provider_that_has_nothing_new_at_once_is_not_asked_without_end(market: MarketOf) -> None:
+    async with market() as m:
+        await through(m, job_id := await m.post(spec()), 4)
+        asked = 0
+
+        async def nothing(message: Incoming) -> Answer:
+            nonlocal asked
+            asked += 1
+            return "log_chunk", LogChunk(b"", ended=False)
+
+        answering(m.provider, "job_logs", nothing)
+        job = m.job(job_id)
+        with trio.move_on_after(1):
+            while True:
+                assert await outputs.read_logs(m.requester.ctx, job, "stdout", 0, 5) == (b"", False)
+        assert 0 < asked <= 1 / outputs.NOTHING_NEW_PAUSE + 1
 
 
 async def test_of_two_receipts_for_one_contract_the_first_counts_for_the_job_as_well(market: MarketOf) -> None:
