@@ -162,6 +162,8 @@ def describe(event: dict[str, Any]) -> tuple[str, str] | None:
         return "match", f"{short(data['bidder'])} does not answer"
     if kind == "invocation_unanswered":
         return "invoke", f"{data['message']}; trying again until {data['until'][11:19]} UTC"
+    if kind == "provider_unanswered":
+        return "contract", f"the provider has trouble just now, and is asked again: {data['message']}"
     if kind == "contract_database_unanswered":
         return "contract", f"{data['message']}; trying again until {data['until'][11:19]} UTC"
     if kind == "settlement_waits":

@@ -32,6 +32,7 @@ from nunet_cli.orchestrator.needs import (
     HasStore,
     HasVerified,
 )
+from nunet_cli.orchestrator.retry import has_next_bid
 from nunet_cli.orchestrator.select import missing_kycs
 from nunet_cli.records.bids import BIDS, BidRecord
 from nunet_cli.records.contract_records import BALANCES, CONTRACT, CONTRACTS, Balance, ContractRecord
@@ -65,7 +66,8 @@ from nunet_cli.tokenomics.payment import check_payment_info, deposit_for
 
 T = TypeVar("T")
 PROVIDER_REFUSED = "provider_refused"
-TRANSIENT = frozenset({"peer_silent", "peer_unreachable", "clock_differs", "internal", NoSpaceError.default_code})
+SILENT_CODES = frozenset({"peer_silent", "peer_unreachable"})
+TRANSIENT = SILENT_CODES | frozenset({"clock_differs", "internal", NoSpaceError.default_code})
 RETRY_PAUSE = 2.0
 MAX_SKEW = timedelta(seconds=60)
 _LEADS_TO = {move.event: move.to for move in CONTRACT.moves}
@@ -111,8 +113,12 @@ def is_transient(error: NunetError) -> bool:
     return error.code in TRANSIENT or error.details.get("cause") in TRANSIENT
 
 
-async def _ask_until(ctx: HasStore, job_id: str, until: str, ask: Callable[[], Awaitable[T]]) -> T:
+async def _ask_until(
+    ctx: HasStore, job_id: str, until: str, ask: Callable[[], Awaitable[T]], *, who: str = DATABASE
+) -> T:
     """Ask the contract database something, and again while it is only away, up to a time.
+
+    A provider (`who`) that does not answer at all is not asked again: it has had its time.
 
     Raises:
         NunetError: what it answered, or that it did not.
@@ -122,12 +128,13 @@ async def _ask_until(ctx: HasStore, job_id: str, until: str, ask: Callable[[], A
         try:
             return await ask()
         except NunetError as error:
-            if not is_transient(error) or until <= quantities.utc_now():
+            is_silent = who == PROVIDER and error.code in SILENT_CODES
+            if is_silent or not is_transient(error) or until <= quantities.utc_now():
                 raise
             if not said:
                 said = True
                 event = {"message": error.message, "until": until}
-                await ctx.store.save_event(job_id, "contract_database_unanswered", **event)
+                await ctx.store.save_event(job_id, f"{who.replace('-', '_')}_unanswered", **event)
             await trio.sleep(RETRY_PAUSE)
 
 
@@ -226,16 +233,10 @@ def contract_text(
 
 async def _agree(ctx: Contracting, contract: ContractRecord) -> ContractRecord:
     """Get the provider's signature under the very same text, and put this node's own under it, which comes last."""
-    proposal = Document(contract.document.content)
-    timeout = ctx.config.limits.answer_timeout * 2
+    # trouble that passes costs a provider the job only where another one is next
+    until = "" if has_next_bid(find_job(ctx.store, contract.job_id)) else contract.document.read(Contract).sign_by
     try:
-        answer = await ctx.messenger.request(
-            contract.provider, "contract_proposal", ContractProposal(proposal), timeout=timeout
-        )
-        agreed = answer.body.contract if isinstance(answer.body, ContractAgreement) else None
-        if agreed is None or agreed.content != proposal.content:
-            raise RejectedMessageError("the provider answered with another contract", code="wrong_contract")
-        require_signature(agreed, contract.provider, PROVIDER, "contract")
+        agreed = await _ask_until(ctx, contract.job_id, until, partial(_ask_to_sign, ctx, contract), who=PROVIDER)
     except NunetError as error:
         reason = error.message
         await ctx.store.change(lambda t: set_contract(t, contract.id, "refuse", by=PROVIDER, reason=reason))
@@ -248,6 +249,23 @@ async def _agree(ctx: Contracting, contract: ContractRecord) -> ContractRecord:
         return set_contract(t, contract.id, "agree", by=PROVIDER, document=signed)
 
     return await ctx.store.change(change)
+
+
+async def _ask_to_sign(ctx: Asking, contract: ContractRecord) -> Document:
+    """Return the contract with the provider's signature.
+
+    Raises:
+        NunetError: it refuses, answers something else, or not at all.
+    """
+    proposal = Document(contract.document.content)
+    answer = await ctx.messenger.request(
+        contract.provider, "contract_proposal", ContractProposal(proposal), timeout=ctx.config.limits.answer_timeout * 2
+    )
+    agreed: Document | None = answer.body.contract if isinstance(answer.body, ContractAgreement) else None
+    if agreed is None or agreed.content != proposal.content:
+        raise RejectedMessageError("the provider answered with another contract", code="wrong_contract")
+    require_signature(agreed, contract.provider, PROVIDER, "contract")
+    return agreed
 
 
 async def _prove(ctx: Contracting, job_id: str, record: ContractRecord) -> Job:

@@ -17,7 +17,7 @@ from nunet_cli.config import ExecutorConfig, ProcessConfig
 from nunet_cli.executor.process import ProcessExecutor
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.opening import open_node
-from nunet_cli.orchestrator import cancel
+from nunet_cli.orchestrator import cancel, contract
 from nunet_cli.records.allocations import ALLOCATIONS
 from nunet_cli.records.offers import OnboardOptions
 from tests.conftest import Market, config
@@ -201,3 +201,25 @@ async def test_a_requester_is_told_what_went_wrong_and_no_path_of_the_providers_
             assert job.state == "failed"
             assert "Permission denied" in job.error.message
             assert "/" not in job.error.message
+
+
+async def test_trouble_of_a_provider_that_passes_refuses_no_contract(
+    market: MarketOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with market() as m:
+        monkeypatch.setattr(contract, "RETRY_PAUSE", 0.05)
+        messenger = m.provider.ctx.messenger
+        known, failures = messenger._types["contract_proposal"], [1, 2]
+        assert known.behaviour is not None
+        real = known.behaviour
+
+        async def behaviour(message: Any) -> Any:
+            if failures:
+                raise RuntimeError(f"trouble {failures.pop()}")
+            return await real(message)
+
+        messenger.register("contract_proposal", known.kind, behaviour)
+        job_id = await m.post(spec("true"))
+        assert (await orchestrate_job(m.requester.ctx, job_id)).state == "settled"
+        assert m.event_types(job_id).count("provider_unanswered") == 1
+        assert not failures
