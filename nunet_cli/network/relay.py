@@ -139,7 +139,7 @@ class Relay:
             async with trio.open_nursery() as nursery:
                 nursery.cancel_scope.deadline = trio.current_time() + SLOW_WAIT
                 for connection in slow:
-                    nursery.start_soon(send, connection)
+                    self._transport.supervisor.start_soon(nursery, "publishing", send, connection)
         return sent
 
     def _note_seen(self, key: str) -> None:

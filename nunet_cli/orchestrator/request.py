@@ -20,7 +20,16 @@ from nunet_cli.network.messenger import Answer, Change, Incoming
 from nunet_cli.orchestrator.bid import Assessing, assess, sent_bid
 from nunet_cli.orchestrator.changes import advance, change_job, error_record, find_job
 from nunet_cli.orchestrator.going_on import No
-from nunet_cli.orchestrator.needs import Asking, Dealing, HasAccounting, HasAsked, HasConfig, HasMessenger, HasStore
+from nunet_cli.orchestrator.needs import (
+    Asking,
+    Dealing,
+    HasAccounting,
+    HasAsked,
+    HasConfig,
+    HasMessenger,
+    HasStore,
+    HasTasks,
+)
 from nunet_cli.orchestrator.retry import look_again, may_retry, search_again
 from nunet_cli.orchestrator.select import SOON
 from nunet_cli.records.bids import BID_REQUESTS, BIDS, Bid, BidRecord, BidRequest
@@ -43,6 +52,10 @@ class JobRequesting(HasAsked, Dealing, Protocol):
 
 class Releasing(HasMessenger, HasStore, Protocol):
     """Frees what a bidder has locked."""
+
+
+class Forgetting(HasTasks, Dealing, Protocol):
+    """Frees what nobody remembers to be locked."""
 
 
 class Requested(Assessing, HasMessenger, Protocol):
@@ -236,7 +249,7 @@ async def release_lock(ctx: Asking, bid: BidRecord, timeout: float) -> str:
     return ""
 
 
-async def release_forgotten(ctx: Dealing, job: Job) -> None:
+async def release_forgotten(ctx: Forgetting, job: Job) -> None:
     """Before another search: free what may be locked for bids of one that ended before it was kept which is the best.
 
     This node was killed, or its disk was full, and nobody knows whom it had asked (see `ask_first`): a bidder would
@@ -244,10 +257,11 @@ async def release_forgotten(ctx: Dealing, job: Job) -> None:
     """
     now = quantities.utc_now()
     bids = [row for row in ctx.store[BIDS].by("bid_request_id", job.bid_request_id) if row.kind == "bid"]
+    patience = min(RELEASE_WAIT, ctx.config.limits.answer_timeout)
     async with trio.open_nursery() as nursery:
         for bid in bids:
             if bid.verdict == "offered" and bid.score is None and bid.offer.timeout > now:
-                nursery.start_soon(release_lock, ctx, bid, min(RELEASE_WAIT, ctx.config.limits.answer_timeout))
+                ctx.supervisor.start_soon(nursery, "freeing a lock", release_lock, ctx, bid, patience)
 
 
 # -- provider ----------------------------------------------------------------------------------------------------------

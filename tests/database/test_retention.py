@@ -13,6 +13,7 @@ from nunet_cli.config import RetentionConfig
 from nunet_cli.database.retention import AT_ONCE
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.network.blobs import YOUNG, Blobs
+from nunet_cli.network.identity import new_identity
 from nunet_cli.node.care import Care
 from nunet_cli.records.allocations import ALLOCATIONS, Allocation
 from nunet_cli.records.bids import BIDS, BidRecord, NodeID
@@ -194,7 +195,7 @@ async def test_content_that_is_used_again_stays(tmp_path: Path, monkeypatch: pyt
         async def use() -> None:
             await blobs.add_file(tmp_path / "posted")
             await add_bytes(blobs, b"written")
-            await blobs.fetch("did:key:z6Mk", names["fetched"], 7)
+            await blobs.fetch(new_identity().did, names["fetched"], 7)
             await store.change(lambda t: blobs.grant(t, names["posted"], "did:r"))
 
         monkeypatch.setattr(blobs, "unnamed", found_and_used)
