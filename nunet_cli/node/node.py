@@ -35,13 +35,13 @@ from nunet_cli.node.parts import Parts
 from nunet_cli.orchestrator import (
     agreement,
     bid,
+    bid_answers,
     cancel,
     closing,
-    contract,
+    contract_keeping,
     disputes,
     execute,
     invoke,
-    match,
     request,
     select,
     settle,
@@ -97,7 +97,7 @@ class Node:
         self._discovery: Discovery | None = None
         ctx.begin_allocation = self._begin_allocation
         ctx.closings.begin = partial(closing.begin, ctx)
-        for room in (match, bid, request, contract, agreement, invoke, execute, settle, disputes, cancel):
+        for room in (bid_answers, bid, request, contract_keeping, agreement, invoke, execute, settle, disputes, cancel):
             room.register(ctx)
         allocation_cancel.register(ctx)
         if "contract-database" in roles:

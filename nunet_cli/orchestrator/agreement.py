@@ -14,7 +14,8 @@ from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import ContractError
 from nunet_cli.network.messenger import Answer, Change, Incoming
 from nunet_cli.orchestrator.bid import sent_bid
-from nunet_cli.orchestrator.contract import Validating, contract_record, contract_text, validate_provider
+from nunet_cli.orchestrator.contract import Validating, contract_text, validate_provider
+from nunet_cli.orchestrator.contract_keeping import contract_record
 from nunet_cli.orchestrator.needs import Dealing, HasAccounting, HasClosings, HasIdentity, HasRoles
 from nunet_cli.orchestrator.permissions import check_dealing
 from nunet_cli.orchestrator.request import offered_until

@@ -15,14 +15,8 @@ from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError, StateError
 from nunet_cli.orchestrator import execute
 from nunet_cli.orchestrator.changes import advance, find_job, let_go
-from nunet_cli.orchestrator.contract import (
-    check_proof,
-    is_transient,
-    keep_proof,
-    note_balance,
-    register_contract,
-    set_contract,
-)
+from nunet_cli.orchestrator.contract import is_transient, register_contract
+from nunet_cli.orchestrator.contract_keeping import check_proof, keep_proof, note_balance, set_contract
 from nunet_cli.orchestrator.needs import (
     Asking,
     Dealing,

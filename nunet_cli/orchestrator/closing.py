@@ -17,7 +17,8 @@ from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError
 from nunet_cli.orchestrator import disputes
 from nunet_cli.orchestrator.changes import find_job
-from nunet_cli.orchestrator.contract import check_contract, set_contract
+from nunet_cli.orchestrator.contract import check_contract
+from nunet_cli.orchestrator.contract_keeping import set_contract
 from nunet_cli.orchestrator.needs import Dealing, HasConfig, HasJobLocks, HasStore, HasTasks
 from nunet_cli.orchestrator.outputs import Fetching, fetch_outputs
 from nunet_cli.orchestrator.settle import (

@@ -1,7 +1,8 @@
 """Stage 4, contract closure: both parties make the same text from the bid, and the contract database proves it.
 
 The provider signs first, until a time after which its signature binds no more; the requester signs last, and has it
-registered. So a contract that anybody refused, or never answered, lacks a signature, and binds nobody.
+registered. So a contract that anybody refused, or never answered, lacks a signature, and binds nobody. What both keep
+of it is in `contract_keeping`, the provider's half in `agreement`.
 """
 
 from __future__ import annotations
@@ -9,19 +10,18 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from functools import partial
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import trio
-from msgspec import structs
 
 from nunet_cli import quantities
 from nunet_cli.database.store import Transaction
 from nunet_cli.database.transition import transition
-from nunet_cli.errors import ContractError, NoSpaceError, NunetError, PeerError, RejectedMessageError, StateError
+from nunet_cli.errors import ContractError, NoSpaceError, NunetError, RejectedMessageError, StateError
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.tree import required_capability
-from nunet_cli.network.messenger import Change, Incoming
 from nunet_cli.orchestrator.changes import advance, find_job
+from nunet_cli.orchestrator.contract_keeping import check_proof, contract_record, keep_proof, note_balance, set_contract
 from nunet_cli.orchestrator.needs import (
     Asking,
     Dealing,
@@ -35,7 +35,7 @@ from nunet_cli.orchestrator.needs import (
 from nunet_cli.orchestrator.retry import has_next_bid
 from nunet_cli.orchestrator.select import missing_kycs
 from nunet_cli.records.bids import BIDS, BidRecord
-from nunet_cli.records.contract_records import BALANCES, CONTRACT, CONTRACTS, Balance, ContractRecord
+from nunet_cli.records.contract_records import CONTRACTS, ContractRecord
 from nunet_cli.records.contracts import (
     DATABASE,
     LAPSED,
@@ -44,7 +44,6 @@ from nunet_cli.records.contracts import (
     REQUESTER,
     UNVERIFIED,
     Contract,
-    Proof,
     Terms,
     deadline_of,
     sign_by_of,
@@ -56,7 +55,6 @@ from nunet_cli.records.messages import (
     CheckKyc,
     ContractAgreement,
     ContractProposal,
-    ContractRegistered,
     ContractStatus,
     KycAnswer,
     ProofOfContract,
@@ -70,7 +68,6 @@ SILENT_CODES = frozenset({"peer_silent", "peer_unreachable"})
 TRANSIENT = SILENT_CODES | frozenset({"clock_differs", "internal", NoSpaceError.default_code})
 RETRY_PAUSE = 2.0
 MAX_SKEW = timedelta(seconds=60)
-_LEADS_TO = {move.event: move.to for move in CONTRACT.moves}
 
 
 class Validating(HasVerified, Asking, Protocol):
@@ -79,10 +76,6 @@ class Validating(HasVerified, Asking, Protocol):
 
 class Contracting(HasClosings, HasPeers, HasRoles, HasIdentity, Validating, Dealing, Protocol):
     """Closes a contract as its requester."""
-
-
-class Proving(HasClosings, Dealing, Protocol):
-    """Takes proofs."""
 
 
 # -- requester ---------------------------------------------------------------------------------------------------------
@@ -325,19 +318,6 @@ async def register_contract(ctx: Asking, document: Document, contract: Contract)
     return answer.body
 
 
-def check_proof(proof: Document, contract: Document) -> None:
-    """Refuse a proof that is not the contract database's word on this very contract.
-
-    Raises:
-        RejectedMessageError: what does not fit.
-    """
-    text = contract.read(Contract)
-    require_signature(proof, text.contract_database, DATABASE, "proof")
-    content = proof.read(Proof)
-    if content.contract_id != contract.cid or content.deposit != text.terms.deposit:
-        raise RejectedMessageError("the proof is for another contract", code="wrong_proof")
-
-
 async def check_contract(ctx: Dealing, contract_id: str) -> ContractStatus:
     """Ask the contract database for the state of a contract of this node's (seed 4: `checkContract`).
 
@@ -352,115 +332,3 @@ async def check_contract(ctx: Dealing, contract_id: str) -> ContractStatus:
     if not isinstance(answer.body, ContractStatus) or answer.body.contract_id != contract.id:
         raise RejectedMessageError("the contract database did not answer with the contract's state", code="bad_answer")
     return answer.body
-
-
-# -- both --------------------------------------------------------------------------------------------------------------
-
-
-def contract_record(document: Document, role: Literal["requester", "provider"], spec: str) -> ContractRecord:
-    """Return the record of a new contract."""
-    contract = document.read(Contract)
-    return ContractRecord(
-        id=document.cid, job_id=contract.job_id, role=role, bid_id=contract.bid_id, requester=contract.requester,
-        provider=contract.provider, contract_database=contract.contract_database, oracle=contract.oracle,
-        deposit=contract.terms.deposit, payment=contract.payment, deadline=contract.terms.deadline,
-        created_at=contract.created_at, document=document, spec=spec,
-    )  # fmt: skip
-
-
-def set_contract(t: Transaction, contract_id: str, event: str, *, by: str, **changes: Any) -> ContractRecord:
-    """Let an event happen to a contract, and save it in the event log; return the contract.
-
-    Where it has led to its state already, that is no event: only the changes are made.
-
-    Args:
-        t: the change that this is part of.
-        contract_id: the contract.
-        event: what happens, as in `records.contract_records.CONTRACT`; it is about this contract.
-        by: which party causes it.
-        changes: fields of the contract.
-
-    Raises:
-        StateError: the contract's machine does not allow it, or there is no such contract.
-    """
-    contract = t[CONTRACTS].get(contract_id)
-    if contract is None:
-        raise StateError(f"contract {contract_id} is gone", code="gone")
-    if contract.state == _LEADS_TO[event]:
-        contract = structs.replace(contract, **changes)
-        t[CONTRACTS].put(contract)
-        return contract
-    contract = transition(t, contract, event, by=by, about=contract_id, **changes)
-    t.save_event(contract.job_id, f"contract_{contract.state}", contract_id=contract_id)
-    return contract
-
-
-def keep_proof(ctx: HasClosings, t: Transaction, contract_id: str, proof: Document, **changes: Any) -> None:
-    """Keep the proof of a contract, as part of a change; of one that comes again, the time of the first stands.
-
-    Args:
-        ctx: the node's parts.
-        t: the change.
-        contract_id: the contract.
-        proof: the contract database's word, checked.
-        changes: what else is new in the contract.
-
-    Raises:
-        StateError: it is closed or in dispute.
-    """
-    known = t[CONTRACTS].get(contract_id)
-    at = (known.proved_at if known is not None else "") or quantities.utc_now()
-    set_contract(t, contract_id, "prove", by=DATABASE, proof=proof, proved_at=at, **changes)
-    # with a result, from here on time has to close it
-    t.then(partial(ctx.closings.look, contract_id))
-
-
-def recorded_with(ctx: Dealing, contract_id: str, database: str) -> ContractRecord:
-    """Return a contract of this node's, for the contract database that it names.
-
-    Raises:
-        PeerError: there is none.
-    """
-    contract = ctx.store[CONTRACTS].get(contract_id)
-    if contract is None or contract.contract_database != database:
-        raise PeerError("no such contract recorded with you here", code="no_contract")
-    return contract
-
-
-def _on_registered(ctx: Proving, message: Incoming) -> Change | None:
-    """Keep the proof that the contract database sends to the party that did not register the contract itself."""
-    body: ContractRegistered = message.body
-    known = recorded_with(ctx, body.contract_id, message.sender)
-    check_proof(body.proof, known.document)
-    if known.proof is not None:
-        # it came with the invocation
-        return None
-
-    def change(t: Transaction) -> None:
-        contract = t[CONTRACTS].one(body.contract_id)
-        if contract.proof is None and CONTRACT.may(contract.state, "prove"):
-            keep_proof(ctx, t, contract.id, body.proof)
-        elif contract.proof is None:
-            # closed, or in dispute, before the proof was here
-            t[CONTRACTS].put(structs.replace(contract, proof=body.proof))
-        note_balance(t, message.sender, body.balance)
-
-    return change
-
-
-def note_balance(t: Transaction, database: str, balance: str) -> None:
-    """Remember what the contract database last said of this node's balance."""
-    t[BALANCES].put(Balance(database, balance, quantities.utc_now()))
-
-
-def register(ctx: Proving) -> None:
-    """Take the proof of what the other party has registered; know the answers of provider and contract database."""
-
-    async def on_registered(message: Incoming) -> Change | None:
-        return _on_registered(ctx, message)
-
-    ctx.messenger.register("contract_registered", ContractRegistered, on_registered)
-    ctx.messenger.register("contract_agreement", ContractAgreement)
-    ctx.messenger.register("kyc_answer", KycAnswer)
-    ctx.messenger.register("proof_of_contract", ProofOfContract)
-    ctx.messenger.register("contract_status", ContractStatus)

@@ -12,7 +12,7 @@ from nunet_cli.database.store import Transaction
 from nunet_cli.errors import ContractError, DisputedError, NunetError
 from nunet_cli.network.messenger import Change, Incoming
 from nunet_cli.orchestrator.changes import advance, error_record
-from nunet_cli.orchestrator.contract import recorded_with, set_contract
+from nunet_cli.orchestrator.contract_keeping import recorded_with, set_contract
 from nunet_cli.orchestrator.needs import Asking, Dealing, HasClosings, HasIdentity
 from nunet_cli.records.contract_records import CONTRACT, CONTRACTS
 from nunet_cli.records.contracts import PROVIDER, REQUESTER

@@ -16,7 +16,7 @@ from nunet_cli.jobs.tree import images_of, is_group, programs, required_capabili
 from nunet_cli.network.blobs import Blobs
 from nunet_cli.network.messenger import Change, Incoming
 from nunet_cli.orchestrator.changes import advance, change_job, find_job
-from nunet_cli.orchestrator.contract import check_proof, keep_proof
+from nunet_cli.orchestrator.contract_keeping import check_proof, keep_proof
 from nunet_cli.orchestrator.needs import (
     Asking,
     BeginsAllocations,

@@ -11,7 +11,7 @@ from nunet_cli.errors import (
     RejectedMessageError,
 )
 from nunet_cli.orchestrator.changes import advance, change_job, error_record
-from nunet_cli.orchestrator.contract import note_balance, set_contract
+from nunet_cli.orchestrator.contract_keeping import note_balance, set_contract
 from nunet_cli.orchestrator.retry import may_retry, search_again
 from nunet_cli.records.contract_records import CONTRACTS, STATEMENTS, ContractRecord, Statement
 from nunet_cli.records.contracts import DATABASE, ORACLE, PROVIDER, REQUESTER, Receipt
