@@ -20,7 +20,7 @@ from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError
 from nunet_cli.node.node import Node
 from nunet_cli.node.opening import open_node
-from nunet_cli.orchestrator import contract, invoke
+from nunet_cli.orchestrator import contract_keeping, invoke
 from nunet_cli.records.allocations import ALLOCATIONS
 from nunet_cli.records.books import ACCOUNTS, LEDGER, PRESENCE
 from nunet_cli.records.capability import PriceBid
@@ -202,7 +202,7 @@ async def test_a_proof_that_is_not_the_contract_databases_is_not_kept(market: Ma
     async with market() as m:
         m.provider.ctx.messenger.register("contract_registered", ContractRegistered, None)
         row = await through(m, job_id := await m.post(spec()), 3)
-        contract.register(m.provider.ctx)
+        contract_keeping.register(m.provider.ctx)
         assert row.proof is not None
         other = make_document(msgspec.structs.replace(row.proof.read(Proof), contract_id=content_id(b"other")))
         proof = {
