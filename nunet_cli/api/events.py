@@ -54,6 +54,10 @@ class Family:
         """Return the event that is set when more happens; take it before reading."""
         return self._store.news(self.job.id) if self.is_alone else self._store.new_event
 
+    def end(self) -> trio.Event:
+        """Return the event that is set when the job comes to its end; take it before reading."""
+        return self._store.end(self.job.id)
+
     def has_ended(self) -> bool:
         """Say whether the job has come to its end."""
         job = self._store[JOBS].get(self.job.id)
@@ -119,9 +123,10 @@ async def _stream(node: Node, job: Job, after: int, *, progress: bool) -> AsyncI
 
 async def _pause(family: Family) -> None:
     """Let more come together, as a busy node's news do by the hundred; what ends a job is not kept waiting."""
-    with trio.move_on_after(TOGETHER):
-        while not family.has_ended():
-            await family.news().wait()
+    end = family.end()
+    if not family.has_ended():
+        with trio.move_on_after(TOGETHER):
+            await end.wait()
 
 
 def _sent(event: dict[str, Any]) -> str:

@@ -31,7 +31,7 @@ from nunet_cli.errors import FatalError, NodeError, NoSpaceError
 from nunet_cli.records.events import EVENTS, Event
 from nunet_cli.records.table import Table
 from nunet_cli.records.tables import TABLES
-from nunet_cli.threads import in_thread
+from nunet_cli.threads import alone_in_thread
 
 log = logging.getLogger("nunet.store")
 
@@ -66,6 +66,8 @@ class Transaction(_Tables):
         super().__init__(connection)
         # the jobs to whose story this adds
         self.told: set[str] = set()
+        # the jobs that come to their end with it
+        self.ended: set[str] = set()
         self._then: list[Callable[[], None]] = []
 
     def save_event(self, job_id: str, type_: str, **data: Any) -> int:
@@ -112,10 +114,10 @@ class Store(_Tables):
         self.home = home
         self.read_only = read_only
         self.path = home / STORE_FILE
-        self._limiter = trio.CapacityLimiter(1)
         self._new_event = trio.Event()
         # who waits holds them
         self._news: WeakValueDictionary[str, trio.Event] = WeakValueDictionary()
+        self._ends: WeakValueDictionary[str, trio.Event] = WeakValueDictionary()
         self._waiting: list[_Change[Any]] = []
         self._is_led = False
         try:
@@ -197,7 +199,7 @@ class Store(_Tables):
     async def _work(self, change: _Change[Any]) -> None:
         assert change.apart is not None
         try:
-            change.value = await in_thread(change.apart, self._writer, limiter=self._limiter)
+            change.value = await alone_in_thread(change.apart, self._writer)
         except Exception as error:
             change.error = explained(error, self.path)
 
@@ -212,25 +214,27 @@ class Store(_Tables):
                 if connection.total_changes == before:
                     connection.execute("COMMIT")
                 else:
-                    await in_thread(connection.execute, "COMMIT", limiter=self._limiter)
+                    await alone_in_thread(connection.execute, "COMMIT")
         except (sqlite3.Error, OSError) as error:
             self._fail(together, explained(error, self.path))
         finally:
             # where the disk is full SQLite rolls back itself, at times already in the middle of the transaction
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-        told: set[str] = set()
+        told, ended = set[str](), set[str]()
         for change in together:
             if change.error is None and change.transaction is not None:
                 told |= change.transaction.told
+                ended |= change.transaction.ended
                 change.transaction.follow()
         if told:
             self._new_event.set()
             self._new_event = trio.Event()
-        for job_id in told:
-            news = self._news.pop(job_id, None)
-            if news is not None:
-                news.set()
+        for waited, jobs in ((self._news, told), (self._ends, ended)):
+            for job_id in jobs:
+                event = waited.pop(job_id, None)
+                if event is not None:
+                    event.set()
 
     def _run(self, change: _Change[Any], *, alone: bool) -> None:
         """Run one of the changes that share a transaction; what it wrote is undone where it raises."""
@@ -280,10 +284,11 @@ class Store(_Tables):
 
     def news(self, job_id: str) -> trio.Event:
         """Return the event that is set by the next commit that adds to the log of a job; take it before reading."""
-        found = self._news.get(job_id)
-        if found is None:
-            found = self._news[job_id] = trio.Event()
-        return found
+        return _event(self._news, job_id)
+
+    def end(self, job_id: str) -> trio.Event:
+        """Return the event that is set by the next commit with which a job comes to its end; take it before reading."""
+        return _event(self._ends, job_id)
 
     # -- the file ----------------------------------------------------------------------------------------------------
 
@@ -300,6 +305,13 @@ class Store(_Tables):
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _event(waited: WeakValueDictionary[str, trio.Event], job_id: str) -> trio.Event:
+    found = waited.get(job_id)
+    if found is None:
+        found = waited[job_id] = trio.Event()
+    return found
 
 
 def _nothing(_: Transaction) -> Any:

@@ -67,6 +67,8 @@ class Connection:
         self.scope = trio.CancelScope()
         self._pings: dict[bytes, float] = {}
         self._queue, self._outgoing = trio.open_memory_channel[bytes](QUEUE_FRAMES)
+        # whether what is sent is queued: until there is who writes it, while that one writes, and in the end
+        self._is_writing = True
         self.closed = trio.Event()
         self.measured = trio.Event()
         self.opened_at = self.used_at = self.heard_at = trio.current_time()
@@ -97,17 +99,24 @@ class Connection:
         return "does not read" if now - self._sending_since > SEND_TIMEOUT else ""
 
     async def send(self, kind: int, payload: bytes) -> None:
-        """Queue a frame; waits while the queue is full.
+        """Write a frame at once where none waits and the connection takes it, else queue it; waits while that is full.
 
         Raises:
-            PeerError: the connection is over.
+            PeerError: the connection is over, or the frame is over the limit.
         """
         try:
             frame = bytes([kind]) + payload
             for sent in self._links.disturb(frame) if kind in (ENVELOPE, ACK) else (frame,):
-                await self._queue.send(sent)
+                if self._is_writing:
+                    await self._queue.send(sent)
+                elif not self.channel.send_now(sent):
+                    # the rest of it, and what follows, is written as the peer reads
+                    self._is_writing = True
+                    self._queue.send_nowait(b"")
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise PeerError(f"the connection to {self.peer.peer_id} is closed") from None
+        except RejectedMessageError as error:
+            raise PeerError(f"nothing is sent to {self.peer.peer_id}: {error.message}") from None
 
     async def ping(self) -> None:
         """Ask for a sign of life, with a number that the peer cannot guess: it cannot look nearer than it is.
@@ -158,19 +167,31 @@ class Connection:
     async def write_forever(self) -> None:
         """Send what is queued, all that is ready at a time."""
         async with self._outgoing:
-            async for frame in self._outgoing:
-                frames, size = [frame], len(frame)
-                with suppress(trio.WouldBlock, trio.EndOfChannel):
-                    while size < TOGETHER:
-                        frames.append(self._outgoing.receive_nowait())
-                        size += len(frames[-1])
-                self._sending_since = trio.current_time()
-                await self.channel.send_frames(*frames)
-                self._sending_since = math.inf
+            while True:
+                try:
+                    frame = self._outgoing.receive_nowait()
+                except trio.WouldBlock:
+                    # from here on frames are written as they come, until one cannot be
+                    self._is_writing = False
+                    frame = await self._outgoing.receive()
+                except trio.EndOfChannel:
+                    break
+                await self._write([frame])
         self.scope.cancel()
+
+    async def _write(self, frames: list[bytes]) -> None:
+        size = len(frames[0])
+        with suppress(trio.WouldBlock, trio.EndOfChannel):
+            while size < TOGETHER:
+                frames.append(self._outgoing.receive_nowait())
+                size += len(frames[-1])
+        self._sending_since = trio.current_time()
+        await self.channel.send_frames(*filter(None, frames))
+        self._sending_since = math.inf
 
     def close(self) -> None:
         """End the connection's tasks."""
+        self._is_writing = True
         self.scope.cancel()
         self._queue.close()
         self._outgoing.close()

@@ -10,6 +10,7 @@ import logging
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import msgspec
@@ -61,6 +62,14 @@ class _Forwarded(Struct, forbid_unknown_fields=True, frozen=True):
     count: Annotated[int, Limits(ge=0, le=10**6)]
 
 
+@dataclass(slots=True)
+class _Counts:
+    """To how many nodes each direct peer passed a publication on, None until it says so; and what wakes who waits."""
+
+    said: dict[bytes, int | None] = field(default_factory=dict)
+    news: trio.Event = field(default_factory=trio.Event)
+
+
 class Relay:
     """Publishing, passing on, and handing publications to this node's own subscribers."""
 
@@ -69,7 +78,7 @@ class Relay:
         self._subscribers: dict[str, tuple[type[Struct], Subscriber]] = {}
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._minute, self._from_origin, self._from_peer = 0, Counter[str](), Counter[bytes]()
-        self._forwarded: dict[str, dict[bytes, int | None]] = {}
+        self._forwarded: dict[str, _Counts] = {}
         self._nursery: trio.Nursery | None = None
         transport.on_frame[RELAY] = self._on_relay
         transport.on_frame[RELAYED] = self._on_relayed
@@ -97,13 +106,13 @@ class Relay:
         at = self._transport.listens_at()
         envelope, raw = seal(self._identity, topic, type_, body, lifetime=lifetime, at=at)
         self._note_seen(f"{envelope.from_}/{envelope.id}")
-        counts = self._forwarded[envelope.id] = {}
+        counts = self._forwarded[envelope.id] = _Counts()
         try:
-            await self._send(raw, _Route(MAX_HOPS), self._identity.public_key, None, counts)
+            await self._send(raw, _Route(MAX_HOPS), self._identity.public_key, None, counts.said)
             with trio.move_on_after(ACK_WAIT):
-                while None in counts.values():
-                    await self._transport.wait_change(0.05)
-            return sum(count or 0 for count in counts.values())
+                while None in counts.said.values():
+                    await counts.news.wait()
+            return sum(count or 0 for count in counts.said.values())
         finally:
             del self._forwarded[envelope.id]
 
@@ -174,10 +183,12 @@ class Relay:
         origin = key_from_did(envelope.from_)
         count = 0
         key = f"{envelope.from_}/{envelope.id}"
-        if origin != self._identity.public_key and key not in self._seen:
-            if not self._within_rate(envelope.from_, connection.peer.public_key):
-                # not noted as seen: who brings too much cannot keep out what another one brings as well
-                raise RejectedMessageError("too many publications of one origin, or by one peer", code="rate")
+        is_new = origin != self._identity.public_key and key not in self._seen
+        if is_new and not self._within_rate(envelope.from_, connection.peer.public_key):
+            # not noted as seen: who brings too much cannot keep out what another one brings as well; but answered,
+            # or an honest node with many jobs would wait for an answer to each
+            self._transport.rejections["rate"] += 1
+        elif is_new:
             self._note_seen(key)
             hops = min(route.hops, MAX_HOPS) - 1
             if hops > 0:
@@ -214,9 +225,10 @@ class Relay:
             answer = decode(payload, _Forwarded)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise RejectedMessageError("not an answer to a publication", code="malformed") from None
-        counts, key = self._forwarded.get(answer.id, {}), connection.peer.public_key
-        if counts.get(key, 0) is not None:
+        counts, key = self._forwarded.get(answer.id), connection.peer.public_key
+        if counts is None or counts.said.get(key, 0) is not None:
             connection.unasked()
             return
-        counts[key] = answer.count
-        self._transport.notify()
+        counts.said[key] = answer.count
+        counts.news.set()
+        counts.news = trio.Event()

@@ -17,6 +17,7 @@ import trio
 
 from nunet_cli.errors import RejectedMessageError
 from nunet_cli.network.identity import Identity
+from nunet_cli.network.links import write_now
 
 _ZERO_NONCE = bytes(24)
 _GOODBYE = bytes(18)
@@ -192,6 +193,8 @@ class SecureChannel:
         self._receive_nonce = int.from_bytes(keys.decrypt_nonce, "big")
         self._raw = bytearray()
         self._plain = bytearray()
+        # sealed, and not written yet: it goes before anything else
+        self._unwritten = b""
         self.peer_key = keys.peer_key
 
     async def send_frames(self, *bodies: bytes) -> None:
@@ -201,18 +204,35 @@ class SecureChannel:
             ChannelClosedError: the other side is gone.
             RejectedMessageError: a body is over the limit; nothing is sent.
         """
+        data = self._sealed(*bodies)
+        try:
+            await self.stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            raise ChannelClosedError("the connection is closed") from None
+
+    def send_now(self, body: bytes) -> bool:
+        """Send a frame as far as the connection takes it at once; return whether nothing is left for `send_frames`.
+
+        Only for who knows that no `send_frames` is under way.
+
+        Raises:
+            RejectedMessageError: the body is over the limit; nothing of it is sent.
+        """
+        data = self._sealed(body)
+        self._unwritten = data[write_now(self.stream, data) :]
+        return not self._unwritten
+
+    def _sealed(self, *bodies: bytes) -> bytes:
+        """Return what is still to be written, and frames after it."""
         largest = max(map(len, bodies), default=0)
         if largest > self._max_frame:
             # looked at before any is sealed: what is sealed and not sent would look like a cut to the other side
             raise RejectedMessageError(f"a frame of {largest} bytes is over the limit", code="frame_too_large")
-        packets: list[bytes] = []
+        packets, self._unwritten = [self._unwritten], b""
         for body in bodies:
             data = struct.pack(">I", len(body)) + body
             packets += [self._seal(data[at : at + MAX_PACKET]) for at in range(0, len(data), MAX_PACKET)]
-        try:
-            await self.stream.send_all(b"".join(packets))
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            raise ChannelClosedError("the connection is closed") from None
+        return b"".join(packets)
 
     async def receive_frame(self) -> bytes:
         """Return the next frame's body.
@@ -239,9 +259,10 @@ class SecureChannel:
 
     async def goodbye(self) -> None:
         """Tell the other side that this is the end, so that a cut is told from a close."""
+        left = self._sealed()
         header = sodium.crypto_secretbox(_GOODBYE, self._next_send_nonce(), self._keys.encrypt_key)
         try:
-            await self.stream.send_all(header)
+            await self.stream.send_all(left + header)
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
             pass
 

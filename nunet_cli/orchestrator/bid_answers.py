@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from nunet_cli import quantities
@@ -157,6 +158,6 @@ def _on_relayed_answer(ctx: Gathering, message: Incoming) -> Change:
         elif ctx.searches.count_refusal(sent.id) >= MOST_REFUSALS:
             raise StateError("there are enough refusals", code="enough_refusals")
         keep(t)
-        t.then(ctx.transport.notify)
+        t.then(partial(ctx.searches.wake, sent.id))
 
     return change

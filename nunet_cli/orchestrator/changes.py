@@ -52,12 +52,16 @@ def advance(
         t, t[JOBS].one(job_id), event, by=by, about=about, changed_at=quantities.utc_now(), **changes
     )  # fmt: skip
     t.save_event(job_id, f"job_{job.state}", **(said or {}))
+    if job.state in JOB_ENDS:
+        t.ended.add(job_id)
     for member_id in job.members:
         # a job inside a pod has the pod's state, and no machine of its own
         member = t[JOBS].one(member_id)
         shared = {name: getattr(job, name) for name in _SHARED}
         t[JOBS].put(structs.replace(member, **shared))
         t.save_event(member_id, f"job_{job.state}", pod=job.id)
+        if job.state in JOB_ENDS:
+            t.ended.add(member_id)
     if job.parent and job.state in JOB_ENDS:
         resolve_replicas(t, job.parent)
     return job

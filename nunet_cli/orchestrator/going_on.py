@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import trio
@@ -38,6 +39,15 @@ class JobLocks:
                 self._locks.pop(job_id, None)
 
 
+@dataclass(slots=True)
+class _Out:
+    """A bid request that is out: the bids that it has, the refusals that came by relay, and what wakes who waits."""
+
+    answers: int = 0
+    refusals: int = 0
+    news: trio.Event = field(default_factory=trio.Event)
+
+
 class Searches:
     """The bid requests that are out, and how many bids, and refusals by relay, each has.
 
@@ -46,8 +56,7 @@ class Searches:
 
     def __init__(self) -> None:
         self._began = trio.current_time()
-        self._answers: dict[str, int] = {}
-        self._refusals: dict[str, int] = {}
+        self._out: dict[str, _Out] = {}
 
     @property
     def age(self) -> float:
@@ -57,27 +66,42 @@ class Searches:
     @contextlib.contextmanager
     def out(self, request_id: str) -> Iterator[None]:
         """Count the answers to a bid request as long as it is out."""
-        self._answers[request_id] = self._refusals[request_id] = 0
+        self._out[request_id] = _Out()
         try:
             yield
         finally:
-            del self._answers[request_id], self._refusals[request_id]
+            del self._out[request_id]
 
     def count(self, request_id: str) -> None:
         """Count a bid for a bid request, if that is still out."""
-        if request_id in self._answers:
-            self._answers[request_id] += 1
+        if request_id in self._out:
+            self._out[request_id].answers += 1
 
     def count_refusal(self, request_id: str) -> int:
         """Count a refusal that came by relay, if its bid request is still out; return how many came before it."""
-        before = self._refusals.get(request_id, 0)
-        if request_id in self._refusals:
-            self._refusals[request_id] = before + 1
-        return before
+        out = self._out.get(request_id)
+        if out is None:
+            return 0
+        out.refusals += 1
+        return out.refusals - 1
 
     def answers(self, request_id: str) -> int | None:
         """Return how many have bid for a bid request; None where it is not out."""
-        return self._answers.get(request_id)
+        out = self._out.get(request_id)
+        return None if out is None else out.answers
+
+    def wake(self, request_id: str) -> None:
+        """Wake who waits for the answers to a bid request, if that is still out."""
+        out = self._out.get(request_id)
+        if out is not None:
+            out.news.set()
+            out.news = trio.Event()
+
+    async def wait(self, request_id: str, timeout: float) -> None:
+        """Wait until there is news of a bid request that is out, at most `timeout` seconds."""
+        news = self._out[request_id].news
+        with trio.move_on_after(timeout):
+            await news.wait()
 
 
 class Heard:

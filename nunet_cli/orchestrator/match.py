@@ -45,6 +45,8 @@ log = logging.getLogger("nunet.match")
 
 SETTLE_TIME = 2.0
 RELAY_WAIT = 2.0
+# how often a search looks whether others are there to be asked
+LOOK_AROUND = 0.1
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 
 
@@ -52,7 +54,7 @@ class Awaiting(HasTopics, HasTransport, HasStore, Protocol):
     """Waits for a time, or for a provider to come."""
 
 
-class Relaying(HasRelay, HasTransport, Protocol):
+class Relaying(HasRelay, HasSearches, Protocol):
     """Sends a bid request by relay."""
 
 
@@ -227,7 +229,7 @@ async def publish_bid_request(
                 if everybody or (ctx.searches.answers(request.id) or 0) >= ENOUGH_BIDS:
                     nursery.cancel_scope.cancel()
                     break
-                await ctx.transport.wait_change(0.1)
+                await ctx.searches.wait(request.id, LOOK_AROUND)
 
 
 class _Relayed(msgspec.Struct):
@@ -252,7 +254,7 @@ async def _relay(
     if relayed.count:
         relayed.patience = trio.current_time() + min(RELAY_WAIT, timeout)
     relayed.done = True
-    ctx.transport.notify()
+    ctx.searches.wake(request.id)
 
 
 def _is_settled(ctx: LookingAround) -> bool:
@@ -273,4 +275,4 @@ async def _ask(ctx: Gathering, request: BidRequest, did: str, timeout: float, wa
             await register_silence(ctx, request, did, error)
     finally:
         waiting.discard(did)
-        ctx.transport.notify()
+        ctx.searches.wake(request.id)

@@ -115,7 +115,7 @@ async def test_what_was_undone_beneath_a_change_is_reported_to_all(
 async def test_what_only_looks_waits_for_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Store(tmp_path) as store:
         await store.change(lambda t: t[ACCOUNTS].put(account("a")))
-        monkeypatch.setattr("nunet_cli.database.store.in_thread", None)
+        monkeypatch.setattr("nunet_cli.database.store.alone_in_thread", None)
         assert await store.change(lambda t: t[ACCOUNTS].count()) == 1
 
 

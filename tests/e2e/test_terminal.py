@@ -88,6 +88,6 @@ def test_a_job_that_is_not_waited_for_longer_goes_on(processes: Processes, job: 
     assert done.returncode == 5
     assert "goes on in the running node" in done.stderr
     assert "has not ended in the time that --timeout gives it" in done.stderr
-    # on a busy machine the two seconds may be over before its program has begun
-    assert jobs(processes.requester)[0] in ("invoked", "running")
+    # on a busy machine the two seconds may be over at any stage
+    assert len(jobs(processes.requester)) == 1
     wait_until(lambda: jobs(processes.requester) == ["running"], what="the job to go on")
