@@ -31,7 +31,7 @@ async def alone_in_thread(function: Callable[..., T], *arguments: Any) -> T:
     waits for the end.
     """
     if not world().threads:
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.cancel_shielded_checkpoint()
         return function(*arguments)
     task, token = trio.lowlevel.current_task(), trio.lowlevel.current_trio_token()
 

@@ -94,11 +94,18 @@ class _Change(Generic[T]):
 
     def __init__(self, function: Callable[[Transaction], T], apart: Callable[[sqlite3.Connection], T] | None = None):
         self.function, self.apart = function, apart
-        self.turn = trio.Event()
+        # who made it and waits for its turn
+        self.waits: trio.lowlevel.Task | None = None
         self.transaction: Transaction | None = None
         self.value: T | None = None
         self.error: BaseException | None = None
         self.is_done = False
+
+    def wake(self) -> None:
+        """Let who made it go on, if it waits."""
+        if self.waits is not None:
+            trio.lowlevel.reschedule(self.waits)
+            self.waits = None
 
 
 class Store(_Tables):
@@ -167,14 +174,15 @@ class Store(_Tables):
         if self.read_only:
             raise NodeError("this command only reads the store")
         self._waiting.append(mine)
-        with trio.CancelScope(shield=True):
-            if self._is_led:
-                await mine.turn.wait()
-            if not mine.is_done:
-                # nobody commits just now: this one does, for all that are ready with it
-                self._is_led = True
-                await trio.lowlevel.checkpoint()
-                await self._lead()
+        # nothing below can be cancelled
+        if self._is_led:
+            mine.waits = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
+        if not mine.is_done:
+            # nobody commits just now: this one does, for all that are ready with it
+            self._is_led = True
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            await self._lead()
         if mine.error is not None:
             raise mine.error
         return cast(T, mine.value)
@@ -190,11 +198,11 @@ class Store(_Tables):
         finally:
             for change in together:
                 change.is_done = True
-                change.turn.set()
+                change.wake()
             self._is_led = bool(self._waiting)
             if self._waiting:
                 # the first of those that came in the meantime leads the next commit
-                self._waiting[0].turn.set()
+                self._waiting[0].wake()
 
     async def _work(self, change: _Change[Any]) -> None:
         assert change.apart is not None

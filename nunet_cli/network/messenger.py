@@ -268,6 +268,8 @@ class Messenger:
 
     async def _has_room(self, connection: Connection, did: str) -> bool:
         """Say whether one more message of a peer can be handled now; where many came together, once some have ended."""
+        if len(self._in_progress.get(did, ())) < MAX_IN_PROGRESS_PER_PEER:
+            return True
         with trio.move_on_after(ROOM_PATIENCE) as patience:
             while len(self._in_progress.get(did, ())) >= MAX_IN_PROGRESS_PER_PEER:
                 if trio.current_time() < connection.crowded_until:
