@@ -122,6 +122,7 @@ class Config(Struct, forbid_unknown_fields=True):
     lock_on_bid: bool = False
     lock_lease: Seconds = 60
     bid_timeout: Seconds = 300
+    pull_interval: Seconds = 30
     contract_database: str = ""
     oracle: str = ""
     network: NetworkConfig = field(default_factory=NetworkConfig)

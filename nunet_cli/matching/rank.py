@@ -12,6 +12,9 @@ from nunet_cli.records.capability import Capability
 
 LATE = 3600.0
 
+# seconds from now on that are as good as now
+SOON = 2.0
+
 
 @dataclass(frozen=True)
 class RankedBid:

@@ -6,6 +6,7 @@ Lock → allocate → release are parts of the transaction that makes them true.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -50,6 +51,8 @@ class CapabilityAccounting:
         self._store, self.monitor = store, monitor
         self.content: Content | None = None
         self.executors: dict[str, str] = {}
+        # what follows once something was given back
+        self.on_release: Callable[[], None] = lambda: None
 
     def is_onboarded(self, source: Source | None = None) -> bool:
         """Say whether this node offers capability."""
@@ -259,6 +262,7 @@ class CapabilityAccounting:
         """Give back what a bid locked, or what an allocation has; and sweep locks that have lapsed."""
         t[HOLDINGS].remove(key)
         self._sweep(t)
+        t.then(self.on_release)
 
     def get_preferences(self, source: Source | None = None) -> CapabilityComparator:
         """Return this node's preferences, as a provider and as a requester (second seed: `getPreferences`)."""

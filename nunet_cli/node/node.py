@@ -45,6 +45,7 @@ from nunet_cli.orchestrator import (
     request,
     select,
     settle,
+    work,
 )
 from nunet_cli.orchestrator.changes import find_job, resolve_replicas
 from nunet_cli.orchestrator.patience import while_full
@@ -96,9 +97,11 @@ class Node:
         self._orchestrating: dict[str, trio.CancelScope] = {}
         self._discovery: Discovery | None = None
         ctx.begin_allocation = self._begin_allocation
+        accounting.on_release = ctx.work.wake
         ctx.closings.begin = partial(closing.begin, ctx)
-        for room in (bid_answers, bid, request, contract_keeping, agreement, invoke, execute, settle, disputes, cancel):
+        for room in (bid_answers, bid, work, request, contract_keeping, agreement, invoke, execute, settle, disputes):
             room.register(ctx)
+        cancel.register(ctx)
         allocation_cancel.register(ctx)
         if "contract-database" in roles:
             self.contract_database = ContractDatabase(ctx.identity, ctx.store, ctx.config, self.mailbox)
@@ -137,6 +140,7 @@ class Node:
         self.supervisor.start_soon(ctx.nursery, "care of the home", self._care)
         self._repeat(FORGET_INTERVAL, "forgetting peers", ctx.peers.forget_old)
         self._repeat(PROBE_INTERVAL, "probing the executors", self.probe_executors)
+        self._repeat(0, "looking for work", partial(work.look_for_work, ctx))
         self._repeat(PROBE_INTERVAL, "removing what was left behind", partial(recover.remove_left, ctx))
         await self.supervisor.watch("taking up jobs", self._take_up_jobs)
 

@@ -21,9 +21,10 @@ from nunet_cli.network.relay import Relay
 from nunet_cli.network.topics import Topics
 from nunet_cli.network.transport import TcpTransport
 from nunet_cli.node.capability import CapabilityAccounting
-from nunet_cli.orchestrator.going_on import Asked, Closings, Heard, JobLocks, JobProgress, Searches, Verified
+from nunet_cli.orchestrator.going_on import Asked, Closings, Heard, JobLocks, JobProgress, Verified
 from nunet_cli.orchestrator.judging import Judging
 from nunet_cli.orchestrator.roles import Roles
+from nunet_cli.orchestrator.searches import Searches, Work
 from nunet_cli.supervise import Supervisor
 from nunet_cli.threads import Threads
 
@@ -56,6 +57,7 @@ class Parts:
     judging: Judging = field(default_factory=Judging)
     job_locks: JobLocks = field(default_factory=JobLocks)
     searches: Searches = field(default_factory=Searches)
+    work: Work = field(default_factory=Work)
     heard: Heard = field(default_factory=Heard)
     progress: JobProgress = field(default_factory=JobProgress)
     asked: Asked = field(default_factory=Asked)

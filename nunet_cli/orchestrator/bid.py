@@ -22,6 +22,7 @@ from nunet_cli.matching.compare import compare
 from nunet_cli.network.messenger import Answer, Change, Incoming
 from nunet_cli.orchestrator.needs import (
     HasAccounting,
+    HasConfig,
     HasExecutors,
     HasIdentity,
     HasJudging,
@@ -29,6 +30,7 @@ from nunet_cli.orchestrator.needs import (
     HasPeers,
     HasRelay,
     HasStore,
+    HasWork,
 )
 from nunet_cli.orchestrator.permissions import Permitting, may_use, trusts
 from nunet_cli.orchestrator.post import new_id
@@ -54,6 +56,8 @@ from nunet_cli.records.jobs import JOBS
 log = logging.getLogger("nunet.bid")
 
 RELAYED_LIFETIME = 120
+# seconds after which what is busy for no known time may be free
+BUSY_PAUSE = 10
 # offers to one requester that are kept here: a day's work of many machines; of more the oldest go that came to nothing
 MOST_OFFERS, LOOKED_AT = 2000, 50
 
@@ -62,7 +66,7 @@ class Offering(HasAccounting, Permitting, HasStore, Protocol):
     """Knows what this machine can offer."""
 
 
-class Assessing(HasJudging, HasPeers, Offering, Protocol):
+class Assessing(HasJudging, HasPeers, HasWork, Offering, Protocol):
     """Holds a bid request against what this machine can offer."""
 
 
@@ -110,8 +114,24 @@ def register(ctx: Invited) -> None:
 
 
 async def _on_bid_request(ctx: Bidding, message: Incoming) -> Answer | Callable[[Transaction], Answer]:
-    request: BidRequest = message.body
-    if request.requester.did != message.sender:
+    return await answer_request(ctx, message.body, message.sender)
+
+
+async def answer_request(
+    ctx: Bidding, request: BidRequest, sender: str, *, lock: bool = False
+) -> Answer | Callable[[Transaction], Answer]:
+    """Compare a bid request, and return the refusal, or the change that makes the bid.
+
+    Args:
+        ctx: the node's parts.
+        request: the bid request.
+        sender: who brought it, by its DID.
+        lock: what is bid is locked at once, and not only when the requester asks for that.
+
+    Raises:
+        RejectedMessageError: it is not the sender's own, or another one with the same id was here.
+    """
+    if request.requester.did != sender:
         raise RejectedMessageError("the bid request is not the sender's own", code="wrong_sender")
     check_names(request.requester)
     made = _made_bid(ctx.store, request)
@@ -120,11 +140,12 @@ async def _on_bid_request(ctx: Bidding, message: Incoming) -> Answer | Callable[
     images = await _compare_images(ctx, request)
     offer = await assess(ctx, request, images)
     if offer.comparison.verdict != "accept":
-        offer = await _later(ctx, request, images) or offer
-    if offer.comparison.verdict != "accept":
+        free_at = await busy_until(ctx, request, images)
+        if free_at:
+            ctx.work.note_waiting(sender)
         # no row and no event: whoever asks without end would fill the disk
-        log.debug("declined %s of %s: %s", request.id, message.sender, "; ".join(offer.comparison.reasons))
-        return "decline", Decline(request.id, request.job_id, ctx.identity.node_id, offer.comparison)
+        log.debug("declined %s of %s: %s", request.id, sender, "; ".join(offer.comparison.reasons))
+        return "decline", Decline(request.id, request.job_id, ctx.identity.node_id, offer.comparison, free_at)
     bid = create_bid(ctx, request, offer)
 
     def change(t: Transaction) -> Answer:
@@ -133,19 +154,32 @@ async def _on_bid_request(ctx: Bidding, message: Incoming) -> Answer | Callable[
         if known is not None:
             return "bid", known
         offered = bid
-        if ctx.config.lock_on_bid and not offer.start:
+        if ctx.config.lock_on_bid or lock:
             resources = request.required_capability.resources
+            until = bid.timeout if ctx.config.lock_on_bid else _lease_end(ctx)
             try:
-                ctx.accounting.lock_capability(t, bid.id, request.job_id, resources, bid.timeout, bid.time.duration)
+                ctx.accounting.lock_capability(t, bid.id, request.job_id, resources, until, bid.time.duration)
             except StateError as error:
                 # another took what was free when this one was compared
+                t.then(partial(ctx.work.note_waiting, sender))
                 return "decline", _taken(ctx, request, offer, error.message)
-            offered = structs.replace(bid, resources_locked_until_timeout=True)
+            offered = structs.replace(bid, resources_locked_until_timeout=True, timeout=until)
         now = quantities.utc_now()
-        make_room(t, message.sender, now)
+        make_room(t, sender, now)
         t[BID_REQUESTS].put(BidRequestRecord(request.id, request.job_id, "received", now, request))
         t[BIDS].put(
-            BidRecord(bid.id, "bid", "sent", message.sender, request.id, request.job_id, now, bid.bidder, offered)
+            BidRecord(
+                bid.id,
+                "bid",
+                "sent",
+                sender,
+                request.id,
+                request.job_id,
+                now,
+                bid.bidder,
+                offered,
+                offered_until=bid.timeout if offered.resources_locked_until_timeout else "",
+            )
         )
         t.save_event(request.job_id, "bid_sent", bid_id=bid.id, bid_request_id=request.id,
                      requester=request.requester.peer_id)  # fmt: skip
@@ -194,7 +228,15 @@ def _taken(ctx: HasIdentity, request: BidRequest, offer: Offer, reason: str) -> 
     """Return the refusal of a request that would have been accepted a moment ago."""
     fields = (*offer.comparison.fields, Comparison("resources", "worse", reason=reason))
     comparison = CapabilityComparison(fields, "decline", (f"resources: {reason}",))
-    return Decline(request.id, request.job_id, ctx.identity.node_id, comparison)
+    return Decline(request.id, request.job_id, ctx.identity.node_id, comparison, _soon(BUSY_PAUSE))
+
+
+def _lease_end(ctx: HasConfig) -> str:
+    return _soon(ctx.config.lock_lease)
+
+
+def _soon(seconds: float) -> str:
+    return quantities.format_time(quantities.now() + timedelta(seconds=seconds))
 
 
 async def _compare_images(ctx: Vetting, request: BidRequest) -> tuple[Comparison, ...]:
@@ -212,12 +254,11 @@ async def _compare_images(ctx: Vetting, request: BidRequest) -> tuple[Comparison
 
 
 class Offer(msgspec.Struct, frozen=True):
-    """What a request comes to here: the comparison with its verdict, the price, what is left, and a later start."""
+    """What a request comes to here: the comparison with its verdict, the price, and what is left."""
 
     comparison: CapabilityComparison
     price: PriceBid
     available: Capability
-    start: str = ""
 
 
 async def assess(ctx: Assessing, request: BidRequest, more: tuple[Comparison, ...] = (), *, at: str = "") -> Offer:
@@ -257,18 +298,19 @@ async def assess(ctx: Assessing, request: BidRequest, more: tuple[Comparison, ..
         fields += (Comparison("machine", "worse", reason=crowded),)
     judge = partial(accept, requester=did, price=cost, names=names)
     comparison = await ctx.judging.run_where(bool(comparator.rules), judge, fields, comparator)
-    return Offer(comparison, price, available, at)
+    return Offer(comparison, price, available)
 
 
-async def _later(ctx: Assessing, request: BidRequest, more: tuple[Comparison, ...]) -> Offer | None:
-    """Return an offer for a later start, where the requester waits and this machine is only busy."""
-    if not request.start_by:
-        return None
+async def busy_until(ctx: Assessing, request: BidRequest, more: tuple[Comparison, ...] = ()) -> str:
+    """Return when a job that is declined could begin here at the latest; empty where it never can.
+
+    It is busy where it would take the job if nobody held anything: what is locked, what runs, and what other programs
+    use of the machine.
+    """
     start = ctx.accounting.earliest_start(ctx.store, request.required_capability.resources)
-    if not start or start > request.start_by:
-        return None
-    offer = await assess(ctx, request, more, at=start)
-    return offer if offer.comparison.verdict == "accept" else None
+    if not start or (await assess(ctx, request, more, at=start)).comparison.verdict != "accept":
+        return ""
+    return max(start, _soon(BUSY_PAUSE)) if start <= quantities.utc_now() else start
 
 
 def _offered(ctx: Offering, requester: str, cost: int, at: str) -> Capability:
@@ -279,14 +321,12 @@ def _offered(ctx: Offering, requester: str, cost: int, at: str) -> Capability:
 
 
 def create_bid(ctx: Offering, request: BidRequest, offer: Offer) -> Bid:
-    """Return the offer as a bid (seed 2: `createBid`); its start counts what runs and is locked here."""
-    now = quantities.now()
-    start = quantities.parse_time(offer.start) if offer.start else now
-    timeout = quantities.format_time(start + timedelta(seconds=ctx.config.bid_timeout))
+    """Return the offer as a bid (seed 2: `createBid`)."""
     return Bid(
         id=new_id("bid"), bid_request_id=request.id, job_id=request.job_id, bidder=ctx.identity.node_id,
-        price=offer.price, timeout=timeout, spec_cid=request.spec_cid, comparison=offer.comparison,
-        time=TimeBid(start=quantities.format_time(start), duration=max(1, request.required_capability.time.max)),
+        price=offer.price, timeout=_soon(ctx.config.bid_timeout), spec_cid=request.spec_cid,
+        comparison=offer.comparison,
+        time=TimeBid(start=quantities.utc_now(), duration=max(1, request.required_capability.time.max)),
         offer=offer.available, load=ctx.accounting.load(ctx.store),
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError, RejectedMessageError, StateError
 from nunet_cli.matching.rank import bid_price
 from nunet_cli.network.messenger import Change, Incoming
+from nunet_cli.orchestrator.locks import release_message
 from nunet_cli.orchestrator.needs import HasMessenger, HasSearches, HasStore, HasTransport
 from nunet_cli.orchestrator.post import new_id
 from nunet_cli.records.bids import BID_REQUESTS, BIDS, Bid, BidRecord, BidRequest, Decline, NodeID
@@ -59,9 +60,12 @@ def _bid_change(ctx: HasSearches, request: BidRequest, message: Incoming) -> Cal
     )  # fmt: skip
 
     def change(t: Transaction) -> None:
-        # the first answer counts, however many somebody sends
-        if t[BIDS].has(bid.id) or _has_answered(t, request, message.sender):
+        # the first answer counts, however many somebody sends; but who was busy may have room by now
+        known = _answer_of(t, request, message.sender)
+        if t[BIDS].has(bid.id) or (known is not None and not known.free_at):
             return
+        if known is not None:
+            t[BIDS].remove(known.id)
         t[BIDS].put(record)
         t.save_event(
             request.job_id, "bid_received", bid_id=bid.id, bidder=bid.bidder.peer_id,
@@ -73,8 +77,9 @@ def _bid_change(ctx: HasSearches, request: BidRequest, message: Incoming) -> Cal
     return change
 
 
-def _has_answered(t: Transaction, request: BidRequest, did: str) -> bool:
-    return t[BIDS].page(1, bid_request_id=request.id, did=did).total > 0
+def _answer_of(t: Transaction, request: BidRequest, did: str) -> BidRecord | None:
+    rows = t[BIDS].page(1, bid_request_id=request.id, did=did).rows
+    return rows[0] if rows else None
 
 
 def _check_bidder(bid: Bid | Decline, sender: str) -> None:
@@ -90,14 +95,15 @@ def decline_change(request: BidRequest, message: Incoming) -> Callable[[Transact
     record = BidRecord(
         new_id("decline"), "decline", "received", message.sender, request.id, request.job_id, quantities.utc_now(),
         decline.bidder, comparison=decline.comparison, verdict="declined", reasons=decline.comparison.reasons,
-        evidence=message.evidence,
+        evidence=message.evidence, free_at=decline.free_at,
     )  # fmt: skip
+    busy = {"free_at": decline.free_at} if decline.free_at else {}
 
     def change(t: Transaction) -> None:
-        if not _has_answered(t, request, message.sender):
+        if _answer_of(t, request, message.sender) is None:
             t[BIDS].put(record)
             t.save_event(
-                request.job_id, "bid_declined", bidder=decline.bidder.peer_id, reasons=list(record.reasons)
+                request.job_id, "bid_declined", bidder=decline.bidder.peer_id, reasons=list(record.reasons), **busy
             )  # fmt: skip
 
     return change
@@ -115,7 +121,7 @@ async def register_silence(ctx: HasStore, request: BidRequest, did: str, error: 
 
     def change(t: Transaction) -> None:
         # it may have answered by relay in the meantime
-        if not _has_answered(t, request, did):
+        if _answer_of(t, request, did) is None:
             t[BIDS].put(record)
             t.save_event(request.job_id, "bid_silent", bidder=bidder.peer_id, reasons=list(record.reasons))
 
@@ -140,6 +146,9 @@ def _on_relayed_answer(ctx: Gathering, message: Incoming) -> Change:
         raise RejectedMessageError("there is no such bid request", code="wrong_bid")
     answers = ctx.searches.answers(sent.id)
     if answers is None:
+        if isinstance(body, Bid) and ctx.searches.was_handed(sent.job_id, message.sender):
+            # it looked for work, and another was faster: it need not hold its machine for that
+            return lambda t: ctx.messenger.outbox.enqueue(t, release_message(ctx, body.id, message.sender))
         raise StateError("the search is over", code="search_over")
     if answers >= ENOUGH_BIDS:
         raise StateError("there are enough bids", code="enough_bids")
@@ -149,7 +158,8 @@ def _on_relayed_answer(ctx: Gathering, message: Incoming) -> Change:
         job = t[JOBS].get(sent.job_id)
         if job is None or job.bid_request_id != sent.id or job.state != "matching":
             raise StateError("the search is over", code="search_over")
-        if _has_answered(t, sent.request, message.sender):
+        known = _answer_of(t, sent.request, message.sender)
+        if known is not None and not (known.free_at and isinstance(body, Bid)):
             return
         # whoever has a key can answer, and keys cost nothing: a search keeps so many rows, and no more
         if isinstance(body, Bid):

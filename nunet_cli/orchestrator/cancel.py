@@ -17,6 +17,7 @@ from nunet_cli.orchestrator import execute
 from nunet_cli.orchestrator.changes import advance, find_job, let_go
 from nunet_cli.orchestrator.contract import is_transient, register_contract
 from nunet_cli.orchestrator.contract_keeping import check_proof, keep_proof, note_balance, set_contract
+from nunet_cli.orchestrator.locks import release_lock
 from nunet_cli.orchestrator.needs import (
     Asking,
     Dealing,
@@ -27,7 +28,6 @@ from nunet_cli.orchestrator.needs import (
     HasProgress,
     HasStore,
 )
-from nunet_cli.orchestrator.request import release_lock
 from nunet_cli.orchestrator.retry import CANCEL_LIFETIME, note_called_off
 from nunet_cli.orchestrator.settle import Settling, settle
 from nunet_cli.records.bids import BIDS

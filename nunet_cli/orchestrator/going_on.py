@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
 import trio
@@ -15,10 +14,11 @@ from nunet_cli.records.results import Progress
 
 
 class No(NamedTuple):
-    """Why a bidder does not lock; whether its bid was over when it was asked."""
+    """Why a bidder does not lock; whether its bid was over when it was asked, and whether it has no room just now."""
 
     reason: str
     lapsed: bool
+    busy: bool = False
 
 
 class JobLocks:
@@ -37,71 +37,6 @@ class JobLocks:
         finally:
             if not lock.locked() and not lock.statistics().tasks_waiting:
                 self._locks.pop(job_id, None)
-
-
-@dataclass(slots=True)
-class _Out:
-    """A bid request that is out: the bids that it has, the refusals that came by relay, and what wakes who waits."""
-
-    answers: int = 0
-    refusals: int = 0
-    news: trio.Event = field(default_factory=trio.Event)
-
-
-class Searches:
-    """The bid requests that are out, and how many bids, and refusals by relay, each has.
-
-    And for how long this node has looked around.
-    """
-
-    def __init__(self) -> None:
-        self._began = trio.current_time()
-        self._out: dict[str, _Out] = {}
-
-    @property
-    def age(self) -> float:
-        """For how many seconds others have had the time to be found."""
-        return trio.current_time() - self._began
-
-    @contextlib.contextmanager
-    def out(self, request_id: str) -> Iterator[None]:
-        """Count the answers to a bid request as long as it is out."""
-        self._out[request_id] = _Out()
-        try:
-            yield
-        finally:
-            del self._out[request_id]
-
-    def count(self, request_id: str) -> None:
-        """Count a bid for a bid request, if that is still out."""
-        if request_id in self._out:
-            self._out[request_id].answers += 1
-
-    def count_refusal(self, request_id: str) -> int:
-        """Count a refusal that came by relay, if its bid request is still out; return how many came before it."""
-        out = self._out.get(request_id)
-        if out is None:
-            return 0
-        out.refusals += 1
-        return out.refusals - 1
-
-    def answers(self, request_id: str) -> int | None:
-        """Return how many have bid for a bid request; None where it is not out."""
-        out = self._out.get(request_id)
-        return None if out is None else out.answers
-
-    def wake(self, request_id: str) -> None:
-        """Wake who waits for the answers to a bid request, if that is still out."""
-        out = self._out.get(request_id)
-        if out is not None:
-            out.news.set()
-            out.news = trio.Event()
-
-    async def wait(self, request_id: str, timeout: float) -> None:
-        """Wait until there is news of a bid request that is out, at most `timeout` seconds."""
-        news = self._out[request_id].news
-        with trio.move_on_after(timeout):
-            await news.wait()
 
 
 class Heard:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import msgspec
 import trio
+from msgspec import structs
 
 from nunet_cli import quantities
 from nunet_cli.database.store import Transaction
@@ -32,12 +33,12 @@ from nunet_cli.orchestrator.needs import (
     HasStore,
     HasTasks,
     HasTopics,
-    HasTransport,
 )
 from nunet_cli.orchestrator.post import new_id
+from nunet_cli.orchestrator.searches import Turn
 from nunet_cli.orchestrator.select import First, Selecting, select_best_bid
-from nunet_cli.records.bids import BID_REQUESTS, Bid, BidRequest, BidRequestRecord, Decline
-from nunet_cli.records.jobs import Job, Waiting
+from nunet_cli.records.bids import BID_REQUESTS, BIDS, Bid, BidRequest, BidRequestRecord, Decline
+from nunet_cli.records.jobs import JOBS, Job, Waiting
 from nunet_cli.records.machine import CLOCK, REQUESTER
 from nunet_cli.supervise import meanwhile
 
@@ -47,11 +48,13 @@ SETTLE_TIME = 2.0
 RELAY_WAIT = 2.0
 # how often a search looks whether others are there to be asked
 LOOK_AROUND = 0.1
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+FIRST_PAUSE, BUSY_PAUSE, LONGEST_PAUSE = 1.0, 5.0, 30.0
+# searches in a row without a pause, where others were faster; searches in which nobody answered
+QUICK_TRIES, SILENT_TRIES = 2, 3
 
 
-class Awaiting(HasTopics, HasTransport, HasStore, Protocol):
-    """Waits for a time, or for a provider to come."""
+class Awaiting(HasTopics, HasSearches, HasStore, Protocol):
+    """Waits for a time, for a provider to come, or for one to look for work."""
 
 
 class Relaying(HasRelay, HasSearches, Protocol):
@@ -70,20 +73,21 @@ class Requesting(HasConfig, HasIdentity, HasStore, Protocol):
     """Makes a bid request."""
 
 
-class Matching(Requesting, Searching, Selecting, Protocol):
+class Matching(Requesting, Searching, Selecting, Awaiting, Protocol):
     """Searches, and selects."""
 
 
 async def match(ctx: Matching, job_id: str, *, timeout: float | None = None, first: First | None = None) -> Job:
     """Ask for bids and shortlist the best; a job that is matched already is left as it is.
 
-    A job with a deadline is searched for again, with growing pauses and whenever the network changes, until somebody
-    can take it; it says what it waits for.
+    A job that somebody could take, and cannot just now, waits, and says for what: it is searched for again, with
+    growing pauses and whenever the network changes, and is bid for by providers that look for work. With a deadline it
+    waits until then also for those who are not there yet.
 
     Args:
         ctx: the node's parts.
         job_id: the job.
-        timeout: seconds of one single search, instead of `default_search_timeout` and the deadline.
+        timeout: seconds of one single search, instead of `default_search_timeout` and waiting.
         first: what is done with the best bid while it is kept that it is the best.
 
     Raises:
@@ -102,12 +106,13 @@ async def match(ctx: Matching, job_id: str, *, timeout: float | None = None, fir
     if timeout is None and spec.time.start:
         await _wait(ctx, job.id, spec.time.start, "its start time")
     tries = job.tries
-    if timeout is None and tries:
-        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (tries - 1))
-        again = min(spec.time.deadline, quantities.format_time(quantities.now() + timedelta(seconds=pause)))
-        await _wait(ctx, job.id, again, "every provider asked declined")
+    if timeout is None and tries > QUICK_TRIES:
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (tries - QUICK_TRIES - 1))
+        await _wait(ctx, job.id, _in_time(pause, spec.time.deadline), "every provider asked declined")
+    request: BidRequest | None = None
     while True:
-        request = await _search(ctx, find_job(ctx.store, job.id), spec, search)
+        if request is None:
+            request = await _search(ctx, find_job(ctx.store, job.id), spec, search)
         try:
             return await select_best_bid(ctx, job.id, request.id, first)
         except NoBidError as error:
@@ -116,8 +121,8 @@ async def match(ctx: Matching, job_id: str, *, timeout: float | None = None, fir
                 await _expire(ctx, job.id, error)
                 raise
             tries += 1
-            known = frozenset(peer.did for peer in ctx.topics.subscribers(request.topic))
-            await _wait(ctx, job.id, again, error.message, known)
+            if not await _wait_in_turn(ctx, job, request, again, error.message):
+                request = None
 
 
 async def _search(ctx: Matching, job: Job, spec: JobSpec, timeout: float) -> BidRequest:
@@ -141,29 +146,63 @@ async def _expire(ctx: HasStore, job_id: str, error: NoBidError) -> None:
 
 def _next_try(error: NoBidError, deadline: str, tries: int) -> str:
     """Return when to search again: after a pause that doubles, or when a busy provider is free; empty for never."""
-    if not deadline or deadline <= quantities.utc_now():
-        return ""
-    pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**tries)
-    again = quantities.format_time(quantities.now() + timedelta(seconds=pause))
     starts = error.details.get("start")
-    # who said when it is free is asked then
-    return min(deadline, max(starts, quantities.utc_now()) if starts and starts < again else again)
+    if deadline <= quantities.utc_now() if deadline else not (starts or _may_be_silent(error, tries)):
+        return ""
+    # a provider that is busy comes by itself once it has room
+    again = _in_time(min(LONGEST_PAUSE, (BUSY_PAUSE if starts else FIRST_PAUSE) * 2**tries), deadline)
+    # who said when it is free at the latest is asked then
+    return max(starts, _in_time(FIRST_PAUSE, deadline)) if starts and starts < again else again
 
 
-async def _wait(ctx: Awaiting, job_id: str, until: str, what: str, known: frozenset[str] | None = None) -> None:
-    """Wait for a time, saying so with the job; with `known` providers also until another comes."""
+def _may_be_silent(error: NoBidError, tries: int) -> bool:
+    """Say whether those who did not answer are asked once more: they may have had too much to do."""
+    return bool(error.details.get("silent")) and tries < SILENT_TRIES
 
+
+def _in_time(pause: float, deadline: str) -> str:
+    """Return the time after a pause, or the deadline where that is earlier."""
+    again = quantities.format_time(quantities.now() + timedelta(seconds=pause))
+    return min(deadline, again) if deadline else again
+
+
+async def _wait(ctx: HasStore, job_id: str, until: str, what: str) -> None:
+    """Wait for a time, saying so with the job."""
+    await _note_waiting(ctx, job_id, until, what)
+    while (left := (quantities.parse_time(until) - quantities.now()).total_seconds()) > 0:
+        await trio.sleep(min(left, 60))
+
+
+async def _note_waiting(ctx: HasStore, job_id: str, until: str, what: str) -> None:
     def begin(t: Transaction) -> None:
-        change_job(t, job_id, waiting=Waiting(what, until, quantities.utc_now()))
-        t.save_event(job_id, "job_waiting", reason=what, next_try=until)
+        known = t[JOBS].one(job_id).waiting
+        if known is not None and known.for_ == what:
+            change_job(t, job_id, waiting=structs.replace(known, next_try=until))
+        else:
+            change_job(t, job_id, waiting=Waiting(what, until, quantities.utc_now()))
+            t.save_event(job_id, "job_waiting", reason=what, next_try=until)
 
     if until > quantities.utc_now():
         await ctx.store.change(begin)
-    while (left := (quantities.parse_time(until) - quantities.now()).total_seconds()) > 0:
-        await ctx.transport.wait_change(min(left, 1.0))
-        there = {peer.did for peer in ctx.topics.subscribers(BID_TOPIC)}
-        if known is not None and there - known:
-            break
+
+
+def _has_bid(ctx: HasStore, request_id: str) -> bool:
+    return any(row.kind == "bid" for row in ctx.store[BIDS].by("bid_request_id", request_id))
+
+
+async def _wait_in_turn(ctx: Awaiting, job: Job, request: BidRequest, until: str, what: str) -> bool:
+    """Wait for a time, or until another provider comes; say whether one that looked for work has bid meanwhile."""
+    known = frozenset(peer.did for peer in ctx.topics.subscribers(request.topic))
+    with ctx.searches.open(Turn(job.created_at, request, job)):
+        await _note_waiting(ctx, job.id, until, what)
+        while (left := (quantities.parse_time(until) - quantities.now()).total_seconds()) > 0:
+            await ctx.searches.wait(request.id, min(left, 1.0))
+            # counted is it a moment before it is kept
+            if ctx.searches.answers(request.id) and _has_bid(ctx, request.id):
+                return True
+            if {peer.did for peer in ctx.topics.subscribers(BID_TOPIC)} - known:
+                return False
+    return False
 
 
 def _new_bid_request(ctx: Requesting, job: Job, spec: JobSpec) -> tuple[BidRequest, Callable[[Transaction], None]]:
@@ -172,7 +211,6 @@ def _new_bid_request(ctx: Requesting, job: Job, spec: JobSpec) -> tuple[BidReque
     request = BidRequest(
         id=new_id("request"), job_id=job.id, requester=ctx.identity.node_id, name=spec.name,
         required_capability=required_capability(spec, ctx.config.kyc.verifiers), spec_cid=job.spec_cid,
-        start_by=spec.time.deadline,
         deadline=quantities.format_time(quantities.now() + search), topic="" if job.push else job.topic or BID_TOPIC,
         images=images_of(spec), hard=spec.constraints.hard,
     )  # fmt: skip

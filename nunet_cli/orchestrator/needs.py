@@ -23,9 +23,10 @@ from nunet_cli.network.relay import Relay
 from nunet_cli.network.topics import Topics
 from nunet_cli.network.transport import TcpTransport
 from nunet_cli.orchestrator.accounting import Accounting
-from nunet_cli.orchestrator.going_on import Asked, Closings, Heard, JobLocks, JobProgress, Searches, Verified
+from nunet_cli.orchestrator.going_on import Asked, Closings, Heard, JobLocks, JobProgress, Verified
 from nunet_cli.orchestrator.judging import Judging
 from nunet_cli.orchestrator.roles import Roles
+from nunet_cli.orchestrator.searches import Searches, Work
 from nunet_cli.supervise import Supervisor
 from nunet_cli.threads import Threads
 
@@ -154,6 +155,13 @@ class HasSearches(Protocol):
 
     @property
     def searches(self) -> Searches: ...
+
+
+class HasWork(Protocol):
+    """Who waits for room on this machine."""
+
+    @property
+    def work(self) -> Work: ...
 
 
 class HasAsked(Protocol):

@@ -15,6 +15,7 @@ from nunet_cli.orchestrator.changes import advance, error_record, find_job, let_
 from nunet_cli.orchestrator.contract import PROVIDER_REFUSED, TRANSIENT, Contracting, close_contract, propose_at_once
 from nunet_cli.orchestrator.execute import Following, follow
 from nunet_cli.orchestrator.invoke import invoke
+from nunet_cli.orchestrator.locks import release_message
 from nunet_cli.orchestrator.match import Matching, match
 from nunet_cli.orchestrator.needs import (
     Dealing,
@@ -28,7 +29,7 @@ from nunet_cli.orchestrator.needs import (
     HasStore,
     HasVerified,
 )
-from nunet_cli.orchestrator.request import ask_first, next_bid, release_forgotten, release_message, request
+from nunet_cli.orchestrator.request import ask_first, next_bid, release_forgotten, request
 from nunet_cli.orchestrator.retry import CANCEL_LIFETIME, GivingUp, give_up, look_again, note_called_off
 from nunet_cli.orchestrator.settle import Settling, settle
 from nunet_cli.records.bids import BIDS
@@ -181,4 +182,4 @@ def _release(ctx: HasMessenger, t: Transaction, job: Job) -> Outgoing | None:
         body = JobCancel(contract_id=contract.id)
         return ctx.messenger.outbox.outgoing(contract.provider, "job_cancel", body, lifetime=CANCEL_LIFETIME)
     bid = t[BIDS].get(job.bid_id) if job.state == "requested" else None
-    return release_message(ctx, bid) if bid is not None else None
+    return release_message(ctx, bid.id, bid.did) if bid is not None else None

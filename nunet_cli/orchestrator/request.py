@@ -15,11 +15,12 @@ from nunet_cli.database.store import Store, Transaction
 from nunet_cli.database.transition import transition
 from nunet_cli.errors import ContractError, DeclinedError, NunetError, RejectedMessageError, StateError
 from nunet_cli.jobs.check import decode_spec
-from nunet_cli.matching.rank import start_delay
+from nunet_cli.matching.rank import SOON, start_delay
 from nunet_cli.network.messenger import Answer, Change, Incoming
-from nunet_cli.orchestrator.bid import Assessing, assess, sent_bid
+from nunet_cli.orchestrator.bid import Assessing, assess, busy_until, sent_bid
 from nunet_cli.orchestrator.changes import advance, change_job, error_record, find_job
 from nunet_cli.orchestrator.going_on import No
+from nunet_cli.orchestrator.locks import check_resource_lock, release_lock, release_message
 from nunet_cli.orchestrator.needs import (
     Asking,
     Dealing,
@@ -29,18 +30,15 @@ from nunet_cli.orchestrator.needs import (
     HasMessenger,
     HasStore,
     HasTasks,
+    HasWork,
 )
 from nunet_cli.orchestrator.retry import look_again, may_retry, search_again
-from nunet_cli.orchestrator.select import SOON
 from nunet_cli.records.bids import BID_REQUESTS, BIDS, Bid, BidRecord, BidRequest
 from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.jobs import JOBS, Job, Refusal
 from nunet_cli.records.machine import CLOCK, PROVIDER, REQUESTER
-from nunet_cli.records.messages import DeclineJobRequest, JobCancel, JobRequest, TimeoutJobRequest
-from nunet_cli.records.messaging import Outgoing
+from nunet_cli.records.messages import DeclineJobRequest, JobRequest, TimeoutJobRequest
 
-# a lock lapses by itself
-RELEASE_LIFETIME = 120
 # seconds for which a search waits for those that may have locked
 RELEASE_WAIT = 2.0
 Also = Callable[[Transaction, Job, BidRecord], None]
@@ -62,7 +60,7 @@ class Requested(Assessing, HasMessenger, Protocol):
     """Takes job requests."""
 
 
-class Locking(HasAccounting, HasConfig, Protocol):
+class Locking(HasAccounting, HasConfig, HasWork, Protocol):
     """Locks what was bid."""
 
 
@@ -131,16 +129,18 @@ def _note_refusal(t: Transaction, job_id: str, place: int, bid: BidRecord, no: N
     job = t[JOBS].one(job_id)
     if job.state != "matched":
         return job
-    refusals = (*job.refusals, Refusal(bid.id, bid.bidder.peer_id, reason))
+    refusals = (*job.refusals, Refusal(bid.id, bid.bidder.peer_id, reason, no.busy))
     job = change_job(t, job_id, place=place + 1, refusals=refusals)
     return job if job.place < len(job.shortlist) else _give_up_shortlist(t, job)
 
 
 def _give_up_shortlist(t: Transaction, job: Job) -> Job:
-    """Search again where bids had lapsed, or the job has a deadline or may be retried; else it fails."""
+    """Search again where somebody is busy, or bids had lapsed, or the job has a deadline or a retry; else it fails."""
     refusals = [structs.asdict(refusal) for refusal in job.refusals]
     said: dict[str, Any] = {"refusals": refusals}
-    if decode_spec(job.spec).time.deadline > quantities.utc_now():
+    deadline = decode_spec(job.spec).time.deadline
+    waits = not deadline and any(refusal.busy for refusal in job.refusals)
+    if waits or deadline > quantities.utc_now():
         return advance(
             t, job.id, "search_again", by=REQUESTER, said=said, tries=job.tries + 1, shortlist=(), place=0
         )  # fmt: skip
@@ -165,11 +165,6 @@ def _all_declined(job: Job) -> DeclinedError:
     )
 
 
-def check_resource_lock(bid: Bid) -> bool:
-    """Say whether the provider has locked the resources of a bid and the lock still holds (seed 3)."""
-    return bid.resources_locked_until_timeout and bid.timeout > quantities.utc_now()
-
-
 async def _try_bid(ctx: Dealing, record: BidRecord) -> BidRecord | No:
     """Ask a bidder to lock; return the bid with its lock, or why there is none."""
     over = record.offer.timeout <= quantities.utc_now()
@@ -187,7 +182,7 @@ async def _ask_to_lock(ctx: Dealing, record: BidRecord) -> BidRecord | No:
         return No(error.message, lapsed=False)
     body, bid = answer.body, record.offer
     if isinstance(body, DeclineJobRequest):
-        return No(body.reason, lapsed=False)
+        return No(body.reason, lapsed=False, busy=body.busy)
     if isinstance(body, TimeoutJobRequest):
         return No(f"the bid timed out at {body.timeout}", lapsed=True)
     if not isinstance(body, Bid) or (body.id, body.price, body.time) != (bid.id, bid.price, bid.time):
@@ -225,7 +220,7 @@ async def next_bid(ctx: Releasing, job_id: str, reason: str) -> Job:
         job, bid = t[JOBS].one(job_id), t[BIDS].get(bid_id)
         peer = bid.bidder.peer_id if bid is not None else ""
         if bid is not None:
-            ctx.messenger.outbox.enqueue(t, release_message(ctx, bid))
+            ctx.messenger.outbox.enqueue(t, release_message(ctx, bid.id, bid.did))
         refusals = (*job.refusals, Refusal(bid_id, peer, reason))
         said = {"refused_by": peer, "reason": reason}
         return advance(
@@ -233,20 +228,6 @@ async def next_bid(ctx: Releasing, job_id: str, reason: str) -> Job:
         )  # fmt: skip
 
     return await ctx.store.change(change)
-
-
-def release_message(ctx: HasMessenger, bid: BidRecord) -> Outgoing:
-    """Return the message that frees what a bidder has locked; it need not wait for the end of its lease."""
-    return ctx.messenger.outbox.outgoing(bid.did, "job_cancel", JobCancel(bid_id=bid.id), lifetime=RELEASE_LIFETIME)
-
-
-async def release_lock(ctx: Asking, bid: BidRecord, timeout: float) -> str:
-    """Have a bidder free what it has locked; return a note where it does not answer: the lock lapses by itself."""
-    try:
-        await ctx.messenger.request(bid.did, "job_cancel", JobCancel(bid_id=bid.id), timeout=timeout)
-    except NunetError as error:
-        return f"{error.message}; the lock ends by itself at {bid.offer.timeout}"
-    return ""
 
 
 async def release_forgotten(ctx: Forgetting, job: Job) -> None:
@@ -289,7 +270,8 @@ async def _on_job_request(ctx: Assessing, message: Incoming) -> Answer | Change:
     if not ctx.accounting.is_locked(ctx.store, record.id):
         comparison = (await assess(ctx, original)).comparison
         if comparison.verdict != "accept":
-            return lambda t: _decline(t, record, "; ".join(comparison.reasons))
+            busy = bool(await busy_until(ctx, original))
+            return lambda t: _decline(ctx, t, record, "; ".join(comparison.reasons), busy=busy)
     return lambda t: lock_resources(ctx, t, sent_bid(t, body.bid_id, message.sender), original)
 
 
@@ -326,7 +308,7 @@ def lock_resources(ctx: Locking, t: Transaction, record: BidRecord, request: Bid
     try:
         ctx.accounting.lock_capability(t, record.id, record.job_id, resources, until, bid.time.duration)
     except StateError as error:
-        return _decline(t, record, error.message)
+        return _decline(ctx, t, record, error.message, busy=True)
     locked = structs.replace(bid, resources_locked_until_timeout=True, timeout=until)
     transition(t, record, "lock", by=PROVIDER, bid=locked, offered_until=offered_until(record))
     t.save_event(record.job_id, "resources_locked", bid_id=record.id, until=until)
@@ -337,6 +319,8 @@ def _timed_out(record: BidRecord) -> Answer:
     return "timeout_job_request", TimeoutJobRequest(record.id, record.offer.timeout)
 
 
-def _decline(t: Transaction, record: BidRecord, reason: str) -> Answer:
+def _decline(ctx: HasWork, t: Transaction, record: BidRecord, reason: str, *, busy: bool) -> Answer:
     t.save_event(record.job_id, "job_request_declined", bid_id=record.id, reason=reason)
-    return "decline_job_request", DeclineJobRequest(record.id, reason)
+    if busy:
+        t.then(partial(ctx.work.note_waiting, record.did))
+    return "decline_job_request", DeclineJobRequest(record.id, reason, busy)

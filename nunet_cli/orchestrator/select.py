@@ -17,10 +17,11 @@ from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.tree import required_capability
 from nunet_cli.matching.accept import refusals, unwanted
 from nunet_cli.matching.compare import compare_kycs, known_kycs
-from nunet_cli.matching.rank import RankedBid, Wishes, bid_names, rank, start_delay
+from nunet_cli.matching.rank import SOON, RankedBid, Wishes, bid_names, rank, start_delay
 from nunet_cli.network.peers import clock_text, is_other_version
 from nunet_cli.orchestrator.changes import advance, find_job
-from nunet_cli.orchestrator.needs import HasAccounting, HasConfig, HasJudging, HasPeers, HasStore
+from nunet_cli.orchestrator.locks import release_message
+from nunet_cli.orchestrator.needs import HasAccounting, HasConfig, HasJudging, HasMessenger, HasPeers, HasStore
 from nunet_cli.records.bids import BIDS, Bid, BidRecord
 from nunet_cli.records.capability import Capability
 from nunet_cli.records.jobs import JOBS, Job, LinkRule
@@ -29,7 +30,6 @@ from nunet_cli.supervise import meanwhile
 
 First = Callable[[str], Awaitable[None]]
 SHORTLIST = 5
-SOON = 2.0
 # more bids than that take long enough to be ranked off the event loop
 MANY = 100
 
@@ -38,7 +38,7 @@ class Linking(HasConfig, HasStore, Protocol):
     """Knows what the jobs that one is linked to have got."""
 
 
-class Selecting(HasAccounting, HasJudging, HasPeers, HasConfig, HasStore, Protocol):
+class Selecting(HasAccounting, HasJudging, HasPeers, HasConfig, HasMessenger, HasStore, Protocol):
     """Selects among the bids for a job."""
 
 
@@ -92,9 +92,14 @@ async def select_best_bid(ctx: Selecting, job_id: str, request_id: str, first: F
     slow = bool(wishes.soft) or len(valid) > MANY
     ranked = await ctx.judging.run_where(slow, partial(rank, now=now, distance=distance), valid, wishes)
     ready = [item for item in ranked if start_delay(item.bid, now) <= SOON]
-    shortlist = tuple(item.bid.id for item in ready[:SHORTLIST])
+    best = ready[0] if ready else None
+    # those who have locked at once, and are not the best, keep their machines for others
+    spare = [item.bid for item in ranked if item is not best and item.bid.resources_locked_until_timeout]
+    shortlist = tuple(item.bid.id for item in ready[:SHORTLIST] if item.bid not in spare)
 
     def change(t: Transaction) -> Job:
+        for bid in spare if best is not None else ():
+            ctx.messenger.outbox.enqueue(t, release_message(ctx, bid.id, bid.bidder.did))
         for bid_id, (event, why) in refused.items():
             transition(t, t[BIDS].one(bid_id), event, by=REQUESTER, reasons=tuple(why))
         for item in ranked:
@@ -105,9 +110,8 @@ async def select_best_bid(ctx: Selecting, job_id: str, request_id: str, first: F
             transition(
                 t, t[BIDS].one(item.bid.id), event, by=REQUESTER, score=item.score, rank=item.rank, why=item.why
             )  # fmt: skip
-        if not ready:
+        if best is None:
             return t[JOBS].one(job_id)
-        best = ready[0]
         said = {"bids": len(ranked), "best": best.bid.id, "bidder": best.bid.bidder.peer_id, "why": best.why}
         return advance(
             t, job_id, "match", by=REQUESTER, about=request_id, said=said, shortlist=shortlist, place=0,
@@ -172,23 +176,35 @@ def _no_bid(rows: list[BidRecord], others: list[str]) -> NoBidError:
             code="no_peer",
             hint="see: nunet peer list; a machine becomes a provider with: nunet onboard && nunet node run",
         )
-    said = [{"peer": row.bidder.peer_id, "kind": row.kind, "reasons": list(row.reasons)} for row in rows]
-    declined = sum(row.kind == "decline" for row in rows)
+    said = [
+        {"peer": row.bidder.peer_id, "kind": row.kind, "reasons": list(row.reasons)}
+        | ({"free_at": row.free_at} if row.free_at else {})
+        for row in rows
+    ]
+    free = sorted(row.free_at for row in rows if row.free_at)
+    declined = sum(row.kind == "decline" and not row.free_at for row in rows)
     refused = sum(row.verdict == "unwanted" for row in rows)
     excluded = sum(row.verdict == "excluded" for row in rows)
     unverified = sum(row.verdict == "unverified" for row in rows)
     clocks = [row.clock for row in rows if row.clock is not None]
     silent = sum(row.kind == "silent" and row.clock is None for row in rows)
-    parts = [f"{declined} declined"] if declined else []
+    parts = [f"{len(free)} {'is' if len(free) == 1 else 'are'} busy"] if free else []
+    parts += [f"{declined} declined"] if declined else []
     parts += [f"{silent} did not answer"] if silent else []
     parts += [_other_clocks(clocks)] if clocks else []
     parts += [f"{refused} bid against the preferences"] if refused else []
     parts += [f"{unverified} without the statements (kycs) that the job names"] if unverified else []
     parts += [f"{excluded} cannot be taken a second time"] if excluded else []
+    details = {"answers": said, "silent": silent}
+    if free:
+        return NoBidError(
+            f"no provider has room: {', '.join(parts)}", code="busy", details={**details, "start": free[0]},
+            hint="the job waits; see for what with: nunet job explain JOB",
+        )  # fmt: skip
     return NoBidError(
         f"no acceptable bid: {', '.join(parts) or 'the bids are no longer valid'}",
         hint="see whose clock is wrong with: nunet doctor" if clocks else "see why with: nunet job explain JOB",
-        details={"answers": said},
+        details=details,
     )
 
 

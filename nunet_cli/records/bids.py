@@ -6,11 +6,14 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Struct, field
 
-from nunet_cli.records.capability import Capability, PriceBid
+from nunet_cli.records.capability import Capability, PriceBid, Resources
 from nunet_cli.records.fields import PLAIN, Did, Id, Many, MaybeId, Name, Text, Time, TimeOrNone
 from nunet_cli.records.limits import Limits
 from nunet_cli.records.machine import CLOCK, PROVIDER, REQUESTER, Machine, Move
 from nunet_cli.records.table import Table
+
+# bid requests that are handed out at a time
+MOST_OPEN = 20
 
 
 class NodeID(Struct, forbid_unknown_fields=True, frozen=True):
@@ -85,7 +88,7 @@ class CapabilityComparator(Struct, forbid_unknown_fields=True, frozen=True):
 class BidRequest(Struct, forbid_unknown_fields=True, frozen=True):
     """What a requester publishes to get offers (seed 2: `bidRequest`).
 
-    `hard` are constraints in CEL; `start_by` is the latest time at which the job may start, empty for at once.
+    `hard` are constraints in CEL.
     """
 
     id: Id
@@ -98,7 +101,6 @@ class BidRequest(Struct, forbid_unknown_fields=True, frozen=True):
     name: Annotated[str, Limits(max_length=200, pattern=PLAIN)] = ""
     images: Annotated[tuple[Annotated[str, Limits(max_length=400, pattern=PLAIN)], ...], Limits(max_length=100)] = ()
     hard: Annotated[tuple[Rule, ...], Limits(max_length=32)] = ()
-    start_by: TimeOrNone = ""
 
 
 class TimeBid(Struct, forbid_unknown_fields=True, frozen=True):
@@ -130,12 +132,29 @@ class Bid(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Decline(Struct, forbid_unknown_fields=True, frozen=True):
-    """A provider's refusal of a bid request, with the comparison that led to it."""
+    """A provider's refusal of a bid request, with the comparison that led to it.
+
+    `free_at` is when what others hold is free at the latest, where that is all that stands against the job: the machine
+    is busy. Where it is empty, it can never run the job.
+    """
 
     bid_request_id: Id
     job_id: Id
     bidder: NodeID
     comparison: CapabilityComparison
+    free_at: TimeOrNone = ""
+
+
+class AskOpenRequests(Struct, forbid_unknown_fields=True, frozen=True):
+    """A provider looks for work: it asks which bid requests wait that fit into what it has left."""
+
+    resources: Resources
+
+
+class OpenRequests(Struct, forbid_unknown_fields=True, frozen=True):
+    """The bid requests that wait for a provider, those that have waited longest first."""
+
+    requests: Annotated[tuple[BidRequest, ...], Limits(max_length=MOST_OPEN)] = ()
 
 
 class BidRequestRecord(Struct, frozen=True):
@@ -154,7 +173,7 @@ class BidRecord(Struct, frozen=True):
     `did` is the other party; `evidence` the envelope that brought it, in base64. What a comparison with the preferences
     came to is its `score`, `rank`, `why` and, where it was not taken, `reasons`. `offered_until` is how long a bid of
     this node's stands, where its lock lapses earlier. `clock` is by how many seconds the clock of one who could not
-    answer differs.
+    answer differs. `free_at` is when a busy provider that declined is free at the latest.
     """
 
     id: str
@@ -175,6 +194,7 @@ class BidRecord(Struct, frozen=True):
     evidence: str = ""
     offered_until: str = ""
     clock: float | None = None
+    free_at: str = ""
 
     @property
     def offer(self) -> Bid:

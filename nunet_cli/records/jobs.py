@@ -33,11 +33,12 @@ class Waiting(Struct, frozen=True, rename={"for_": "for"}):
 
 
 class Refusal(Struct, frozen=True):
-    """A bidder that did not take a job after all, and why."""
+    """A bidder that did not take a job after all, and why; `busy` where it has no room just now."""
 
     bid: str
     peer: str
     reason: str
+    busy: bool = False
 
 
 class LinkRule(Struct, frozen=True, rename={"from_": "from"}):

@@ -22,10 +22,11 @@ class JobRequest(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class DeclineJobRequest(Struct, forbid_unknown_fields=True, frozen=True):
-    """The provider has thought better of its bid (seed 3: `declineJobRequest`)."""
+    """The provider has thought better of its bid (seed 3: `declineJobRequest`); `busy` where others were faster."""
 
     bid_id: Id
     reason: Text
+    busy: bool = False
 
 
 class TimeoutJobRequest(Struct, forbid_unknown_fields=True, frozen=True):

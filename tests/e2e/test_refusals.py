@@ -195,7 +195,8 @@ async def sold_out(there: Others) -> None:
 
 async def sold_out_after_the_bid(there: Others) -> None:
     async def change(_: Any, said: Any) -> Any:
-        await sold_out(there)
+        if not there.provider.get_locked_capabilities():
+            await sold_out(there)
         return said
 
     says(there.provider, "bid_request", change)
@@ -393,7 +394,7 @@ MATCH = [
        job={"constraints": {"hard": ["node.cpu.cores > 64.0"]}}),
     No("strangers' commands", nothing, 4, "1 declined", "no process here",
        provider={"executor": ExecutorConfig(process=ProcessConfig())}),
-    No("the machine is taken", sold_out, 4, "1 declined", "short"),
+    No("the machine is taken", sold_out, 4, "1 is busy", "short", job={"time": {"max_duration": 60, "deadline": "3s"}}),
     No("a provider's rule", prefers(rules=("job.memory > quantity('64GiB')",)), 4, "1 declined",
        "preferences.rules[0]"),
     No("a provider's list", prefers(allow=("did:key:z6MkpTHR8VNsBxYAAWHut2Geadd9jSwuBV8xRoAnwWsdvktH",)), 4, "1 declined", "the preferences exclude it"),
@@ -404,8 +405,8 @@ MATCH = [
 ]  # fmt: skip
 
 REQUEST = [
-    No("taken in the meantime", sold_out_after_the_bid, 5, "every provider on the shortlist declined", "short",
-       "failed"),
+    No("taken in the meantime", sold_out_after_the_bid, 4, "1 is busy", "short",
+       "expired", job={"time": {"max_duration": 60, "deadline": "3s"}}),
     No("second thoughts", instead(PROVIDER, "job_request", lambda message: (
         "decline_job_request", DeclineJobRequest(message.body.bid_id, "the machine is going down"))), 5,
        "every provider on the shortlist declined", "the machine is going down", "failed"),

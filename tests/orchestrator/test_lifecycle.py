@@ -28,7 +28,7 @@ from nunet_cli.orchestrator import contract, execute, invoke, match, outputs, re
 from nunet_cli.orchestrator.changes import change_job
 from nunet_cli.orchestrator.retry import MAX_LAPSES
 from nunet_cli.records.allocations import ALLOCATIONS, HOLDINGS
-from nunet_cli.records.bids import BIDS
+from nunet_cli.records.bids import BIDS, CapabilityComparator
 from nunet_cli.records.books import LOG
 from nunet_cli.records.contract_records import CONTRACTS, REGISTERED_CONTRACTS
 from nunet_cli.records.contracts import FULFILLED
@@ -185,14 +185,11 @@ async def test_when_everybody_declines_the_failure_says_what_each_said(market: M
     async with market() as m:
         job_id = await m.post(spec())
         await match.match(m.requester.ctx, job_id)
-        full = m.provider.accounting.get_available_capability().resources
-        await m.provider.ctx.store.change(
-            lambda t: m.provider.accounting.lock_capability(t, "other", "other", full, "2999-01-01T00:00:00.000Z")
-        )
+        await m.provider.accounting.set_preferences(CapabilityComparator(rules=("false",)))
         with pytest.raises(DeclinedError) as caught:
             await request.request(m.requester.ctx, job_id)
         assert caught.value.exit_code == 5
-        assert "short" in caught.value.details["refusals"][0]["reason"]
+        assert "does not hold" in caught.value.details["refusals"][0]["reason"]
         assert m.job(job_id).state == "failed"
 
 

@@ -1,0 +1,109 @@
+"""Stage 2, the other way round: a provider with room asks what is open, and bids for what fits (seed 3: pull)."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Protocol
+
+from nunet_cli.database.store import Transaction
+from nunet_cli.errors import NunetError
+from nunet_cli.matching.accept import unwanted
+from nunet_cli.network.messenger import Answer, Incoming
+from nunet_cli.orchestrator.bid import RELAYED_LIFETIME, Bidding, answer_request
+from nunet_cli.orchestrator.needs import Asking, HasAccounting, HasMessenger, HasSearches, HasTransport
+from nunet_cli.orchestrator.searches import Turn
+from nunet_cli.records.bids import AskOpenRequests, BidRequest, OpenRequests
+from nunet_cli.records.capability import Resources
+
+log = logging.getLogger("nunet.work")
+
+# peers that are asked at each look, beyond those that were declined for want of room
+MOST_ASKED = 64
+
+
+class LookingForWork(Bidding, Asking, HasTransport, Protocol):
+    """Asks who has work, and bids for it."""
+
+
+class HandingOut(HasAccounting, HasSearches, HasMessenger, Protocol):
+    """Says which of its jobs wait."""
+
+
+# -- provider ----------------------------------------------------------------------------------------------------------
+
+
+async def look_for_work(ctx: LookingForWork) -> None:
+    """Ask who has work whenever something is given back, and every `pull_interval`; until cancelled."""
+    while True:
+        freed = await ctx.work.wait(ctx.config.pull_interval)
+        if not ctx.accounting.is_onboarded():
+            continue
+        waiting = ctx.work.turns()
+        for did in waiting if freed else [*waiting, *_others(ctx, waiting)]:
+            left = ctx.accounting.available(ctx.store).resources
+            if left.cpu.cores <= 0 or left.memory <= 0:
+                break
+            await _ask(ctx, did, left, one_of=len(waiting))
+
+
+def _others(ctx: LookingForWork, waiting: list[str]) -> list[str]:
+    there = [peer.did for peer in ctx.transport.connected() if peer.introduced and peer.did not in waiting]
+    return there[:MOST_ASKED]
+
+
+async def _ask(ctx: LookingForWork, did: str, left: Resources, *, one_of: int) -> None:
+    """Ask a requester what waits, and bid for it; of several that wait each gets one job at a time."""
+    try:
+        answer = await ctx.messenger.request(
+            did, "ask_open_requests", AskOpenRequests(left), timeout=ctx.config.limits.answer_timeout
+        )
+        found: tuple[BidRequest, ...] = answer.body.requests if isinstance(answer.body, OpenRequests) else ()
+        if not found:
+            ctx.work.forget(did)
+        for request in found:
+            if not await _bid(ctx, request, did):
+                break
+            if one_of > 1:
+                ctx.work.served(did)
+                # the next one's turn; this one's comes again
+                ctx.work.wake()
+                break
+    except NunetError as error:
+        log.debug("looking for work at %s: %s", did, error)
+        ctx.work.forget(did)
+
+
+async def _bid(ctx: LookingForWork, request: BidRequest, did: str) -> bool:
+    """Bid for an open request, with what it needs locked; say whether there was room."""
+    found = await answer_request(ctx, request, did, lock=True)
+
+    def change(t: Transaction) -> bool:
+        type_, body = found(t) if callable(found) else found
+        if type_ == "bid":
+            answer = ctx.messenger.outbox.outgoing(did, type_, body, lifetime=RELAYED_LIFETIME)
+            ctx.messenger.outbox.enqueue(t, answer)
+        return type_ == "bid"
+
+    return await ctx.store.change(change)
+
+
+# -- requester ---------------------------------------------------------------------------------------------------------
+
+
+def register(ctx: HandingOut) -> None:
+    """Take the questions of providers that look for work."""
+
+    async def on_question(message: Incoming) -> Answer:
+        if unwanted(ctx.accounting.get_preferences(), message.sender):
+            return "open_requests", OpenRequests()
+        found = ctx.searches.hand_out(message.sender, message.body.resources, partial(_is_for, message.sender))
+        return "open_requests", OpenRequests(tuple(found))
+
+    ctx.messenger.register("ask_open_requests", AskOpenRequests, on_question)
+    ctx.messenger.register("open_requests", OpenRequests)
+
+
+def _is_for(did: str, turn: Turn) -> bool:
+    """Say whether a job that waits is one that a provider may have."""
+    return turn.job.push in ("", did) and did not in turn.job.excluded

@@ -1,0 +1,220 @@
+"""Jobs that nobody has room for just now wait, and providers with room look for them."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from msgspec import structs
+
+from nunet_cli import quantities
+from nunet_cli.errors import NoBidError
+from nunet_cli.groups.orchestrate import orchestrate_job
+from nunet_cli.node.node import Node
+from nunet_cli.node.opening import open_node
+from nunet_cli.orchestrator import match, request, searches
+from nunet_cli.records.allocations import HOLDINGS
+from nunet_cli.records.bids import BIDS, AskOpenRequests, CapabilityComparator, OpenRequests
+from nunet_cli.records.capability import Cpu, Resources
+from nunet_cli.records.offers import OnboardOptions
+from tests.conftest import Market, config, open_market
+
+SMALL = {"cpu": 0.1, "memory": "16MiB", "disk": "1MiB"}
+PLACES = 3
+OFFER = OnboardOptions(price="0.2", cpu=0.3, memory="64MiB", disk="64MiB")
+
+
+def spec(seconds: float = 0, name: str = "test", **fields: Any) -> str:
+    command = ["sleep", str(seconds)] if seconds else ["true"]
+    body = {"name": name, "executor": {"type": "process", "command": command}, "price": "1", "resources": SMALL}
+    return json.dumps({**body, **fields})
+
+
+@asynccontextmanager
+async def crowded(folder: Path, seconds: float = 60) -> AsyncIterator[Market]:
+    """Open a market whose provider's machine is held by somebody else for so long."""
+    async with open_market(folder, onboard=OFFER) as m:
+        await hold(m.provider, seconds)
+        yield m
+
+
+async def hold(node: Node, seconds: float) -> None:
+    whole = node.accounting.get_available_capability().resources
+    until = quantities.format_time(quantities.now() + timedelta(seconds=seconds))
+    await node.ctx.store.change(lambda t: node.accounting.lock_capability(t, "other", "other", whole, until))
+
+
+async def give_back(node: Node) -> None:
+    await node.ctx.store.change(lambda t: node.accounting.release(t, "other"))
+
+
+async def waits(m: Market, *job_ids: str) -> None:
+    with trio.fail_after(30):
+        while not all(m.job(job_id).waiting for job_id in job_ids):
+            await trio.sleep(0.02)
+
+
+async def ends(m: Market, *job_ids: str, state: str = "settled") -> None:
+    with trio.fail_after(60):
+        while any(m.job(job_id).state != state for job_id in job_ids):
+            await trio.sleep(0.02)
+
+
+async def test_a_job_waits_for_a_busy_machine_says_so_and_begins_once_there_is_room(tmp_path: Path) -> None:
+    async with crowded(tmp_path) as m:
+        job_id = await m.post(spec())
+        m.requester.orchestrate(job_id)
+        await waits(m, job_id)
+        waiting = m.job(job_id).waiting
+        assert waiting is not None
+        assert waiting.for_ == "no provider has room: 1 is busy"
+        (row,) = m.requester.ctx.store[BIDS].by("job_id", job_id)
+        assert row.kind == "decline"
+        assert quantities.utc_now() < row.free_at
+        await give_back(m.provider)
+        await ends(m, job_id)
+        assert m.job(job_id).waiting is None
+        assert m.event_types(job_id).count("job_matching") == 1
+
+
+async def test_what_nobody_ever_has_room_for_fails_at_once(tmp_path: Path) -> None:
+    async with crowded(tmp_path) as m:
+        job_id = await m.post(spec(resources={**SMALL, "memory": "65MiB"}))
+        with pytest.raises(NoBidError, match="no acceptable bid: 1 declined"), trio.fail_after(20):
+            await orchestrate_job(m.requester.ctx, job_id)
+        assert m.job(job_id).state == "expired"
+        # one that waits for one of two providers is not ended by what the other can never do
+        async with open_node(tmp_path / "second", config()) as second:
+            await second.onboard(structs.replace(OFFER, memory="32MiB"), None)
+            for node in (m.authority, m.requester):
+                await second.add_peer(node.ctx.transport.describe())
+            with trio.fail_after(20):
+                while len(m.requester.ctx.topics.subscribers("/nunet/bids")) < 2:
+                    await trio.sleep(0.02)
+            job_id = await m.post(spec(resources={**SMALL, "memory": "48MiB"}))
+            with pytest.raises(NoBidError, match="1 is busy, 1 declined") as caught:
+                await match.match(m.requester.ctx, job_id, timeout=10)
+            assert caught.value.code == "busy"
+
+
+async def test_the_deadline_ends_the_wait(tmp_path: Path) -> None:
+    async with crowded(tmp_path) as m:
+        job_id = await m.post(spec(time={"max_duration": 9, "deadline": "2s"}))
+        with pytest.raises(NoBidError, match="1 is busy"), trio.fail_after(20):
+            await orchestrate_job(m.requester.ctx, job_id)
+        assert m.job(job_id).state == "expired"
+
+
+async def test_many_more_jobs_than_places_are_all_done(tmp_path: Path) -> None:
+    async with open_market(tmp_path, onboard=OFFER) as m:
+        job_ids = [await m.post(spec(0.2, f"job-{number}")) for number in range(6 * PLACES)]
+        for job_id in job_ids:
+            m.requester.orchestrate(job_id)
+        await ends(m, *job_ids)
+        # nothing is held any more
+        assert m.provider.accounting.taken(m.provider.ctx.store) == []
+        assert m.provider.ctx.store[HOLDINGS].count() == 0
+
+
+async def test_who_was_outrun_to_the_last_place_waits(tmp_path: Path) -> None:
+    async with open_market(tmp_path, onboard=OFFER) as m:
+        job_id = await m.post(spec())
+        await match.match(m.requester.ctx, job_id)
+        await hold(m.provider, 60)
+        job = await request.request(m.requester.ctx, job_id)
+        assert (job.state, [refusal.busy for refusal in job.refusals]) == ("matching", [True])
+        m.requester.orchestrate(job_id)
+        await waits(m, job_id)
+        await give_back(m.provider)
+        await ends(m, job_id)
+
+
+async def test_waiting_requesters_take_turns(tmp_path: Path) -> None:
+    one_place = structs.replace(OFFER, cpu=0.1, memory="16MiB")
+    async with (
+        open_market(tmp_path, onboard=one_place) as m,
+        open_node(tmp_path / "other", config()) as other,
+    ):
+        for node in (m.authority, m.provider):
+            await other.add_peer(node.ctx.transport.describe())
+        with trio.fail_after(20):
+            while not other.ctx.topics.subscribers("/nunet/bids"):
+                await trio.sleep(0.02)
+        await hold(m.provider, 60)
+        many = [await m.post(spec(0.1, f"job-{number}")) for number in range(6)]
+        for job_id in many:
+            m.requester.orchestrate(job_id)
+        await waits(m, *many)
+        theirs = Market(other, m.provider, m.authority, tmp_path)
+        one = await theirs.post(spec(0.1, "one"))
+        other.orchestrate(one)
+        await waits(theirs, one)
+        await give_back(m.provider)
+        await ends(theirs, one)
+        # one requester's many jobs did not keep out the other's one
+        assert sum(m.job(job_id).state == "settled" for job_id in many) <= 3
+        await ends(m, *many)
+
+
+async def test_what_is_handed_out_fits_and_is_for_who_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with crowded(tmp_path) as m, open_node(tmp_path / "asker", config()) as asker:
+        await asker.add_peer(m.requester.ctx.transport.describe())
+        small = [await m.post(spec(name=f"job-{number}")) for number in range(3)]
+        large = await m.post(spec(resources={**SMALL, "memory": "60MiB"}))
+        pushed = await m.post(spec(), push=m.provider.identity.did)
+        for job_id in (*small, large, pushed):
+            m.requester.orchestrate(job_id)
+        await waits(m, *small, large, pushed)
+        # until each of them waits for some time, and is not just being searched for
+        soon = quantities.format_time(quantities.now() + timedelta(seconds=6))
+        with trio.fail_after(30):
+            while any((wait := m.job(one).waiting) is None or wait.next_try < soon for one in (*small, large, pushed)):
+                await trio.sleep(0.02)
+
+        async def ask(memory: int) -> list[str]:
+            room = Resources(cpu=Cpu(cores=8), memory=memory, disk=2**30)
+            did = m.requester.identity.did
+            answer = await asker.ctx.messenger.request(did, "ask_open_requests", AskOpenRequests(room), timeout=20)
+            assert isinstance(answer.body, OpenRequests)
+            return [found.job_id for found in answer.body.requests]
+
+        assert await ask(2**20) == []
+        # in the order in which they came; and what one was given just now is not given to it or to another again
+        assert await ask(40 * 2**20) == small[:2]
+        assert set(await ask(2**30)) == {small[2], large}
+        assert await ask(2**30) == []
+        await m.requester.accounting.set_preferences(CapabilityComparator(deny=(asker.identity.did,)))
+        monkeypatch.setattr(searches, "HANDED", 0)
+        assert await ask(2**30) == []
+        await m.requester.accounting.set_preferences(CapabilityComparator())
+        assert await ask(2**30) == [*small, large]
+        for job_id in (*small, large, pushed):
+            await m.requester.cancel_job(job_id)
+        assert await ask(2**30) == []
+
+
+async def test_a_provider_that_looks_for_work_takes_nobody_elses(tmp_path: Path) -> None:
+    async with crowded(tmp_path) as m, open_node(tmp_path / "liar", config()) as liar:
+        job_id = await m.post(spec())
+        m.requester.orchestrate(job_id)
+        await waits(m, job_id)
+        (turn,) = m.requester.ctx.searches._turns
+        await liar.add_peer(m.provider.ctx.transport.describe())
+
+        async def answer(_message: Any) -> Any:
+            return "open_requests", OpenRequests((turn.request,) * 20)
+
+        liar.ctx.messenger.register("ask_open_requests", AskOpenRequests, answer)
+        await m.requester.cancel_job(job_id)
+        rows = m.provider.ctx.store[BIDS].count()
+        m.provider.ctx.work.note_waiting(liar.identity.did)
+        await give_back(m.provider)
+        with trio.fail_after(20):
+            while liar.identity.did in m.provider.ctx.work.turns():
+                await trio.sleep(0.02)
+        assert m.provider.ctx.store[BIDS].count() == rows
+        assert m.provider.accounting.taken(m.provider.ctx.store) == []
