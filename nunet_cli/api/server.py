@@ -86,6 +86,7 @@ async def run_node(
     config: Config,
     *,
     roles: tuple[str, ...] = (),
+    remember: bool = False,
     passphrase: str | None = None,
     ready: Callable[[Node], None],
     until: Callable[[Node], Any],
@@ -100,6 +101,7 @@ async def run_node(
         home: the node's folder.
         config: its configuration.
         roles: beside requester and provider.
+        remember: it has the roles of earlier runs, too.
         passphrase: opens a sealed key.
         ready: called once the API answers.
         until: an async function of the node; the node stops when it ends.
@@ -113,7 +115,14 @@ async def run_node(
             config = await _open_local_market(stack, home, config)
         node = await stack.enter_async_context(
             open_node(
-                home, config, roles=roles, passphrase=passphrase, read_only=read_only, isolated=local, announce=announce
+                home,
+                config,
+                roles=roles,
+                remember=remember,
+                passphrase=passphrase,
+                read_only=read_only,
+                isolated=local,
+                announce=announce,
             )
         )
         await stack.enter_async_context(served(node, socket or socket_path(home)))

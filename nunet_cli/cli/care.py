@@ -98,16 +98,24 @@ def restore(
     from nunet_cli.node.backup import restore_backup
 
     client = STATE.running() if not STATE.node else None
-    roles: list[str] = []
-    if client is not None:
-        confirm(f"the node in {STATE.folder} is stopped, and goes on as it was then", yes=yes)
-        roles = [role for role in client.get("/status")["roles"] if role != "provider"]
-        stop()
-    elif (STATE.folder / "store.db").exists():
-        confirm(f"{STATE.folder} becomes as it was then", yes=yes)
-    aside = restore_backup(file, STATE.folder, STATE.config_file, force=force)
-    typer.echo(f"{STATE.folder} is as it was")
-    if aside is not None:
-        note(f"what was there is in {aside}")
-    if client is not None:
-        start(roles)
+    roles = [role for role in client.get("/status")["roles"] if role != "provider"] if client is not None else []
+    stopped = False
+
+    def before() -> None:
+        nonlocal stopped
+        if client is not None:
+            confirm(f"stop the node in {STATE.folder}, and let it go on as it was then?", yes=yes)
+            stop()
+            stopped = True
+        elif (STATE.folder / "store.db").exists():
+            confirm(f"put {STATE.folder} back to what it was then?", yes=yes)
+
+    try:
+        aside = restore_backup(file, STATE.folder, STATE.config_file, force=force, before=before)
+        typer.echo(f"{STATE.folder} is as it was")
+        if aside is not None:
+            note(f"what was there is in {aside}")
+        note("the node that the backup was made of must not run as well: two with one key harm each other")
+    finally:
+        if stopped:
+            start(roles)

@@ -31,10 +31,14 @@ app = typer.Typer()
 LOG_FILE = "node.log"
 START_SECONDS = 30.0
 STOP_SECONDS = 30.0
-KNOWN_ROLES = ("contract-database", "oracle")
+KNOWN_ROLES = ("contract-database", "oracle", "requester")
 RoleOption = Annotated[
     list[str] | None,
-    typer.Option("--role", help="Also act as contract-database or oracle; may be repeated.", metavar="ROLE"),
+    typer.Option(
+        "--role",
+        metavar="ROLE",
+        help="Also act as contract-database or oracle, also from now on; may be repeated. requester gives both up.",
+    ),
 ]
 
 
@@ -43,6 +47,8 @@ def _roles(role: list[str] | None) -> tuple[str, ...]:
     for name in roles:
         if name not in KNOWN_ROLES:
             raise UsageError(f"--role: unknown role {name!r}", hint=f"one of {', '.join(KNOWN_ROLES)}")
+    if "requester" in roles and len(roles) > 1:
+        raise UsageError("--role requester gives the other roles up", hint="leave it out: every node is a requester")
     return roles
 
 
@@ -77,7 +83,7 @@ def run(
 
     async def main() -> str:
         reason = await run_node(
-            STATE.folder, config, roles=roles, passphrase=passphrase(), ready=ready, until=wait_for_stop
+            STATE.folder, config, roles=roles, remember=True, passphrase=passphrase(), ready=ready, until=wait_for_stop
         )
         return str(reason)
 

@@ -6,14 +6,16 @@ holds the node's private key: it is readable by its owner alone.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import sqlite3
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 from msgspec import Struct
 
 from nunet_cli.database.file import check, open_file
@@ -27,7 +29,8 @@ from nunet_cli.records.tables import TABLES
 CONFIG_FILE = "config.toml"
 BLOBS = "blobs"
 UNFINISHED = "restore.unfinished"
-_KINDS = (KEY_FILE, CONFIG_FILE, STORE_FILE)
+SUMS = "sums.json"
+_KINDS = (KEY_FILE, CONFIG_FILE, STORE_FILE, SUMS)
 
 
 class BackedUp(Struct, frozen=True):
@@ -55,15 +58,19 @@ def make_backup(home: Path, config_file: Path, target: Path, *, blobs: bool = Tr
     count = 0
     try:
         with scratch(target.parent) as folder:
-            part, copy = folder / "backup.tar", folder / STORE_FILE
-            _copy_store(home / STORE_FILE, copy)
+            part = folder / "backup.tar"
+            _copy_store(home / STORE_FILE, folder / STORE_FILE)
+            shutil.copyfile(home / KEY_FILE, folder / KEY_FILE)
+            if config_file.exists():
+                shutil.copyfile(config_file, folder / CONFIG_FILE)
+            kept = [name for name in (KEY_FILE, CONFIG_FILE, STORE_FILE) if (folder / name).exists()]
+            # blobs are named by what is in them, the rest is not
+            (folder / SUMS).write_bytes(msgspec.json.encode({name: _sum(folder / name) for name in kept}))
             descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
-                    archive.add(home / KEY_FILE, KEY_FILE)
-                    if config_file.exists():
-                        archive.add(config_file, CONFIG_FILE)
-                    archive.add(copy, STORE_FILE)
+                    for name in (*kept, SUMS):
+                        archive.add(folder / name, name)
                     for blob in _blobs_of(home) if blobs else ():
                         archive.add(blob, f"{BLOBS}/{blob.name}")
                         count += 1
@@ -73,6 +80,11 @@ def make_backup(home: Path, config_file: Path, target: Path, *, blobs: bool = Tr
     except OSError as error:
         raise UsageError(f"{target} cannot be written: {error.strerror or error}") from None
     return BackedUp(str(target), target.stat().st_size, count)
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _copy_store(source: Path, target: Path) -> None:
@@ -95,7 +107,9 @@ def _blobs_of(home: Path) -> Iterator[Path]:
         yield from sorted(path for path in folder.iterdir() if path.is_file() and is_content_id(path.name))
 
 
-def restore_backup(source: Path, home: Path, config_file: Path, *, force: bool = False) -> Path | None:
+def restore_backup(
+    source: Path, home: Path, config_file: Path, *, force: bool = False, before: Callable[[], None] = lambda: None
+) -> Path | None:
     """Put a backup in the place of a home whose node does not run; return where what was there has gone.
 
     Everything is checked in a folder beside it first: nothing is changed by a backup that is damaged.
@@ -105,13 +119,14 @@ def restore_backup(source: Path, home: Path, config_file: Path, *, force: bool =
         home: the node's folder.
         config_file: where its configuration is to be.
         force: also where another node's key is in the home.
+        before: called once the backup is known to be good: stops the node, if it runs.
 
     Raises:
         UsageError: it is no backup, or damaged, or of another node.
         NodeError: the node runs.
     """
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with owned(home, "a restore"), scratch(home.parent) as fresh:
+    home.parent.mkdir(parents=True, exist_ok=True)
+    with scratch(home.parent) as fresh:
         _unpack(source, fresh)
         try:
             connection = open_file(fresh / STORE_FILE, TABLES)
@@ -125,7 +140,10 @@ def restore_backup(source: Path, home: Path, config_file: Path, *, force: bool =
                 f"{home} belongs to another node than the backup", code="another_node",
                 hint="restore it to another --home; or, to give this one up: --force",
             )  # fmt: skip
-        return _swap(fresh, home, config_file)
+        before()
+        home.mkdir(exist_ok=True, mode=0o700)
+        with owned(home, "a restore"):
+            return _swap(fresh, home, config_file)
 
 
 def _unpack(source: Path, folder: Path) -> None:
@@ -149,10 +167,19 @@ def _unpack(source: Path, folder: Path) -> None:
                 if is_blob and content_id(target.read_bytes()) != name:
                     raise UsageError(f"{source}: the content {name} is damaged", code="bad_backup")
                 seen.add(member.name)
-    except (tarfile.TarError, OSError) as error:
+    except OSError as error:
+        raise UsageError(f"{source}: {error.strerror or error}", code="bad_backup") from None
+    except tarfile.TarError as error:
         raise UsageError(f"{source}: not a backup of a node: {error}", code="bad_backup") from None
-    if missing := {KEY_FILE, STORE_FILE} - seen:
+    if missing := {KEY_FILE, STORE_FILE, SUMS} - seen:
         raise UsageError(f"{source}: not a backup of a node: it has no {sorted(missing)[0]}", code="bad_backup")
+    try:
+        sums = msgspec.json.decode((folder / SUMS).read_bytes(), type=dict[str, str])
+    except msgspec.MsgspecError as error:
+        raise UsageError(f"{source}: {SUMS}: {error}", code="bad_backup") from None
+    for name in _KINDS[:-1]:
+        if name in seen and sums.get(name) != _sum(folder / name):
+            raise UsageError(f"{source}: {name} in it is damaged", code="bad_backup")
 
 
 def _swap(fresh: Path, home: Path, config_file: Path) -> Path | None:

@@ -31,6 +31,8 @@ from nunet_cli.node.node import Node
 from nunet_cli.node.parts import Parts
 from nunet_cli.node.scratch import remove_unfinished
 from nunet_cli.orchestrator.roles import Roles
+from nunet_cli.records.contract_records import REGISTERED_CONTRACTS, VERDICTS
+from nunet_cli.records.offers import ACTS_AS, ActsAs
 from nunet_cli.supervise import Supervisor
 
 
@@ -44,12 +46,17 @@ def make_executors(config: Config) -> dict[str, Executor]:
     return executors
 
 
+# the role that every node has
+PLAIN_ROLE = "requester"
+
+
 @contextlib.asynccontextmanager
 async def open_node(
     home: Path,
     config: Config,
     *,
     roles: tuple[str, ...] = (),
+    remember: bool = False,
     passphrase: str | None = None,
     read_only: bool = False,
     isolated: bool = False,
@@ -63,6 +70,7 @@ async def open_node(
         home: the node's folder.
         config: its configuration.
         roles: `contract-database`, `oracle`.
+        remember: it also has the roles that it had before; `requester` as the only one gives those up.
         passphrase: opens a sealed key.
         read_only: no lock, no network, no changes: only to look at what the store holds.
         announce: False looks for others with mDNS, and is not found by it: for a node of a moment.
@@ -98,6 +106,8 @@ async def open_node(
                 nursery=nursery, supervisor=supervisor,
                 roles=Roles(identity.did, config, store, topics, transport, peers),
             )  # fmt: skip
+            if remember:
+                roles = await _with_those_before(store, roles)
             node = Node(ctx, accounting, roles, announce=announce)
             if not read_only:
                 await node.start()
@@ -110,6 +120,22 @@ async def open_node(
                         patience.shield = True
                         await messenger.outbox.flush(1.0)
                 nursery.cancel_scope.cancel()
+
+
+async def _with_those_before(store: Store, roles: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the roles that a node is given with those that it had before, and keep them."""
+    row = store[ACTS_AS].get("roles")
+    known = row.roles if row is not None else _acted_as(store)
+    kept = () if roles == (PLAIN_ROLE,) else tuple(dict.fromkeys((*known, *roles)))
+    if row is None or kept != row.roles:
+        await store.change(lambda t: t[ACTS_AS].put(ActsAs("roles", kept)))
+    return kept
+
+
+def _acted_as(store: Store) -> tuple[str, ...]:
+    """Return what the store of an earlier version says that the node was."""
+    found = {"contract-database": store[REGISTERED_CONTRACTS].count(), "oracle": store[VERDICTS].count()}
+    return tuple(role for role, rows in found.items() if rows)
 
 
 def _nobody() -> Identity:

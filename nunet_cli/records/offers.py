@@ -71,6 +71,13 @@ class Preferences(Struct, frozen=True):
     price: PriceBid = field(default_factory=PriceBid)
 
 
+class ActsAs(Struct, frozen=True):
+    """The roles beside requester and provider in which the node runs; the only row's `id` is `roles`."""
+
+    id: str
+    roles: tuple[str, ...] = ()
+
+
 def _only(name: str) -> Any:
     def upgrade(row: dict[str, Any]) -> dict[str, Any] | None:
         return row if row.get("id") == name else None
@@ -81,3 +88,4 @@ def _only(name: str) -> Any:
 REGISTERED_CAPABILITY = Table("registered", Registered, first_name="capabilities", upgrade=_only("registered"))
 OFFERS = Table("offers", Offer, first_name="capabilities", upgrade=_only("offer"))
 PREFERENCES = Table("preferences", Preferences)
+ACTS_AS = Table("acts_as", ActsAs)

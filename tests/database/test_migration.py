@@ -44,7 +44,8 @@ def expected(table: str, row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         return {"lock": "holdings", "allocation": "holdings"}.get(row.get("kind", ""), row["id"]), row
     if table == "bid_requests":
         beside = ("id", "job_id", "direction", "at")
-        request = {name: value for name, value in row.items() if name not in ("direction", "at")}
+        # until when a job may begin is asked no more: who is busy says so
+        request = {name: value for name, value in row.items() if name not in ("direction", "at", "start_by")}
         return table, {**{name: row[name] for name in beside}, "request": request}
     if table == "bids" and row["kind"] == "bid":
         of_bid = ("bidder", "price", "time", "timeout", "spec_cid", "valid_offer", "resources_locked_until_timeout",

@@ -1,6 +1,8 @@
 """Backup and restore of a home."""
 
 import contextlib
+import hashlib
+import json
 import os
 import secrets
 import sqlite3
@@ -214,14 +216,29 @@ def altered(file: Path, name: str, data: bytes | None, **fields: object) -> Path
     return target
 
 
+def sums_of(store: bytes, home: Path) -> bytes:
+    """Return the sums that go with another store, as somebody would make them who means to deceive."""
+    files = {name: (home / name).read_bytes() for name in ("identity.json", "config.toml") if (home / name).exists()}
+    files["store.db"] = store
+    return json.dumps({name: hashlib.sha256(data).hexdigest() for name, data in files.items()}).encode()
+
+
 async def test_a_damaged_or_foreign_backup_changes_nothing(tmp_path: Path) -> None:
     home, file = tmp_path / "home", tmp_path / "b.tar"
     cid = await filled(home, 5)
     make_backup(home, home / "config.toml", file)
     store = (home / "store.db").read_bytes()
     for broken, said in (
-        (altered(file, "store.db", b"no database"), "the store in it cannot be used"),
-        (altered(file, "store.db", store[:4096] + b"\xff" * 8192 + store[12288:]), "the store in it cannot be used"),
+        (altered(file, "store.db", b"no database"), "store.db in it is damaged"),
+        (altered(file, "store.db", store[:-9] + bytes([store[-9] ^ 1]) + store[-8:]), "store.db in it is damaged"),
+        (altered(file, "identity.json", b"{}"), "identity.json in it is damaged"),
+        (altered(file, "sums.json", None), "it has no sums.json"),
+        (altered(file, "sums.json", b"[1]"), "sums.json: Expected"),
+        (
+            altered(altered(file, "store.db", b"no database"), "sums.json", sums_of(b"no database", home)),
+            "the store in it cannot be used",
+        ),
+        (tmp_path / "nowhere.tar", "No such file"),
         (altered(file, "store.db", None), "it has no store.db"),
         (altered(file, "identity.json", None), "it has no identity.json"),
         (altered(file, f"blobs/{cid}", b"else"), "is damaged"),
@@ -237,7 +254,7 @@ async def test_a_damaged_or_foreign_backup_changes_nothing(tmp_path: Path) -> No
     other = tmp_path / "other"
     await filled(other, 1)
     with pytest.raises(UsageError, match="another node"):
-        restore_backup(file, other, other / "config.toml")
+        restore_backup(file, other, other / "config.toml", before=lambda: pytest.fail("the node was stopped"))
     restore_backup(file, other, other / "config.toml", force=True)
     assert balance_in(other) == 5
     with owned(home, "a node"), pytest.raises(NodeError, match="in use by a node"):
