@@ -20,6 +20,7 @@ BENCHMARKS = {
     "lifecycle": "a job from post to settled among three nodes, over its cryptography, commits and round trips",
     "store": "operations of the store over plain sqlite3 with the same bytes",
     "messages": "envelopes checked over raw Ed25519 verifications",
+    "data": "a large file from one node to another over openssl and a socket",
     "ranking": "ranking 10,000 bids over reading them",
     "docker": "`nunet run` on a Docker Engine over `docker run`",
     "simulation": "messages and virtual time of a job in a large network over a small one",

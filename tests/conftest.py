@@ -27,6 +27,8 @@ from nunet_cli.config import Config, DockerConfig, ExecutorConfig, LimitsConfig,
 from nunet_cli.database.store import Store
 from nunet_cli.jobs.reader import read_spec
 from nunet_cli.network.blobs import Blobs
+from nunet_cli.network.identity import Identity
+from nunet_cli.network.secure_channel import SecureChannel, offer_handshake
 from nunet_cli.node.node import Node
 from nunet_cli.node.opening import open_node
 from nunet_cli.orchestrator.post import process_job
@@ -186,6 +188,13 @@ async def add_bytes(blobs: Blobs, data: bytes) -> tuple[str, int]:
         file.write(data)
         file.flush()
         return await blobs.add_file(Path(file.name))
+
+
+async def open_client(
+    stream: trio.abc.Stream, network: bytes, identity: Identity, server_key: bytes, max_frame: int
+) -> SecureChannel:
+    """Open a channel of messages on a fresh stream, as the transport does."""
+    return SecureChannel(stream, await offer_handshake(stream, network, identity, server_key), max_frame)
 
 
 def nunet(

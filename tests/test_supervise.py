@@ -20,7 +20,6 @@ UNSUPERVISED = {
     "nunet_cli/cli/demo.py": "a command of its own, no node",
     "nunet_cli/executor/docker.py": "parts of one allocation, which is supervised",
     "nunet_cli/executor/process.py": "parts of one allocation, which is supervised",
-    "nunet_cli/network/blobs.py": "one transfer's own watcher, which raises nothing",
     "nunet_cli/network/discovery.py": "the look-ups of discovery, which is supervised and begins anew with them",
     "nunet_cli/network/links.py": "runs `accept`, which the transport hands in supervised",
     "nunet_cli/network/transport.py": "a connection's own tasks: what they raise ends it, and is noted",

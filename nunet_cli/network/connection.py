@@ -12,15 +12,17 @@ import trio
 from nunet_cli import quantities
 from nunet_cli.errors import PeerError, RejectedMessageError
 from nunet_cli.network import secure_channel
+from nunet_cli.network.addresses import Address
 from nunet_cli.network.links import Links
 from nunet_cli.network.peers import Peer
 from nunet_cli.world import world
 
 log = logging.getLogger("nunet.network")
 
-ENVELOPE, ACK, PING, PONG, BLOB_GET, BLOB_DATA, BLOB_END, RELAY, RELAYED = range(1, 10)
+# 5 to 7 were data, which has connections of its own
+ENVELOPE, ACK, PING, PONG, RELAY, RELAYED, DATA_WANTED = 1, 2, 3, 4, 8, 9, 10
 # what this node asked for does not count against the peer's rate
-ANSWERS = frozenset({BLOB_DATA, BLOB_END, ACK, PONG, RELAYED})
+ANSWERS = frozenset({ACK, PONG, RELAYED})
 SEND_TIMEOUT = 30.0
 # frames that are ready are written together, up to so many bytes
 TOGETHER = 65536
@@ -61,6 +63,8 @@ class Connection:
 
     def __init__(self, channel: secure_channel.SecureChannel, peer: Peer, host: str, rate: int, links: Links) -> None:
         self.channel, self.peer, self.host, self._links = channel, peer, host, links
+        # where this node dialled it; None where the peer did
+        self.dialled_at: Address | None = None
         self.bucket = TokenBucket(rate)
         # lines of the log that are about what it does wrong: the counts say the rest
         self.remarks = TokenBucket(REMARKS, burst=30)

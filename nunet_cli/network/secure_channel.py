@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import nacl.bindings as sodium
@@ -16,8 +17,9 @@ import nacl.exceptions
 import trio
 
 from nunet_cli.errors import RejectedMessageError
+from nunet_cli.network.addresses import Address
 from nunet_cli.network.identity import Identity
-from nunet_cli.network.links import write_now
+from nunet_cli.network.links import Links, write_now
 
 _ZERO_NONCE = bytes(24)
 _GOODBYE = bytes(18)
@@ -41,6 +43,11 @@ class ChannelClosedError(RejectedMessageError):
 def network_identifier(name: str, secret: str = "") -> bytes:
     """Return the 32 bytes that only nodes of one network know: derived from its name and optional secret."""
     return hmac.digest(b"nunet-network-v1\n" + secret.encode(), name.encode(), "sha256")
+
+
+def data_identifier(network: bytes) -> bytes:
+    """Return the 32 bytes with which connections for data introduce themselves in a network."""
+    return hmac.digest(network, b"nunet-data-v1\n", "sha256")
 
 
 def _auth(key: bytes, message: bytes) -> bytes:
@@ -163,11 +170,14 @@ class ServerHandshake:
         return sodium.crypto_secretbox(answer, _ZERO_NONCE, key), keys
 
 
+def _is_hello(network: bytes, message: bytes) -> bool:
+    return len(message) == 64 and hmac.compare_digest(message[:32], _auth(network, message[32:]))
+
+
 def _check_hello(network: bytes, message: bytes) -> bytes:
-    tag, ephemeral = message[:32], message[32:]
-    if len(message) != 64 or not hmac.compare_digest(tag, _auth(network, ephemeral)):
+    if not _is_hello(network, message):
         raise HandshakeError("the other side is not of this network", hint="check network.name and network.secret")
-    return ephemeral
+    return message[32:]
 
 
 def _sign(secret: bytes, *parts: bytes) -> bytes:
@@ -325,9 +335,9 @@ async def _read_exactly(stream: trio.abc.Stream, count: int) -> bytes:
     return data
 
 
-async def open_client(
-    stream: trio.abc.Stream, network: bytes, identity: Identity, server_key: bytes, max_frame: int
-) -> SecureChannel:
+async def offer_handshake(
+    stream: trio.abc.Stream, network: bytes, identity: Identity, server_key: bytes
+) -> ChannelKeys:
     """Do the client's handshake on a fresh stream; the caller sets the timeout.
 
     Raises:
@@ -337,23 +347,51 @@ async def open_client(
     try:
         await stream.send_all(shake.hello())
         await stream.send_all(shake.authenticate(await _read_exactly(stream, 64)))
-        keys = shake.finish(await _read_exactly(stream, 80))
+        return shake.finish(await _read_exactly(stream, 80))
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         raise HandshakeError("the server closed during the handshake") from None
-    return SecureChannel(stream, keys, max_frame)
 
 
-async def open_server(stream: trio.abc.Stream, network: bytes, identity: Identity, max_frame: int) -> SecureChannel:
+async def dial(
+    links: Links, address: Address, network: bytes, identity: Identity, server_key: bytes
+) -> tuple[trio.abc.Stream, ChannelKeys]:
+    """Open a stream to an address and do the client's handshake on it; the caller sets the timeout.
+
+    Raises:
+        OSError: nobody is there.
+        HandshakeError: the server is not who it should be.
+    """
+    stream = await links.connect(*address)
+    try:
+        return stream, await offer_handshake(stream, network, identity, server_key)
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+
+
+async def take_handshake(
+    stream: trio.abc.Stream, networks: Sequence[bytes], identity: Identity
+) -> tuple[bytes, ChannelKeys]:
     """Do the server's handshake on a fresh stream; the caller sets the timeout.
+
+    Args:
+        stream: a client that has just connected.
+        networks: the identifiers that it may greet with: what they are says what the connection is for.
+        identity: this node's key.
+
+    Returns:
+        The identifier that the client greeted with, and the keys.
 
     Raises:
         HandshakeError: the client is not of this network, or looked for another server.
     """
-    shake = ServerHandshake(network, identity.seed)
     try:
-        await stream.send_all(shake.hello(await _read_exactly(stream, 64)))
+        hello = await _read_exactly(stream, 64)
+        network = next((known for known in networks if _is_hello(known, hello)), networks[0])
+        shake = ServerHandshake(network, identity.seed)
+        await stream.send_all(shake.hello(hello))
         answer, keys = shake.accept(await _read_exactly(stream, 112))
         await stream.send_all(answer)
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         raise HandshakeError("the client closed during the handshake") from None
-    return SecureChannel(stream, keys, max_frame)
+    return network, keys

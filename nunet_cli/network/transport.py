@@ -40,6 +40,7 @@ OBSTACLE_PAUSE = 0.5
 OBSTACLE_BACK_OFF = 60.0
 
 FrameHandler = Callable[[Connection, int, bytes], Awaitable[None]]
+DataHandler = Callable[[trio.abc.Stream, secure_channel.ChannelKeys], Awaitable[None]]
 
 
 def own_addresses(identity: Identity, host: str, port: int) -> list[str]:
@@ -63,11 +64,14 @@ class TcpTransport:
         supervisor: Supervisor | None = None,
     ) -> None:  # fmt: skip
         self.supervisor = supervisor or Supervisor()
-        self._links: Links = links or TcpLinks()
-        self._identity, self._config, self.peers = identity, config, peers
+        self.links: Links = links or TcpLinks()
+        self.identity, self.config, self.peers = identity, config, peers
         self.network_id = secure_channel.network_identifier(config.name, config.secret)
+        self.data_id = secure_channel.data_identifier(self.network_id)
         self.port = 0
         self.host = ""
+        # what connections for data are given to
+        self.on_data: DataHandler | None = None
         self.on_frame: dict[int, FrameHandler] = {}
         self.on_connect: list[Callable[[Connection], Awaitable[None]]] = []
         self.rejections: Counter[str] = Counter()
@@ -86,7 +90,7 @@ class TcpTransport:
         Raises:
             NodeError: the address cannot be listened on.
         """
-        self.host, port = parse_address(self._config.listen, least_port=0)
+        self.host, port = parse_address(self.config.listen, least_port=0)
         problem: Exception | None = None
         async with trio.open_nursery() as nursery:
             try:
@@ -100,14 +104,14 @@ class TcpTransport:
             in_use = getattr(problem, "errno", None) == errno.EADDRINUSE
             reason = "the port is in use by another program" if in_use else str(problem)
             raise NodeError(
-                f"cannot listen on {self._config.listen}: {reason}",
+                f"cannot listen on {self.config.listen}: {reason}",
                 code="cannot_listen",
                 hint="choose another port with: nunet config set network.listen HOST:PORT (port 0 takes a free one)",
             )
 
     async def _listen(self, port: int, *, task_status: trio.TaskStatus[int]) -> None:
         accept = self.supervisor.watched("connection", self._accept)
-        await self._links.serve(self.host, self.port or port, accept, task_status=task_status)
+        await self.links.serve(self.host, self.port or port, accept, task_status=task_status)
 
     def connection(self, public_key: bytes) -> Connection | None:
         """Return the newest connection to a peer, or None."""
@@ -203,52 +207,48 @@ class TcpTransport:
             self._dial_now.set()
 
     async def _dial(self, peer: Peer) -> None:
-        patience = float(self._config.handshake_timeout)
+        patience, key = float(self.config.handshake_timeout), peer.public_key
         if peer.is_strange:
             # it holds one of few places
             patience = max(1.0, patience / len(peer.to_try))
-        for host, port in peer.to_try:
-            stream: trio.abc.Stream | None = None
+        for address in peer.to_try:
             try:
                 with trio.fail_after(patience):
-                    stream = await self._links.connect(host, port)
-                    channel = await secure_channel.open_client(
-                        stream, self.network_id, self._identity, peer.public_key, self._config.max_frame
-                    )
+                    stream, keys = await secure_channel.dial(self.links, address, self.network_id, self.identity, key)
             except Exception as error:
                 # the address may come from a peer: whatever is wrong with it, this dial has failed and no more
                 if isinstance(error, secure_channel.HandshakeError):
                     self.rejections[error.code] += 1
                 elif not isinstance(error, (OSError, trio.TooSlowError)):
                     self.supervisor.note("dial", error)
-                log.debug("dialling %s at %s:%s failed: %s", peer.peer_id, host, port, error)
-                if stream is not None:
-                    await trio.aclose_forcefully(stream)
+                log.debug("dialling %s at %s failed: %s", peer.peer_id, format_address(*address), error)
                 continue
             self._dialled(peer)
             # whoever answers there has the key: that is the peer's own word on its address
-            self.peers.note_address(peer, (host, port))
+            self.peers.note_address(peer, address)
             with suppress(OSError):
-                await self._serve(stream, channel, peer, host)
+                await self._serve(stream, keys, peer, address[0], dialled_at=address)
             return
-        self.peers.failed(peer, is_wanted=peer.public_key in self._wanted)
+        self.peers.failed(peer, is_wanted=key in self._wanted)
 
     async def _accept(self, stream: trio.abc.Stream, address: str) -> None:
         try:
-            with self._half_open.place(address, self._config.handshake_timeout) as waiting:
-                channel = await secure_channel.open_server(
-                    stream, self.network_id, self._identity, self._config.max_frame
-                )
+            with self._half_open.place(address, self.config.handshake_timeout) as waiting:
+                known = (self.network_id, self.data_id)
+                network, keys = await secure_channel.take_handshake(stream, known, self.identity)
             if waiting.cancelled_caught:
                 self.rejections["handshake"] += 1
                 return
-            peer = self.peers.add(channel.peer_key, None, "inbound", host=address)
+            if network == self.data_id and self.on_data is not None:
+                await self.on_data(stream, keys)
+                return
+            peer = self.peers.add(keys.peer_key, None, "inbound", host=address)
             if peer is None:
                 self.rejections["unwanted_peer"] += 1
             elif not self.places.make_room(peer, address):
                 self.rejections["too_many_connections"] += 1
             else:
-                await self._serve(stream, channel, peer, address)
+                await self._serve(stream, keys, peer, address)
         except secure_channel.HandshakeError as error:
             self.rejections["handshake"] += 1
             log.debug("handshake with %s failed: %s", address, error)
@@ -258,9 +258,12 @@ class TcpTransport:
             await trio.aclose_forcefully(stream)
 
     async def _serve(
-        self, stream: trio.abc.Stream, channel: secure_channel.SecureChannel, peer: Peer, host: str
-    ) -> None:
-        connection = Connection(channel, peer, host, self._config.rate, self._links)
+        self, stream: trio.abc.Stream, keys: secure_channel.ChannelKeys, peer: Peer, host: str,
+        dialled_at: Address | None = None,
+    ) -> None:  # fmt: skip
+        channel = secure_channel.SecureChannel(stream, keys, self.config.max_frame)
+        connection = Connection(channel, peer, host, self.config.rate, self.links)
+        connection.dialled_at = dialled_at
         self._connections.setdefault(peer.public_key, []).append(connection)
         self.places.take(connection)
         if not peer.connected:
@@ -338,7 +341,7 @@ class TcpTransport:
             if kind not in ANSWERS and not connection.bucket.take():
                 # what is too much is not only left undone: it is read no faster, or reading it would be the work
                 self.rejections["rate"] += 1
-                await trio.sleep(1 / self._config.rate)
+                await trio.sleep(1 / self.config.rate)
                 continue
             try:
                 await self._take(connection, kind, frame[1:])
@@ -361,7 +364,7 @@ class TcpTransport:
     async def _keep_alive(self, connection: Connection) -> None:
         """Measure the distance at once; then see that the peer is there and reads, and end the connection if not."""
         # one look at all, now and then: a deadline for each frame would cost as much as the frame
-        idle = float(self._config.idle_timeout)
+        idle = float(self.config.idle_timeout)
         while not (problem := connection.problem(idle)):
             with trio.move_on_after(1):
                 await connection.ping()
@@ -385,7 +388,7 @@ class TcpTransport:
 
     def describe_all(self) -> list[str]:
         """Return the addresses at which others may reach this node, in the form that `peer add` takes, best first."""
-        return own_addresses(self._identity, self.host, self.port)
+        return own_addresses(self.identity, self.host, self.port)
 
     def listens_at(self) -> tuple[str, ...]:
         """Return the addresses at which others may reach this node, best first, for what it signs."""

@@ -21,7 +21,7 @@ from nunet_cli.config import ExecutorConfig, ProcessConfig
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import ContractError
 from nunet_cli.executor.base import ExecutorError
-from nunet_cli.network.connection import BLOB_END, BLOB_GET
+from nunet_cli.network.data.sealed import SealedStream
 from nunet_cli.node.node import Node
 from nunet_cli.node.opening import open_node
 from nunet_cli.records.bids import BIDS, CapabilityComparator
@@ -351,11 +351,11 @@ def unasked_output(result: Result) -> Result:
 
 
 async def outputs_are_kept_back(there: Others) -> None:
-    async def refuse(connection: Any, _: int, payload: bytes) -> None:
-        asked = json.loads(payload)
-        await connection.send(BLOB_END, json.dumps({"stream": asked["stream"], "error": "not for you"}).encode())
+    async def refuse(sealed: SealedStream, _did: str, _asked: bytes) -> bool:
+        await sealed.send_word(json.dumps({"error": "not for you"}).encode())
+        return False
 
-    there.provider.ctx.transport.on_frame[BLOB_GET] = refuse
+    there.provider.ctx.blobs._data._give = refuse  # type: ignore[union-attr]
 
 
 @dataclass(frozen=True)

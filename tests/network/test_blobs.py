@@ -1,8 +1,6 @@
 """Content-addressed transfer between two nodes: whole, checked, and resumed after a cut."""
 
-import json
 import os
-import struct
 from pathlib import Path
 
 import pytest
@@ -10,16 +8,15 @@ import trio
 
 from nunet_cli.errors import NotFoundError, PeerError, RejectedMessageError
 from nunet_cli.network import blobs
-from nunet_cli.network.blobs import CHUNK
-from nunet_cli.network.connection import BLOB_DATA, BLOB_END, BLOB_GET
-from nunet_cli.network.identity import Identity, new_identity
-from nunet_cli.network.secure_channel import network_identifier, open_client
+from nunet_cli.network.data.sealed import BATCH, CHUNK
+from nunet_cli.network.identity import new_identity
 from nunet_cli.node.node import Node
 from nunet_cli.node.opening import open_node
 from nunet_cli.records.identifiers import content_id
 from tests.conftest import add_bytes, config
+from tests.network.data_peer import DataPeer, Zeros
 
-SIZE = 20 * CHUNK + 17
+SIZE = 20 * BATCH + 17
 
 
 async def give(node: Node, data: bytes, receiver: Node) -> str:
@@ -50,9 +47,9 @@ async def test_a_transfer_that_was_cut_goes_on_where_it_was(tmp_path: Path) -> N
         def cut(count: int) -> None:
             arrived.append(count)
             if len(arrived) == 5:
-                connection = b.ctx.transport.connection(a.identity.public_key)
-                assert connection is not None
-                connection.scope.cancel()
+                # of the giver's, as a line that is cut
+                [link] = a.ctx.blobs._data._given  # type: ignore[union-attr]
+                link.scope.cancel()
 
         path = await b.ctx.blobs.fetch(a.identity.did, cid, SIZE, cut)
         assert path.read_bytes() == data
@@ -106,12 +103,14 @@ async def test_what_is_not_what_was_asked_for_is_refused_and_thrown_away(tmp_pat
         assert not list((tmp_path / "b" / "blobs" / "partial").iterdir())
 
 
-async def test_more_than_was_announced_is_refused(tmp_path: Path) -> None:
+async def test_what_has_another_size_than_was_announced_is_refused(tmp_path: Path) -> None:
     async with open_node(tmp_path / "a", config()) as a, open_node(tmp_path / "b", config()) as b:
         await b.add_peer(a.ctx.transport.describe())
         cid = await give(a, b"x" * 1000, b)
-        with pytest.raises(RejectedMessageError, match="more than 10 bytes"):
-            await b.ctx.blobs.fetch(a.identity.did, cid, 10)
+        for size in (10, 1001):
+            with pytest.raises(RejectedMessageError, match=f"and not {size}") as caught:
+                await b.ctx.blobs.fetch(a.identity.did, cid, size)
+            assert caught.value.code == "wrong_content"
 
 
 async def test_a_blob_that_is_not_given_is_an_error_of_the_peers(tmp_path: Path) -> None:
@@ -121,13 +120,6 @@ async def test_a_blob_that_is_not_given_is_an_error_of_the_peers(tmp_path: Path)
             await b.ctx.blobs.fetch(a.identity.did, content_id(b"nowhere"), 7)
         with pytest.raises(NotFoundError):
             await b.ctx.blobs.fetch(a.identity.did, "../../etc/passwd", 7)
-        # data that nobody asked for is dropped
-        await a.ctx.transport.wait_connected(b.identity.public_key)
-        connection = a.ctx.transport.connection(b.identity.public_key)
-        assert connection is not None
-        await connection.send(BLOB_DATA, b"\0\0\0\1garbage")
-        with trio.fail_after(20):
-            assert await b.ctx.transport.ping(a.identity.public_key) > 0
 
 
 async def test_two_who_want_the_same_blob_at_once_both_get_it(tmp_path: Path) -> None:
@@ -141,34 +133,26 @@ async def test_two_who_want_the_same_blob_at_once_both_get_it(tmp_path: Path) ->
         assert b.ctx.blobs.path(cid).read_bytes() == data
 
 
-async def drip(
-    node: Node, identity: Identity, more: bool, *, task_status: trio.TaskStatus[trio.Event] = trio.TASK_STATUS_IGNORED
-) -> None:
-    """Answer requests for blobs with a few wrong bytes, each with as many more, or not at all from then on."""
-    stream = await trio.open_tcp_stream("127.0.0.1", node.ctx.transport.port)
-    key, asked = node.identity.public_key, trio.Event()
-    channel = await open_client(stream, network_identifier("nunet"), identity, key, 2**24)
-    task_status.started(asked)
-    while True:
-        frame = await channel.receive_frame()
-        if frame[0] == BLOB_GET:
-            number = json.loads(frame[1:])["stream"]
-            await channel.send_frames(bytes([BLOB_DATA]) + struct.pack(">I", number) + b"garbage")
-            if not more:
-                end = json.dumps({"stream": number, "error": "no more"}).encode()
-                await channel.send_frames(bytes([BLOB_END]) + end)
-            asked.set()
-
-
 async def test_what_one_sends_does_not_spoil_what_another_one_has(tmp_path: Path) -> None:
     data = os.urandom(SIZE)
     async with open_node(tmp_path / "a", config()) as a, open_node(tmp_path / "b", config()) as b:
         await b.add_peer(a.ctx.transport.describe())
-        cid, hostile = await give(a, data, b), new_identity()
+        cid = await give(a, data, b)
         async with trio.open_nursery() as nursery:
-            await nursery.start(drip, b, hostile, False)
+            hostile = await nursery.start(DataPeer.connect, b)
+
+            async def spoil() -> None:
+                sealed, _ = await hostile.asked()
+                await hostile.answer(sealed, size=SIZE)
+                await sealed.send_file(Zeros(), CHUNK)
+                await hostile.close(sealed)
+                sealed, offset = await hostile.asked()
+                assert offset == CHUNK
+                await hostile.answer(sealed, error="no more")
+
+            nursery.start_soon(spoil)
             with pytest.raises(PeerError, match="no more"):
-                await b.ctx.blobs.fetch(hostile.did, cid, SIZE)
+                await b.ctx.blobs.fetch(hostile.identity.did, cid, SIZE)
             with trio.fail_after(20):
                 path = await b.ctx.blobs.fetch(a.identity.did, cid, SIZE)
             assert path.read_bytes() == data
@@ -176,7 +160,7 @@ async def test_what_one_sends_does_not_spoil_what_another_one_has(tmp_path: Path
         [left] = (tmp_path / "b" / "blobs" / "partial").iterdir()
         os.utime(left, (0, 0))
         # what is not needed any more goes, although the blob stays
-        assert b.ctx.blobs.unnamed({cid}) == [(left.name, len(b"garbage"))]
+        assert b.ctx.blobs.unnamed({cid}) == [(left.name, CHUNK)]
 
 
 async def test_who_sends_slowly_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,12 +168,13 @@ async def test_who_sends_slowly_holds_up_nobody(tmp_path: Path, monkeypatch: pyt
     data = os.urandom(SIZE)
     async with open_node(tmp_path / "a", config()) as a, open_node(tmp_path / "b", config()) as b:
         await b.add_peer(a.ctx.transport.describe())
-        cid, hostile = await give(a, data, b), new_identity()
+        cid = await give(a, data, b)
         async with trio.open_nursery() as nursery:
-            asked: trio.Event = await nursery.start(drip, b, hostile, True)
-            nursery.start_soon(b.ctx.blobs.fetch, hostile.did, cid, SIZE)
+            hostile = await nursery.start(DataPeer.connect, b)
+            nursery.start_soon(b.ctx.blobs.fetch, hostile.identity.did, cid, SIZE)
             with trio.fail_after(20):
-                await asked.wait()
+                # it answers no more
+                await hostile.asked()
                 path = await b.ctx.blobs.fetch(a.identity.did, cid, SIZE)
             assert path.read_bytes() == data
             nursery.cancel_scope.cancel()

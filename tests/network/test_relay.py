@@ -13,12 +13,12 @@ from nunet_cli.network.envelope import seal
 from nunet_cli.network.identity import Identity, new_identity
 from nunet_cli.network.messenger import Incoming
 from nunet_cli.network.peers import PROTOCOL_VERSION
-from nunet_cli.network.secure_channel import network_identifier, open_client
+from nunet_cli.network.secure_channel import network_identifier
 from nunet_cli.network.topics import Hello
 from nunet_cli.node.node import Node
 from nunet_cli.node.opening import open_node
 from nunet_cli.records.messages import JobSync
-from tests.conftest import config
+from tests.conftest import config, open_client
 
 TOPIC = "/lab/notes"
 

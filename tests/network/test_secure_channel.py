@@ -9,9 +9,9 @@ from nunet_cli.network.secure_channel import (
     HandshakeError,
     SecureChannel,
     network_identifier,
-    open_client,
-    open_server,
+    take_handshake,
 )
+from tests.conftest import open_client
 
 NETWORK = network_identifier("test")
 CLIENT, SERVER = new_identity(), new_identity()
@@ -33,7 +33,8 @@ async def channels(
 
     async def server() -> None:
         try:
-            found["server"] = await open_server(right, NETWORK, SERVER, LIMIT)
+            _, keys = await take_handshake(right, [NETWORK], SERVER)
+            found["server"] = SecureChannel(right, keys, LIMIT)
         except HandshakeError:
             await right.aclose()
             raise

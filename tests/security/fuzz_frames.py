@@ -3,7 +3,7 @@
     python -m tests.security.fuzz_frames --seconds 60 --role provider --seed 1
 
 Bodies of every registered type are made to fit, with ids that the node itself has said, and then spoilt; so are
-envelopes, publications, blob frames and frames of no kind at all. Requests of the node are answered with spoilt
+envelopes, publications and frames of no kind at all; and so are the words of data connections. Requests of the node are answered with spoilt
 answers. At the end each node must be alive, take an honest job to its settlement, have logged nothing unexpected, and
 hold little more memory and store than in the middle. In a long run every kind of frame and every message type must have
 been sent.
@@ -20,6 +20,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -32,9 +33,10 @@ import trio
 from nunet_cli import quantities
 from nunet_cli.errors import NunetError
 from nunet_cli.network import connection as frames
+from nunet_cli.network.data.sealed import SealedStream
 from nunet_cli.network.envelope import PREFIX
 from nunet_cli.network.identity import Identity, load_or_create, new_identity
-from nunet_cli.network.secure_channel import SecureChannel, network_identifier, open_client
+from nunet_cli.network.secure_channel import SecureChannel, data_identifier, network_identifier, offer_handshake
 from nunet_cli.node.opening import open_node
 from nunet_cli.records import contracts as contracts
 from nunet_cli.records.documents import Document
@@ -43,13 +45,13 @@ from nunet_cli.records.limits import checked
 from nunet_cli.records.results import Result
 from nunet_cli.supervise import UNEXPECTED
 from tests import forks
-from tests.conftest import config, free_port, onboarded
+from tests.conftest import config, free_port, onboarded, open_client
 
 ROLES = ("provider", "requester", "authority")
 TOPICS = ("/nunet/bids", "/nunet/events", "/x")
 PARTS = ("requester", "provider", "contract_database", "oracle")
-KINDS = (frames.ENVELOPE, frames.ACK, frames.PING, frames.PONG, frames.BLOB_GET, frames.BLOB_DATA, frames.BLOB_END,
-         frames.RELAY, frames.RELAYED)  # fmt: skip
+KINDS = (frames.ENVELOPE, frames.ACK, frames.PING, frames.PONG, frames.RELAY, frames.RELAYED,
+         frames.DATA_WANTED)  # fmt: skip
 # What a node may hold more at the end of a run than in its middle. A first answer is kept for each message, up to
 # 20,000 and 32 MiB, which a minute does not fill: less than a kilobyte a frame. In the store are the requests that were
 # accepted, mostly the contract database's: measured are 310 bytes a frame there, 60 elsewhere.
@@ -293,6 +295,7 @@ class Fuzzer:
             with trio.move_on_after(self.rng.uniform(0.5, 3)):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._listen, channel)
+                    nursery.start_soon(self._ask_for_data, identifier)
                     while True:
                         kind, payload = self._frame()
                         await self._send(channel, kind, payload)
@@ -325,6 +328,25 @@ class Fuzzer:
             else:
                 await self._send(channel, frames.ENVELOPE, answer)
 
+    async def _ask_for_data(self, identifier: bytes) -> None:
+        """Open data connections, and say on them what fits, what does not, and what is not sealed."""
+        rng, maker = self.rng, self.maker
+        while True:
+            stream = await trio.open_tcp_stream("127.0.0.1", self.node.port)
+            async with stream:
+                with suppress(OSError, NunetError, trio.BrokenResourceError):
+                    keys = await offer_handshake(
+                        stream, data_identifier(identifier), maker.identity, self.node.identity.public_key
+                    )
+                    sealed = SealedStream(stream, keys, trio.CapacityLimiter(1))
+                    for form in ({"ticket": ""}, {"cid": rng.choice(maker.seen), "offset": 0}):
+                        await sealed.send_word(maker.text(maker.spoil(form) if rng.random() < 0.5 else form).encode())
+                    self.sent_of["data"] += 1
+                    if rng.random() < 0.5:
+                        await stream.send_all(rng.randbytes(rng.choice([1, 4, 21, 100])))
+                    with trio.move_on_after(0.2):
+                        await sealed.receive_word()
+
     def _frame(self) -> tuple[int, bytes]:
         rng, maker, me = self.rng, self.maker, self.node.identity.did
         chance = rng.random()
@@ -341,11 +363,11 @@ class Fuzzer:
             return frames.RELAY, maker.text(route).encode() + b"\n" + raw
         if chance < 0.95:
             kind = rng.choice([kind for kind in KINDS if kind not in (frames.ENVELOPE, frames.RELAY)])
-            if kind in (frames.PING, frames.PONG, frames.BLOB_DATA) and rng.random() < 0.7:
+            if kind in (frames.PING, frames.PONG) and rng.random() < 0.7:
                 return kind, rng.randbytes(rng.choice([0, 4, 7, 8, 9, 15, 16, 17, 1000]))
             forms: dict[int, Any] = {
-                frames.BLOB_GET: {"stream": 1, "cid": rng.choice(maker.seen), "offset": 0},
-                frames.BLOB_END: {"stream": 1, "error": ""}, frames.RELAYED: {"id": "x", "count": 1},
+                frames.DATA_WANTED: {"ticket": "ab", "cid": rng.choice(maker.seen)},
+                frames.RELAYED: {"id": "x", "count": 1},
             }  # fmt: skip
             form = forms.get(kind, rng.choice(maker.seen))
             return kind, maker.text(maker.spoil(form) if rng.random() < 0.8 else form).encode()
@@ -474,7 +496,7 @@ def fuzz(folder: Path, *, seconds: float, roles: tuple[str, ...], seed: int, rep
         # where there was time for all: each kind of frame, and each type that is registered
         for role, measured in taken_up.items() if seconds >= LONG else ():
             problems += _growth(role, measured)
-            missed = [name for name in (*KINDS, *types) if not fuzzers[role].sent_of[name]]
+            missed = [name for name in (*KINDS, "data", *types) if not fuzzers[role].sent_of[name]]
             problems += [f"the {role} was sent no {name}" for name in missed]
         assert not problems, "\n".join(problems[:20])
         return {role: fuzzer.sent for role, fuzzer in fuzzers.items()}

@@ -1,0 +1,1 @@
+"""Data between nodes: kept by content id, asked for and given on connections of its own."""
