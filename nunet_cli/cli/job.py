@@ -221,7 +221,8 @@ def _follow(
     job = client.get(f"/jobs/{row['id']}")
     files: dict[str, Any] = {"folder": None, "files": []}
     error = error_of(job, event)
-    if (job["result"] is not None and job["result"]["state"] != "cancelled") or (job["children"] and not job["error"]):
+    # a group that failed has the outputs of those that did not
+    if (job["result"] is not None and job["result"]["state"] != "cancelled") or job["kind"] == "group":
         target = (folder or Path("nunet-results") / job["id"]).absolute()
         try:
             files = client.post(f"/jobs/{job['id']}/outputs", {"folder": str(target)})

@@ -215,7 +215,10 @@ def describe(event: dict[str, Any]) -> tuple[str, str] | None:
 
 def _group_end(kind: str, data: dict[str, Any]) -> str:
     if kind == "job_failed":
-        return f"failed: {data['child']}: {data['message']}"
+        # an earlier version did not say it with the child's name
+        child = f"{data['child']}: " if "child" in data and not data["message"].startswith(data["child"]) else ""
+        paid = f"; {data['paid']} NTX paid" if "paid" in data else ""
+        return f"failed: {child}{data['message']}{paid}"
     if "replicas" in data:
         return f"{data['agreed']} of {data['replicas']} providers agree: {data['paid']} NTX paid"
     return f"all {data['children']} children settled: {data['paid']} NTX paid"

@@ -6,8 +6,8 @@ from functools import partial
 from typing import Protocol
 
 from nunet_cli.errors import DisputedError, StateError
-from nunet_cli.groups.group import run_group
 from nunet_cli.groups.replicas import run_replicas
+from nunet_cli.groups.walk import run_group
 from nunet_cli.orchestrator.changes import find_job
 from nunet_cli.orchestrator.needs import HasJobLocks
 from nunet_cli.orchestrator.orchestrate import Orchestrating, next_stage

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 
 import trio
 
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import DisputedError, JobFailedError, NunetError
-from nunet_cli.groups import group
-from nunet_cli.groups.group import Run, total_paid
+from nunet_cli.groups.ending import fail_group, total_paid
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.orchestrator.cancel import Cancelling
 from nunet_cli.orchestrator.changes import advance, change_job, error_record, find_job
@@ -22,6 +22,7 @@ from nunet_cli.records.machine import REQUESTER
 
 log = logging.getLogger("nunet.replicas")
 
+Run = Callable[[str], Awaitable[Job]]
 UNPLACED = frozenset({"posted", "matching", "expired", "matched", "requested"})
 UNFINISHED = frozenset({"contracted", "invoked", "running"})
 
@@ -48,7 +49,7 @@ async def run_replicas(ctx: Cancelling, job_id: str, next_stage: Run) -> Job:
                 raise
             replica = find_job(ctx.store, child_id)
             if replica.state in UNPLACED | JOB_ENDS and replica.result is None:
-                await group.fail_group(ctx, job, replica.name, error)
+                await fail_group(ctx, job, replica.name, error)
             log.info("replica %s: %s", child_id, error)
     async with trio.open_nursery() as nursery:
         for child_id in job.children.values():

@@ -116,6 +116,11 @@ def _check_kind(spec: JobSpec, where: str) -> None:
         if bool(spec.schedule.cron) == bool(spec.schedule.every):
             raise _wrong(where + "schedule", "a schedule needs either `cron` or `every`")
         next_run(spec.schedule, quantities.utc_now(), where)
+    if spec.on_failure != "continue" and (spec.pod or not (spec.children or spec.type == "batch")):
+        raise _wrong(
+            where + "on_failure", "`on_failure` belongs to a group of children or a batch",
+            "what a pod's jobs wait for must have ended well in any case" if spec.pod else "",
+        )  # fmt: skip
     if spec.children and spec.type not in ("task", "batch"):
         raise _wrong(where + "type", f"a {spec.type} job has no children", "give the type to the children")
     if spec.type == "service" and spec.verify.policy != "attested":

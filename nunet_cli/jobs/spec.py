@@ -158,7 +158,8 @@ class Pod(Struct, forbid_unknown_fields=True, frozen=True):
 class JobSpec(Struct, forbid_unknown_fields=True, frozen=True):
     """A job as a person describes it (seed 1: `jobDescription`): a program, or a group of children.
 
-    A group with `pod` runs all its children on one machine.
+    A group with `pod` runs all its children on one machine. When a child or an item of a batch fails, what is linked to
+    it does not run; `on_failure` says whether the others go on.
     """
 
     name: JobName
@@ -186,6 +187,7 @@ class JobSpec(Struct, forbid_unknown_fields=True, frozen=True):
     links: Annotated[tuple[JobLink, ...], Limits(max_length=4000)] = ()
     pods: Annotated[tuple[Pod, ...], Limits(max_length=200)] = ()
     pod: bool = False
+    on_failure: Literal["continue", "stop"] = "continue"
 
 
 DEFAULT_RESOURCES = {"cpu": {"cores": 1}, "memory": 256 * 2**20, "disk": 256 * 2**20}

@@ -198,11 +198,17 @@ def expand_batch(spec: JobSpec) -> JobSpec:
         executor = structs.replace(spec.executor, command=tuple(map(put, spec.executor.command)), env=env)
         outputs = tuple(structs.replace(item, path=put(item.path), name=put(item.name)) for item in spec.outputs)
         child = structs.replace(
-            spec, name=f"{spec.name[:90]}-{index}", type="task", executor=executor, outputs=outputs, batch=None
-        )
+            spec, name=f"{spec.name[:90]}-{index}", type="task", executor=executor, outputs=outputs, batch=None,
+            on_failure="continue",
+        )  # fmt: skip
         children.append(child)
     return JobSpec(
-        name=spec.name, type="batch", description=spec.description, batch=spec.batch, children=tuple(children)
+        name=spec.name,
+        type="batch",
+        description=spec.description,
+        batch=spec.batch,
+        children=tuple(children),
+        on_failure=spec.on_failure,
     )
 
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import trio
 
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError, StateError
 from nunet_cli.orchestrator import execute
-from nunet_cli.orchestrator.changes import advance, find_job, let_go
+from nunet_cli.orchestrator.changes import advance, change_job, find_job, let_go
 from nunet_cli.orchestrator.contract import is_transient, register_contract
 from nunet_cli.orchestrator.contract_keeping import check_proof, keep_proof, note_balance, set_contract
 from nunet_cli.orchestrator.locks import release_lock
@@ -34,13 +34,15 @@ from nunet_cli.records.bids import BIDS
 from nunet_cli.records.contract_records import CONTRACTS, ContractRecord
 from nunet_cli.records.contracts import DATABASE, REQUESTER, Contract
 from nunet_cli.records.documents import Document
-from nunet_cli.records.jobs import JOB_ENDS, JOBS, Job
+from nunet_cli.records.jobs import JOB_ENDS, JOBS, ErrorRecord, Job
 from nunet_cli.records.messages import JobCancel, JobCancelled
 
 log = logging.getLogger("nunet.cancel")
 
 # how often a provider is asked to end a job before it is left the order
 ASKED_TO_STOP = 2
+# how many children of a group are called off at once
+CALLED_OFF_AT_ONCE = 100
 _UNDER_CONTRACT = ("contracted", "invoked", "running", "completed")
 
 
@@ -108,27 +110,55 @@ async def cancel(ctx: Cancelling, job_id: str) -> Job:
 
 
 async def _cancel_group(ctx: Cancelling, job: Job) -> Job:
-    ended = await cancel_children(ctx, job)
+    ended = await cancel_children(ctx, job, f"{job.name} was called off")
     note = f"{ended} of {len(job.children)} children had ended" if ended else ""
     return await ctx.store.change(lambda t: advance(t, job.id, "cancel", by=REQUESTER, said={"note": note}, note=note))
 
 
-async def cancel_children(ctx: Cancelling, job: Job) -> int:
-    """Call off every child of a group that has not ended; return how many had."""
-    ended: list[str] = []
+async def cancel_children(ctx: Cancelling, job: Job, why: str) -> int:
+    """Call off every child of a group that has not ended, saying why with it; return how many had, or could not be."""
+    left = [child.id for child in ctx.store[JOBS].by("parent", job.id) if child.state not in JOB_ENDS]
+    cancelled: list[str] = []
+    places = trio.Semaphore(CALLED_OFF_AT_ONCE)
 
-    async def call_off(child_id: str) -> None:
-        try:
-            async with ctx.job_locks.hold(child_id):
-                await cancel(ctx, child_id)
-        except NunetError as error:
-            log.info("child %s is not cancelled: %s", child_id, error)
-            ended.append(child_id)
+    async def one(child_id: str) -> None:
+        async with places:
+            if (await call_off(ctx, child_id, why)).state == "cancelled":
+                cancelled.append(child_id)
 
     async with trio.open_nursery() as nursery:
-        for child_id in job.children.values():
-            nursery.start_soon(call_off, child_id)
-    return len(ended)
+        for child_id in left:
+            nursery.start_soon(one, child_id)
+    return len(job.children) - len(cancelled)
+
+
+async def call_off(ctx: Cancelling, job_id: str, why: str, error: ErrorRecord | None = None) -> Job:
+    """Cancel a job that its group does not let run, or not to its end; one that has ended is left as it is.
+
+    Args:
+        ctx: the node's parts.
+        job_id: the job.
+        why: what is kept with it, and lets it run again when what failed in its group does.
+        error: why it could not be taken further, where that is the reason.
+    """
+
+    def change(t: Transaction) -> Job:
+        job = t[JOBS].one(job_id)
+        if job.state in JOB_ENDS:
+            return job
+        fields: dict[str, Any] = {"called_off": why, "error": error or job.error}
+        if job.kind == "job" and job.state == "posted":
+            # nobody was asked yet: that is all
+            return advance(t, job_id, "cancel", by=REQUESTER, said={"note": why}, **fields)
+        return change_job(t, job_id, **fields)
+
+    async with ctx.job_locks.hold(job_id):
+        job = await ctx.store.change(change)
+        try:
+            return job if job.state in JOB_ENDS else await cancel(ctx, job_id)
+        except NunetError as problem:
+            log.info("child %s is not cancelled: %s", job_id, problem)
+            return find_job(ctx.store, job_id)
 
 
 async def _is_recorded(ctx: Registering, job: Job, contract: ContractRecord) -> bool | None:

@@ -146,8 +146,10 @@ def _fail_or_retry(t: Transaction, job: Job, result: Result, money: dict[str, st
     code = result.reason or "job_failed"
     if result.state == "completed":
         message, code = money["message"], "rejected"
+    # programs say on standard error what went wrong; where that is empty, it is no place to look
+    stream = "--stderr " if result.stderr_size else ""
     error = JobFailedError(
-        message, code=code, hint=f"see: nunet job logs {job.id}",
+        message, code=code, hint=f"see: nunet job logs {stream}{job.id}",
         details={"exit_code": result.exit_code, "fault": result.fault},
     )  # fmt: skip
     said = {**money, "reason": result.reason}

@@ -41,6 +41,20 @@ class Refusal(Struct, frozen=True):
     busy: bool = False
 
 
+class Attempt(Struct, frozen=True):
+    """How a job ran before it was run again: what came of it stays with it, with the contract that it had then."""
+
+    number: int
+    state: str
+    ended_at: str
+    bid_id: str = ""
+    contract_id: str = ""
+    allocation_id: str = ""
+    paid: str | None = None
+    result: Result | None = None
+    error: ErrorRecord | None = None
+
+
 class LinkRule(Struct, frozen=True, rename={"from_": "from"}):
     """A constraint (CEL) of a link to a job: its bids are held against what the provider of the linked job has."""
 
@@ -56,7 +70,9 @@ class Job(Struct, frozen=True, rename={"children": "units"}):
     `spec` is the whole specification as JSON, `limit` the most it may cost in micro-NTX. `children` are those of a
     group by name, `members` those of a pod. `shortlist` are bids, the best first, and `place` is the one whose turn it
     is. `excluded` are the DIDs of providers that may not have it any more. `late` says that its result came after it
-    had been given up.
+    had been given up. `attempts` counts the providers that `retry` has given it beside the first, `attempt` how often
+    a person has run it, and `past` has how it ran before. `called_off` says why its group did not let it run to its
+    end.
     """
 
     id: str
@@ -100,6 +116,9 @@ class Job(Struct, frozen=True, rename={"children": "units"}):
     error: ErrorRecord | None = None
     message: str | None = None
     note: str | None = None
+    attempt: int = 1
+    past: tuple[Attempt, ...] = ()
+    called_off: str = ""
 
 
 def _upgrade(row: dict[str, Any]) -> dict[str, Any]:

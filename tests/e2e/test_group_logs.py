@@ -35,6 +35,32 @@ def test_a_batch_without_outputs_brings_its_logs(processes: Processes, tmp_path:
     assert len(json.loads(again.stdout)["files"]) == 3
 
 
+def test_a_batch_of_which_one_fails_brings_what_the_others_made(processes: Processes, tmp_path: Path) -> None:
+    home = processes.requester
+    processes.start(home)
+    command = "test {index} != 1 || { echo no such number >&2; exit 3; }; echo {index} > part"
+    text = BATCH.replace('echo "copy $NUNET_BATCH_INDEX"; printf end', command) + "outputs: [{path: part}]\n"
+    (tmp_path / "job.yaml").write_text(text)
+    out = tmp_path / "out"
+    done = nunet("job", "run", str(tmp_path / "job.yaml"), "--output-dir", str(out), home=home, check=False)
+    assert done.returncode == 1
+    assert "1 of 3 failed: counters-1: the job exited with 3" in done.stderr
+    assert [(out / f"counters-{n}" / "part").read_text() for n in (0, 2)] == ["0\n", "2\n"]
+    assert (out / "counters-1" / "stderr").read_text() == "no such number\n"
+    assert done.stdout.split() == [
+        str(out / name) for name in ("counters-0/part", "counters-2/part", "counters-1/stderr")
+    ]
+
+    (group,) = nunet("job", "list", "--filter", "kind=group", "-q", home=home).stdout.split()
+    result = nunet("job", "result", group, "--output-dir", str(tmp_path / "again"), home=home)
+    assert len(result.stdout.split()) == 3
+    assert "==> counters-1 <==\nno such number\n" in nunet("job", "logs", "--stderr", group, home=home).stdout
+    (one,) = nunet("job", "list", "--filter", "name=counters-1", "-q", home=home).stdout.split()
+    row = json.loads(nunet("job", "show", one, "-o", "json", home=home).stdout)
+    # the hint names the stream that says why
+    assert row["error"]["hint"] == f"see: nunet job logs --stderr {one}"
+
+
 def test_a_group_that_was_not_started_has_no_logs(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(BATCH)
     job = nunet("job", "post", str(tmp_path / "job.yaml"), "--quiet", home=tmp_path / "home").stdout.strip()

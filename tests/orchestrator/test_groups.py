@@ -13,7 +13,7 @@ import trio.testing
 
 from nunet_cli import quantities
 from nunet_cli.errors import JobFailedError, NunetError, PeerError, StateError
-from nunet_cli.groups import group
+from nunet_cli.groups import group, recurring
 from nunet_cli.groups.group import outputs_of
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.jobs.check import decode_spec
@@ -99,13 +99,14 @@ async def test_a_diamond_of_five_with_a_pod_settles_in_order_with_its_data_passe
         assert [event.job_id for event in events if event.job_id in wanted] == wanted
 
 
-async def test_a_child_that_fails_fails_the_group_and_calls_the_others_off(market: MarketOf) -> None:
+async def test_a_child_that_fails_stops_the_others_where_the_group_says_so(market: MarketOf) -> None:
     async with market() as m:
         text = json.dumps(
             {
                 "name": "group",
                 "children": [program("bad", "exit 7"), program("slow", "sleep 60"), program("after", "true")],
                 "links": [{"from": "bad", "to": "after"}],
+                "on_failure": "stop",
             }
         )
         with pytest.raises(JobFailedError, match="bad: the job exited with 7"), trio.fail_after(30):
@@ -210,7 +211,7 @@ async def test_a_time_of_a_schedule_is_run_once_though_two_see_that_it_is_due(ma
     async with market() as m:
         fields = {"type": "recurring", "schedule": {"every": "1h"}}
         job_id = await m.post(json.dumps({**program("tick", "true"), **fields}))
-        due = partial(group._add_run, job_id=job_id, spec=decode_spec(m.job(job_id).spec), number=0)
+        due = partial(recurring._add_run, job_id=job_id, spec=decode_spec(m.job(job_id).spec), number=0)
         store = m.requester.ctx.store
         async with trio.open_nursery() as nursery, held(store) as let_go:
             for _ in range(2):
@@ -231,7 +232,7 @@ async def test_a_child_that_is_called_off_meanwhile_is_not_released(market: Mark
             nursery.start_soon(cancel.cancel, ctx, child(m, job_id, "y").id)
             await trio.testing.wait_all_tasks_blocked()
             arranged = arrange(decode_spec(m.job(job_id).spec))
-            nursery.start_soon(group._release, ctx, m.job(job_id), arranged, "y")
+            nursery.start_soon(group.release, ctx, m.job(job_id), arranged, "y")
             await trio.testing.wait_all_tasks_blocked()
             let_go()
         called_off = child(m, job_id, "y")

@@ -25,7 +25,9 @@ class Waiting(Struct, forbid_unknown_fields=True, kw_only=True, rename={"for_": 
 class Job(Answer, kw_only=True):
     """A job. `next` is the stage that comes now, `run` for a job without stages of its own, or null at its end.
 
-    `path`, which lists have, is its name behind those of the groups that it belongs to.
+    `attempts` counts the providers that it has got beside the first, by itself, and `attempt` is how often it was run.
+    `called_off` says why its group did not let it run to its end. `path`, which lists have, is its name behind those of
+    the groups that it belongs to.
     """
 
     id: str
@@ -52,6 +54,8 @@ class Job(Answer, kw_only=True):
     waiting: Waiting | None
     next_run: str | None
     next: str | None
+    attempt: int
+    called_off: str | None
     path: str | Optional = UNSET
 
 
