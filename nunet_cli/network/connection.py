@@ -26,7 +26,7 @@ ANSWERS = frozenset({ACK, PONG, RELAYED})
 SEND_TIMEOUT = 30.0
 # frames that are ready are written together, up to so many bytes
 TOGETHER = 65536
-QUEUE_FRAMES = 64
+QUEUE_FRAMES, QUEUE_BYTES = 64, 2**20
 MAX_PINGS = 8
 REMARKS = 1.0  # a second
 NONCE_SIZE = 8
@@ -71,6 +71,8 @@ class Connection:
         self.scope = trio.CancelScope()
         self._pings: dict[bytes, float] = {}
         self._queue, self._outgoing = trio.open_memory_channel[bytes](QUEUE_FRAMES)
+        # bytes that wait in it, and what wakes those who wait until they are fewer
+        self._queued, self._drained = 0, trio.Event()
         # whether what is sent is queued: until there is who writes it, while that one writes, and in the end
         self._is_writing = True
         self.closed = trio.Event()
@@ -90,10 +92,13 @@ class Connection:
         """Seconds since the peer last said more than that it is there."""
         return trio.current_time() - self.used_at
 
-    @property
-    def is_full(self) -> bool:
-        """Whether so much is queued that who sends more waits."""
-        return self._queue.statistics().current_buffer_used >= QUEUE_FRAMES
+    def is_full(self, size: int = 0) -> bool:
+        """Say whether so much is queued that who sends a frame of so many bytes more waits."""
+        return self._queue.statistics().current_buffer_used >= QUEUE_FRAMES or self._is_over(size)
+
+    def _is_over(self, size: int) -> bool:
+        # one alone always goes
+        return bool(self._queued) and self._queued + size > QUEUE_BYTES
 
     def problem(self, idle_timeout: float) -> str:
         """Return why the connection is of no use any more: the peer gives no sign of life, or takes nothing."""
@@ -108,19 +113,42 @@ class Connection:
         Raises:
             PeerError: the connection is over, or the frame is over the limit.
         """
+        frame = bytes([kind]) + payload
+        for sent in self._links.disturb(frame) if kind in (ENVELOPE, ACK) else (frame,):
+            await self.send_frame(sent)
+
+    async def send_frame(self, frame: bytes) -> None:
+        """Send a frame as `send` does; of one that goes to many the bytes are shared.
+
+        Raises:
+            PeerError: the connection is over, or the frame is over the limit.
+        """
         try:
-            frame = bytes([kind]) + payload
-            for sent in self._links.disturb(frame) if kind in (ENVELOPE, ACK) else (frame,):
-                if self._is_writing:
-                    await self._queue.send(sent)
-                elif not self.channel.send_now(sent):
-                    # the rest of it, and what follows, is written as the peer reads
-                    self._is_writing = True
-                    self._queue.send_nowait(b"")
+            if self._is_writing:
+                await self._enqueue(frame)
+            elif not self.channel.send_now(frame):
+                # the rest of it, and what follows, is written as the peer reads
+                self._is_writing = True
+                self._queue.send_nowait(b"")
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise PeerError(f"the connection to {self.peer.peer_id} is closed") from None
         except RejectedMessageError as error:
             raise PeerError(f"nothing is sent to {self.peer.peer_id}: {error.message}") from None
+
+    async def _enqueue(self, frame: bytes) -> None:
+        while self._is_over(len(frame)):
+            await self._drained.wait()
+        self._queued += len(frame)
+        try:
+            await self._queue.send(frame)
+        except BaseException:
+            self._take_off(len(frame))
+            raise
+
+    def _take_off(self, size: int) -> None:
+        self._queued -= size
+        self._drained.set()
+        self._drained = trio.Event()
 
     async def ping(self) -> None:
         """Ask for a sign of life, with a number that the peer cannot guess: it cannot look nearer than it is.
@@ -190,8 +218,10 @@ class Connection:
                 frames.append(self._outgoing.receive_nowait())
                 size += len(frames[-1])
         self._sending_since = trio.current_time()
+        # as long as they are not written they count
         await self.channel.send_frames(*filter(None, frames))
         self._sending_since = math.inf
+        self._take_off(size)
 
     def close(self) -> None:
         """End the connection's tasks."""
@@ -199,3 +229,4 @@ class Connection:
         self.scope.cancel()
         self._queue.close()
         self._outgoing.close()
+        self._take_off(self._queued)

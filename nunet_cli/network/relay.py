@@ -39,6 +39,11 @@ MAX_SKIPPED = 256
 # Origins cost nothing, so the second is what bounds the work, and what is counted, for each connection.
 MAX_PER_ORIGIN = 120
 MAX_PER_PEER = 1200
+# Of what one neighbour brings in a minute that much is passed on: the next node takes so much more from this one, and
+# what others bring by it arrives.
+MAX_PASSED_ON = 150
+# no honest one is as large, in bytes
+MAX_PUBLICATION = 2**17
 ACK_WAIT = 1.0
 SLOW_WAIT = 1.0
 Subscriber = Callable[[Incoming], Awaitable[None]]
@@ -125,7 +130,7 @@ class Relay:
         new = [peer for peer in there if peer.public_key[:8].hex() not in route.skip]
         skip = (*route.skip, *(peer.public_key[:8].hex() for peer in there), self._identity.public_key[:8].hex())
         onward = msgspec.structs.replace(route, skip=tuple(dict.fromkeys(skip))[-MAX_SKIPPED:])
-        frame = msgspec.json.encode(onward) + b"\n" + raw
+        frame = bytes([RELAY]) + msgspec.json.encode(onward) + b"\n" + raw
         sent, slow = 0, list[Connection]()
 
         async def send(connection: Connection) -> None:
@@ -133,13 +138,13 @@ class Relay:
             if asked is not None:
                 asked[connection.peer.public_key] = None
             with suppress(PeerError):
-                await connection.send(RELAY, frame)
+                await connection.send_frame(frame)
                 sent += 1
 
         for connection in map(self._transport.connection, [peer.public_key for peer in new]):
             if connection is None:
                 continue
-            if connection.is_full:
+            if connection.is_full(len(frame)):
                 slow.append(connection)
             else:
                 await send(connection)
@@ -167,8 +172,14 @@ class Relay:
         self._from_origin[origin] += 1
         return self._from_origin[origin] <= MAX_PER_ORIGIN
 
+    def _may_pass_on(self, via: bytes) -> bool:
+        """Say whether one more of what a neighbour brings is passed on: it has a share of what the next node takes."""
+        return self._from_peer[via] <= MAX_PASSED_ON
+
     async def _on_relay(self, connection: Connection, _kind: int, payload: bytes) -> None:
         head, _, raw = payload.partition(b"\n")
+        if len(raw) > MAX_PUBLICATION:
+            raise RejectedMessageError(f"a publication of {len(raw)} bytes", code="too_large")
         try:
             route = decode(head, _Route)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -191,7 +202,7 @@ class Relay:
         elif is_new:
             self._note_seen(key)
             hops = min(route.hops, MAX_HOPS) - 1
-            if hops > 0:
+            if hops > 0 and self._may_pass_on(connection.peer.public_key):
                 onward = msgspec.structs.replace(route, hops=hops)
                 count = await self._send(raw, onward, origin, connection.peer.public_key)
             known = self._subscribers.get(envelope.type)

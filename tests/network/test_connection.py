@@ -11,7 +11,7 @@ from nunet_cli.network.connection import Connection
 from nunet_cli.network.identity import new_identity
 from nunet_cli.network.links import TcpLinks
 from nunet_cli.network.peers import Peer
-from nunet_cli.network.secure_channel import SecureChannel, network_identifier, open_client, open_server
+from nunet_cli.network.secure_channel import SecureChannel, network_identifier, offer_handshake, take_handshake
 
 NETWORK = network_identifier("test")
 LIMIT = 2**17
@@ -26,13 +26,15 @@ async def opened() -> AsyncIterator[tuple[Connection, SecureChannel]]:
     async with trio.open_nursery() as nursery:
 
         async def accept(stream: trio.abc.Stream, _: str) -> None:
-            taken.append(await open_server(stream, NETWORK, theirs, LIMIT))
+            _, keys = await take_handshake(stream, (NETWORK,), theirs)
+            taken.append(SecureChannel(stream, keys, LIMIT))
             await trio.sleep_forever()
 
         links = TcpLinks()
         port = await nursery.start(links.serve, "127.0.0.1", 0, accept)
         stream = await links.connect("127.0.0.1", port)
-        channel = await open_client(stream, NETWORK, ours, theirs.public_key, LIMIT)
+        keys = await offer_handshake(stream, NETWORK, ours, theirs.public_key)
+        channel = SecureChannel(stream, keys, LIMIT)
         connection = Connection(channel, Peer(theirs.public_key), "127.0.0.1", 100, links)
         nursery.start_soon(connection.write_forever)
         with trio.fail_after(20):
@@ -54,7 +56,7 @@ async def test_what_a_peer_does_not_read_at_once_arrives_in_order() -> None:
 
         nursery.start_soon(send)
         # nothing is read until the connection takes no more
-        while not connection.is_full:
+        while not connection.is_full(60_000):
             await trio.sleep(0.01)
         for number in range(count):
             frame = await other.receive_frame()

@@ -228,7 +228,7 @@ async def test_those_that_do_not_read_hold_up_a_publication_together_and_not_eac
         with trio.move_on_after(0.5):
             while True:
                 await connection.send(PONG, bytes(2**19))
-        assert connection.is_full
+        assert connection.is_full(2**19)
     began = trio.current_time()
     await node.ctx.relay.publish(TOPIC, "note", JobSync("n1"), lifetime=30)
     assert trio.current_time() - began < relaying.SLOW_WAIT + relaying.ACK_WAIT + 1
