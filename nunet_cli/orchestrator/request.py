@@ -185,12 +185,16 @@ async def _ask_to_lock(ctx: Dealing, record: BidRecord) -> BidRecord | No:
         return No(body.reason, lapsed=False, busy=body.busy)
     if isinstance(body, TimeoutJobRequest):
         return No(f"the bid timed out at {body.timeout}", lapsed=True)
-    if not isinstance(body, Bid) or (body.id, body.price, body.time) != (bid.id, bid.price, bid.time):
+    if not isinstance(body, Bid) or _but_for_the_lock(body) != _but_for_the_lock(bid):
         return No("the provider came back with another bid", lapsed=False)
     if not body.resources_locked_until_timeout:
         return No("the provider did not lock the resources", lapsed=False)
     locked = structs.replace(bid, resources_locked_until_timeout=True, timeout=body.timeout)
     return structs.replace(record, bid=locked, evidence=answer.evidence)
+
+
+def _but_for_the_lock(bid: Bid) -> Bid:
+    return structs.replace(bid, resources_locked_until_timeout=False, timeout="")
 
 
 async def query_peer(ctx: Asking, did: str, body: JobRequest) -> Incoming:

@@ -67,6 +67,13 @@ def _summary(dispute: dict[str, Any]) -> dict[str, Any]:
 
 CONTRACTS = Table("contracts", ContractRecord, indexes=("job_id", "state", "bid_id", "deadline"), upgrade=_upgrade)
 
+
+def _is_signed_here(record: ContractRecord) -> bool:
+    own = (record.requester if record.role == REQUESTER else record.provider, record.role)
+    return any((entry.did, entry.role) == own for entry in record.document.signatures)
+
+
+_NOT_SIGNED = "this node has not signed it: nobody's word binds it"
 _BOTH = (REQUESTER, PROVIDER)
 _UNPROVED = ("proposed", "agreed")
 # a party that never saw the proof, or that withdrew or gave up after it had signed, learns by the receipt how it ended
@@ -79,12 +86,20 @@ CONTRACT = Machine(
         Move("agree", ("proposed",), "agreed", (PROVIDER,), about="id"),
         Move("refuse", _UNPROVED, "refused", _BOTH, about="id"),
         Move("expire", _UNPROVED, "expired", (CLOCK, DATABASE), about="id"),
-        Move("prove", ("agreed",), "proved", (DATABASE,), about="id"),
+        Move("prove", ("agreed",), "proved", (DATABASE,), about="id", when=_is_signed_here, why=_NOT_SIGNED),
         # what this node could not reach the contract database about was recorded all the same
-        Move("prove", ("refused", "expired"), "proved", (DATABASE,), about="id"),
-        Move("dispute", ("agreed", "proved", "refused", "expired"), "disputed", (*_BOTH, DATABASE), about="id"),
-        Move("settle", _CLOSABLE, "settled", (DATABASE,), about="id"),
-        Move("refund", _CLOSABLE, "refunded", (DATABASE,), about="id"),
+        Move("prove", ("refused", "expired"), "proved", (DATABASE,), about="id", when=_is_signed_here, why=_NOT_SIGNED),
+        Move(
+            "dispute",
+            ("agreed", "proved", "refused", "expired"),
+            "disputed",
+            (*_BOTH, DATABASE),
+            about="id",
+            when=_is_signed_here,
+            why=_NOT_SIGNED,
+        ),
+        Move("settle", _CLOSABLE, "settled", (DATABASE,), about="id", when=_is_signed_here, why=_NOT_SIGNED),
+        Move("refund", _CLOSABLE, "refunded", (DATABASE,), about="id", when=_is_signed_here, why=_NOT_SIGNED),
     ),
 )
 

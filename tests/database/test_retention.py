@@ -12,7 +12,8 @@ from msgspec import structs
 from nunet_cli.config import RetentionConfig
 from nunet_cli.database.retention import AT_ONCE
 from nunet_cli.database.store import Store, Transaction
-from nunet_cli.network.blobs import YOUNG, Blobs
+from nunet_cli.network.blobs import Blobs
+from nunet_cli.network.data.kept import YOUNG
 from nunet_cli.network.identity import new_identity
 from nunet_cli.node.care import Care
 from nunet_cli.records.allocations import ALLOCATIONS, Allocation
@@ -165,7 +166,7 @@ async def test_content_lives_as_long_as_something_names_it(tmp_path: Path, monke
         housekeeper = Care(store, blobs, RetentionConfig(contracts=10**10))
         # what came just now may be named in a moment
         assert (await housekeeper.collect()).blobs == 0
-        monkeypatch.setattr("nunet_cli.network.blobs.YOUNG", -1.0)
+        monkeypatch.setattr("nunet_cli.network.data.kept.YOUNG", -1.0)
         done = await housekeeper.collect()
         gone = {"old", "nothing", "fresh"}
         assert {what for what, cid in names.items() if not blobs.has(cid)} == gone

@@ -33,7 +33,7 @@ NOW, DID = "2026-01-31T12:00:00.000Z", new_identity().did
 TEXTS = ("a", NOW, DID, "1", "aaaaaaaaaaaa", "sha256", "/x")
 OTHERS: tuple[Any, ...] = (
     Contract, Proof, Receipt, Result, JobVerificationResult, KycStatement, Bundle, Document, Capability, JobSpec,
-    relay._Route, relay._Forwarded, blobs._Get, blobs._End, envelope.Envelope,
+    relay._Route, relay._Forwarded, blobs.Get, blobs.Answer, envelope.Envelope,
 )  # fmt: skip
 # what else bounds it: the frame that it came in, or the struct itself
 UNBOUNDED = {"ErrorMessage.details", "LogChunk.data", "Envelope.body"}
@@ -233,7 +233,7 @@ def unbounded(kind: Any, place: str, seen: set[Any]) -> Iterator[str]:
 
 def test_no_message_has_a_field_that_may_be_of_any_size(tmp_path: Path) -> None:
     seen: set[Any] = set()
-    types = [*registered(tmp_path).values(), envelope.Envelope, relay._Route, relay._Forwarded, blobs._Get, blobs._End]
+    types = [*registered(tmp_path).values(), envelope.Envelope, relay._Route, relay._Forwarded, blobs.Get, blobs.Answer]
     found = {place for kind in types for place in unbounded(kind, kind.__name__, seen)}
     assert found == UNBOUNDED
     # and it would be found
