@@ -16,6 +16,7 @@ import trio
 from nunet_cli import quantities
 from nunet_cli.errors import NunetError
 from nunet_cli.executor.base import NODE_LABEL, Executor, ExecutorError, Exit, Task, make_scratch, open_output
+from nunet_cli.executor.files import allocation_folder
 from nunet_cli.jobs.spec import HealthSpec, JobSpec, ServiceSpec, output_name
 from nunet_cli.orchestrator.needs import HasBlobs, HasConfig, HasExecutors, HasHome, HasStore, HasThreads
 from nunet_cli.orchestrator.permissions import Permitting, trusts
@@ -91,7 +92,7 @@ def make_part(ctx: Making, allocation: Allocation, spec: JobSpec, name: str = ""
     has_sandbox = ctx.available_executors.get("process", "").startswith("bubblewrap")
     # whoever may run without a sandbox still gets one where there is one
     bare = (trusted or process.foreign == "unsandboxed") and not has_sandbox
-    folder = ctx.home / "allocations" / allocation.id
+    folder = allocation_folder(ctx.home, allocation.id)
     task = Task(
         allocation_id=f"{allocation.id}/{name}" if name else allocation.id, spec=spec.executor,
         resources=spec.resources, max_duration=spec.time.max_duration, max_log=ctx.config.limits.log_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Protocol
 
 import trio
@@ -10,9 +11,9 @@ import trio
 from nunet_cli.allocation.reexecute import HasSecondRuns, leftovers
 from nunet_cli.allocation.results import called_off_result, failed_result
 from nunet_cli.allocation.run import Allocating, finish_allocation, make_parts, run_allocation
-from nunet_cli.errors import NunetError
+from nunet_cli.errors import NunetError, StateError
 from nunet_cli.executor.base import Lasting
-from nunet_cli.executor.files import remove_folder
+from nunet_cli.executor.files import allocation_folder, remove_folder
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.orchestrator.needs import HasAvailable, HasExecutors, HasIdentity, HasStore, HasTasks
 from nunet_cli.records.allocations import ALLOCATION, ALLOCATION_ENDS, ALLOCATIONS, Allocation
@@ -36,7 +37,8 @@ async def recover_allocations(ctx: Recovering) -> None:
     for key in leftovers(ctx.store):
         # an oracle's second run: whoever waited for it asks again
         await ctx.store.change(lambda t, key=key: ctx.accounting.release(t, key))  # type: ignore[misc]  # bound now
-        await ctx.threads.run(remove_folder, ctx.home / "allocations" / key)
+        with suppress(StateError):
+            await ctx.threads.run(remove_folder, allocation_folder(ctx.home, key))
     for allocation in ctx.store[ALLOCATIONS].by("state", *_OPEN):
         try:
             await _recover(ctx, allocation)
@@ -90,7 +92,7 @@ async def _recover(ctx: Recovering, allocation: Allocation) -> None:
             # the requester was told that it ends, which it has
             result = called_off_result(allocation)
         await finish_allocation(ctx, allocation, result)
-        await ctx.threads.run(remove_folder, ctx.home / "allocations" / allocation.id)
+        await ctx.threads.run(remove_folder, allocation_folder(ctx.home, allocation.id))
 
 
 async def _run_attached(ctx: Allocating, allocation_id: str) -> None:

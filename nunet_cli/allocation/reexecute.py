@@ -19,7 +19,7 @@ from nunet_cli.allocation.results import Resulting, result_of, said_of
 from nunet_cli.allocation.run import make_parts
 from nunet_cli.database.store import Store
 from nunet_cli.errors import ContractError, PeerError
-from nunet_cli.executor.files import remove_folder
+from nunet_cli.executor.files import allocation_folder, remove_folder
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.spec import JobSpec
 from nunet_cli.jobs.tree import programs, required_capability
@@ -206,7 +206,7 @@ async def _run(ctx: Rerunning, run: Allocation, spec: JobSpec) -> Result:
             patience.shield = True
             for part in parts:
                 await _end(part)
-            await ctx.threads.run(remove_folder, ctx.home / "allocations" / run.id)
+            await ctx.threads.run(remove_folder, allocation_folder(ctx.home, run.id))
 
 
 async def _end(part: Part) -> None:

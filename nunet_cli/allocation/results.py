@@ -9,6 +9,7 @@ import msgspec
 
 from nunet_cli import quantities
 from nunet_cli.allocation.pod import Ended
+from nunet_cli.executor.files import allocation_folder
 from nunet_cli.orchestrator.needs import HasBlobs, HasHome, HasStore
 from nunet_cli.records.allocations import Allocation
 from nunet_cli.records.contract_records import CONTRACTS
@@ -60,7 +61,7 @@ _REASONS = {
 
 async def result_of(ctx: Resulting, allocation: Allocation, ended: Ended) -> Result:
     """Take the logs in as blobs and return the result; shielded, as the job has ended."""
-    folder = ctx.home / "allocations" / allocation.id
+    folder = allocation_folder(ctx.home, allocation.id)
     written = [file for name in ("stdout", "stderr") if (file := folder / name).exists()]
     logs = dict(zip((file.name for file in written), await ctx.blobs.add_files(*written), strict=True))
     exit_, ended_at = ended.exit, ended.at or quantities.utc_now()

@@ -33,7 +33,7 @@ from nunet_cli.database.store import Transaction
 from nunet_cli.database.transition import transition
 from nunet_cli.errors import NoSpaceError, NunetError, PeerError
 from nunet_cli.executor.base import Exit
-from nunet_cli.executor.files import remove_folder
+from nunet_cli.executor.files import allocation_folder, remove_folder
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.spec import JobSpec
 from nunet_cli.jobs.tree import programs
@@ -336,7 +336,7 @@ async def _clean_up(ctx: Removing, parts: list[Part], allocation_id: str) -> Non
             except Exception as error:
                 log.warning("cleaning up after %s: %s", allocation_id, error)
     try:
-        await ctx.threads.run(remove_folder, ctx.home / "allocations" / allocation_id)
+        await ctx.threads.run(remove_folder, allocation_folder(ctx.home, allocation_id))
     except Exception as error:
         log.warning("removing the folder of %s: %s", allocation_id, error)
 

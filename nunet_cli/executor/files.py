@@ -6,9 +6,12 @@ import errno
 import itertools
 import logging
 import os
+import re
 import stat
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+
+from nunet_cli.errors import StateError
 
 log = logging.getLogger("nunet.executor.files")
 
@@ -19,6 +22,17 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _HELD = (os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC) if hasattr(os, "O_PATH") else 0
 # a pipe of the job's making is not waited for
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+def allocation_folder(home: Path, allocation_id: str) -> Path:
+    """Return the folder of an allocation, which is removed with all that is in it.
+
+    Raises:
+        StateError: the id could be the way to another place; it comes from a store that this node did not write.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", allocation_id):
+        raise StateError(f"{allocation_id!r} is no id of an allocation", code="bad_id")
+    return home / "allocations" / allocation_id
 
 
 def open_folder(root: Path, relative: str = "") -> int:

@@ -13,17 +13,20 @@ import sqlite3
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
+from nunet_cli.config_file import load
 from nunet_cli.database.file import check, open_file
+from nunet_cli.database.records import Records
 from nunet_cli.database.store import STORE_FILE, owned
-from nunet_cli.errors import NodeError, UsageError
-from nunet_cli.network.identity import KEY_FILE
+from nunet_cli.errors import NodeError, NunetError, UsageError
+from nunet_cli.network.identity import KEY_FILE, load_or_create
 from nunet_cli.node.scratch import scratch
-from nunet_cli.records.identifiers import content_id, is_content_id
+from nunet_cli.records.identifiers import cid_from_digest, is_content_id
 from nunet_cli.records.tables import TABLES
 
 CONFIG_FILE = "config.toml"
@@ -31,6 +34,15 @@ BLOBS = "blobs"
 UNFINISHED = "restore.unfinished"
 SUMS = "sums.json"
 _KINDS = (KEY_FILE, CONFIG_FILE, STORE_FILE, SUMS)
+# a key, a configuration: nobody's are larger
+MOST_SMALL = 2**20
+
+
+class Sums(Struct, forbid_unknown_fields=True):
+    """What a backup has in it: the SHA-256 of key, configuration and store, in hexadecimal, and the blobs by id."""
+
+    files: dict[str, str]
+    blobs: list[str]
 
 
 class BackedUp(Struct, frozen=True):
@@ -55,7 +67,6 @@ def make_backup(home: Path, config_file: Path, target: Path, *, blobs: bool = Tr
     """
     if not (home / STORE_FILE).exists() or not (home / KEY_FILE).exists():
         raise UsageError(f"there is no node in {home}", hint="it is made at the first start: nunet node run")
-    count = 0
     try:
         with scratch(target.parent) as folder:
             part = folder / "backup.tar"
@@ -64,22 +75,26 @@ def make_backup(home: Path, config_file: Path, target: Path, *, blobs: bool = Tr
             if config_file.exists():
                 shutil.copyfile(config_file, folder / CONFIG_FILE)
             kept = [name for name in (KEY_FILE, CONFIG_FILE, STORE_FILE) if (folder / name).exists()]
-            # blobs are named by what is in them, the rest is not
-            (folder / SUMS).write_bytes(msgspec.json.encode({name: _sum(folder / name) for name in kept}))
+            sums = Sums({name: _sum(folder / name) for name in kept}, [])
             descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
-                    for name in (*kept, SUMS):
+                    for name in kept:
                         archive.add(folder / name, name)
                     for blob in _blobs_of(home) if blobs else ():
-                        archive.add(blob, f"{BLOBS}/{blob.name}")
-                        count += 1
+                        # one that nothing names any more may go meanwhile
+                        with suppress(FileNotFoundError):
+                            archive.add(blob, f"{BLOBS}/{blob.name}")
+                            sums.blobs.append(blob.name)
+                    # the last: a backup that was cut off has none
+                    (folder / SUMS).write_bytes(msgspec.json.encode(sums))
+                    archive.add(folder / SUMS, SUMS)
                 file.flush()
                 os.fsync(file.fileno())
             part.rename(target)
     except OSError as error:
         raise UsageError(f"{target} cannot be written: {error.strerror or error}") from None
-    return BackedUp(str(target), target.stat().st_size, count)
+    return BackedUp(str(target), target.stat().st_size, len(sums.blobs))
 
 
 def _sum(path: Path) -> str:
@@ -128,12 +143,7 @@ def restore_backup(
     home.parent.mkdir(parents=True, exist_ok=True)
     with scratch(home.parent) as fresh:
         _unpack(source, fresh)
-        try:
-            connection = open_file(fresh / STORE_FILE, TABLES)
-            check(connection, fresh / STORE_FILE, thorough=True)
-            connection.close()
-        except (NodeError, sqlite3.Error) as error:
-            raise UsageError(f"{source}: the store in it cannot be used: {error}", code="bad_backup") from None
+        _check_parts(source, fresh)
         key = home / KEY_FILE
         if key.exists() and key.read_bytes() != (fresh / KEY_FILE).read_bytes() and not force:
             raise UsageError(
@@ -155,31 +165,60 @@ def _unpack(source: Path, folder: Path) -> None:
             for member in archive:
                 place, _, name = member.name.rpartition("/")
                 is_blob = place == BLOBS and is_content_id(name)
-                data = archive.extractfile(member) if member.isreg() else None
+                data = archive.extractfile(member) if member.isreg() and not member.issparse() else None
                 if data is None or not (is_blob or member.name in _KINDS):
                     raise UsageError(f"{source}: {member.name!r} does not belong into a backup", code="bad_backup")
+                if member.name in (KEY_FILE, CONFIG_FILE) and member.size > MOST_SMALL:
+                    raise UsageError(f"{source}: {member.name} in it has {member.size} bytes", code="bad_backup")
                 target = folder / member.name
                 with os.fdopen(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
                     shutil.copyfileobj(data, file, 2**20)
                     # what was there goes aside once this is in its place
                     file.flush()
                     os.fsync(file.fileno())
-                if is_blob and content_id(target.read_bytes()) != name:
+                if is_blob and cid_from_digest(bytes.fromhex(_sum(target))) != name:
                     raise UsageError(f"{source}: the content {name} is damaged", code="bad_backup")
                 seen.add(member.name)
     except OSError as error:
         raise UsageError(f"{source}: {error.strerror or error}", code="bad_backup") from None
     except tarfile.TarError as error:
         raise UsageError(f"{source}: not a backup of a node: {error}", code="bad_backup") from None
-    if missing := {KEY_FILE, STORE_FILE, SUMS} - seen:
+    if missing := {KEY_FILE, STORE_FILE} - seen:
         raise UsageError(f"{source}: not a backup of a node: it has no {sorted(missing)[0]}", code="bad_backup")
+    if SUMS not in seen:
+        raise UsageError(f"{source}: the backup is cut off: it has no {SUMS}", code="bad_backup")
     try:
-        sums = msgspec.json.decode((folder / SUMS).read_bytes(), type=dict[str, str])
+        sums = msgspec.json.decode((folder / SUMS).read_bytes(), type=Sums)
     except msgspec.MsgspecError as error:
         raise UsageError(f"{source}: {SUMS}: {error}", code="bad_backup") from None
     for name in _KINDS[:-1]:
-        if name in seen and sums.get(name) != _sum(folder / name):
+        if name in seen and sums.files.get(name) != _sum(folder / name):
             raise UsageError(f"{source}: {name} in it is damaged", code="bad_backup")
+    if missing := {f"{BLOBS}/{name}" for name in sums.blobs} - seen:
+        raise UsageError(f"{source}: {len(missing)} blobs in it are missing", code="bad_backup")
+
+
+def _check_parts(source: Path, folder: Path) -> None:
+    """Refuse a key, a configuration and a store with which no node could start."""
+    try:
+        if (folder / CONFIG_FILE).exists():
+            load(folder / CONFIG_FILE, environment={})
+        load_or_create(folder)
+    except NunetError as error:
+        # a sealed key is known to be good once somebody opens it
+        if error.code != "sealed_identity":
+            raise UsageError(f"{source}: {error.message}", code="bad_backup", hint=error.hint) from None
+    try:
+        connection = open_file(folder / STORE_FILE, TABLES)
+        try:
+            check(connection, folder / STORE_FILE, thorough=True)
+            for table in TABLES:
+                for _ in Records(connection, table).all():
+                    pass
+        finally:
+            connection.close()
+    except (NodeError, sqlite3.Error, msgspec.MsgspecError) as error:
+        raise UsageError(f"{source}: the store in it cannot be used: {error}", code="bad_backup") from None
 
 
 def _swap(fresh: Path, home: Path, config_file: Path) -> Path | None:

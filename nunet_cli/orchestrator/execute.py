@@ -18,6 +18,7 @@ from msgspec import structs
 from nunet_cli import quantities
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import NotFoundError, NunetError, PeerError, RejectedMessageError, StateError
+from nunet_cli.executor.files import allocation_folder
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.tree import output_names
 from nunet_cli.network.messenger import Answer, Change, Incoming
@@ -132,7 +133,7 @@ async def _read_log(ctx: Telling, contract_id: str, body: JobLogs) -> tuple[byte
     allocation = ctx.store[ALLOCATIONS].first("contract_id", contract_id)
     if allocation is None:
         return b"", False
-    path, ended = ctx.home / "allocations" / allocation.id / body.stream, False
+    path, ended = allocation_folder(ctx.home, allocation.id) / body.stream, False
     if allocation.state in ALLOCATION_ENDS:
         signed = ctx.store[CONTRACTS].one(contract_id).result
         # the end and the result are one change

@@ -220,7 +220,8 @@ def sums_of(store: bytes, home: Path) -> bytes:
     """Return the sums that go with another store, as somebody would make them who means to deceive."""
     files = {name: (home / name).read_bytes() for name in ("identity.json", "config.toml") if (home / name).exists()}
     files["store.db"] = store
-    return json.dumps({name: hashlib.sha256(data).hexdigest() for name, data in files.items()}).encode()
+    sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    return json.dumps({"files": sums, "blobs": []}).encode()
 
 
 async def test_a_damaged_or_foreign_backup_changes_nothing(tmp_path: Path) -> None:
@@ -232,7 +233,9 @@ async def test_a_damaged_or_foreign_backup_changes_nothing(tmp_path: Path) -> No
         (altered(file, "store.db", b"no database"), "store.db in it is damaged"),
         (altered(file, "store.db", store[:-9] + bytes([store[-9] ^ 1]) + store[-8:]), "store.db in it is damaged"),
         (altered(file, "identity.json", b"{}"), "identity.json in it is damaged"),
-        (altered(file, "sums.json", None), "it has no sums.json"),
+        (altered(file, "sums.json", None), "cut off: it has no sums.json"),
+        (altered(file, f"blobs/{cid}", None), "1 blobs in it are missing"),
+        (altered(file, "config.toml", bytes(2**20 + 1)), "config.toml in it has 1048577 bytes"),
         (altered(file, "sums.json", b"[1]"), "sums.json: Expected"),
         (
             altered(altered(file, "store.db", b"no database"), "sums.json", sums_of(b"no database", home)),
