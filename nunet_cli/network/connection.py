@@ -6,6 +6,7 @@ import logging
 import math
 import struct
 from contextlib import suppress
+from typing import ClassVar
 
 import trio
 
@@ -27,6 +28,8 @@ SEND_TIMEOUT = 30.0
 # frames that are ready are written together, up to so many bytes
 TOGETHER = 65536
 QUEUE_FRAMES, QUEUE_BYTES = 64, 2**20
+# what is written at once before others have their turn; a frame costs as much as so many bytes, however small it is
+AT_ONCE, SMALL = 2**16, 2**13
 MAX_PINGS = 8
 REMARKS = 1.0  # a second
 NONCE_SIZE = 8
@@ -60,6 +63,9 @@ class TokenBucket:
 
 class Connection:
     """One secure channel to a peer whose key is proved; `host` is the address of the other end."""
+
+    # bytes that were written at once, by any of them, since others had their turn
+    _at_once: ClassVar[int] = 0
 
     def __init__(self, channel: secure_channel.SecureChannel, peer: Peer, host: str, rate: int, links: Links) -> None:
         self.channel, self.peer, self.host, self._links = channel, peer, host, links
@@ -130,10 +136,19 @@ class Connection:
                 # the rest of it, and what follows, is written as the peer reads
                 self._is_writing = True
                 self._queue.send_nowait(b"")
+            else:
+                await self._let_others(len(frame))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise PeerError(f"the connection to {self.peer.peer_id} is closed") from None
         except RejectedMessageError as error:
             raise PeerError(f"nothing is sent to {self.peer.peer_id}: {error.message}") from None
+
+    async def _let_others(self, size: int) -> None:
+        """Give the other tasks their turn after some frames, of this connection or of others, were written at once."""
+        Connection._at_once += SMALL + size
+        if Connection._at_once >= AT_ONCE:
+            Connection._at_once = 0
+            await trio.lowlevel.checkpoint()
 
     async def _enqueue(self, frame: bytes) -> None:
         while self._is_over(len(frame)):

@@ -33,9 +33,9 @@ def check_proof(proof: Document, contract: Document) -> None:
     """
     text = contract.read(Contract)
     require_signature(proof, text.contract_database, DATABASE, "proof")
-    content = proof.read(Proof)
-    if content.contract_id != contract.cid or content.deposit != text.terms.deposit:
-        raise RejectedMessageError("the proof is for another contract", code="wrong_proof")
+    problem = proof.read(Proof).problem(contract.cid, text)
+    if problem:
+        raise RejectedMessageError(problem, code="wrong_proof")
 
 
 def contract_record(document: Document, role: Literal["requester", "provider"], spec: str) -> ContractRecord:

@@ -18,6 +18,8 @@ Movement = Annotated[str, Limits(pattern=r"^-?[0-9]{1,13}(\.[0-9]{1,6})?$(?!\n)"
 # what a contract's deadline has beyond the job's longest duration: for its inputs, its start and its outputs
 SLACK = timedelta(minutes=10)
 # how long the provider's signature, which comes first, waits for the requester's and for the contract database
+# what two clocks may differ by
+CLOCK_SKEW = timedelta(seconds=60)
 SIGN_WITHIN = timedelta(seconds=60)
 LAPSED, UNVERIFIED = "signature_lapsed", "not_verified_entity"
 REQUESTER, PROVIDER, DATABASE, ORACLE = "requester", "provider", "contract-database", "oracle"
@@ -76,6 +78,23 @@ class Proof(Struct, forbid_unknown_fields=True, frozen=True):
     deposit: Amount
     registered_at: Time
     log_head: Id
+
+    def problem(self, contract_id: str, contract: Contract) -> str:
+        """Return why this proves nothing about a contract; empty where it does.
+
+        A party's signature binds until `sign_by`, give or take what clocks may differ: what was recorded later, whoever
+        did that, binds nobody.
+        """
+        if (self.contract_id, self.deposit) != (contract_id, contract.terms.deposit):
+            return "the proof is for another contract"
+        if self.contract_database != contract.contract_database:
+            return "the proof is another contract database's"
+        at = quantities.parse_time(self.registered_at)
+        late = contract.sign_by and at > quantities.parse_time(contract.sign_by) + CLOCK_SKEW
+        if late or at < quantities.parse_time(contract.created_at) - CLOCK_SKEW:
+            until = contract.sign_by or "its end"
+            return f"recorded at {self.registered_at}: it was to be between {contract.created_at} and {until}"
+        return ""
 
 
 class Check(Struct, forbid_unknown_fields=True, frozen=True):

@@ -174,8 +174,8 @@ def _check_proof(document: Document, bundle: Bundle, contract: Contract, check: 
     except NunetError as error:
         check("proof", False, error.message)
         return
-    same = (proof.contract_id, proof.deposit) == (bundle.contract.cid, contract.terms.deposit)
-    check("proof.contract", same, "it proves another contract")
+    problem = proof.problem(bundle.contract.cid, contract)
+    check("proof.contract", not problem, problem)
 
 
 def _check_outputs(document: Document, folder: Path, check: Any) -> None:

@@ -271,6 +271,11 @@ def other_bid(node: Node, _: Any, said: Any) -> Any:
     return type_, msgspec.structs.replace(bid, price=msgspec.structs.replace(bid.price, amount="0.9"))
 
 
+def other_terms(node: Node, _: Any, said: Any) -> Any:
+    type_, bid = said
+    return type_, msgspec.structs.replace(bid, spec_cid="baaaaaaaaaaaaaaa")
+
+
 def unlocked_bid(node: Node, _: Any, said: Any) -> Any:
     type_, bid = said
     return type_, msgspec.structs.replace(bid, resources_locked_until_timeout=False)
@@ -415,6 +420,8 @@ REQUEST = [
        "every provider on the shortlist declined", "the bid timed out at 2026-01-01", "failed"),
     No("another bid", after(PROVIDER, "job_request", other_bid), 5, "declined", "came back with another bid",
        "failed"),
+    No("a lock for another job", after(PROVIDER, "job_request", other_terms), 5, "declined",
+       "came back with another bid", "failed"),
     No("nothing locked", after(PROVIDER, "job_request", unlocked_bid), 5, "declined", "did not lock the resources",
        "failed"),
     No("no answer to the request", silent(PROVIDER, "job_request"), 5, "declined", "did not answer", "failed"),
