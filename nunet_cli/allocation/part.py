@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Protocol
 
 import msgspec
 import trio
 
 from nunet_cli import quantities
+from nunet_cli.allocation.taking import Keeping, take_in
 from nunet_cli.errors import NunetError
-from nunet_cli.executor.base import NODE_LABEL, Executor, ExecutorError, Exit, Task, make_scratch, open_output
+from nunet_cli.executor.base import NODE_LABEL, Executor, ExecutorError, Exit, Given, Task, make_scratch
 from nunet_cli.executor.files import allocation_folder
 from nunet_cli.jobs.spec import HealthSpec, JobSpec, ServiceSpec, output_name
-from nunet_cli.orchestrator.needs import HasBlobs, HasConfig, HasExecutors, HasHome, HasStore, HasThreads
+from nunet_cli.network.data.trees import entries_of
+from nunet_cli.orchestrator.needs import HasConfig, HasExecutors, HasHome, HasStore
 from nunet_cli.orchestrator.permissions import Permitting, trusts
 from nunet_cli.records.allocations import Allocation
 from nunet_cli.records.results import OutputFile, Progress, Usage
+from nunet_cli.records.trees import TreeError, size_on_disk
 
 log = logging.getLogger("nunet.part")
 
@@ -32,10 +33,6 @@ Started = Callable[["Part"], Awaitable[None]]
 
 class Making(HasExecutors, HasHome, Permitting, Protocol):
     """Makes the programs of an allocation."""
-
-
-class Keeping(HasBlobs, HasThreads, Protocol):
-    """Takes outputs in."""
 
 
 class Preparing(Keeping, HasConfig, HasStore, Protocol):
@@ -97,43 +94,61 @@ def make_part(ctx: Making, allocation: Allocation, spec: JobSpec, name: str = ""
         allocation_id=f"{allocation.id}/{name}" if name else allocation.id, spec=spec.executor,
         resources=spec.resources, max_duration=spec.time.max_duration, max_log=ctx.config.limits.log_size,
         sandbox=not bare, foreign=not trusts(ctx, spec.executor.type, allocation.requester),
-        folder=folder / MEMBERS / name if name else folder, inputs=tuple(item.to for item in spec.inputs),
+        folder=folder / MEMBERS / name if name else folder,
+        inputs=tuple(item.to for item in spec.inputs if item.kind == "file"),
         labels={NODE_LABEL: ctx.identity.did, "org.nunet.job": allocation.job_id},
     )  # fmt: skip
     return Part(name, spec, task, ctx.executors[spec.executor.type], allocation.job_id, allocation.requester)
 
 
-async def prepare(ctx: Preparing, part: Part, given: dict[str, Path]) -> None:
+async def prepare(ctx: Preparing, part: Part, given: Sequence[Given]) -> None:
     """Fetch the inputs from the requester, and make the scratch folder.
 
     Args:
         ctx: the node's parts.
         part: the program.
-        given: inputs that are here already: place in the folder → file.
+        given: inputs that are here already.
 
     Raises:
         ExecutorError: the inputs have no room, or the executor cannot be made ready.
         PeerError: the requester does not give the inputs.
     """
     spec = part.spec
-    total = sum(item.size for item in spec.inputs) + sum(file.stat().st_size for file in given.values())
-    if total > min(ctx.config.limits.input_size, max(spec.resources.disk, 2**20)):
-        raise ExecutorError(f"the inputs have {total} bytes, more than the job's disk", code="inputs_too_large")
-    files = dict(given)
+    total = sum(item.size for item in spec.inputs) + sum(item.source.stat().st_size for item in given)
+    room = min(ctx.config.limits.input_size, max(spec.resources.disk, 2**20))
+    _check_room(total, room)
+    inputs = list(given)
     with trio.fail_after(FETCH_TIMEOUT):
         arrived = 0
         for item in spec.inputs:
-            files[item.to] = await ctx.blobs.fetch(
+            path = await ctx.blobs.fetch(
                 part.requester, item.cid, item.size, patience=ctx.config.limits.input_patience,
                 progress=lambda here, before=arrived: part.report("inputs", before + here, total),  # type: ignore[misc]  # bound now
             )  # fmt: skip
+            inputs.append(Given(item.to, path, item.kind == "folder"))
             arrived += item.size
-    if files:
-        event = {"count": len(files), "bytes": total} | ({"member": part.name} if part.name else {})
+    if inputs:
+        event = {"count": len(inputs), "bytes": total} | ({"member": part.name} if part.name else {})
         await ctx.store.save_event(part.job_id, "inputs_received", **event)
+    _check_room(await ctx.threads.run(_unpacked_size, inputs), room)
     await part.executor.prepare(part.task)
-    part.task = replace(part.task, inputs=tuple(files))
-    await ctx.threads.run(make_scratch, part.task, files)
+    part.task = replace(part.task, inputs=tuple(item.place for item in inputs if not item.is_folder))
+    await ctx.threads.run(make_scratch, part.task, inputs)
+
+
+def _check_room(total: int, room: int) -> None:
+    if total > room:
+        raise ExecutorError(f"the inputs have {total} bytes, more than the job's disk", code="inputs_too_large")
+
+
+def _unpacked_size(inputs: Sequence[Given]) -> int:
+    """Return what inputs take of the disk once they are in their places: empty files and folders are something, too."""
+    try:
+        return sum(
+            size_on_disk(entries_of(item.source)) if item.is_folder else item.source.stat().st_size for item in inputs
+        )
+    except TreeError as error:
+        raise ExecutorError(f"an input is no folder: {error.message}", code="bad_place") from None
 
 
 async def start(part: Part, started: Started) -> None:
@@ -258,30 +273,11 @@ async def collect(ctx: Keeping, part: Part, room: int) -> tuple[list[OutputFile]
     missing, total = [], 0
     room = min(room, max(part.spec.resources.disk, 2**20))
     for item in part.spec.outputs:
-        taken = await _take_in(ctx, part.task, item.path, room - total)
+        taken = await take_in(ctx, part.task, item, room - total)
         if taken is None:
             missing.append(f"{part.name}/{item.path}" if part.name else item.path)
             continue
-        cid, size = taken
-        total += size
+        total += taken.size
         name = output_name(item)
-        outputs.append(OutputFile(f"{part.name}/{name}" if part.name else name, cid, size))
+        outputs.append(OutputFile(f"{part.name}/{name}" if part.name else name, taken.cid, taken.size, taken.kind))
     return outputs, missing
-
-
-async def _take_in(ctx: Keeping, task: Task, path: str, room: int) -> tuple[str, int] | None:
-    """Keep an output as a blob; None where there is no such file, or it has more bytes than there is room.
-
-    A file with holes has the bytes that reading it gives, however few the disk has.
-    """
-    descriptor = await ctx.threads.run(open_output, task, path)
-    if descriptor is None:
-        return None
-    try:
-        if os.fstat(descriptor).st_size > room:
-            return None
-        # the file that was looked at, whatever its name leads to by now
-        cid, size = await ctx.blobs.add_file(Path(f"/dev/fd/{descriptor}"))
-        return (cid, size) if size <= room else None
-    finally:
-        os.close(descriptor)

@@ -9,8 +9,9 @@ import trio
 
 from nunet_cli.allocation import part as programs
 from nunet_cli.allocation.part import Part, Preparing, Started, add_usage
-from nunet_cli.executor.base import Exit
+from nunet_cli.executor.base import Exit, Given
 from nunet_cli.jobs.spec import JobLink, JobSpec
+from nunet_cli.jobs.tree import place_of
 from nunet_cli.orchestrator.needs import HasBlobs
 from nunet_cli.records.results import OutputFile, Usage
 
@@ -86,18 +87,17 @@ async def run_pod(ctx: Preparing, spec: JobSpec, parts: list[Part], started: Sta
     return ended
 
 
-def _data(ctx: HasBlobs, links: list[JobLink], outputs: list[OutputFile]) -> dict[str, Path]:
-    """Return the outputs of earlier members that links bring into a member's folder: place → file."""
-    given: dict[str, Path] = {}
+def _data(ctx: HasBlobs, links: list[JobLink], outputs: list[OutputFile]) -> list[Given]:
+    """Return the outputs of earlier members that links bring into a member's folder."""
+    given = []
     for link in links:
         if link.kind != "data":
             continue
         for output in outputs:
             member, _, name = output.name.partition("/")
             if member == link.from_ and link.output in ("", name):
-                given[link.path if link.path and link.output else f"{link.path}/{name}".lstrip("/")] = ctx.blobs.path(
-                    output.cid
-                )
+                place = place_of(link, name, output.kind)
+                given.append(Given(place, ctx.blobs.path(output.cid), output.kind != "file"))
     return given
 
 

@@ -222,7 +222,7 @@ async def _end(part: Part) -> None:
 async def _run_parts(ctx: Preparing, parts: list[Part], spec: JobSpec, started: Started) -> Ended:
     if spec.pod:
         return await run_pod(ctx, spec, parts, started)
-    await prepare(ctx, parts[0], {})
+    await prepare(ctx, parts[0], [])
     await start(parts[0], started)
     return await run_single(ctx, parts[0], started)
 

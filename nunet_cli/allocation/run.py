@@ -178,7 +178,7 @@ async def _run(ctx: Performing, actor: AllocationActor, spec: JobSpec, *, attach
             async def run() -> Ended:
                 if not attached:
                     # nothing has been started before that it may have been is on the disk
-                    await meanwhile(begin, partial(prepare, ctx, part, {}))
+                    await meanwhile(begin, partial(prepare, ctx, part, []))
                     await start(part, started)
                 return await run_single(ctx, part, started)
 

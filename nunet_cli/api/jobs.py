@@ -36,7 +36,7 @@ from nunet_cli.orchestrator.changes import change_job
 from nunet_cli.orchestrator.contract import close_contract
 from nunet_cli.orchestrator.invoke import invoke, send_inputs
 from nunet_cli.orchestrator.match import match
-from nunet_cli.orchestrator.outputs import collect_outputs, read_logs
+from nunet_cli.orchestrator.outputs import collect_outputs, read_logs, write_outputs
 from nunet_cli.orchestrator.post import process_job
 from nunet_cli.orchestrator.request import request as request_stage
 from nunet_cli.orchestrator.settle import settle
@@ -189,23 +189,24 @@ async def job_outputs(request: Request) -> Response:
     folder = Path(body.folder)
     if not folder.is_absolute():
         raise UsageError(f"`folder` must be an absolute path: {body.folder!r}")
-    files = {name: output.cid for name, output in outputs_of(node.ctx, job).items()}
+    outputs = outputs_of(node.ctx, job)
     if job.kind in ("job", "replicas"):
         result = _result(job)
         if job.kind == "job":
             job = await collect_outputs(node.ctx, job.id)
             result = _result(job)
-        files |= {name: cid for name, cid in (("stdout", result.stdout_cid), ("stderr", result.stderr_cid)) if cid}
+        logs = {name: cid for name, cid in (("stdout", result.stdout_cid), ("stderr", result.stderr_cid)) if cid}
     else:
-        files |= logs_of(node.ctx, job)
-        if not files and job.state not in JOB_ENDS:
+        # those of its children that are here: one that failed has perhaps left nothing
+        outputs = {name: output for name, output in outputs.items() if node.ctx.blobs.has(output.cid)}
+        logs = logs_of(node.ctx, job)
+        if not outputs and not logs and job.state not in JOB_ENDS:
             raise StateError(f"job {job.id} is {job.state}: it has no outputs yet")
     try:
-        for name, cid in files.items():
-            await node.ctx.blobs.copy_out(cid, folder / name)
+        files = await write_outputs(node.ctx, outputs, logs, folder)
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {error.strerror}") from None
-    return answer({"folder": str(folder), "files": [str(folder / name) for name in files]})
+    return answer({"folder": str(folder), "files": files})
 
 
 def _result(job: Job) -> Result:

@@ -6,16 +6,18 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Protocol, runtime_checkable
 
 from nunet_cli.errors import NunetError
-from nunet_cli.executor.files import open_file, remove_folder
-from nunet_cli.jobs.spec import ExecutorSpec, is_safe_path
+from nunet_cli.executor.files import open_file, open_folder, remove_folder
+from nunet_cli.jobs.spec import HERE, ExecutorSpec, is_safe_path
+from nunet_cli.network.data.trees import unpack
 from nunet_cli.records.capability import Resources
 from nunet_cli.records.results import Usage
+from nunet_cli.records.trees import TreeError
 
 TERM_GRACE = 2.0
 POLL_INTERVAL = 0.25
@@ -46,9 +48,10 @@ class Probe:
 class Task:
     """One job as an executor sees it. `folder` is the scratch folder; sizes are bytes.
 
-    `inputs` are the places of the input files in the working folder; `sandbox` is required unless it says otherwise;
-    `restarts` says how often a service was started again, and with it that its logs go on. `report` is told what takes
-    its time, with the bytes done and the total (0 when unknown); any thread may call it. `foreign` is a stranger's job.
+    `inputs` are the places of the input files in the working folder, not of those in input folders; `sandbox` is
+    required unless it says otherwise; `restarts` says how often a service was started again, and with it that its logs
+    go on. `report` is told what takes its time, with the bytes done and the total (0 when unknown); any thread may call
+    it. `foreign` is a stranger's job.
     """
 
     allocation_id: str
@@ -142,19 +145,29 @@ class Lasting(Protocol):
         """End and remove the jobs of a node (its DID) whose allocation nobody owns; return their allocations."""
 
 
-def make_scratch(task: Task, inputs: dict[str, Path]) -> None:
+@dataclass(frozen=True)
+class Given:
+    """An input that is here: its place in the job's folder, and the content, of a file or of a folder."""
+
+    place: str
+    source: Path
+    is_folder: bool = False
+
+
+def make_scratch(task: Task, inputs: Sequence[Given]) -> None:
     """Make the scratch folder with the inputs in their places, afresh.
 
-    A container gets its inputs mounted from a folder that it cannot write, over empty files in their places.
+    A container gets input files mounted from a folder that it cannot write, over empty files in their places. What is
+    in an input folder is the job's own copy, with its modes.
 
     Args:
         task: the job.
-        inputs: place in the job's folder → file.
+        inputs: what is put into it.
 
     Raises:
-        ExecutorError: the places are none, or two of them cannot be there together.
+        ExecutorError: the places are none, two of them cannot be there together, or a folder is none.
     """
-    if any(not is_safe_path(place) for place in inputs):
+    if any(not is_safe_path(given.place) and not (given.is_folder and given.place == HERE) for given in inputs):
         raise ExecutorError("an input would leave the job's folder", code="bad_place")
     remove_folder(task.folder)
     task.work.mkdir(parents=True, mode=0o700)
@@ -162,15 +175,19 @@ def make_scratch(task: Task, inputs: dict[str, Path]) -> None:
     task.stdout.touch()
     task.stderr.touch()
     task.kept_inputs.mkdir(mode=0o700)
-    for number, (place, source) in enumerate(inputs.items()):
-        target = task.work / place
-        with _job_made(place):
+    for number, given in enumerate(given for given in inputs if not given.is_folder):
+        target = task.work / given.place
+        with _job_made(given.place):
             target.parent.mkdir(parents=True, exist_ok=True)
             target.touch(exist_ok=False)
         if task.spec.type == "docker":
             target = task.kept_inputs / str(number)
-        shutil.copyfile(source, target)
+        shutil.copyfile(given.source, target)
         target.chmod(0o555)
+    # after the files: the modes of what is in them may let nothing more in
+    for given in inputs:
+        if given.is_folder:
+            _put_folder(task, given)
     if task.spec.type == "docker":
         workdir = PurePosixPath(task.spec.workdir)
         if workdir.is_absolute() or ".." in workdir.parts:
@@ -178,6 +195,23 @@ def make_scratch(task: Task, inputs: dict[str, Path]) -> None:
         with _job_made(task.spec.workdir):
             # the engine would make it, and root's
             (task.work / workdir).mkdir(parents=True, exist_ok=True)
+
+
+def _put_folder(task: Task, given: Given) -> None:
+    target = task.work / given.place
+    with _job_made(given.place):
+        target.mkdir(parents=True, exist_ok=True)
+        try:
+            # nothing of the job's has run yet: the links that are there were all made inside
+            root = open_folder(task.work, given.place)
+        except OSError as error:
+            raise ExecutorError(f"{given.place!r} cannot be a folder: {error.strerror}", code="bad_place") from None
+        try:
+            unpack(given.source, root)
+        except TreeError as error:
+            raise ExecutorError(f"the input {given.place!r}: {error.message}", code="bad_place") from None
+        finally:
+            os.close(root)
 
 
 # what the file system says of names that the job chose; all else, as a full disk, is the provider's

@@ -108,7 +108,7 @@ class DockerExecutor:
         user = NOBODY if os.getuid() == 0 else os.getuid()
         if os.getuid() == 0 and not task.restarts:
             # what it finds later, the job has made
-            await trio.to_thread.run_sync(give_folder, task.work, user, limiter=self._limiter)
+            await trio.to_thread.run_sync(give_folder, task.work, user, task.inputs, limiter=self._limiter)
         await trio.to_thread.run_sync(check_places, task, limiter=self._limiter)
         options = container_options(task, user, self._config.max_pids)
 

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import stat
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
@@ -103,7 +104,7 @@ def folder_size(folder: Path, limit: int) -> int:
 def _step(name: str | Path, within: int | None, stack: list[tuple[int, list[str]]], limit: int) -> int:
     """Go into a folder and return the bytes of what stands in it; none where it is gone, or no folder any more."""
     try:
-        stack.append((_enter(name, within), []))
+        stack.append((enter(name, within), []))
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return 0
@@ -111,7 +112,7 @@ def _step(name: str | Path, within: int | None, stack: list[tuple[int, list[str]
     return _look(*stack[-1], limit)
 
 
-def _enter(name: str | Path, within: int | None) -> int:
+def enter(name: str | Path, within: int | None) -> int:
     """Return a descriptor of a folder; the job, which may still run, keeps nobody out of it by its modes.
 
     Raises:
@@ -150,10 +151,22 @@ def _look(descriptor: int, folders: list[str], limit: int) -> int:
     return total
 
 
-def give_folder(folder: Path, user: int) -> None:
-    """Give the folders of a working folder to the job's user; the files in it stay ours, to be read only."""
-    for _, _, _, descriptor in os.fwalk(folder, follow_symlinks=False):
+def give_folder(folder: Path, user: int, inputs: Sequence[str]) -> None:
+    """Give a working folder to the job's user; the input files stay ours, to be read only.
+
+    Args:
+        folder: the working folder, before the job has begun.
+        user: the user's number, and its group's.
+        inputs: the places of the input files.
+    """
+    ours = {str(PurePosixPath(place)) for place in inputs}
+    for root, folders, files, descriptor in os.fwalk(folder, follow_symlinks=False):
         os.fchown(descriptor, user, user)
+        here = PurePosixPath(root).relative_to(folder)
+        # links to folders are among the folders
+        for name in (*files, *folders):
+            if str(here / name) not in ours:
+                os.chown(name, user, user, dir_fd=descriptor, follow_symlinks=False)
 
 
 def remove_folder(folder: Path) -> None:

@@ -123,7 +123,7 @@ class ProcessExecutor:
             raise ExecutorError(f"there is no program {program!r} on this provider", code="no_program")
         user = job_user(task.allocation_id) if task.sandbox else None
         if user is not None and not task.restarts:
-            await trio.to_thread.run_sync(give_folder, task.work, user, limiter=self._limiter)
+            await trio.to_thread.run_sync(give_folder, task.work, user, task.inputs, limiter=self._limiter)
         try:
             group = await trio.to_thread.run_sync(
                 cgroup.make_group, task.allocation_id, task.resources.memory, HARD_PROCESSES, task.resources.cpu.share,

@@ -11,7 +11,7 @@ from nunet_cli.database.store import Transaction
 from nunet_cli.errors import UsageError
 from nunet_cli.jobs.check import check_spec, decode_spec
 from nunet_cli.jobs.spec import InputSpec, JobLink, JobSpec, encode_spec
-from nunet_cli.jobs.tree import Arrangement
+from nunet_cli.jobs.tree import Arrangement, place_of
 from nunet_cli.orchestrator.changes import change_job, find_job
 from nunet_cli.orchestrator.needs import HasStore
 from nunet_cli.records.contract_records import CONTRACTS
@@ -73,11 +73,13 @@ def _with_data(ctx: HasStore, spec: JobSpec, link: JobLink, source: Job, *, in_p
     }
     if not found:
         raise UsageError(f"{link.from_} has no output {link.output or 'at all'} for {link.to}", code="no_output")
-    whole = bool(link.path) and bool(link.output)
     inputs = tuple(
-        InputSpec(to=link.path if whole else f"{link.path}/{name}".lstrip("/"), cid=output.cid, size=output.size)
+        InputSpec(
+            to=place_of(link, name, output.kind), cid=output.cid, size=output.size,
+            kind="file" if output.kind == "file" else "folder",
+        )
         for name, output in found.items()
-    )
+    )  # fmt: skip
     if in_pod:
         members = tuple(
             structs.replace(member, inputs=member.inputs + inputs) if member.name == link.to else member

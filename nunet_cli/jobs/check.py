@@ -13,7 +13,8 @@ import msgspec
 from nunet_cli import quantities
 from nunet_cli.errors import UsageError
 from nunet_cli.jobs import budget, expressions
-from nunet_cli.jobs.spec import MAX_FILES, MAX_SPEC_BYTES, JobSpec, ScheduleSpec, is_safe_path, output_name
+from nunet_cli.jobs.globs import is_glob
+from nunet_cli.jobs.spec import HERE, MAX_FILES, MAX_SPEC_BYTES, JobSpec, ScheduleSpec, is_safe_path, output_name
 from nunet_cli.jobs.tree import MAX_JOBS, Arrangement, arrange, count_jobs, order, output_names, price_limit
 from nunet_cli.records.fields import Name
 from nunet_cli.records.reading import convert, decode_again
@@ -238,9 +239,10 @@ def _check_files(spec: JobSpec, where: str) -> None:
     for index, item in enumerate(spec.inputs):
         if bool(item.path) == bool(item.cid) and not (item.cid and item.size):
             raise _wrong(f"{where}inputs[{index}]", "an input needs either `path` or `cid`")
-        if not is_safe_path(item.to):
+        is_folder = item.kind == "folder" or is_glob(item.path) or (item.to == HERE and not item.cid)
+        if not is_safe_path(item.to) and not (is_folder and item.to == HERE):
             raise _wrong(f"{where}inputs[{index}].to", f"an input must stay inside the job's folder: {item.to!r}")
-        if item.to in places:
+        if item.to in places and not is_folder:
             raise _wrong(f"{where}inputs[{index}].to", f"two inputs go to the same place: {item.to!r}")
         places.add(item.to)
     _check_output_names(spec, where)

@@ -15,7 +15,8 @@ import msgspec
 from nunet_cli import quantities
 from nunet_cli.errors import UsageError
 from nunet_cli.jobs.check import check_spec
-from nunet_cli.jobs.spec import DEFAULT_RESOURCES, MAX_SPEC_BYTES, JobSpec
+from nunet_cli.jobs.globs import is_glob
+from nunet_cli.jobs.spec import DEFAULT_RESOURCES, HERE, MAX_SPEC_BYTES, JobSpec
 from nunet_cli.jobs.tree import MAX_DEPTH
 from nunet_cli.records.reading import convert
 
@@ -220,7 +221,18 @@ def _normalise(document: dict[str, Any]) -> None:
         executor["env"] = {str(k): v if isinstance(v, str) else json.dumps(v) for k, v in executor["env"].items()}
     for item in document["inputs"] if isinstance(document.get("inputs"), list) else []:
         if isinstance(item, dict) and "to" not in item and isinstance(item.get("path"), str):
-            item["to"] = item["path"].rstrip("/").rsplit("/", 1)[-1]
+            # what a pattern finds keeps its names
+            item["to"] = HERE if is_glob(item["path"]) else item["path"].rstrip("/").rsplit("/", 1)[-1]
+        _without_slash(item, "to")
+    for item in document["outputs"] if isinstance(document.get("outputs"), list) else []:
+        _without_slash(item, "path")
+        _without_slash(item, "name")
+
+
+def _without_slash(item: Any, field: str) -> None:
+    """Take the slash from the end of a folder's name."""
+    if isinstance(item, dict) and isinstance(item.get(field), str) and item[field].endswith("/"):
+        item[field] = item[field].rstrip("/") or "/"
 
 
 def _as_text(value: datetime | int) -> str:

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Struct, field
 
 from nunet_cli import quantities
+from nunet_cli.jobs.globs import is_glob
 from nunet_cli.records.bids import Rule, SoftConstraint
 from nunet_cli.records.capability import Connectivity, Library, Locality, Resources, Storage
 from nunet_cli.records.fields import Name
@@ -16,6 +17,8 @@ from nunet_cli.records.limits import Limits
 
 MAX_SPEC_BYTES = 256 * 1024
 MAX_FILES = 1000
+# the place of what is put right into the job's folder
+HERE = "."
 RelativePath = Annotated[str, Limits(min_length=1, max_length=400)]
 Argument = Annotated[str, Limits(max_length=100_000)]
 
@@ -35,16 +38,25 @@ class ExecutorSpec(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class InputSpec(Struct, forbid_unknown_fields=True, frozen=True):
-    """A file for the job: a local `path`, or the content id of one already known; `to` is its place in the job."""
+    """Files for the job: a local `path`, or the content id of one already known; `to` is its place in the job.
+
+    The path is that of a file, or of a folder, or a pattern whose files are put into the folder `to`; a dot is the
+    job's own folder. `kind` says what a content is.
+    """
 
     to: RelativePath = ""
     path: Annotated[str, Limits(max_length=4000)] = ""
     cid: Annotated[str, Limits(max_length=120)] = ""
     size: Annotated[int, Limits(ge=0, le=2**50)] = 0
+    kind: Literal["file", "folder"] = "file"
 
 
 class OutputSpec(Struct, forbid_unknown_fields=True, frozen=True):
-    """A file that the job writes, relative to its working folder, and the name it comes back under."""
+    """What the job writes, relative to its working folder, and the name it comes back under.
+
+    The path is that of a file or a folder, or a pattern, whose files come back in a folder of that name, or, without
+    one, as they are.
+    """
 
     path: RelativePath
     name: Annotated[str, Limits(max_length=200)] = ""
@@ -211,8 +223,16 @@ def is_safe_path(path: str) -> bool:
 
 
 def output_name(output: OutputSpec) -> str:
-    """Return the name that an output comes back under: its own, or the last part of its path."""
+    """Return the name that an output comes back under: its own, or the last part of its path.
+
+    A pattern's is only what the result calls it: see `is_loose`.
+    """
     return output.name or output.path.rsplit("/", 1)[-1]
+
+
+def is_loose(output: OutputSpec) -> bool:
+    """Say whether an output is a pattern without a name of its own: its files come back with no folder around them."""
+    return is_glob(output.path) and not output.name
 
 
 def encode_spec(spec: JobSpec) -> bytes:

@@ -11,7 +11,7 @@ from msgspec import structs
 
 from nunet_cli import quantities
 from nunet_cli.errors import UsageError
-from nunet_cli.jobs.spec import JobLink, JobSpec, output_name, total_price
+from nunet_cli.jobs.spec import HERE, JobLink, JobSpec, is_loose, output_name, total_price
 from nunet_cli.records.capability import Capability, Connectivity, Cpu, PriceBid, Resources, TimeCapability
 from nunet_cli.records.kyc import Kyc
 
@@ -178,6 +178,28 @@ def output_names(spec: JobSpec) -> list[str]:
     if spec.executor is not None:
         return [output_name(item) for item in spec.outputs]
     return [f"{child.name}/{output_name(item)}" for child in spec.children for item in child.outputs]
+
+
+def loose_names(spec: JobSpec) -> list[str]:
+    """Return the names of those outputs of a job or pod whose files come back with no folder around them."""
+    if spec.executor is not None:
+        return [output_name(item) for item in spec.outputs if is_loose(item)]
+    loose = ((child.name, item) for child in spec.children for item in child.outputs if is_loose(item))
+    return [f"{name}/{output_name(item)}" for name, item in loose]
+
+
+def place_of(link: JobLink, name: str, kind: str) -> str:
+    """Return where in a job's folder something goes that a data link brings.
+
+    Args:
+        link: what brings it.
+        name: the output's name at its job.
+        kind: `file`, `folder`, or `files` for those of a pattern, which have no folder of their own.
+    """
+    if link.path and link.output:
+        return link.path
+    inside = name.rpartition("/")[0] if kind == "files" else name
+    return "/".join(part for part in (link.path, inside) if part) or HERE
 
 
 def expand_batch(spec: JobSpec) -> JobSpec:

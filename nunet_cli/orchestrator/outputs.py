@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
 import trio
 
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import PeerError, RejectedMessageError, StateError
+from nunet_cli.network.data.trees import opened, unpack
 from nunet_cli.orchestrator.changes import change_job, find_job
 from nunet_cli.orchestrator.logs import LOG_PIECE, read_piece
 from nunet_cli.orchestrator.needs import (
@@ -21,7 +24,7 @@ from nunet_cli.orchestrator.needs import (
 from nunet_cli.records.contract_records import CONTRACTS, ContractRecord
 from nunet_cli.records.jobs import JOBS, Job
 from nunet_cli.records.messages import JobLogs, LogChunk
-from nunet_cli.records.results import Progress, Result
+from nunet_cli.records.results import OutputFile, Progress, Result
 
 # seconds
 NOTHING_NEW_PAUSE = 0.2
@@ -99,6 +102,50 @@ async def fetch_outputs(ctx: Fetching, contract: ContractRecord, result: Result)
     finally:
         ctx.progress.done(job_id)
     return total
+
+
+async def write_outputs(
+    ctx: Reading, outputs: Mapping[str, OutputFile], logs: Mapping[str, str], folder: Path
+) -> list[str]:
+    """Write outputs and logs that are here into a folder; return the paths of what was written, folders as one.
+
+    Files that are there are overwritten, folders are kept; nothing is written outside of the folder.
+
+    Args:
+        ctx: the node's parts.
+        outputs: what is written, by name.
+        logs: the same, by content id.
+        folder: where to; it is made.
+
+    Raises:
+        NotFoundError: something is not here.
+        TreeError: what should be a folder is none.
+        OSError: the folder cannot be written to.
+    """
+    await ctx.threads.run(_make_folder, folder)
+    written = []
+    for name, output in outputs.items():
+        if output.kind == "file":
+            await ctx.blobs.copy_out(output.cid, folder / name)
+            written.append(str(folder / name))
+            continue
+        target = (folder / name).parent if output.kind == "files" else folder / name
+        names = await ctx.threads.run(_write_folder, ctx.blobs.path(output.cid), target)
+        written += [str(target / part) for part in names] if output.kind == "files" else [str(target)]
+    for name, cid in logs.items():
+        await ctx.blobs.copy_out(cid, folder / name)
+        written.append(str(folder / name))
+    return written
+
+
+def _make_folder(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _write_folder(source: Path, target: Path) -> list[str]:
+    _make_folder(target)
+    with opened(target) as root:
+        return unpack(source, root, replace=True)
 
 
 def _note_arrived(ctx: HasProgress, job_id: str, done: int, total: int) -> None:

@@ -15,7 +15,7 @@ from nunet_cli.errors import UsageError
 from nunet_cli.jobs.check import moment
 from nunet_cli.jobs.spec import InputSpec, JobSpec, encode_spec
 from nunet_cli.jobs.tree import arrange, expand_batch, is_group, price_limit, programs
-from nunet_cli.orchestrator.inputs import input_file
+from nunet_cli.orchestrator.inputs import input_source, packing
 from nunet_cli.orchestrator.needs import HasBlobs, HasConfig, HasIdentity, HasPeers, HasStore
 from nunet_cli.records.identifiers import content_id, did_from_key, key_from_any
 from nunet_cli.records.jobs import JOBS, Job
@@ -61,7 +61,7 @@ async def process_job(
         raise UsageError("default_orchestration_type is push", hint="name a provider with --push PEER, or use --pull")
     if topic and not topic.startswith("/"):
         raise UsageError(f"--topic: {topic!r}", hint="a topic begins with a slash, for example /lab/gpu")
-    spec = await _complete(ctx, spec, folder, "")
+    spec = await _complete(ctx, spec, folder, "", {})
     shared = {"push": target, "topic": topic}
     first, *below = job_rows(spec, ctx.identity.did, shared)
     job = structs.replace(first, orchestrate=orchestrate)
@@ -93,12 +93,19 @@ def put_job(t: Transaction, job: Job) -> None:
     t.save_event(job.id, "job_posted", **event)
 
 
-async def _complete(ctx: TakingIn, spec: JobSpec, folder: Path, where: str) -> JobSpec:
+# what a job's inputs have come to so far: several children may name the same large folder
+_Taken = dict[tuple[Path, tuple[str, ...]], tuple[str, int]]
+
+
+async def _complete(ctx: TakingIn, spec: JobSpec, folder: Path, where: str, taken: _Taken) -> JobSpec:
     """Return a specification with its inputs by content id and its times as times, children too."""
     children = [
-        await _complete(ctx, child, folder, f"{where}children[{index}].") for index, child in enumerate(spec.children)
+        await _complete(ctx, child, folder, f"{where}children[{index}].", taken)
+        for index, child in enumerate(spec.children)
     ]
-    inputs = [await _take_input(ctx, item, folder, f"{where}inputs[{index}]") for index, item in enumerate(spec.inputs)]
+    inputs = [
+        await _take_input(ctx, item, folder, f"{where}inputs[{index}]", taken) for index, item in enumerate(spec.inputs)
+    ]
     now = quantities.now()
     time = structs.replace(spec.time, start=moment(spec.time.start, now), deadline=moment(spec.time.deadline, now))
     return structs.replace(spec, children=tuple(children), inputs=tuple(inputs), time=time)
@@ -166,17 +173,21 @@ def _target_key(ctx: HasPeers, push: str) -> bytes:
     return ctx.peers.resolve(push).public_key
 
 
-async def _take_input(ctx: TakingIn, item: InputSpec, folder: Path, where: str) -> InputSpec:
+async def _take_input(ctx: TakingIn, item: InputSpec, folder: Path, where: str, taken: _Taken) -> InputSpec:
     details = {"path": f"{where}.path"}
     if item.cid:
         if not ctx.blobs.use(item.cid):
             raise UsageError(f"the content {item.cid} is not on this node", details={"path": f"{where}.cid"})
         return msgspec.structs.replace(item, size=ctx.blobs.path(item.cid).stat().st_size)
-    path = input_file(item, folder, where)
-    if path.stat().st_size > ctx.config.limits.input_size:
-        raise UsageError(f"{path} is over limits.input_size ({ctx.config.limits.input_size} bytes)", details=details)
+    source, most = input_source(item, folder, where), ctx.config.limits.input_size
+    path = source.path
+    if source.kind == "file" and path.stat().st_size > most:
+        raise UsageError(f"{path} is over limits.input_size ({most} bytes)", details=details)
     try:
-        cid, size = await ctx.blobs.add_file(path)
+        if (path, source.glob) not in taken:
+            adding = ctx.blobs.add_file(path) if source.kind == "file" else ctx.blobs.add_made(packing(source, most))
+            taken[path, source.glob] = await adding
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}", details=details) from None
-    return InputSpec(to=item.to, cid=cid, size=size)
+    cid, size = taken[path, source.glob]
+    return InputSpec(to=item.to, cid=cid, size=size, kind=source.kind)

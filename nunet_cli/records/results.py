@@ -32,11 +32,15 @@ class Progress(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class OutputFile(Struct, forbid_unknown_fields=True, frozen=True):
-    """A file that came out of a job, by content id."""
+    """What came out of a job, by content id: a file, a folder, or the `files` that a pattern without a name found.
+
+    A folder is one content, and so are the files of a pattern (see `records/trees.py`).
+    """
 
     name: Name
     cid: Id
     size: Size
+    kind: Literal["file", "folder", "files"] = "file"
 
 
 class Result(Struct, forbid_unknown_fields=True, frozen=True):

@@ -34,8 +34,8 @@ from nunet_cli.records.identifiers import content_id, verify
 from nunet_cli.records.limits import Limits
 from nunet_cli.records.messages import JobVerification
 from nunet_cli.records.reading import decode, decode_exactly
-from nunet_cli.records.results import Result
 from nunet_cli.tokenomics.oracle import verify_documents
+from nunet_cli.tokenomics.output_checks import check_outputs
 from nunet_cli.tokenomics.receipt import receipt_checks
 
 MAX_BUNDLE = 16 * 2**20
@@ -132,7 +132,7 @@ def verify_bundle(bundle: Bundle, outputs: Path | None = None) -> list[Check]:
         found = verify_documents(request, _verified_at(bundle.verdict))
         checks += [Check(f"result.{c.name}"[:120], c.passed, c.detail) for c in found if c.name in AUTHENTICITY]
         if outputs is not None:
-            _check_outputs(bundle.result, outputs, check)
+            check_outputs(bundle.result, bundle.spec, outputs, check)
     if bundle.verdict is not None:
         _check_verdict(bundle.verdict, bundle, contract, check, all(item.passed for item in found))
     if bundle.receipt is not None:
@@ -176,21 +176,6 @@ def _check_proof(document: Document, bundle: Bundle, contract: Contract, check: 
         return
     problem = proof.problem(bundle.contract.cid, contract)
     check("proof.contract", not problem, problem)
-
-
-def _check_outputs(document: Document, folder: Path, check: Any) -> None:
-    try:
-        result = document.read(Result)
-    except NunetError:
-        return
-    files = {output.name: output.cid for output in result.outputs}
-    files |= {name: cid for name, cid in (("stdout", result.stdout_cid), ("stderr", result.stderr_cid)) if cid}
-    for name, cid in files.items():
-        path = folder / name
-        inside = path.resolve().is_relative_to(folder.resolve())
-        data = path.read_bytes() if inside and path.is_file() else None
-        check(f"output.{name}"[:120], data is not None and content_id(data) == cid,
-              "the file is not there" if data is None else "the file was changed")  # fmt: skip
 
 
 def _verified_at(verdict: Document | None) -> str:

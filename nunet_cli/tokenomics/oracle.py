@@ -37,6 +37,7 @@ from nunet_cli.records.documents import Document, make_document
 from nunet_cli.records.identifiers import content_id
 from nunet_cli.records.messages import JobVerification, Replica, Verdict
 from nunet_cli.records.results import Result
+from nunet_cli.records.trees import EMPTY_SIZE
 from nunet_cli.threads import in_thread
 from nunet_cli.tokenomics.payment import seconds_between
 
@@ -282,7 +283,8 @@ def _check_run(spec: JobSpec, result: Result, check: Callable[..., None]) -> Non
     if result.state != "completed":
         return
     check("exit_code", result.exit_code == 0, f"the job exited with {result.exit_code}")
-    sizes = {output.name: output.size for output in result.outputs}
+    # what a folder has when there is nothing in it
+    sizes = {o.name: o.size - (EMPTY_SIZE if o.kind != "file" else 0) for o in result.outputs}
     for name in output_names(spec):
         check(f"output_{name}"[:120], name in sizes, "the output is missing")
         if spec.verify.outputs_not_empty:

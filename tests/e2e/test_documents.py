@@ -92,6 +92,11 @@ def test_jobs_from_ci(tmp_path: Path) -> None:
         assert text in said, text
 
 
+def test_folders_and_many_files(tmp_path: Path) -> None:
+    said = typed("docs/how-to/data.md", tmp_path, before=in_folder(tmp_path))
+    assert "\n3\n3\n" in said
+
+
 def test_a_private_network(tmp_path: Path) -> None:
     said = typed("docs/how-to/private-network.md", tmp_path, before=in_folder(tmp_path))
     assert "contract-database, oracle" in said

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import trio
 
-from nunet_cli.executor.base import Exit, Task, make_scratch
+from nunet_cli.executor.base import Exit, Given, Task, make_scratch
 from nunet_cli.executor.process import ProcessExecutor
 from nunet_cli.jobs.spec import ExecutorSpec
 from nunet_cli.records.capability import Cpu, Resources
@@ -22,14 +22,13 @@ def task(
     """A job with its scratch folder made; `files` are inputs by their names, all of them programs."""
     spec = ExecutorSpec(type="process", command=command, env=env or {})
     folder.mkdir(exist_ok=True)
-    given = {}
-    for name, text in (files or {}).items():
-        given[name] = folder / f"input-{name}"
-        given[name].write_text(text)
+    given = [Given(name, folder / f"input-{name}") for name in files or {}]
+    for item in given:
+        item.source.write_text((files or {})[item.place])
     made = Task(
         allocation_id=f"allocation-{os.getpid()}-{folder.name}", spec=spec, max_duration=60, max_log=4096,
         resources=Resources(Cpu(cores), memory, 32 * MIB), folder=folder / "scratch", sandbox=sandbox,
-        inputs=tuple(given),
+        inputs=tuple(item.place for item in given),
     )  # fmt: skip
     make_scratch(made, given)
     return made

@@ -14,7 +14,7 @@ from msgspec import structs
 
 from nunet_cli import quantities
 from nunet_cli.config import DockerConfig
-from nunet_cli.executor.base import ExecutorError, Exit, Task, make_scratch, open_output
+from nunet_cli.executor.base import ExecutorError, Exit, Given, Task, make_scratch, open_output
 from nunet_cli.executor.docker import DockerExecutor
 from nunet_cli.executor.files import remove_folder
 from nunet_cli.jobs.spec import ExecutorSpec
@@ -42,7 +42,7 @@ def task(folder: Path, *command: str, image: str = IMAGE, memory: int = 32 * MIB
         resources=Resources(Cpu(0.5), memory, 16 * MIB), max_duration=30, max_log=4096, folder=folder / "scratch",
         inputs=("in",), foreign=False,
     )  # fmt: skip
-    make_scratch(made, {"in": source})
+    make_scratch(made, [Given("in", source)])
     return made
 
 
@@ -119,7 +119,7 @@ async def test_a_link_that_the_job_left_is_not_mounted_at_its_next_start(tmp_pat
     source.write_text("given\n")
     swap = f"mv data away; mkdir data; ln -s {tmp_path}/host data/x; ls -l data/x"
     first = replace(task(tmp_path, "sh", "-c", swap), inputs=("data/x",))
-    make_scratch(first, {"data/x": source})
+    make_scratch(first, [Given("data/x", source)])
     await run(first)
     assert "->" in first.stdout.read_text()
     second = replace(first, restarts=1, spec=structs.replace(first.spec, command=("cat", "data/x/secret", "data/x")))
@@ -265,7 +265,7 @@ async def test_a_volume_of_the_image_gives_no_room_on_the_hosts_disk(tmp_path: P
 async def test_a_container_can_write_in_its_working_folder_and_nothing_of_it_stays(tmp_path: Path, image: str) -> None:
     job = task(tmp_path, "sh", "-c", "pwd; touch made; mkdir more")
     job = replace(job, spec=structs.replace(job.spec, workdir="a/b"), inputs=())
-    make_scratch(job, {})
+    make_scratch(job, [])
     assert (await run(job)).exit_code == 0
     assert job.stdout.read_text() == "/job/a/b\n"
     assert (job.work / "a" / "b" / "made").exists()
@@ -290,7 +290,7 @@ async def test_a_service_that_takes_away_what_its_next_start_needs_has_itself_to
     source.write_text("given\n")
     job = replace(task(tmp_path, "sh", "-c", f"cd /; {act}"), inputs=("data/in",))
     job = replace(job, spec=structs.replace(job.spec, workdir="wd"))
-    make_scratch(job, {"data/in": source})
+    make_scratch(job, [Given("data/in", source)])
     assert (await run(job)).exit_code == 0
     with pytest.raises(ExecutorError) as caught:
         await run(replace(job, restarts=1))

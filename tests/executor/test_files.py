@@ -157,6 +157,8 @@ def test_a_working_folder_is_given_without_what_links_lead_to(work: Path, host: 
     (work / "link").symlink_to(host)
     (work / "sub").mkdir()
     (work / "sub" / "input").write_text("x")
-    give_folder(work, 4321)
-    assert {work.stat().st_uid, (work / "sub").stat().st_uid} == {4321}
+    (work / "sub" / "own").write_text("x")
+    give_folder(work, 4321, ["sub//input"])
+    given = (work, work / "sub", work / "sub" / "own", work / "link")
+    assert {path.lstat().st_uid for path in given} == {4321}
     assert {host.stat().st_uid, (host / "secret").stat().st_uid, (work / "sub" / "input").stat().st_uid} == {0}

@@ -20,7 +20,7 @@ def task(folder: Path, *command: str, sandbox: bool = False, memory: int = 256 *
         allocation_id=f"allocation-{os.getpid()}", spec=spec, resources=Resources(Cpu(1), memory, 32 * MIB), max_duration=30,
         max_log=4096, folder=folder / "scratch", sandbox=sandbox, **options,
     )  # fmt: skip
-    make_scratch(made, {})
+    make_scratch(made, [])
     return made
 
 

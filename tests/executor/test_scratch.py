@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from nunet_cli.executor.base import ExecutorError, Task, make_scratch
+from nunet_cli.executor.base import ExecutorError, Given, Task, make_scratch
 from nunet_cli.jobs.spec import ExecutorSpec
 from nunet_cli.records.capability import Resources
 
@@ -18,7 +18,7 @@ def scratch(folder: Path, kind: Any, places: tuple[str, ...], workdir: str = "")
         allocation_id="allocation-1", spec=ExecutorSpec(type=kind, image="x", command=("true",), workdir=workdir),
         resources=Resources(), max_duration=1, max_log=1, folder=folder / "scratch", inputs=places,
     )  # fmt: skip
-    make_scratch(task, dict.fromkeys(places, source))
+    make_scratch(task, [Given(place, source) for place in places])
     return task
 
 

@@ -87,7 +87,7 @@ def test_a_compose_file_becomes_a_group_with_links() -> None:
     assert spec["links"] == [{"from": "load", "to": "report"}]
     assert notes["services.load.depends_on"] == "db is kept up, and cannot be waited for"
     assert notes["services.db.ports"] == "a job has no network"
-    assert "only single files" in notes["services.db.volumes[0]"]
+    assert "only files and folders" in notes["services.db.volumes[0]"]
     assert "/job/init/init.sql" in notes["services.db.volumes[1]"]
     assert {"services.report.sysctls", "volumes"} <= notes.keys()
     assert not any("image" in path or "x-common" in path for path in notes)

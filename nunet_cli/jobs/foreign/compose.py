@@ -111,7 +111,7 @@ def _resources(service: Mapping) -> dict[str, Any]:
 
 
 def _volumes(service: Mapping) -> list[dict[str, str]]:
-    """Return files that are bound into the container as inputs."""
+    """Return files and folders that are bound into the container as inputs."""
     inputs = []
     for place, volume in enumerate(service.items("volumes")):
         source, target = "", ""
@@ -121,12 +121,12 @@ def _volumes(service: Mapping) -> list[dict[str, str]]:
         elif isinstance(volume, dict) and volume.get("type", "bind") == "bind":
             source, target = str(volume.get("source", "")), str(volume.get("target", ""))
         path = f"{service.at('volumes')}[{place}]"
-        if not source.startswith((".", "/", "~")) or "." not in source.rsplit("/", 1)[-1].lstrip("."):
-            service.notes.append(Note(path, "only single files become inputs; pack a folder with tar"))
+        if not source.startswith((".", "/", "~")):
+            service.notes.append(Note(path, "only files and folders become inputs: nothing is kept between jobs"))
             continue
         inside = target.lstrip("/")
         inputs.append({"path": source, "to": inside})
-        service.notes.append(Note(path, f"the job finds it at /job/{inside}, and cannot change it"))
+        service.notes.append(Note(path, f"the job finds a copy at /job/{inside}; changes do not come back"))
     return inputs
 
 

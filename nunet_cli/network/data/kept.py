@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -93,30 +93,32 @@ class Kept:
         """Copy files into the blobs, in one go; return the content id and size in bytes of each."""
         return await in_thread(lambda: [self._copy_in(source) for source in sources], limiter=self._limiter)
 
+    async def add_made(self, write: Callable[[Writer], object]) -> tuple[str, int]:
+        """Take in what a function writes, in a worker thread; return its content id and size in bytes."""
+        return await in_thread(self._take_in, write, limiter=self._limiter)
+
     def _copy_in(self, source: Path) -> tuple[str, int]:
+        with source.open("rb") as file:
+            return self._take_in(lambda copy: shutil.copyfileobj(file, copy, _COPY))
+
+    def _take_in(self, write: Callable[[Writer], object]) -> tuple[str, int]:
         self._partial.mkdir(parents=True, exist_ok=True, mode=0o700)
-        digest, size = hashlib.sha256(), 0
-        with source.open("rb") as file, tempfile.NamedTemporaryFile(dir=self._partial, delete=False) as copy:
+        with tempfile.NamedTemporaryFile(dir=self._partial, delete=False) as copy:
             try:
-                while chunk := file.read(2**20):
-                    digest.update(chunk)
-                    copy.write(chunk)
-                    size += len(chunk)
-                cid = cid_from_digest(digest.digest())
+                writer = Writer(copy)
+                write(writer)
+                cid = cid_from_digest(writer.digest.digest())
                 if self.use(cid):
                     # here already, as the empty logs of the job before are: nothing has to wait for the disk
                     Path(copy.name).unlink()
-                    return cid, size
-                return self._settle_in(copy, cid), size
+                    return cid, writer.size
+                copy.flush()
+                os.fsync(copy.fileno())
+                self.keep(Path(copy.name), cid)
+                return cid, writer.size
             except BaseException:
                 Path(copy.name).unlink(missing_ok=True)
                 raise
-
-    def _settle_in(self, copy: BinaryIO | tempfile._TemporaryFileWrapper[bytes], cid: str) -> str:
-        copy.flush()
-        os.fsync(copy.fileno())
-        self.keep(Path(copy.name), cid)
-        return cid
 
     def keep(self, arrived: Path, cid: str) -> None:
         """Put what is whole in its place."""
@@ -149,6 +151,20 @@ class Kept:
         """Return what has arrived of a blob from one sender."""
         self._partial.mkdir(parents=True, exist_ok=True, mode=0o700)
         return Part(self._partial / f"{cid}{PART_OF}{key_from_did(did)[:8].hex()}")
+
+
+class Writer:
+    """What becomes a blob is written to it."""
+
+    def __init__(self, file: BinaryIO | tempfile._TemporaryFileWrapper[bytes]) -> None:
+        self._file = file
+        self.digest, self.size = hashlib.sha256(), 0
+
+    def write(self, data: bytes, /) -> None:
+        """Take all of some bytes."""
+        self._file.write(data)
+        self.digest.update(data)
+        self.size += len(data)
 
 
 class Part:
