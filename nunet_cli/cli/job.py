@@ -19,6 +19,7 @@ from nunet_cli.cli.output import (
     emit,
     note,
 )
+from nunet_cli.cli.results import check_results_folder, results_folder
 from nunet_cli.cli.state import connect, is_embedded
 from nunet_cli.errors import EXIT_INTERRUPTED, DeclinedError, NodeError, NunetError, UsageError
 
@@ -144,6 +145,8 @@ def run(
         )  # fmt: skip
         return
     embedded, until = _embedded(detach=detach), _until(timeout)
+    if not detach:
+        check_results_folder(folder)
     with connect(local=local) as client:
         row = client.get(f"/jobs/{job}")
         if row["next"] is not None:
@@ -164,6 +167,8 @@ def run_posting(
     from nunet_cli.cli.authorities import UNDECIDED, choose
 
     embedded, until = _embedded(detach=detach), _until(timeout)
+    if not detach:
+        check_results_folder(folder)
     body = {**posting, "push": push, "pull": pull, "topic": topic, "orchestrate": True}
     with connect(local=local) as client:
         if not local:
@@ -223,8 +228,8 @@ def _follow(
     error = error_of(job, event)
     # a group that failed has the outputs of those that did not
     if (job["result"] is not None and job["result"]["state"] != "cancelled") or job["kind"] == "group":
-        target = (folder or Path("nunet-results") / job["id"]).absolute()
         try:
+            target = results_folder(folder, job["id"])
             files = client.post(f"/jobs/{job['id']}/outputs", {"folder": str(target)})
         except NunetError as problem:
             # why the job ended as it did comes before what is missing of its outputs

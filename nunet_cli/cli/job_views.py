@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +13,7 @@ from nunet_cli.cli.job import FolderOption, JobArgument, app, next_command
 from nunet_cli.cli.job_logs import print_logs
 from nunet_cli.cli.listing import Listing, Window, list_command
 from nunet_cli.cli.output import Format, OutputOption, QuietOption, clean, dump, emit, fields, note, short, table
+from nunet_cli.cli.results import results_folder
 from nunet_cli.cli.state import connect
 from nunet_cli.errors import NunetError
 
@@ -130,7 +130,7 @@ def result(
     """Fetch a job's outputs and logs into a folder, and print their paths."""
     with connect() as client:
         row = client.get(f"/jobs/{job}")
-        target = (folder or Path("nunet-results") / row["id"]).absolute()
+        target = results_folder(folder, row["id"])
         files = client.post(f"/jobs/{row['id']}/outputs", {"folder": str(target)})
         # a group's results are its children's
         document = files if row["kind"] == "group" else {**client.get(f"/jobs/{row['id']}/result"), **files}

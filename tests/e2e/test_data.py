@@ -1,0 +1,108 @@
+"""Folders, patterns and the results' folder from the command line, with real nodes and processes."""
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Processes, nunet
+from tests.network.test_trees import described
+
+SMALL = {"cpu": 0.2, "memory": "64MiB", "disk": "64MiB"}
+
+
+def job(folder: Path, command: str, **fields: Any) -> str:
+    body = {
+        "name": "test",
+        "executor": {"type": "process", "command": ["sh", "-c", command]},
+        "price": "1",
+        "resources": SMALL,
+    }
+    path = folder / "job.yaml"
+    path.write_text(json.dumps({**body, **fields}, indent=1))
+    return str(path)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "work" / "data"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "run.sh").write_text("#!/bin/sh\ncat sub/x\n")
+    (folder / "run.sh").chmod(0o755)
+    (folder / "sub" / "x").write_text("x\n")
+    (folder / "sub" / "x").chmod(0o640)
+    (folder / "link").symlink_to("sub/x")
+    return folder
+
+
+def test_folders_and_patterns_between_processes(processes: Processes, tmp_path: Path, data: Path) -> None:
+    text = job(data.parent, "(cd data && ./run.sh); mkdir o; cp data/sub/x o/a.csv; chmod 600 o/a.csv",
+               inputs=[{"path": "data/"}], outputs=[{"path": "data"}, {"path": "o/*.csv"}, {"path": "o", "name": "all"}])  # fmt: skip
+    nunet("node", "start", home=processes.requester)
+    processes.running.append(processes.requester)
+    out = tmp_path / "out"
+    done = nunet("job", "run", text, "--output-dir", str(out), home=processes.requester)
+    assert set(done.stdout.splitlines()) == {str(out / name) for name in ("data", "a.csv", "all", "stdout", "stderr")}
+    assert (out / "stdout").read_text() == "x\n"
+    assert described(out / "data") == described(data)
+    assert stat.S_IMODE((out / "a.csv").stat().st_mode) == 0o600
+    assert (out / "all" / "a.csv").read_text() == "x\n"
+    # the same folder again: what is there is overwritten, what is beside it stays
+    (out / "data" / "mine").write_text("mine")
+    (out / "data" / "sub" / "x").write_text("changed")
+    nunet("job", "run", text, "--output-dir", str(out), home=processes.requester)
+    assert (out / "data" / "mine").read_text() == "mine"
+    assert (out / "data" / "sub" / "x").read_text() == "x\n"
+
+
+def test_the_results_folder_is_looked_at_before_anything_is_posted(tmp_path: Path) -> None:
+    text = job(tmp_path, "true")
+    (tmp_path / "file").write_text("")
+    home = tmp_path / "home"
+    wrong = {"file": "is not a folder", "file/below": "is not a folder"}
+    if os.geteuid() != 0:
+        (tmp_path / "closed").mkdir(mode=0o500)
+        wrong |= {"closed": "cannot be written to", "closed/below": "cannot be written to"}
+    for name, message in wrong.items():
+        for command in (("job", "run", text), ("run", "--price", "0", "--", "true")):
+            at = command.index("--") if "--" in command else len(command)
+            options = ("--output-dir", str(tmp_path / name))
+            done = nunet(*command[:at], *options, *command[at:], home=home, check=False)
+            assert done.returncode == 2
+            assert f"--output-dir: {tmp_path}" in done.stderr
+            assert message in done.stderr
+    assert nunet("job", "list", "--quiet", home=home).stdout == ""
+
+
+def test_what_cannot_be_sent_is_said_with_line_and_field(tmp_path: Path, data: Path) -> None:
+    (data / "out").symlink_to("/etc/passwd")
+    text = job(data.parent, "true", inputs=[{"path": "data"}])
+    done = nunet("job", "validate", text, home=tmp_path / "home", check=False)
+    assert done.returncode == 2
+    assert "job.yaml:" in done.stderr
+    assert "inputs[0].path" in done.stderr
+    assert "out: it is a link that leads out of the folder" in done.stderr
+    (data / "out").unlink()
+    text = job(data.parent, "true", inputs=[{"path": "data/*.csv"}])
+    done = nunet("job", "validate", text, home=tmp_path / "home", check=False)
+    assert "inputs[0].path: no file matches *.csv" in done.stderr
+
+
+def test_what_the_others_have_made_is_there_when_one_of_a_group_fails(tmp_path: Path) -> None:
+    def child(name: str, command: str) -> dict[str, Any]:
+        return {"name": name, "executor": {"type": "process", "command": ["sh", "-c", command]}, "price": "0.1",
+                "resources": SMALL, "outputs": [{"path": "o"}]}  # fmt: skip
+
+    children = [child("good", "mkdir o; echo good > o/x"), child("bad", "echo why >&2; exit 4")]
+    text = tmp_path / "group.yaml"
+    links = [{"from": "good", "to": "bad"}]
+    text.write_text(json.dumps({"name": "group", "children": children, "links": links}))
+    out = tmp_path / "new" / "out"
+    done = nunet("job", "run", str(text), "--local", "--output-dir", str(out), home=tmp_path / "home", check=False)
+    assert done.returncode == 1
+    assert (out / "good" / "o" / "x").read_text() == "good\n"
+    assert (out / "bad" / "stderr").read_text() == "why\n"
+    assert str(out / "good" / "o") in done.stdout
