@@ -28,6 +28,9 @@ from nunet_cli.records.results import OutputFile, Progress, Result
 
 # seconds
 NOTHING_NEW_PAUSE = 0.2
+# bytes that a provider may add to a log that it has cut, to say so
+LOG_NOTE = 1024
+CUT = b"\n[nunet: the provider sends more than limits.log_size; the rest is left out]\n"
 
 
 class Fetching(HasProgress, HasBlobs, HasConfig, Protocol):
@@ -155,6 +158,8 @@ def _note_arrived(ctx: HasProgress, job_id: str, done: int, total: int) -> None:
 async def read_logs(ctx: Reading, job: Job, stream: str, offset: int, wait: float) -> tuple[bytes, bool]:
     """Return output of a job from an offset on, and whether that is all: from here, or from the provider.
 
+    What a provider says of a running job is cut where it is over `limits.log_size`, and said to be.
+
     Raises:
         StateError: the job has not been started.
         PeerError: the provider does not answer.
@@ -168,6 +173,9 @@ async def read_logs(ctx: Reading, job: Job, stream: str, offset: int, wait: floa
     contract = ctx.store[CONTRACTS].get(job.contract_id)
     if contract is None or contract.state in ("proposed", "refused"):
         raise StateError(f"job {job.id} is {job.state}: it has no logs yet")
+    room = ctx.config.limits.log_size + LOG_NOTE - offset
+    if room <= 0:
+        return b"", True
     answer = await ctx.messenger.request(
         contract.provider, "job_logs",
         JobLogs(contract.id, stream, offset, wait),  # type: ignore[arg-type]  # the API checked the stream's name
@@ -179,4 +187,6 @@ async def read_logs(ctx: Reading, job: Job, stream: str, offset: int, wait: floa
     if wait and not chunk.data and not chunk.ended:
         # who says at once that there is nothing new is not asked again at once
         await trio.sleep(NOTHING_NEW_PAUSE)
+    if len(chunk.data) >= room:
+        return chunk.data[: room - 1] + CUT, True
     return chunk.data, chunk.ended

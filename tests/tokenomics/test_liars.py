@@ -460,6 +460,25 @@ async def test_a_provider_that_has_nothing_new_at_once_is_not_asked_without_end(
         assert 0 < asked <= 1 / outputs.NOTHING_NEW_PAUSE + 1
 
 
+async def test_a_log_that_never_ends_is_cut(market: MarketOf) -> None:
+    limits = LimitsConfig(answer_timeout=5, heartbeat=1, log_size=2**20)
+    async with market(requester=config(limits=limits)) as m:
+        await through(m, job_id := await m.post(spec()), 4)
+
+        async def more(message: Incoming) -> Answer:
+            return "log_chunk", LogChunk(b"more " * 40_000, ended=False)
+
+        answering(m.provider, "job_logs", more)
+        said, ended = b"", False
+        with trio.fail_after(20):
+            while not ended:
+                data, ended = await outputs.read_logs(m.requester.ctx, m.job(job_id), "stdout", len(said), 1)
+                said += data
+            assert await outputs.read_logs(m.requester.ctx, m.job(job_id), "stdout", len(said), 1) == (b"", True)
+        assert said.endswith(outputs.CUT)
+        assert 2**20 < len(said) < 2**20 + 2000
+
+
 async def test_of_two_receipts_for_one_contract_the_first_counts_for_the_job_as_well(market: MarketOf) -> None:
     async with market() as m:
         database = m.authority.identity
