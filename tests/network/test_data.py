@@ -321,6 +321,19 @@ async def test_one_connection_serves_one_blob_after_the_other(tmp_path: Path) ->
         assert len(accepted) == 1
 
 
+async def test_no_more_than_a_few_are_kept_open_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "MOST_IDLE", 0)
+    async with open_node(tmp_path / "a", config()) as a, open_node(tmp_path / "b", config()) as b:
+        await b.add_peer(a.ctx.transport.describe())
+        for data in (b"one", b"other"):
+            cid = await given(a, data, b.identity.did)
+            await b.ctx.blobs.fetch(a.identity.did, cid, len(data))
+            assert a.ctx.blobs._data is not None
+            with trio.fail_after(20):
+                while a.ctx.blobs._data._given:
+                    await trio.sleep(0.01)
+
+
 async def test_a_connection_that_idles_ends_on_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "ASKER_IDLE", 0.1)
     async with open_node(tmp_path / "a", config()) as a, open_node(tmp_path / "b", config()) as b:

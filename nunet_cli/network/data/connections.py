@@ -34,6 +34,8 @@ log = logging.getLogger("nunet.data")
 T = TypeVar("T")
 # Transfers that a peer has at once. It serves one connection more, as it notes later that one was cut.
 MAX_ASKED, MAX_GIVEN = 3, 4
+# Of all that a node asks of others at once, and that it keeps open in between: each takes a descriptor.
+MOST_ASKED, MOST_IDLE = 64, 16
 # Of all that others ask of a node, the share of the places for messages, and the least. Beyond them the one that is
 # idle for longest gives way, and one at work never.
 SHARE, LEAST_PLACES = 4, 8
@@ -99,6 +101,7 @@ class DataConnections:
         self._idle: defaultdict[bytes, list[_Asking]] = defaultdict(list)
         self._expected: dict[str, _Expected] = {}
         self._given: dict[_Link, bytes] = {}
+        self._asked = trio.Semaphore(MOST_ASKED)
         self._slots: defaultdict[bytes, trio.Semaphore] = defaultdict(lambda: trio.Semaphore(MAX_ASKED))
         transport.on_data = self._accept
         transport.on_frame[DATA_WANTED] = self._on_wanted
@@ -119,7 +122,7 @@ class DataConnections:
     @asynccontextmanager
     async def turn(self, key: bytes) -> AsyncIterator[None]:
         """Wait until this node may ask a peer for one thing more."""
-        async with self._slots[key]:
+        async with self._slots[key], self._asked:
             yield
 
     @asynccontextmanager
@@ -142,6 +145,8 @@ class DataConnections:
         except BaseException:
             link.scope.cancel()
             raise
+        if sum(map(len, self._idle.values())) >= MOST_IDLE:
+            link.scope.cancel()
         if not link.scope.cancel_called:
             link.idle_since = trio.current_time()
             self._idle[key].append(link)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -93,7 +94,9 @@ def _look(
 ) -> bool:  # fmt: skip
     """Look at one folder; return whether something in it was found."""
     with os.scandir(folder) as scanned:
-        names = sorted(entry.name for entry in scanned)
+        names = sorted(entry.name for entry in islice(scanned, MAX_ENTRIES + 1))
+    if len(names) > MAX_ENTRIES:
+        raise _too_many()
     is_any = False
     for name in names:
         next_places = pattern.step(places, name) if pattern else places
@@ -132,8 +135,12 @@ def _look(
             continue
         is_any = True
         if len(found.entries) > MAX_ENTRIES:
-            raise TreeError(f"a folder may have {MAX_ENTRIES} files, folders and links in all, this one has more")
+            raise _too_many()
     return is_any
+
+
+def _too_many() -> TreeError:
+    return TreeError(f"a folder may have {MAX_ENTRIES} files, folders and links in all, this one has more")
 
 
 def _may_be(path: str, name: str, found: Found) -> bool:
