@@ -46,10 +46,12 @@ PriceOption = Annotated[
 ]
 DurationOption = Annotated[str, typer.Option("--max-duration", help="How long it may run.", metavar="TIME")]
 InputOption = Annotated[
-    list[str] | None, typer.Option("--input", "-i", help="A file for the job: PATH, or PATH:PLACE.", metavar="PATH")
+    list[str] | None,
+    typer.Option("--input", "-i", help="A file, folder or pattern: PATH, or PATH:PLACE.", metavar="PATH"),
 ]
 ResultOption = Annotated[
-    list[str] | None, typer.Option("--result", "-r", help="A file that the job writes.", metavar="PATH")
+    list[str] | None,
+    typer.Option("--result", "-r", help="A file, folder or pattern that the job writes.", metavar="PATH"),
 ]
 EnvOption = Annotated[
     list[str] | None, typer.Option("--env", "-e", help="For the job's environment.", metavar="NAME=VALUE")

@@ -144,11 +144,11 @@ def _inputs(task: Mapping) -> list[dict[str, str]]:
         params = source.mapping("Params")
         target = str(entry.take("Target", "")).lstrip("/")
         if kind not in ("localDirectory", "local"):
-            task.notes.append(Note(source.at("Type"), f"{kind}: fetch it first, and give the file as an input"))
+            task.notes.append(Note(source.at("Type"), f"{kind}: fetch it first, and give it as an input"))
             continue
         path = str(params.take("SourcePath", ""))
         found.append({"path": path, **({"to": target} if target else {})})
-        task.notes.append(Note(entry.path, f"it must be a single file; the job finds it at /job/{target or path}"))
+        task.notes.append(Note(entry.path, f"the job finds it, a file or a folder, at /job/{target or path}"))
     return found
 
 
@@ -160,8 +160,6 @@ def _result_paths(task: Mapping, job: dict[str, Any]) -> None:
         if path.startswith("/job/"):
             outputs.append({"path": path.removeprefix("/job/"), "name": str(entry.take("Name", ""))})
         else:
-            task.notes.append(
-                Note(entry.path, f"{path!r}: outputs are single files in /job; list them under `outputs`")
-            )
+            task.notes.append(Note(entry.path, f"{path!r}: outputs are files and folders in /job: see `outputs`"))
     if outputs:
         job["outputs"] = outputs
