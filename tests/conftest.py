@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import zlib
@@ -175,6 +176,14 @@ def market(tmp_path: Path) -> Callable[..., Any]:
         return open_market(tmp_path, **options)
 
     return make
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """Return a folder that the tests' jobs see: the sandbox has that of Python, as it is."""
+    with tempfile.TemporaryDirectory(prefix="nunet-tests-", dir=sys.prefix) as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
 
 
 def total(store: Store) -> int:

@@ -50,6 +50,7 @@ STAGES: dict[str, Stage] = {
     "match": match, "request": request_stage, "contract": close_contract, "invoke": invoke, "settle": settle,
 }  # fmt: skip
 MAX_WAIT = 10.0
+RUN_AGAIN = "run it again: nunet job retry {}"
 
 
 class Posting(Struct, forbid_unknown_fields=True):
@@ -125,7 +126,8 @@ async def show_job(request: Request) -> Response:
     """Return one job."""
     node, job = job_of(request)
     children = [versioned(views.job(node.get_job(child))) for child in below(job)]
-    return answer({**views.job(job), "children": children, "spec": json.loads(job.spec)})
+    past = [views.attempt(node, item) for item in job.past]
+    return answer({**views.job(job), "children": children, "past": past, "spec": json.loads(job.spec)})
 
 
 def below(job: Job) -> tuple[str, ...]:
@@ -157,12 +159,26 @@ async def run_job(request: Request) -> Response:
     def keep(t: Transaction) -> Job:
         now = t[JOBS].one(job.id)
         if now.state in JOB_ENDS and now.state != "expired":
-            raise StateError(f"job {now.id} has ended: it is {now.state}")
+            raise StateError(
+                f"job {now.id} has ended: it is {now.state}", hint=f"run it again: nunet job retry {now.id}"
+            )
+        if now.state == "expired" and now.parent:
+            raise StateError(
+                f"job {now.id} is expired, and its group goes on without it",
+                hint=RUN_AGAIN.format(now.id),
+            )
         return now if now.orchestrate else change_job(t, now.id, orchestrate=True)
 
     job = await node.ctx.store.change(keep)
     node.orchestrate(job.id)
     return answer(views.job(job), status=202)
+
+
+async def retry_job(request: Request) -> Response:
+    """Run a job again that did not end well, or what failed in a group, as a new attempt, in the background."""
+    node, job = job_of(request)
+    done = await node.retry_job(job.id)
+    return answer({**views.job(done.job), "again": done.runs}, status=202)
 
 
 async def cancel_job(request: Request) -> Response:
@@ -178,7 +194,7 @@ async def job_logs(request: Request) -> Response:
     if stream not in ("stdout", "stderr"):
         raise UsageError(f"no stream {stream!r}", hint="stdout or stderr")
     offset, wait = number_of(request, "offset"), min(MAX_WAIT, number_of(request, "wait"))
-    data, ended = await read_logs(node.ctx, job, stream, offset, wait)
+    data, ended = await read_logs(node.ctx, job, stream, offset, wait, attempt=number_of(request, "attempt"))
     return answer({"data": base64.b64encode(data).decode(), "next_offset": offset + len(data), "ended": ended})
 
 
@@ -236,7 +252,8 @@ async def validate_job(request: Request) -> Response:
     return JSONResponse(msgspec.to_builtins(spec))
 
 
-_STREAM = {"stream": "stdout or stderr", "offset": "byte to begin at", "wait": "seconds to wait for something new"}
+_STREAM = {"stream": "stdout or stderr", "offset": "byte to begin at", "wait": "seconds to wait for something new",
+           "attempt": "of an earlier attempt, by its number"}  # fmt: skip
 
 ENDPOINTS = (
     Endpoint("/orchestrator/postJob", post_job, schemas.Job, "POST", Posting, status=201),
@@ -245,6 +262,7 @@ ENDPOINTS = (
     }),
     Endpoint("/jobs/{job}", show_job, schemas.JobDetail),
     Endpoint("/jobs/{job}/run", run_job, schemas.Job, "POST", status=202),
+    Endpoint("/jobs/{job}/retry", retry_job, schemas.JobAgain, "POST", status=202),
     Endpoint("/jobs/{job}/cancel", cancel_job, schemas.Job, "POST"),
     Endpoint("/jobs/{job}/outputs", job_outputs, schemas.Outputs, "POST", OutputRequest),
     Endpoint("/jobs/{job}/stages/{stage}", run_stage, schemas.Job, "POST", MatchOptions),

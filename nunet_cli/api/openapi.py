@@ -24,7 +24,8 @@ ENDPOINTS = (
 )  # fmt: skip
 # what `--output json` of a command prints; a list is one document with all of them, with jsonl one a line
 COMMANDS: dict[str, Any] = {
-    "job post": schemas.Job, "job run": (schemas.JobDetail, schemas.Job), "job match": schemas.Job,
+    "job post": schemas.Job, "job run": (schemas.JobDetail, schemas.Job),
+    "job retry": (schemas.JobDetail, schemas.JobAgain), "job match": schemas.Job,
     "job request": schemas.Job,
     "job contract": schemas.Job, "job invoke": schemas.Job, "job settle": schemas.Job, "job cancel": schemas.Job,
     "job list": list[schemas.Job], "job show": schemas.JobDetail, "job events": list[schemas.Event],

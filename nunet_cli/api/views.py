@@ -12,10 +12,10 @@ from nunet_cli.network.peers import Peer
 from nunet_cli.node.node import Node
 from nunet_cli.orchestrator.permissions import open_to_strangers
 from nunet_cli.records.bids import BIDS, BidRecord, CapabilityComparison
-from nunet_cli.records.contract_records import ContractRecord, RegisteredContract
+from nunet_cli.records.contract_records import CONTRACTS, ContractRecord, RegisteredContract
 from nunet_cli.records.contracts import Contract, Proof, Receipt
 from nunet_cli.records.identifiers import key_from_did, peer_id_from_key
-from nunet_cli.records.jobs import Job
+from nunet_cli.records.jobs import Attempt, Job
 
 NEXT_COMMAND = {
     "posted": "match", "matching": "match", "expired": "match", "matched": "request", "requested": "contract",
@@ -35,6 +35,17 @@ def job(row: Job) -> dict[str, Any]:
         "kind": row.kind, "parent": row.parent or None, "waiting": to_builtins(row.waiting),
         "next_run": row.next_run or None, "next": next_command(row), "attempt": row.attempt,
         "called_off": row.called_off or None,
+    }  # fmt: skip
+
+
+def attempt(node: Node, past: Attempt) -> dict[str, Any]:
+    """Return an earlier attempt of a job, and who ran it."""
+    record = node.ctx.store[CONTRACTS].get(past.contract_id) if past.contract_id else None
+    return {
+        "number": past.number, "state": past.state, "ended_at": past.ended_at, "bid_id": past.bid_id or None,
+        "contract_id": past.contract_id or None, "allocation_id": past.allocation_id or None, "paid": past.paid,
+        "provider": did_text(record.provider) if record is not None else None, "result": to_builtins(past.result),
+        "error": to_builtins(past.error), "called_off": past.called_off or None,
     }  # fmt: skip
 
 

@@ -27,6 +27,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "node indices": ("nunet node indices", "nunet node indices --output json"),
     "job post": ("nunet job post job.yaml", "nunet job post - --push 12D3KooWMot5 --quiet < job.yaml"),
     "job run": ("nunet job run job.yaml --output-dir results", "nunet job run job.yaml --detach --quiet"),
+    "job retry": ("nunet job retry job-1f2e", "nunet job retry job-1f2e job-77aa --failed --detach"),
     "job match": ("nunet job match job-1f2e", "nunet job match job-1f2e --timeout 30s"),
     "job request": ("nunet job request job-1f2e", "nunet job request job-1f2e --output json"),
     "job contract": ("nunet job contract job-1f2e", "nunet job contract job-1f2e --output json"),

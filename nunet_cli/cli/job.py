@@ -21,7 +21,7 @@ from nunet_cli.cli.output import (
 )
 from nunet_cli.cli.results import check_results_folder, results_folder
 from nunet_cli.cli.state import connect, is_embedded
-from nunet_cli.errors import EXIT_INTERRUPTED, DeclinedError, NodeError, NunetError, UsageError
+from nunet_cli.errors import EXIT_INTERRUPTED, EXIT_JOB_FAILED, DeclinedError, NodeError, NunetError, UsageError
 
 if TYPE_CHECKING:
     from nunet_cli.api.client import ApiClient
@@ -144,11 +144,12 @@ def run(
             output=output, quiet=quiet,
         )  # fmt: skip
         return
-    embedded, until = _embedded(detach=detach), _until(timeout)
+    embedded, until = has_own_node(detach=detach), ends_at(timeout)
     if not detach:
         check_results_folder(folder)
     with connect(local=local) as client:
         row = client.get(f"/jobs/{job}")
+        _refuse_ended(row)
         if row["next"] is not None:
             if not local:
                 choose(client)
@@ -156,7 +157,27 @@ def run(
         if detach:
             emit(row, output, lambda: typer.echo(row["id"]), quiet=quiet)
             return
-        _follow(client, row, folder, output, quiet=quiet, embedded=embedded, until=until)
+        follow_job(client, row, folder, output, quiet=quiet, embedded=embedded, until=until)
+
+
+def _refuse_ended(row: dict[str, Any]) -> None:
+    """Say of a job that has ended, and not well, how that was, and how it is run again.
+
+    Raises:
+        NunetError: with the exit code that the job had.
+    """
+    from nunet_cli.cli.progress import error_of
+
+    if row["state"] not in ("failed", "cancelled", "resolved"):
+        return
+    error = error_of(row, {"type": f"job_{row['state']}", "data": {}})
+    why = f": {error.message}" if error is not None and row["state"] == "failed" else ""
+    ended = NunetError(
+        f"job {row['id']} has ended, it is {row['state']}{why}", code=f"job_{row['state']}",
+        hint=f"run it again: nunet job retry {row['id']}",
+    )  # fmt: skip
+    ended.exit_code = error.exit_code if error is not None else EXIT_JOB_FAILED
+    raise ended
 
 
 def run_posting(
@@ -166,7 +187,7 @@ def run_posting(
     """Post a job, and follow it to its end; with `show_logs` what it wrote is printed, as if it had run here."""
     from nunet_cli.cli.authorities import UNDECIDED, choose
 
-    embedded, until = _embedded(detach=detach), _until(timeout)
+    embedded, until = has_own_node(detach=detach), ends_at(timeout)
     if not detach:
         check_results_folder(folder)
     body = {**posting, "push": push, "pull": pull, "topic": topic, "orchestrate": True}
@@ -178,16 +199,16 @@ def run_posting(
             emit(row, output, lambda: typer.echo(row["id"]), quiet=quiet)
             return
         try:
-            _follow(client, row, folder, output, quiet=quiet, embedded=embedded, until=until, show_logs=show_logs)
+            follow_job(client, row, folder, output, quiet=quiet, embedded=embedded, until=until, show_logs=show_logs)
         except NunetError as error:
             # a node that began with this command has heard of the second one only now
             if error.code not in UNDECIDED or not choose(client):
                 raise
             row = client.post("/orchestrator/postJob", body)
-            _follow(client, row, folder, output, quiet=quiet, embedded=embedded, until=until, show_logs=show_logs)
+            follow_job(client, row, folder, output, quiet=quiet, embedded=embedded, until=until, show_logs=show_logs)
 
 
-def _embedded(*, detach: bool) -> bool:
+def has_own_node(*, detach: bool) -> bool:
     """Say whether the command brings a node of its own; one that would end with it cannot be left alone with a job."""
     embedded = is_embedded()
     if embedded and detach:
@@ -195,7 +216,8 @@ def _embedded(*, detach: bool) -> bool:
     return embedded
 
 
-def _until(timeout: str) -> float | None:
+def ends_at(timeout: str) -> float | None:
+    """Return the `time.monotonic()` at which a time is over, as `--timeout` gives it; None for never."""
     import time
 
     from nunet_cli.quantities import parse_duration
@@ -203,15 +225,20 @@ def _until(timeout: str) -> float | None:
     return time.monotonic() + parse_duration(timeout) if timeout else None
 
 
-def _follow(
+def follow_job(
     client: ApiClient, row: dict[str, Any], folder: Path | None, output: Format, *, quiet: bool, embedded: bool,
     until: float | None, show_logs: bool = False,
 ) -> None:  # fmt: skip
+    """Follow a job to its end, and fetch its outputs.
+
+    Raises:
+        NunetError: it did not end well, or not in time.
+    """
     from nunet_cli.cli.progress import TIMED_OUT, Follower, error_of
 
     plain = quiet or output is not Format.table
     try:
-        with Follower(client, row["id"], quiet=quiet, show_logs=not show_logs) as follower:
+        with Follower(client, row["id"], attempt=row["attempt"], quiet=quiet, show_logs=not show_logs) as follower:
             event = follower.follow(until=until)
     except KeyboardInterrupt:
         _interrupted(client, row, embedded=embedded)

@@ -18,24 +18,32 @@ MOST_AT_ONCE = 64
 STARTED = {"job_running", "job_completed", "job_failed", "job_cancelled", "job_expired"}
 
 
-def pieces(client: ApiClient, job: str, stream: str, *, follow: bool) -> Iterator[bytes]:
+def pieces(client: ApiClient, job: str, stream: str, *, follow: bool, attempt: int = 0) -> Iterator[bytes]:
     """Yield what a job wrote, in pieces; with `follow` until it ends, else what is there now.
+
+    With `attempt`, what it wrote in an earlier one.
 
     Raises:
         NunetError: the job has not been started (`wrong_state`), or the provider does not answer.
     """
     offset, ended = 0, False
+    which = {"attempt": attempt} if attempt else {}
     while not ended:
-        piece = client.get(f"/jobs/{job}/logs", stream=stream, offset=offset, wait=FOLLOW_WAIT if follow else 0)
+        piece = client.get(
+            f"/jobs/{job}/logs", stream=stream, offset=offset, wait=FOLLOW_WAIT if follow else 0, **which
+        )
         data = base64.b64decode(piece["data"])
         yield data
         offset, ended = piece["next_offset"], piece["ended"] or (not follow and not data)
 
 
 def print_logs(
-    client: ApiClient, job: str, *, stream: str = "stdout", follow: bool = False, out: TextIO | None = None
-) -> None:
+    client: ApiClient, job: str, *, stream: str = "stdout", follow: bool = False, out: TextIO | None = None,
+    attempt: int = 0,
+) -> None:  # fmt: skip
     """Print what a job wrote as it is; for a group under the children's names, or with `follow` behind them.
+
+    With `attempt`, what a single job wrote in an earlier one.
 
     Raises:
         NunetError: nothing has been started (`wrong_state`), or the provider does not answer.
@@ -44,7 +52,7 @@ def print_logs(
     row = client.get(f"/jobs/{job}")
     names = programs(client, row) if row["kind"] == "group" else {}
     if not names:
-        for data in pieces(client, row["id"], stream, follow=follow):
+        for data in pieces(client, row["id"], stream, follow=follow, attempt=attempt):
             target.write(data)
             target.flush()
     elif follow:
@@ -116,7 +124,10 @@ def _follow_all(client: ApiClient, names: dict[str, str], stream: str, target: I
 
 
 def _wait_started(client: ApiClient, job_id: str) -> None:
-    """Return once a job has been started, or has ended without."""
+    """Return once a job's present attempt has been started, or has ended without."""
+    attempt = client.get(f"/jobs/{job_id}")["attempt"]
+    begun = attempt == 1
     for event in client.events(f"/jobs/{job_id}/events", follow=1):
-        if event["type"] in STARTED:
+        begun = begun or (event["type"] == "job_posted" and event["data"].get("attempt", 1) >= attempt)
+        if begun and event["type"] in STARTED:
             return

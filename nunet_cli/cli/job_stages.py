@@ -1,15 +1,30 @@
-"""`nunet job`: the stages one by one, and calling off."""
+"""`nunet job`: the stages one by one, calling off, and running again."""
 
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 
-from nunet_cli.cli.job import JobArgument, app, next_command, outcome
+from nunet_cli.cli import complete
+from nunet_cli.cli.ids import id_argument
+from nunet_cli.cli.job import (
+    DetachOption,
+    FolderOption,
+    JobArgument,
+    TimeoutOption,
+    app,
+    ends_at,
+    follow_job,
+    has_own_node,
+    next_command,
+    outcome,
+)
 from nunet_cli.cli.output import Format, OutputOption, QuietOption, emit, note
 from nunet_cli.cli.state import connect
+from nunet_cli.errors import NunetError
 
 __all__ = ["app"]
 
@@ -87,3 +102,52 @@ def cancel(job: JobArgument, output: OutputOption = Format.table, quiet: QuietOp
         typer.echo(f"{row['id']}  {row['state']}" + "".join(f"  ({text})" for text in outcome(row)))
 
     emit(row, output, render, quiet=quiet)
+
+
+@app.command("retry")
+def retry(
+    jobs: Annotated[
+        list[str], id_argument("job", complete.jobs, help="The jobs' ids, or their beginnings.", metavar="JOB…")
+    ],
+    failed: Annotated[
+        bool, typer.Option("--failed", help="Leave alone those that did not fail; what a group does in any case.")
+    ] = False,
+    local: Annotated[
+        bool, typer.Option("--local", help="Run provider, contract database and oracle here, on loopback.")
+    ] = False,
+    detach: DetachOption = False,
+    timeout: TimeoutOption = "",
+    folder: FolderOption = None,
+    output: OutputOption = Format.table,
+    quiet: QuietOption = False,
+) -> None:
+    """Run again what failed, as a new attempt of the same job, and fetch its outputs.
+
+    Of a group or batch it is what failed in it, and what did not run because of that; then the group goes on. A job
+    that was cancelled, or that nobody took, is run again where it is named. How it went before stays with the job.
+    """
+    from nunet_cli.cli.authorities import choose
+
+    embedded, until = has_own_node(detach=detach), ends_at(timeout)
+    failure: NunetError | None = None
+    with connect(local=local) as client:
+        if not local:
+            choose(client)
+        rows = [client.get(f"/jobs/{job}") for job in dict.fromkeys(jobs)]
+        chosen = [row for row in rows if not failed or row["state"] in ("failed", "expired")]
+        again = [client.post(f"/jobs/{row['id']}/retry") for row in chosen]
+        for row in again:
+            if detach:
+                emit(row, output, partial(typer.echo, row["id"]), quiet=quiet)
+                continue
+            target = folder / row["id"] if folder is not None and len(again) > 1 else folder
+            try:
+                follow_job(client, row, target, output, quiet=quiet, embedded=embedded, until=until)
+            except NunetError as error:
+                if row is not again[-1]:
+                    note(f"nunet: {row['name']}: {error.message}")
+                failure = failure or error
+    if not again:
+        note("nothing failed")
+    if failure is not None:
+        raise failure

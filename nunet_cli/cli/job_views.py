@@ -54,11 +54,18 @@ def show(job: JobArgument, output: OutputOption = Format.table, quiet: QuietOpti
                 "bid": row["bid_id"], "contract": row["contract_id"], "allocation": row["allocation_id"],
                 "exit code": result.get("exit_code"), "outputs": [item["name"] for item in result.get("outputs", [])],
                 "used": used(row["usage"]), "message": row["message"], "note": row["note"],
-                "error": error.get("message"),
+                "error": error.get("message"), "called off": row["called_off"],
+                "attempt": row["attempt"] if row["past"] else None,
                 "waiting": _waiting(row["waiting"]), "next run": row["next_run"], "parent": row["parent"],
                 "next": next_command(row),
             }
         )  # fmt: skip
+        for past in row["past"]:
+            why = (past["error"] or {}).get("message") or past["called_off"] or ""
+            paid = f"{past['paid']} NTX" if past["paid"] is not None else ""
+            who = short(past["provider"]) if past["provider"] else ""
+            number, at = f"attempt {past['number']}", past["ended_at"][:19].replace("T", " ")
+            typer.echo(clean(f"  {number:<24} {past['state']:<12} {at}  {who:<15} {paid:<10} {why}".rstrip()))
         for child in row["children"]:
             typer.echo(f"  {child['name']:<24} {child['state']:<12} {child['id']}")
 
@@ -74,10 +81,13 @@ def logs(
     job: JobArgument,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
     stderr: Annotated[bool, typer.Option("--stderr", help="Standard error instead of standard output.")] = False,
+    attempt: Annotated[
+        int | None, typer.Option("--attempt", help="What it wrote in an earlier attempt.", min=1, metavar="NUMBER")
+    ] = None,
 ) -> None:
     """Print what a job wrote, while it runs or afterwards; for a group with the children's names."""
     with connect() as client:
-        print_logs(client, job, stream="stderr" if stderr else "stdout", follow=follow)
+        print_logs(client, job, stream="stderr" if stderr else "stdout", follow=follow, attempt=attempt or 0)
 
 
 @app.command("wait")
@@ -193,10 +203,12 @@ def events(
     """Print everything that happened to a job, in order."""
     import json
 
-    from nunet_cli.cli.progress import ENDS
+    from nunet_cli.cli.progress import ENDS, begins
 
     with connect(read_only=not follow) as client:
         path = f"/jobs/{job}/events"
+        attempt = client.get(f"/jobs/{job}")["attempt"] if follow else 1
+        begun = attempt == 1
         stream = client.events(path, follow=1) if follow else _all_events(client, path)
         if output in (Format.json, Format.yaml) and not follow:
             dump(list(stream), output)
@@ -206,5 +218,6 @@ def events(
                 typer.echo(f"{event['at'][:23]}  {event['type']:<22} {json.dumps(event['data'])}")
             else:
                 typer.echo(json.dumps(event))
-            if follow and event["type"] in ENDS:
+            begun = begun or begins(event, attempt)
+            if follow and begun and event["type"] in ENDS and not event["child"]:
                 break

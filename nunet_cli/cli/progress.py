@@ -31,10 +31,16 @@ LAST_LINES = 2.0
 
 
 class Follower:
-    """A context that prints a job's events until its end: lines, or on a terminal a live view with the job's output."""
+    """A context that prints a job's events until its end: lines, or on a terminal a live view with the job's output.
 
-    def __init__(self, client: ApiClient, job_id: str, *, quiet: bool = False, show_logs: bool = True) -> None:
+    What happened before the `attempt` that it follows is left out.
+    """
+
+    def __init__(
+        self, client: ApiClient, job_id: str, *, attempt: int = 1, quiet: bool = False, show_logs: bool = True
+    ) -> None:
         self._client, self._job_id, self._quiet, self._show_logs = client, job_id, quiet, show_logs
+        self._attempt, self._begun = attempt, attempt == 1
         self._view: LiveView | None = None
         self._reader: threading.Thread | None = None
 
@@ -74,6 +80,9 @@ class Follower:
                 )  # fmt: skip
                 for event in stream:
                     failures, after = 0, event["seq"]
+                    self._begun = self._begun or begins(event, self._attempt)
+                    if not self._begun:
+                        continue
                     self._show(event)
                     if event["type"] in ENDS and not event.get("child"):
                         return event
@@ -128,6 +137,11 @@ class Follower:
             self._view.line(f"        | {rest.decode(errors='replace')}", "dim")
 
 
+def begins(event: dict[str, Any], attempt: int) -> bool:
+    """Say whether an attempt of the job that is followed begins with an event."""
+    return event["type"] == "job_posted" and not event.get("child") and event["data"].get("attempt", 1) >= attempt
+
+
 def _left(until: float | None) -> float | None:
     """Return the seconds that are left.
 
@@ -149,7 +163,10 @@ def describe(event: dict[str, Any]) -> tuple[str, str] | None:
         # the pod, or the group's children, tell the same
         return None
     if kind == "job_posted":
-        return "post", f"{data.get('name', '')} is {event['job_id']}"
+        again = f", attempt {data['attempt']}" if "attempt" in data else ""
+        return "post", f"{data.get('name', '')} is {event['job_id']}{again}"
+    if kind == "job_retried":
+        return "post", f"{data['count']} run again"
     if kind == "job_matching":
         if "retry" not in data:
             return "match", f"again: {data['message']}" if "message" in data else "asking for bids"

@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "node indices": ("node", "Show the node's indices of activity."),
     "job post": ("job", "Keep a job and print its id."),
     "job run": ("job", "Take a job through all stages, from post to settlement."),
+    "job retry": ("job_stages", "Run again what failed, as a new attempt of the same job."),
     "job match": ("job_stages", "Ask for bids, and shortlist the best (stage 2)."),
     "job request": ("job_stages", "Have the best bidder lock its resources (stage 3)."),
     "job contract": ("job_stages", "Sign a contract with the provider, and have it proved."),

@@ -20,7 +20,7 @@ from nunet_cli.allocation.run import run_allocation
 from nunet_cli.config import MOST_TOPICS
 from nunet_cli.errors import NunetError, StateError, UsageError
 from nunet_cli.executor.base import Executor
-from nunet_cli.groups import orchestrate
+from nunet_cli.groups import again, orchestrate
 from nunet_cli.network.addresses import Address, parse_peer
 from nunet_cli.network.discovery import Discovery
 from nunet_cli.network.identity import Identity
@@ -95,6 +95,7 @@ class Node:
         self.roles = roles
         self._topics = set(ctx.config.network.topics)
         self._orchestrating: dict[str, trio.CancelScope] = {}
+        self._once_more: set[str] = set()
         self._discovery: Discovery | None = None
         ctx.begin_allocation = self._begin_allocation
         accounting.on_release = ctx.work.wake
@@ -216,6 +217,9 @@ class Node:
             raise
         finally:
             del self._orchestrating[job_id]
+        if job_id in self._once_more:
+            self._once_more.remove(job_id)
+            self.orchestrate(job_id)
 
     async def _note_stuck(self, job_id: str, error: NunetError) -> None:
         """Where a stage failed but the job has not ended, say so: whoever follows the job must not wait for ever."""
@@ -223,6 +227,19 @@ class Node:
         if job.state not in JOB_ENDS | {"disputed"}:
             fields = {"code": error.code, "message": error.message, "hint": error.hint, "exit_code": error.exit_code}
             await self.ctx.store.save_event(job_id, "job_stuck", **fields)
+
+    async def retry_job(self, job_id: str) -> again.Again:
+        """Run a job again that did not end well, or what failed in a group, in the background.
+
+        Raises:
+            StateError: it has not ended, is settled, or nothing failed in it.
+        """
+        done = await again.run_again(self.ctx, job_id)
+        if done.top.id in self._orchestrating:
+            # it may have been at its end when this was kept
+            self._once_more.add(done.top.id)
+        self.orchestrate(done.top.id)
+        return done
 
     async def cancel_job(self, job_id: str) -> Job:
         """Stop orchestrating a job and call it off."""

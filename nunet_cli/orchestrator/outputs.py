@@ -155,15 +155,25 @@ def _note_arrived(ctx: HasProgress, job_id: str, done: int, total: int) -> None:
     ctx.progress.note(job_id, Progress("outputs", done, total))
 
 
-async def read_logs(ctx: Reading, job: Job, stream: str, offset: int, wait: float) -> tuple[bytes, bool]:
+async def read_logs(
+    ctx: Reading, job: Job, stream: str, offset: int, wait: float, *, attempt: int = 0
+) -> tuple[bytes, bool]:
     """Return output of a job from an offset on, and whether that is all: from here, or from the provider.
 
-    What a provider says of a running job is cut where it is over `limits.log_size`, and said to be.
+    What a provider says of a running job is cut where it is over `limits.log_size`, and said to be. With `attempt`, what
+    is here of an earlier one.
 
     Raises:
-        StateError: the job has not been started.
+        StateError: the job has not been started, or there was no such attempt.
         PeerError: the provider does not answer.
     """
+    if attempt and attempt != job.attempt:
+        result = next((past.result for past in job.past if past.number == attempt), None)
+        if result is None:
+            raise StateError(f"job {job.id} has no logs of an attempt {attempt}")
+        cid = result.stdout_cid if stream == "stdout" else result.stderr_cid
+        data = await ctx.threads.run(read_piece, ctx.blobs.path(cid), offset) if cid else b""
+        return data, len(data) < LOG_PIECE
     if job.result is not None and job.collected:
         cid = job.result.stdout_cid if stream == "stdout" else job.result.stderr_cid
         if not cid:

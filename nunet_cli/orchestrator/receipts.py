@@ -73,6 +73,8 @@ def keep_receipt(t: Transaction, contract_id: str, settled: Message) -> None:
         if contract.role == REQUESTER and job is not None and ended and not job.paid:
             # it had ended before it was known what that costs
             change_job(t, job.id, paid=content.paid)
+        elif contract.role == REQUESTER and job is not None and job.contract_id != contract_id:
+            _note_paid_before(t, job, contract_id, content.paid)
         mine = content.paid if contract.role == PROVIDER else f"-{content.paid}"
         t[STATEMENTS].put(
             Statement(
@@ -81,6 +83,15 @@ def keep_receipt(t: Transaction, contract_id: str, settled: Message) -> None:
             )
         )  # fmt: skip
     note_balance(t, content.contract_database, settled.balance)
+
+
+def _note_paid_before(t: Transaction, job: Job, contract_id: str, paid: str) -> None:
+    """Note with an earlier attempt of a job what it cost: that may be known only when the job runs again."""
+    past = tuple(
+        structs.replace(attempt, paid=paid) if attempt.contract_id == contract_id else attempt for attempt in job.past
+    )
+    if past != job.past:
+        change_job(t, job.id, past=past)
 
 
 def keep_message(t: Transaction, contract_id: str, message: Message) -> Document:

@@ -1,7 +1,11 @@
-"""When a provider fails: its contract is called off, and another bid, or another search, takes its place."""
+"""When a provider fails: its contract is called off, and another bid, or another search, takes its place.
+
+A job that has ended is run again as a person wants it: as a new attempt, which begins where the first one did.
+"""
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, Literal, Protocol
 
 from msgspec import structs
@@ -10,16 +14,20 @@ from nunet_cli import quantities
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError
 from nunet_cli.jobs.check import decode_spec
+from nunet_cli.jobs.spec import JobSpec, encode_spec
 from nunet_cli.orchestrator.changes import advance, find_job, let_go
 from nunet_cli.orchestrator.needs import HasHeard, HasMessenger, HasProgress, HasStore
 from nunet_cli.records.bids import BIDS
 from nunet_cli.records.contract_records import CONTRACTS
-from nunet_cli.records.jobs import JOBS, Job, Refusal
+from nunet_cli.records.identifiers import content_id
+from nunet_cli.records.jobs import JOBS, Attempt, Job, Refusal
 from nunet_cli.records.machine import PROVIDER, REQUESTER
 from nunet_cli.records.messages import JobCancel
 
 CANCEL_LIFETIME = 14 * 86400
 MAX_LAPSES = 3
+# of so many earlier attempts it is kept with a job how they went; the events have all
+MAX_PAST = 100
 
 
 class GivingUp(HasHeard, HasMessenger, HasProgress, HasStore, Protocol):
@@ -98,3 +106,48 @@ async def give_up(ctx: GivingUp, job_id: str, error: NunetError) -> bool:
 
     await ctx.store.change(change)
     return True
+
+
+def start_over(t: Transaction, job: Job, spec: JobSpec | None = None, push: str = "") -> Job:
+    """Put a job that has ended back to its beginning as a new attempt, as part of a change; return it.
+
+    How it went before is kept with it, with its contract: that is closed on its own, as when `retry` goes on without a
+    provider. A `time.deadline` that has passed is as long after now as it was after the attempt's beginning.
+
+    Args:
+        t: the change.
+        job: the job.
+        spec: the specification that it was posted with, where links have added to it since; None keeps what it has.
+        push: with `spec`: the provider that it was posted for.
+
+    Raises:
+        StateError: it has not ended, or is settled.
+    """
+    now = quantities.now()
+    past = Attempt(
+        job.attempt, job.state, job.changed_at, job.bid_id, job.contract_id, job.allocation_id, job.paid, job.result,
+        job.error, job.called_off,
+    )  # fmt: skip
+    begun = job.created_at if spec is not None else job.run_at or job.created_at
+    text = encode_spec(_renewed(decode_spec(job.spec) if spec is None else spec, quantities.parse_time(begun), now))
+    fields: dict[str, Any] = {"spec": text.decode(), "spec_cid": content_id(text)}
+    if spec is not None:
+        fields |= {"released": False, "link_rules": (), "push": push}
+    said = {"name": job.name, "kind": job.kind, "attempt": job.attempt + 1}
+    return advance(
+        t, job.id, "retry", by=REQUESTER, said=said, attempt=job.attempt + 1, run_at=quantities.format_time(now),
+        past=(*job.past, past)[-MAX_PAST:], bid_request_id="", shortlist=(), place=0, tries=0, attempts=0, lapses=0,
+        excluded=(), refusals=(), given_up=False, waiting=None, next_run="", bid_id="", contract_id="",
+        allocation_id="", heard_at="", usage=None, result=None, late=False, collected=False, paid=None, error=None,
+        message=None, note=None, called_off="", **fields,
+    )  # fmt: skip
+
+
+def _renewed(spec: JobSpec, begun: datetime, now: datetime) -> JobSpec:
+    """Return a specification, and those of a pod's members, with deadlines that have not passed."""
+    time, deadline = spec.time, spec.time.deadline
+    if deadline and quantities.parse_time(deadline) <= now:
+        moved = quantities.format_time(now + (quantities.parse_time(deadline) - begun))
+        time = structs.replace(time, deadline=moved)
+    children = tuple(_renewed(child, begun, now) for child in spec.children) if spec.pod else spec.children
+    return structs.replace(spec, time=time, children=children)

@@ -53,6 +53,7 @@ class Attempt(Struct, frozen=True):
     paid: str | None = None
     result: Result | None = None
     error: ErrorRecord | None = None
+    called_off: str = ""
 
 
 class LinkRule(Struct, frozen=True, rename={"from_": "from"}):
@@ -71,8 +72,8 @@ class Job(Struct, frozen=True, rename={"children": "units"}):
     group by name, `members` those of a pod. `shortlist` are bids, the best first, and `place` is the one whose turn it
     is. `excluded` are the DIDs of providers that may not have it any more. `late` says that its result came after it
     had been given up. `attempts` counts the providers that `retry` has given it beside the first, `attempt` how often
-    a person has run it, and `past` has how it ran before. `called_off` says why its group did not let it run to its
-    end.
+    a person has run it, the last time at `run_at`, and `past` has how it ran before. `called_off` says why its group
+    did not let it run to its end.
     """
 
     id: str
@@ -117,6 +118,7 @@ class Job(Struct, frozen=True, rename={"children": "units"}):
     message: str | None = None
     note: str | None = None
     attempt: int = 1
+    run_at: str = ""
     past: tuple[Attempt, ...] = ()
     called_off: str = ""
 
@@ -167,6 +169,8 @@ JOB = Machine(
         Move("fail", _ENDED_BY_HAND, "failed", (REQUESTER, DATABASE)),
         # a contract database may refund what was verified all the same: the job ends by what was done
         Move("cancel", (*_ENDED_BY_HAND, "expired"), "cancelled", (REQUESTER, DATABASE)),
+        # as a new attempt, with another contract; the one that it had is closed by itself
+        Move("retry", ("failed", "cancelled", "expired", "resolved"), "posted", (REQUESTER,)),
     ),
 )  # fmt: skip
 
@@ -182,6 +186,8 @@ GROUP = Machine(
         Move("resolve", ("disputed",), "resolved", (REQUESTER,)),
         Move("fail", ("posted", "running"), "failed", (REQUESTER,)),
         Move("cancel", ("posted", "running"), "cancelled", (REQUESTER,)),
+        # what failed below it runs again, and it goes on
+        Move("retry", ("failed", "cancelled", "resolved"), "posted", (REQUESTER,)),
     ),
 )
 

@@ -85,6 +85,7 @@ def test_commands_print_what_is_published(processes: Processes, tmp_path: Path) 
     assert declined.returncode == 4
     printed.check("job run", json.loads(declined.stdout))
     assert printed("job explain", json.loads(declined.stdout)["id"], home=r)["suggestion"]
+    printed("job retry", json.loads(declined.stdout)["id"], "--detach", home=r)
     printed("job list", home=r)
     bids = printed("bids list", home=r)
     printed("bids show", next(row["id"] for row in bids if row["kind"] == "bid"), home=r)

@@ -59,10 +59,33 @@ class Job(Answer, kw_only=True):
     path: str | Optional = UNSET
 
 
+class JobAgain(Job, kw_only=True):
+    """A job that runs again, and how many jobs do so with it: of a group, those that failed or did not run."""
+
+    again: int
+
+
+class Attempt(Struct, forbid_unknown_fields=True, kw_only=True):
+    """How a job ran before it was run again: its end, who had it, what was paid, and what came of it."""
+
+    number: int
+    state: str
+    ended_at: str
+    bid_id: str | None
+    contract_id: str | None
+    allocation_id: str | None
+    provider: str | None
+    paid: str | None
+    result: SignedResult | None
+    error: Error | None
+    called_off: str | None
+
+
 class JobDetail(Job, kw_only=True):
-    """A job with its children, its specification, and after `job run` its files."""
+    """A job with its children, its earlier attempts, its specification, and after `job run` its files."""
 
     children: list[Job]
+    past: list[Attempt]
     spec: JobSpec
     outputs: Outputs | Optional = UNSET
 
