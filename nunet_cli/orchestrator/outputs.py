@@ -160,8 +160,8 @@ async def read_logs(
 ) -> tuple[bytes, bool]:
     """Return output of a job from an offset on, and whether that is all: from here, or from the provider.
 
-    What a provider says of a running job is cut where it is over `limits.log_size`, and said to be. With `attempt`, what
-    is here of an earlier one.
+    What a provider says of a running job is cut where it is over `limits.log_size`, and said to be. With `attempt`,
+    what is here of an earlier one.
 
     Raises:
         StateError: the job has not been started, or there was no such attempt.
