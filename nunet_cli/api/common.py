@@ -202,19 +202,19 @@ def job_of(request: Request) -> tuple[Node, Job]:
     return node, node.get_job(request.path_params["job"])
 
 
-async def body_of(request: Request, kind: type[T]) -> T:
+async def body_of(request: Request, kind: type[T], most: int = MAX_BODY) -> T:
     """Return the request's JSON body as a struct; an empty body is an empty object.
 
     Raises:
-        UsageError: it does not fit, or is over 1 MiB.
+        UsageError: it does not fit, or is over `most` bytes.
     """
-    data = b""
+    data = bytearray()
     async for chunk in request.stream():
         data += chunk
-        if len(data) > MAX_BODY:
-            raise UsageError(f"a request may have at most {MAX_BODY} bytes")
+        if len(data) > most:
+            raise UsageError(f"a request may have at most {most} bytes")
     try:
-        return decode_exactly(data or b"{}", kind)
+        return decode_exactly(bytes(data) or b"{}", kind)
     except msgspec.MsgspecError as error:
         raise UsageError(f"bad request: {error}") from None
 

@@ -30,7 +30,8 @@ from nunet_cli.api.common import (
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NotFoundError, StateError, UsageError
 from nunet_cli.groups.group import logs_of, outputs_of
-from nunet_cli.jobs.reader import placed, read_spec, spec_from_object
+from nunet_cli.jobs.items import Row, values_of
+from nunet_cli.jobs.reader import no_items, placed, read_spec, spec_from_object
 from nunet_cli.jobs.spec import JobSpec
 from nunet_cli.orchestrator.changes import change_job
 from nunet_cli.orchestrator.contract import close_contract
@@ -50,11 +51,17 @@ STAGES: dict[str, Stage] = {
     "match": match, "request": request_stage, "contract": close_contract, "invoke": invoke, "settle": settle,
 }  # fmt: skip
 MAX_WAIT = 10.0
+# with the items of its batches
+MAX_POSTING = 16 * 2**20
 RUN_AGAIN = "run it again: nunet job retry {}"
 
 
 class Posting(Struct, forbid_unknown_fields=True):
-    """A job to post: the specification as text or as an object, and where its paths start."""
+    """A job to post: the specification as text or as an object, and where its paths start.
+
+    `items` has the items of batches that the specification names as a file or a pattern: by that name, the values of
+    each.
+    """
 
     spec: dict[str, Any] | None = None
     spec_text: Annotated[str, Limits(max_length=300_000)] = ""
@@ -64,6 +71,17 @@ class Posting(Struct, forbid_unknown_fields=True):
     pull: bool = False
     topic: Annotated[str, Limits(max_length=200)] = ""
     orchestrate: bool = True
+    items: dict[str, list[dict[str, str]]] = {}
+
+    def load(self, name: str) -> list[Row]:
+        """Return the items that the posting has for a name.
+
+        Raises:
+            UsageError: it has none.
+        """
+        if name not in self.items:
+            return no_items(name)
+        return [Row(values_of(values, f"item {number}")) for number, values in enumerate(self.items[name])]
 
 
 class OutputRequest(Struct, forbid_unknown_fields=True):
@@ -80,13 +98,13 @@ class MatchOptions(Struct, forbid_unknown_fields=True):
 
 async def post_job(request: Request) -> Response:
     """Post a job (seed 1: `POST /orchestrator/postJob`), and orchestrate it at once unless told otherwise."""
-    node, body = node_of(request), await body_of(request, Posting)
+    node, body = node_of(request), await body_of(request, Posting, MAX_POSTING)
     if (body.spec is None) == (not body.spec_text):
         raise UsageError("give either `spec` or `spec_text`")
     if body.spec is not None:
-        spec = spec_from_object(body.spec, source=body.source)
+        spec = spec_from_object(body.spec, source=body.source, load=body.load)
     else:
-        spec = read_spec(body.spec_text, source=body.source)
+        spec = read_spec(body.spec_text, source=body.source, load=body.load)
     folder = Path(body.folder or "/")
     if not folder.is_absolute():
         raise UsageError(f"`folder` must be an absolute path: {body.folder!r}")
@@ -98,7 +116,7 @@ async def post_job(request: Request) -> Response:
     except UsageError as error:
         if "path" not in error.details:
             raise
-        raise placed(error, body.spec_text or json.dumps(body.spec), body.source) from None
+        raise placed(error, body.spec_text or json.dumps(body.spec), body.source, body.load) from None
     if body.orchestrate:
         node.orchestrate(job.id)
     return answer(views.job(job), status=201)
@@ -247,8 +265,8 @@ async def job_result(request: Request) -> Response:
 
 async def validate_job(request: Request) -> Response:
     """Check a specification without keeping it."""
-    body = await body_of(request, Posting)
-    spec = read_spec(body.spec_text, source=body.source)
+    body = await body_of(request, Posting, MAX_POSTING)
+    spec = read_spec(body.spec_text, source=body.source, load=body.load)
     return JSONResponse(msgspec.to_builtins(spec))
 
 

@@ -34,7 +34,7 @@ def job(row: Job) -> dict[str, Any]:
         "message": row.message, "note": row.note, "error": to_builtins(row.error), "spec_cid": row.spec_cid,
         "kind": row.kind, "parent": row.parent or None, "waiting": to_builtins(row.waiting),
         "next_run": row.next_run or None, "next": next_command(row), "attempt": row.attempt,
-        "called_off": row.called_off or None,
+        "called_off": row.called_off or None, "item": row.item or None,
     }  # fmt: skip
 
 

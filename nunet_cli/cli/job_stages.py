@@ -23,6 +23,7 @@ from nunet_cli.cli.job import (
     outcome,
 )
 from nunet_cli.cli.output import Format, OutputOption, QuietOption, emit, note
+from nunet_cli.cli.results import check_results_folder
 from nunet_cli.cli.state import connect
 from nunet_cli.errors import NunetError
 
@@ -129,6 +130,8 @@ def retry(
     from nunet_cli.cli.authorities import choose
 
     embedded, until = has_own_node(detach=detach), ends_at(timeout)
+    if not detach:
+        check_results_folder(folder)
     failure: NunetError | None = None
     with connect(local=local) as client:
         if not local:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nunet_cli.cli import complete
-from nunet_cli.cli.ids import id_argument
+from nunet_cli.cli.ids import given_id, id_argument
 from nunet_cli.cli.job import FolderOption, JobArgument, app, next_command
 from nunet_cli.cli.job_logs import print_logs
 from nunet_cli.cli.listing import Listing, Window, list_command
@@ -26,10 +26,20 @@ POLL = 0.2
 
 
 @list_command(app)
-def list_jobs(window: Window) -> Listing:
-    """List the jobs that were posted here."""
+def list_jobs(
+    window: Window,
+    group: Annotated[
+        str,
+        typer.Option(
+            "--in", help="Those of a group or batch.", metavar="JOB", autocompletion=complete.jobs,
+            callback=given_id("job"),
+        ),
+    ] = "",
+    whole: Annotated[bool, typer.Option("--all", "-a", help="Also those in groups and batches.")] = False,
+) -> Listing:  # fmt: skip
+    """List the jobs that were posted here; those of groups and batches with `--in` or `--all`."""
     with connect(read_only=True) as client:
-        rows = window.read(client, "/jobs")
+        rows = window.read(client, "/jobs", **({} if whole else {"parent": group}))
     columns = {
         "id": lambda row: row["id"], "name": lambda row: row["path"], "state": lambda row: row["state"],
         "paid": lambda row: row["paid"], "created": lambda row: row["created_at"][:19].replace("T", " "),
@@ -57,6 +67,7 @@ def show(job: JobArgument, output: OutputOption = Format.table, quiet: QuietOpti
                 "error": error.get("message"), "called off": row["called_off"],
                 "attempt": row["attempt"] if row["past"] else None,
                 "waiting": _waiting(row["waiting"]), "next run": row["next_run"], "parent": row["parent"],
+                "item": ", ".join(f"{name}={value}" for name, value in (row["item"] or {}).items()) or None,
                 "next": next_command(row),
             }
         )  # fmt: skip

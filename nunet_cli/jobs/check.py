@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from threading import Lock
 from typing import Any
 
 import msgspec
+from msgspec import structs
 
 from nunet_cli import quantities
 from nunet_cli.errors import UsageError
-from nunet_cli.jobs import budget, expressions
+from nunet_cli.jobs import budget, expressions, items
 from nunet_cli.jobs.globs import is_glob
-from nunet_cli.jobs.spec import HERE, MAX_FILES, MAX_SPEC_BYTES, JobSpec, ScheduleSpec, is_safe_path, output_name
+from nunet_cli.jobs.spec import (
+    HERE,
+    MAX_FILES,
+    MAX_SPEC_BYTES,
+    JobSpec,
+    ScheduleSpec,
+    encode_spec,
+    is_safe_path,
+    output_name,
+)
 from nunet_cli.jobs.tree import MAX_JOBS, Arrangement, arrange, count_jobs, order, output_names, price_limit
 from nunet_cli.records.fields import Name
 from nunet_cli.records.reading import convert, decode_again
@@ -29,6 +40,7 @@ MAX_EXPRESSIONS = 256
 MAX_STEPS = 10 * budget.MAX_STEPS
 MAX_LINKS = 4000
 MAX_CHECKED = 1024
+_JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 _Refusal = tuple[str, str, dict[str, Any]]
 
 
@@ -70,7 +82,38 @@ def _check(spec: JobSpec, where: str, known: _Expressions) -> None:
     _check_executor(spec, where)
     _check_files(spec, where)
     _check_times(spec, where)
+    if spec.batch is not None:
+        _check_items(spec, where)
     price_limit(spec)
+
+
+def _check_items(spec: JobSpec, where: str) -> None:
+    """Check a batch's items as they are once their values are filled in; the path of one is that of a child."""
+    batch = spec.batch
+    assert batch is not None
+    items.check_places(spec, where)
+    size = len(encode_spec(structs.replace(spec, batch=None))) * batch.count
+    if size > items.MAX_ALL:
+        raise _wrong(
+            where + "batch", f"the specifications of all items come to {size} bytes, over {items.MAX_ALL}",
+            "put what is long into an input",
+        )  # fmt: skip
+    names: dict[str, int] = {}
+    # without values they differ in their number alone
+    for index in range(batch.count) if batch.items else {0, batch.count - 1}:
+        item, at = items.item_spec(spec, index), f"{where}children[{index}]."
+        for path, text, most in items.lengths(item):
+            if len(text) > most:
+                raise _wrong(at + path, f"over {most} characters with the item's values in it")
+        if not _JOB_NAME.match(item.name):
+            raise _wrong(at + "batch.name", f"not a name: {item.name!r}", "a letter or digit first")
+        if item.name in names:
+            raise _wrong(
+                at + "batch.name", f"the items {names[item.name]} and {index} are both called {item.name!r}",
+                f"add {{index}}, for example name: {spec.batch.name if spec.batch else ''}-{{index}}",
+            )  # fmt: skip
+        names[item.name] = index
+        _check_files(item, at)
 
 
 class _Expressions:
@@ -106,11 +149,12 @@ def _check_expressions(spec: JobSpec, where: str, known: _Expressions) -> None:
 
 def _check_kind(spec: JobSpec, where: str) -> None:
     for name, kind in (("batch", "batch"), ("schedule", "recurring"), ("service", "service")):
-        # a batch that was expanded keeps its numbers beside its children
         if getattr(spec, name) is not None and spec.type != kind:
             raise _wrong(where + name, f"`{name}` belongs to type: {kind}, this job is a {spec.type}")
     if spec.type == "batch" and spec.batch is None:
-        raise _wrong(where + "batch", "a batch needs `batch`", "add batch: {count: 10}")
+        raise _wrong(where + "batch", "a batch needs `batch`", "add batch: {items: 10}")
+    if spec.type == "batch" and spec.children:
+        raise _wrong(where + "children", "a batch has no children", "give the batch a program, or make it a child")
     if spec.type == "recurring":
         if spec.schedule is None:
             raise _wrong(where + "schedule", "a recurring job needs `schedule`", "add schedule: {every: 1h}")
@@ -122,7 +166,7 @@ def _check_kind(spec: JobSpec, where: str) -> None:
             where + "on_failure", "`on_failure` belongs to a group of children or a batch",
             "what a pod's jobs wait for must have ended well in any case" if spec.pod else "",
         )  # fmt: skip
-    if spec.children and spec.type not in ("task", "batch"):
+    if spec.children and spec.type != "task":
         raise _wrong(where + "type", f"a {spec.type} job has no children", "give the type to the children")
     if spec.type == "service" and spec.verify.policy != "attested":
         raise _wrong(where + "verify.policy", "a service is verified as attested: it does not run twice alike")
@@ -316,6 +360,9 @@ def decode_spec(data: bytes | str) -> JobSpec:
         spec = decode_again(data, JobSpec, exactly=True)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise UsageError(f"not a job specification: {error}") from None
+    if any(part.batch is not None and part.batch.items for part in _all(spec)):
+        # a node fills them in before it keeps or sends anything
+        raise UsageError("a job specification between nodes has no items")
     key = hashlib.sha256(data.encode() if isinstance(data, str) else data).digest()
     with _lock:
         is_known, wrong = key in _checked, _checked.get(key)

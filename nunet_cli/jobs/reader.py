@@ -16,6 +16,7 @@ from nunet_cli import quantities
 from nunet_cli.errors import UsageError
 from nunet_cli.jobs.check import check_spec
 from nunet_cli.jobs.globs import is_glob
+from nunet_cli.jobs.items import Row, check_rows, values_of
 from nunet_cli.jobs.spec import DEFAULT_RESOURCES, HERE, MAX_SPEC_BYTES, JobSpec
 from nunet_cli.jobs.tree import MAX_DEPTH
 from nunet_cli.records.reading import convert
@@ -42,14 +43,25 @@ _UNITS: dict[tuple[str, str], Callable[[Any], int]] = {
 
 
 Marks = dict[str, tuple[int, int]]
+# returns the items that a batch names: those of a file, or one for each file that a pattern finds
+Load = Callable[[str], list[Row]]
 
 
-def read_spec(text: str, *, source: str = "job.yaml") -> JobSpec:
+def no_items(reference: str) -> list[Row]:
+    """Refuse to read a batch's items from files: a node reads none of a person's."""
+    raise UsageError(
+        f"the items of {reference} were not given with the specification",
+        hint="`nunet job run` and `nunet job post` read them; to the API give them as `items`",
+    )
+
+
+def read_spec(text: str, *, source: str = "job.yaml", load: Load = no_items) -> JobSpec:
     """Read a specification in YAML (JSON is YAML too) or, when `source` ends in `.toml`, TOML.
 
     Args:
         text: the document.
         source: the file's name, for the format and for error messages.
+        load: returns the items of a batch that are in files.
 
     Raises:
         UsageError: one message with file, line and field, and the nearest right key for an unknown one.
@@ -59,41 +71,116 @@ def read_spec(text: str, *, source: str = "job.yaml") -> JobSpec:
     document, lines = parse_document(text, source)
     if not isinstance(document, dict):
         raise UsageError(f"{source}: a job specification is a mapping of fields, this is {_kind(document)}")
+    batches: Batches = {}
     try:
-        return _spec_of(document)
+        return _spec_of(document, load, batches)
     except UsageError as error:
-        raise _placed(error, lines, source) from None
+        raise _placed(error, lines, source, batches) from None
 
 
-def _spec_of(document: dict[str, Any]) -> JobSpec:
+def _spec_of(document: dict[str, Any], load: Load, batches: Batches) -> JobSpec:
     """Return what a document specifies; it is normalised in place."""
+    _take_items(document, "", load, batches)
     _convert_tree(document, "")
     spec = convert(document, JobSpec)
     check_spec(spec)
     return spec
 
 
-def placed(error: UsageError, text: str, source: str) -> UsageError:
+def placed(error: UsageError, text: str, source: str, load: Load = no_items) -> UsageError:
     """Return an error about a field of a specification that was read, with file, line and column in front of it.
 
     Args:
-        error: with the field's place in `details["path"]`.
+        error: with the field's place in `details["path"]`; that of a batch's item is that of a child.
         text: the document.
         source: the file's name.
+        load: as it was read with.
     """
-    return _placed(error, parse_document(text, source)[1], source)
+    document, lines = parse_document(text, source)
+    batches: Batches = {}
+    _take_items(document, "", load, batches)
+    return _placed(error, lines, source, batches)
 
 
-def _placed(error: UsageError, lines: Marks, source: str) -> UsageError:
-    path = error.details.get("path", "")
+# the items of the batches in a document, by the path of the batch, with a dot at its end
+Batches = dict[str, list[Row]]
+_ITEM = re.compile(r"children\[(\d+)\]\.")
+
+
+def _placed(error: UsageError, lines: Marks, source: str, batches: Batches) -> UsageError:
+    path, number, row = error.details.get("path", ""), None, None
+    for where, rows in batches.items():
+        found = _ITEM.match(path, len(where)) if path.startswith(where) else None
+        if found is not None:
+            number = int(found[1])
+            path = where + path[found.end() :]
+            row = rows[number] if number < len(rows) else None
+            break
     line, column = _mark_of(path, lines)
-    where = f"{source}:{line}:{column}" if line else source
+    place = f"{source}:{line}:{column}" if line else source
+    if row is not None and row.line:
+        place = f"{row.source}:{row.line}"
     field = f"{path}: " if path else ""
+    which = f"item {number}: " if number is not None else ""
     details = {"file": source, "line": line, "column": column, "path": path}
-    return UsageError(f"{where}: {field}{error.message}", hint=error.hint, details=details)
+    if number is not None:
+        details["item"] = number
+    return UsageError(f"{place}: {field}{which}{error.message}", hint=error.hint, details=details)
 
 
-def spec_from_object(document: Any, *, source: str = "spec") -> JobSpec:
+def _take_items(document: Any, where: str, load: Load, batches: Batches, depth: int = 0) -> None:
+    """Put the items of each batch in a document in the place of what names or counts them.
+
+    Raises:
+        UsageError: they cannot be read, or do not fit; with `details["path"]`, or with file and line of their own.
+    """
+    if not isinstance(document, dict) or depth > MAX_DEPTH:
+        return
+    children = document.get("children")
+    for index, child in enumerate(children if isinstance(children, list) else []):
+        _take_items(child, f"{where}children[{index}].", load, batches, depth + 1)
+    batch = document.get("batch")
+    if not isinstance(batch, dict):
+        return
+    batches[where] = []
+    if "items" not in batch:
+        return
+    items, at = batch["items"], f"{where}batch.items"
+    if "count" in batch and not (isinstance(items, list) and batch["count"] == len(items)):
+        raise UsageError("give either `items` or `count`", details={"path": at})
+    if isinstance(items, int) and not isinstance(items, bool):
+        del batch["items"]
+        batch["count"] = items
+        return
+    if isinstance(items, str):
+        try:
+            rows = load(items)
+        except UsageError as error:
+            # where in a file of items it is, is in the message
+            raise UsageError(error.message, hint=error.hint, details={"path": at}) from None
+    elif isinstance(items, list):
+        rows = []
+        for number, item in enumerate(items):
+            try:
+                rows.append(Row(values_of(item, f"item {number}")))
+            except UsageError as error:
+                raise UsageError(error.message, hint=error.hint, details={"path": f"{at}[{number}]"}) from None
+    else:
+        raise UsageError(
+            f"expected a number, a list or the name of a file, got {_kind(items)}", details={"path": at},
+            hint="for example 10, points.csv, in/*.png, or a list of mappings",
+        )  # fmt: skip
+    try:
+        check_rows(rows, at)
+    except UsageError as error:
+        raise UsageError(error.message, hint=error.hint, details={"path": at}) from None
+    if not rows:
+        raise UsageError("there are no items", details={"path": at})
+    batches[where] = rows
+    batch["items"], batch["count"] = [row.values for row in rows], len(rows)
+
+
+def spec_from_object(document: Any, *, source: str = "spec", load: Load = no_items) -> JobSpec:
     """Check a specification that arrived as JSON, with the same units and messages as a file.
 
     Raises:
@@ -102,11 +189,11 @@ def spec_from_object(document: Any, *, source: str = "spec") -> JobSpec:
     text = msgspec.json.encode(document)
     if len(text) <= MAX_SPEC_BYTES and isinstance(document, dict):
         try:
-            return _spec_of(json.loads(text))
+            return _spec_of(json.loads(text), load, {})
         except (UsageError, RecursionError):
             # read as a file is, which takes a hundred times as long and knows where each field stands
             pass
-    return read_spec(text.decode(), source=source)
+    return read_spec(text.decode(), source=source, load=load)
 
 
 def parse_document(text: str, source: str) -> tuple[Any, Marks]:

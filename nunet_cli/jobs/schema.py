@@ -13,6 +13,7 @@ from nunet_cli.records.limits import checked
 SCHEMA_ID = "urn:nunet:schema:job:1"
 _TEXT = {"type": "string"}
 _NUMBER = {"type": "number"}
+_SCALAR = {"type": ["string", "number", "boolean"]}
 # where a person writes `4GiB`, `90m` or `0.5 NTX` and the checked form has a number
 _WITH_UNITS = {
     "Resources": ("memory", "disk"), "Gpu": ("vram",), "Storage": ("size",), "Connectivity": ("bandwidth",),
@@ -30,8 +31,11 @@ def job_schema() -> dict[str, Any]:
     _also(definitions["Resources"], "cpu", _NUMBER)
     _also(definitions["PriceSpec"], "max", _NUMBER)
     _also(definitions["JobSpec"], "price", _TEXT, _NUMBER)
+    # the items of a batch may be so many, or in a file
+    definitions["BatchSpec"]["properties"]["items"]["items"]["additionalProperties"] = _SCALAR
+    _also(definitions["BatchSpec"], "items", {"type": "integer", "minimum": 1, "maximum": 10_000}, _TEXT)
     # values of the environment may be numbers or true and false: they are passed on as JSON writes them
-    definitions["ExecutorSpec"]["properties"]["env"]["additionalProperties"] = {"type": ["string", "number", "boolean"]}
+    definitions["ExecutorSpec"]["properties"]["env"]["additionalProperties"] = _SCALAR
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA_ID, "title": "nunet job specification",
         "description": f"A job for nunet {__version__}; `nunet job validate` checks more than a schema can say.",

@@ -111,10 +111,15 @@ class Constraints(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class BatchSpec(Struct, forbid_unknown_fields=True, frozen=True):
-    """An array of `count` jobs that differ in their index; at most `parallel` at once (0: all)."""
+    """An array of `count` jobs that differ in their index, or in the values of its `items`, which are filled in.
 
-    count: Annotated[int, Limits(ge=1, le=1000)] = 1
+    At most `parallel` are looked after at once (0: 100). `name` is that of each item, with its values filled in.
+    """
+
+    count: Annotated[int, Limits(ge=1, le=10_000)] = 1
     parallel: Annotated[int, Limits(ge=0, le=1000)] = 0
+    items: Annotated[tuple[dict[str, str], ...], Limits(max_length=10_000)] = ()
+    name: Annotated[str, Limits(max_length=400)] = ""
 
 
 class ScheduleSpec(Struct, forbid_unknown_fields=True, frozen=True):

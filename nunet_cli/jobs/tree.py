@@ -16,7 +16,8 @@ from nunet_cli.records.capability import Capability, Connectivity, Cpu, PriceBid
 from nunet_cli.records.kyc import Kyc
 
 MAX_DEPTH = 8
-MAX_JOBS = 2000
+# items of batches are counted
+MAX_JOBS = 12_000
 
 
 @dataclass(frozen=True)
@@ -200,38 +201,6 @@ def place_of(link: JobLink, name: str, kind: str) -> str:
         return link.path
     inside = name.rpartition("/")[0] if kind == "files" else name
     return "/".join(part for part in (link.path, inside) if part) or HERE
-
-
-def expand_batch(spec: JobSpec) -> JobSpec:
-    """Return a batch as a group: one task for each index, with `{index}` put into its command and output paths.
-
-    The index, from 0 on, is in the environment too: `NUNET_BATCH_INDEX`, `NUNET_BATCH_COUNT`.
-    """
-    assert spec.executor is not None
-    assert spec.batch is not None
-    children = []
-    for index in range(spec.batch.count):
-
-        def put(text: str, number: int = index) -> str:
-            return text.replace("{index}", str(number))
-
-        env = {**{name: put(value) for name, value in spec.executor.env.items()},
-               "NUNET_BATCH_INDEX": str(index), "NUNET_BATCH_COUNT": str(spec.batch.count)}  # fmt: skip
-        executor = structs.replace(spec.executor, command=tuple(map(put, spec.executor.command)), env=env)
-        outputs = tuple(structs.replace(item, path=put(item.path), name=put(item.name)) for item in spec.outputs)
-        child = structs.replace(
-            spec, name=f"{spec.name[:90]}-{index}", type="task", executor=executor, outputs=outputs, batch=None,
-            on_failure="continue",
-        )  # fmt: skip
-        children.append(child)
-    return JobSpec(
-        name=spec.name,
-        type="batch",
-        description=spec.description,
-        batch=spec.batch,
-        children=tuple(children),
-        on_failure=spec.on_failure,
-    )
 
 
 def required_capability(spec: JobSpec, verifiers: Mapping[str, str] | None = None) -> Capability:

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Protocol
 
 import msgspec
+import trio
 from msgspec import structs
 
 from nunet_cli import quantities
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import UsageError
 from nunet_cli.jobs.check import moment
-from nunet_cli.jobs.spec import InputSpec, JobSpec, encode_spec
-from nunet_cli.jobs.tree import arrange, expand_batch, is_group, price_limit, programs
+from nunet_cli.jobs.items import expand_batch, item_values
+from nunet_cli.jobs.spec import MAX_SPEC_BYTES, InputSpec, JobSpec, encode_spec
+from nunet_cli.jobs.tree import arrange, is_group, price_limit, programs
 from nunet_cli.orchestrator.inputs import input_source, packing
 from nunet_cli.orchestrator.needs import HasBlobs, HasConfig, HasIdentity, HasPeers, HasStore
 from nunet_cli.records.identifiers import content_id, did_from_key, key_from_any
@@ -98,13 +100,20 @@ _Taken = dict[tuple[Path, tuple[str, ...]], tuple[str, int]]
 
 
 async def _complete(ctx: TakingIn, spec: JobSpec, folder: Path, where: str, taken: _Taken) -> JobSpec:
-    """Return a specification with its inputs by content id and its times as times, children too."""
+    """Return a specification with its inputs by content id and its times as times, children too.
+
+    A batch has its items as children then, and its own inputs are as they were written.
+    """
+    is_batch = spec.batch is not None
+    # there may be thousands
+    await trio.lowlevel.checkpoint()
     children = [
         await _complete(ctx, child, folder, f"{where}children[{index}].", taken)
-        for index, child in enumerate(spec.children)
+        for index, child in enumerate(expand_batch(spec) if is_batch else spec.children)
     ]
     inputs = [
-        await _take_input(ctx, item, folder, f"{where}inputs[{index}]", taken) for index, item in enumerate(spec.inputs)
+        item if is_batch else await _take_input(ctx, item, folder, f"{where}inputs[{index}]", taken)
+        for index, item in enumerate(spec.inputs)
     ]
     now = quantities.now()
     time = structs.replace(spec.time, start=moment(spec.time.start, now), deadline=moment(spec.time.deadline, now))
@@ -121,14 +130,18 @@ def job_rows(spec: JobSpec, requester: str, shared: dict[str, str], *, parent: s
         parent: the id of the group that it belongs to.
         kind: `member` for a job inside a pod, whose state is the pod's; empty for what the specification says.
     """
-    text = encode_spec(spec)
+    text = encode_spec(_without_items(spec))
+    if len(text) > MAX_SPEC_BYTES:
+        raise UsageError(f"{spec.name}: with what was filled in, its specification has over {MAX_SPEC_BYTES} bytes")
     job_id, now, kind = new_id("job"), quantities.utc_now(), kind or kind_of(spec)
     below: list[Job] = []
     names: dict[str, str] = {}
     members: list[str] = []
     if kind == "group":
-        for name, child in group_children(spec).items():
+        for index, (name, child) in enumerate(group_children(spec).items()):
             rows = job_rows(child, requester, shared, parent=job_id)
+            if spec.batch is not None:
+                rows[0] = structs.replace(rows[0], item=item_values(spec, index))
             names[name] = rows[0].id
             below += rows
     elif kind == "replicas":
@@ -150,6 +163,15 @@ def job_rows(spec: JobSpec, requester: str, shared: dict[str, str], *, parent: s
     return [job, *below]
 
 
+def _without_items(spec: JobSpec) -> JobSpec:
+    """Return a specification as it is kept with a group: what its batches have as items are jobs of their own."""
+    if spec.batch is not None:
+        return structs.replace(spec, children=(), batch=structs.replace(spec.batch, items=()))
+    if not spec.children:
+        return spec
+    return structs.replace(spec, children=tuple(map(_without_items, spec.children)))
+
+
 def kind_of(spec: JobSpec) -> str:
     """Return how a job is orchestrated: as a `job`, a `group` of jobs, or `replicas` of one job."""
     if is_group(spec):
@@ -162,7 +184,7 @@ def group_children(spec: JobSpec) -> dict[str, JobSpec]:
     if spec.type == "recurring":
         return {}
     if spec.type == "batch":
-        return {child.name: child for child in expand_batch(spec).children}
+        return {child.name: child for child in spec.children}
     return arrange(spec).children
 
 

@@ -28,6 +28,8 @@ CANCEL_LIFETIME = 14 * 86400
 MAX_LAPSES = 3
 # of so many earlier attempts it is kept with a job how they went; the events have all
 MAX_PAST = 100
+# where this is not in it, a specification has none, and need not be read
+_A_DEADLINE = '"deadline":"2'
 
 
 class GivingUp(HasHeard, HasMessenger, HasProgress, HasStore, Protocol):
@@ -129,10 +131,12 @@ def start_over(t: Transaction, job: Job, spec: JobSpec | None = None, push: str 
         job.error, job.called_off,
     )  # fmt: skip
     begun = job.created_at if spec is not None else job.run_at or job.created_at
-    text = encode_spec(_renewed(decode_spec(job.spec) if spec is None else spec, quantities.parse_time(begun), now))
-    fields: dict[str, Any] = {"spec": text.decode(), "spec_cid": content_id(text)}
+    fields: dict[str, Any] = {}
     if spec is not None:
-        fields |= {"released": False, "link_rules": (), "push": push}
+        fields = {"released": False, "link_rules": (), "push": push}
+    if spec is not None or _A_DEADLINE in job.spec:
+        text = encode_spec(_renewed(decode_spec(job.spec) if spec is None else spec, quantities.parse_time(begun), now))
+        fields |= {"spec": text.decode(), "spec_cid": content_id(text)}
     said = {"name": job.name, "kind": job.kind, "attempt": job.attempt + 1}
     return advance(
         t, job.id, "retry", by=REQUESTER, said=said, attempt=job.attempt + 1, run_at=quantities.format_time(now),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nunet_cli.jobs.check import decode_spec
 from nunet_cli.orchestrator.changes import find_job
 from nunet_cli.orchestrator.needs import HasStore
 from nunet_cli.records.contract_records import CONTRACTS
@@ -11,6 +12,9 @@ from nunet_cli.records.messages import Replica
 
 def other_replicas(ctx: HasStore, job: Job) -> tuple[Replica, ...]:
     """Return the documents of a replica's siblings that have a result, for the oracle."""
+    if decode_spec(job.spec).verify.policy != "replicate":
+        # the row of a group of thousands is not read for each of them
+        return ()
     parent = ctx.store[JOBS].get(job.parent) if job.parent else None
     if parent is None or parent.kind != "replicas":
         return ()

@@ -73,7 +73,7 @@ class Job(Struct, frozen=True, rename={"children": "units"}):
     is. `excluded` are the DIDs of providers that may not have it any more. `late` says that its result came after it
     had been given up. `attempts` counts the providers that `retry` has given it beside the first, `attempt` how often
     a person has run it, the last time at `run_at`, and `past` has how it ran before. `called_off` says why its group
-    did not let it run to its end.
+    did not let it run to its end. `item` has the values that an item of a batch was made with.
     """
 
     id: str
@@ -121,6 +121,7 @@ class Job(Struct, frozen=True, rename={"children": "units"}):
     run_at: str = ""
     past: tuple[Attempt, ...] = ()
     called_off: str = ""
+    item: dict[str, str] = {}
 
 
 def _upgrade(row: dict[str, Any]) -> dict[str, Any]:

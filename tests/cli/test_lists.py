@@ -40,7 +40,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_table_has_the_last_hundred_and_says_so(home: Path) -> None:
-    done = nunet("job", "list", home=home)
+    done = nunet("job", "list", "--all", home=home)
     lines = done.stdout.splitlines()
     assert (len(lines), lines[1].split()[0], lines[-1].split()[0]) == (101, "job-0030", "job-0129")
     assert done.stderr == "showing the last 100 of 130; all of them: --limit 0\n"
@@ -48,12 +48,12 @@ def test_a_table_has_the_last_hundred_and_says_so(home: Path) -> None:
 
 @pytest.mark.parametrize("options", [("--limit", "0"), ("-q",), ("-o", "jsonl"), ("-q", "--limit", "0")])
 def test_programs_get_all_and_so_does_who_asks_for_it(home: Path, options: tuple[str, ...]) -> None:
-    done = nunet("job", "list", *options, home=home)
+    done = nunet("job", "list", "--all", *options, home=home)
     assert (len(done.stdout.splitlines()), done.stderr) == (COUNT + (options == ("--limit", "0")), "")
 
 
 def listed(home: Path, *options: str) -> list[str]:
-    return nunet("job", "list", "-q", *options, home=home).stdout.split()
+    return nunet("job", "list", "--all", "-q", *options, home=home).stdout.split()
 
 
 def test_pages_follow_each_other(home: Path) -> None:
@@ -72,18 +72,18 @@ def test_pages_follow_each_other(home: Path) -> None:
 
 
 def test_at_a_terminal_a_page_says_how_it_goes_on(home: Path) -> None:
-    _, screen = at_a_terminal("job", "list", "--limit", "2", home=home, answers=[])
+    _, screen = at_a_terminal("job", "list", "--all", "--limit", "2", home=home, answers=[])
     assert "showing the last 2 of 130; all of them: --limit 0" in screen
-    _, screen = at_a_terminal("job", "list", "--limit", "2", "--after", "job-0004", home=home, answers=[])
+    _, screen = at_a_terminal("job", "list", "--all", "--limit", "2", "--after", "job-0004", home=home, answers=[])
     assert "showing 2 of 130; go on with: --after job-0006" in screen
-    _, screen = at_a_terminal("job", "list", "--limit", "2", "--after", "job-0127", home=home, answers=[])
+    _, screen = at_a_terminal("job", "list", "--all", "--limit", "2", "--after", "job-0127", home=home, answers=[])
     assert "showing" not in screen
-    _, screen = at_a_terminal("job", "list", "--filter", "name~name-12", "--limit", "2", home=home, answers=[])
+    _, screen = at_a_terminal("job", "list", "--all", "--filter", "name~name-12", "--limit", "2", home=home, answers=[])
     assert "showing the last 2 of 11; all of them: --limit 0" in screen
 
 
 def test_a_job_below_a_group_has_the_groups_name_though_the_group_is_on_another_page(home: Path) -> None:
-    assert "name-1/name-2" in nunet("job", "list", "--after", "job-0001", "--limit", "1", home=home).stdout
+    assert "name-1/name-2" in nunet("job", "list", "--all", "--after", "job-0001", "--limit", "1", home=home).stdout
 
 
 @pytest.mark.parametrize(("job", "members"), [("job-0003", {3}), ("job-0001", {1, 2})])
@@ -94,3 +94,11 @@ def test_all_events_are_printed_however_many(home: Path, job: str, members: set[
     assert numbers == [n for n in range(EVENTS) if n % 5 in members]
     assert {event["child"] for event in events} == ({"", "name-2"} if len(members) == 2 else {""})
     assert len(events) == len(numbers) + len(members)
+
+
+def test_what_is_in_a_group_is_listed_where_it_is_asked_for(home: Path) -> None:
+    def listed(*options: str) -> list[str]:
+        return nunet("job", "list", "-q", *options, home=home).stdout.split()
+
+    assert listed("--limit", "0", "--in", "job-0001") == ["job-0002"]
+    assert set(listed("--all", "--limit", "0")) - set(listed("--limit", "0")) == {"job-0002"}

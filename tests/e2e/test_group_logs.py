@@ -55,7 +55,7 @@ def test_a_batch_of_which_one_fails_brings_what_the_others_made(processes: Proce
     result = nunet("job", "result", group, "--output-dir", str(tmp_path / "again"), home=home)
     assert len(result.stdout.split()) == 3
     assert "==> counters-1 <==\nno such number\n" in nunet("job", "logs", "--stderr", group, home=home).stdout
-    (one,) = nunet("job", "list", "--filter", "name=counters-1", "-q", home=home).stdout.split()
+    (one,) = nunet("job", "list", "--all", "--filter", "name=counters-1", "-q", home=home).stdout.split()
     row = json.loads(nunet("job", "show", one, "-o", "json", home=home).stdout)
     # the hint names the stream that says why
     assert row["error"]["hint"] == f"see: nunet job logs --stderr {one}"

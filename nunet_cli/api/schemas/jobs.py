@@ -26,8 +26,8 @@ class Job(Answer, kw_only=True):
     """A job. `next` is the stage that comes now, `run` for a job without stages of its own, or null at its end.
 
     `attempts` counts the providers that it has got beside the first, by itself, and `attempt` is how often it was run.
-    `called_off` says why its group did not let it run to its end. `path`, which lists have, is its name behind those of
-    the groups that it belongs to.
+    `called_off` says why its group did not let it run to its end, `item` has the values that an item of a batch was
+    made with. `path`, which lists have, is its name behind those of the groups that it belongs to.
     """
 
     id: str
@@ -56,6 +56,7 @@ class Job(Answer, kw_only=True):
     next: str | None
     attempt: int
     called_off: str | None
+    item: dict[str, str] | None
     path: str | Optional = UNSET
 
 

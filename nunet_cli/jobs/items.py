@@ -1,0 +1,300 @@
+"""The items of a batch: rows of names and values, read from text, and filled into the specification of each item.
+
+`{name}` is filled in where it names a value of the items, or is `{index}`; `{{name}}` is the text `{name}`. All other
+braces are left as they are, and so is `${name}`: they belong to shells and their like.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+from msgspec import structs
+
+from nunet_cli.errors import UsageError
+from nunet_cli.jobs.spec import JobSpec
+
+MAX_ITEMS = 10_000
+# characters of a file with items, of one value, and how many values an item has
+MAX_TEXT, MAX_VALUE, MAX_NAMES = 8 * 2**20, 4000, 100
+# bytes that the specifications of all items of a batch have together
+MAX_ALL = 64 * 2**20
+INDEX = "index"
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_PLACE = re.compile(r"\{\{([A-Za-z_][A-Za-z0-9_]*)\}\}|(?<!\$)\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._-]+")
+LONGEST_NAME = 100
+
+
+class Row(NamedTuple):
+    """An item: its values by name, and where it is written; line 0 where that is not known."""
+
+    values: dict[str, str]
+    source: str = ""
+    line: int = 0
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def read_items(text: str, source: str) -> list[Row]:
+    """Return the items of a file: CSV, whose first line names the columns, or an object of JSON a line.
+
+    Args:
+        text: what is in it.
+        source: its name, by which the format is told, and for error messages.
+
+    Raises:
+        UsageError: with file and line.
+    """
+    if len(text) > MAX_TEXT:
+        raise UsageError(f"{source}: a file of items may have at most {MAX_TEXT} characters")
+    kind = PurePosixPath(source).suffix.lower()
+    if kind in (".csv", ".tsv"):
+        rows = list(_of_csv(text, source, "\t" if kind == ".tsv" else ","))
+    elif kind in (".jsonl", ".ndjson"):
+        rows = list(_of_json_lines(text, source))
+    else:
+        raise UsageError(
+            f"{source}: not a file of items: its name ends in none of .csv, .tsv, .jsonl and .ndjson",
+            hint="for files, give a pattern, such as in/*.png",
+        )
+    if not rows:
+        raise UsageError(f"{source}: there are no items in it")
+    return rows
+
+
+def _of_csv(text: str, source: str, delimiter: str) -> Iterator[Row]:
+    reader = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""), delimiter=delimiter, strict=True)
+    names: list[str] = []
+    last = 0
+    try:
+        for cells in reader:
+            line, last = last + 1, reader.line_num
+            if not cells:
+                # an empty line
+                continue
+            if not names:
+                names = [cell.strip() for cell in cells]
+                _check_names(names, f"{source}:{line}")
+                continue
+            if len(cells) != len(names):
+                raise UsageError(f"{source}:{line}: {len(cells)} values, and the first line names {len(names)}")
+            yield Row(_checked(dict(zip(names, cells, strict=True)), f"{source}:{line}"), source, line)
+    except csv.Error as error:
+        raise UsageError(f"{source}:{reader.line_num}: not CSV: {error}") from None
+
+
+def _of_json_lines(text: str, source: str) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        at = f"{source}:{number}"
+        try:
+            item = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{at}: not JSON: {error}") from None
+        yield Row(values_of(item, at), source, number)
+
+
+def values_of(item: Any, at: str) -> dict[str, str]:
+    """Return the values of an item as texts: a number, or true and false, as JSON writes it.
+
+    Args:
+        item: a mapping.
+        at: where it is written.
+
+    Raises:
+        UsageError: it is none, or has something else in it.
+    """
+    if not isinstance(item, dict):
+        raise UsageError(f"{at}: an item is a mapping of names and values")
+    _check_names([str(name) for name in item], at)
+    for name, value in item.items():
+        if not isinstance(value, str | int | float):
+            raise UsageError(f"{at}: `{name}` is neither a text, a number, nor true or false")
+    return _checked({str(k): v if isinstance(v, str) else json.dumps(v) for k, v in item.items()}, at)
+
+
+def rows_of_paths(paths: Sequence[str]) -> list[Row]:
+    """Return an item for each file: its `path`, its `name`, and that without its ending, `stem`."""
+    return [
+        Row(_checked({"path": path, "name": PurePosixPath(path).name, "stem": PurePosixPath(path).stem}, path), path)
+        for path in paths
+    ]
+
+
+def check_rows(rows: Sequence[Row], at: str) -> None:
+    """Look whether items are not too many, and have the same names.
+
+    Raises:
+        UsageError: with the file and line of the item, where it has one.
+    """
+    if len(rows) > MAX_ITEMS:
+        raise UsageError(f"{at}: a batch may have {MAX_ITEMS} items, these are {len(rows)}")
+    first = rows[0].values.keys() if rows else set()
+    for number, row in enumerate(rows):
+        if row.values.keys() != first:
+            odd = sorted(first ^ row.values.keys())[0]
+            what = f"it has no `{odd}`, as the first one" if odd in first else f"it has `{odd}`, and the first one not"
+            raise UsageError(f"{f'{row.source}:{row.line}' if row.line else f'item {number}'}: {what}")
+
+
+def _check_names(names: list[str], at: str) -> None:
+    if len(names) > MAX_NAMES:
+        raise UsageError(f"{at}: an item may have {MAX_NAMES} values")
+    for place, name in enumerate(names):
+        if not _NAME.match(name):
+            raise UsageError(
+                f"{at}: not a name for a value: {name!r}", hint="use letters, digits and _, a letter first"
+            )
+        if name == INDEX:
+            raise UsageError(f"{at}: `{INDEX}` is the item's number, and no name for a value")
+        if name in names[:place]:
+            raise UsageError(f"{at}: two values are called {name!r}")
+
+
+def _checked(values: dict[str, str], at: str) -> dict[str, str]:
+    for name, value in values.items():
+        if len(value) > MAX_VALUE:
+            raise UsageError(
+                f"{at}: `{name}` has over {MAX_VALUE} characters", hint="put it into a file, and name that"
+            )
+        if "\0" in value:
+            raise UsageError(f"{at}: `{name}` has a zero byte in it")
+    return values
+
+
+# -- filling in --------------------------------------------------------------------------------------------------------
+
+
+def fill(text: str, values: Mapping[str, str]) -> str:
+    """Return a text with the values of an item in it."""
+    if "{" not in text:
+        return text
+
+    def put(place: re.Match[str]) -> str:
+        literal, name = place.groups()
+        if literal is not None:
+            return f"{{{literal}}}"
+        return values.get(name, place.group())
+
+    return _PLACE.sub(put, text)
+
+
+def check_places(spec: JobSpec, where: str) -> None:
+    """Look whether all that is to be filled in is among the values of a batch's items.
+
+    A batch of so many copies has no names: there braces mean what they mean to the program, but for `{index}`.
+
+    Raises:
+        UsageError: with `details["path"]`, the place of the field.
+    """
+    if spec.batch is None or not spec.batch.items:
+        return
+    known = [*spec.batch.items[0], INDEX]
+    for path, text in _texts(spec):
+        for literal, name in _PLACE.findall(text):
+            if not literal and name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                meant = f"did you mean {{{near[0]}}}? " if near else ""
+                raise UsageError(
+                    f"the items have no `{name}`", details={"path": f"{where}{path}"},
+                    hint=f"{meant}they have: {', '.join(known)}; for the text itself write {{{{{name}}}}}",
+                )  # fmt: skip
+
+
+def _texts(spec: JobSpec) -> Iterator[tuple[str, str]]:
+    """Yield each text that is filled in, with its path."""
+    assert spec.batch is not None
+    yield "batch.name", spec.batch.name
+    yield "description", spec.description
+    if spec.executor is not None:
+        yield from ((f"executor.entrypoint[{n}]", text) for n, text in enumerate(spec.executor.entrypoint))
+        yield from ((f"executor.command[{n}]", text) for n, text in enumerate(spec.executor.command))
+        yield from ((f"executor.env.{name}", text) for name, text in spec.executor.env.items())
+        yield "executor.workdir", spec.executor.workdir
+    for number, item in enumerate(spec.inputs):
+        yield f"inputs[{number}].path", item.path
+        yield f"inputs[{number}].to", item.to
+    for number, output in enumerate(spec.outputs):
+        yield f"outputs[{number}].path", output.path
+        yield f"outputs[{number}].name", output.name
+
+
+def lengths(item: JobSpec) -> Iterator[tuple[str, str, int]]:
+    """Yield what may have become too long by what was filled in: its path, the text, and its most characters."""
+    assert item.executor is not None
+    yield "executor.workdir", item.executor.workdir, 400
+    for number, source in enumerate(item.inputs):
+        yield f"inputs[{number}].path", source.path, 4000
+        yield f"inputs[{number}].to", source.to, 400
+    for number, output in enumerate(item.outputs):
+        yield f"outputs[{number}].path", output.path, 400
+        yield f"outputs[{number}].name", output.name, 200
+    for number, argument in enumerate(item.executor.command):
+        yield f"executor.command[{number}]", argument, 100_000
+    for name, value in item.executor.env.items():
+        yield f"executor.env.{name}", value, 100_000
+    yield "description", item.description, 2000
+
+
+def item_values(spec: JobSpec, index: int) -> dict[str, str]:
+    """Return what is filled in for one item of a batch."""
+    assert spec.batch is not None
+    return {**(spec.batch.items[index] if spec.batch.items else {}), INDEX: str(index)}
+
+
+def item_spec(spec: JobSpec, index: int) -> JobSpec:
+    """Return the task that one item of a batch is.
+
+    Its index, from 0 on, is in the environment too: `NUNET_BATCH_INDEX`, `NUNET_BATCH_COUNT`.
+    """
+    assert spec.executor is not None
+    assert spec.batch is not None
+    values = item_values(spec, index)
+
+    def put(text: str) -> str:
+        return fill(text, values)
+
+    executor = spec.executor
+    env = {**{name: put(value) for name, value in executor.env.items()},
+           "NUNET_BATCH_INDEX": str(index), "NUNET_BATCH_COUNT": str(spec.batch.count)}  # fmt: skip
+    executor = structs.replace(
+        executor, command=tuple(map(put, executor.command)), entrypoint=tuple(map(put, executor.entrypoint)), env=env,
+        workdir=put(executor.workdir),
+    )  # fmt: skip
+    inputs = tuple(structs.replace(item, path=put(item.path), to=put(item.to)) for item in spec.inputs)
+    outputs = tuple(structs.replace(item, path=put(item.path), name=put(item.name)) for item in spec.outputs)
+    return structs.replace(
+        spec, name=item_name(spec, values), type="task", description=put(spec.description), executor=executor,
+        inputs=inputs, outputs=outputs, batch=None, on_failure="continue", children=(),
+    )  # fmt: skip
+
+
+def item_name(spec: JobSpec, values: Mapping[str, str]) -> str:
+    """Return the name of an item: `batch.name` filled in, in letters that it may have; or the batch's and a number."""
+    assert spec.batch is not None
+    if not spec.batch.name:
+        return f"{spec.name[:90]}-{values[INDEX]}"
+    name = _NOT_IN_A_NAME.sub("-", fill(spec.batch.name, values)).lstrip("._-")
+    return name[:LONGEST_NAME]
+
+
+def expand_batch(spec: JobSpec) -> tuple[JobSpec, ...]:
+    """Return the items of a batch, each a task, in their order."""
+    assert spec.batch is not None
+    return tuple(item_spec(spec, index) for index in range(spec.batch.count))
+
+
+def with_items(spec: JobSpec) -> JobSpec:
+    """Return a job with the items of its batches as their children, and no inputs but theirs."""
+    if spec.batch is not None:
+        return structs.replace(spec, children=expand_batch(spec), inputs=())
+    return structs.replace(spec, children=tuple(map(with_items, spec.children)))
