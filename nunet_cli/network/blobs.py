@@ -35,6 +35,8 @@ log = logging.getLogger("nunet.blobs")
 
 # seconds without a byte after which a connection is given up, and another one tried
 STALL_TIMEOUT = 20.0
+# who is there answers a sign of life on the connection for messages, which is asked for every ten seconds at least
+SIGN_OF_LIFE = 20.0
 # a peer that is merely away (its node was over with its command, its machine restarts) is given this long to return
 PATIENCE = 60.0
 FIRST_PAUSE, MAX_PAUSE = 0.05, 2.0
@@ -195,7 +197,7 @@ class Blobs(Kept):
     def _gives_signs(self, did: str) -> bool:
         """Say whether a peer is heard of on its connection for messages."""
         connection = self._transport.connection(key_from_did(did)) if self._transport is not None else None
-        return connection is not None and trio.current_time() - connection.heard_at < STALL_TIMEOUT
+        return connection is not None and trio.current_time() - connection.heard_at < SIGN_OF_LIFE
 
     async def _ask(
         self, did: str, cid: str, size: int, part: Part, progress: Progress | None, waiting: Patience

@@ -1,6 +1,7 @@
 """What breaks on a provider's machine while a job is there is that job's trouble, and not the node's."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -16,6 +17,9 @@ from nunet_cli.allocation import run as allocation
 from nunet_cli.config import ExecutorConfig, ProcessConfig
 from nunet_cli.executor.process import ProcessExecutor
 from nunet_cli.groups.orchestrate import orchestrate_job
+from nunet_cli.network import blobs
+from nunet_cli.network.data import patience
+from nunet_cli.network.data.sealed import SealedStream
 from nunet_cli.node.opening import open_node
 from nunet_cli.orchestrator import cancel, contract
 from nunet_cli.records.allocations import ALLOCATIONS
@@ -223,3 +227,36 @@ async def test_trouble_of_a_provider_that_passes_refuses_no_contract(
         assert (await orchestrate_job(m.requester.ctx, job_id)).state == "settled"
         assert m.event_types(job_id).count("provider_unanswered") == 1
         assert not failures
+
+
+@pytest.mark.parametrize("drip", [False, True])
+async def test_a_requester_that_promises_inputs_and_sends_none_holds_nothing_for_long(
+    market: MarketOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drip: bool
+) -> None:
+    monkeypatch.setattr(blobs, "STALL_TIMEOUT", 0.5)
+    monkeypatch.setattr(patience, "THERE", 1.0)
+    (tmp_path / "in.txt").write_bytes(bytes(2**20))
+    async with market() as m:
+        data = m.requester.ctx.blobs._data
+        assert data is not None
+
+        async def promise(sealed: SealedStream, _did: str, _asked: bytes) -> bool:
+            await sealed.send_word(json.dumps({"size": 2**20}).encode())
+            while True:
+                if drip:
+                    # a sign of life now and then, and never a whole chunk
+                    await sealed._stream.send_all(b"\0")
+                await trio.sleep(0.1)
+
+        data._give = promise
+        job_id = await m.post(spec("cat in.txt", inputs=[{"path": "in.txt"}]))
+        for stage in STAGES[:4]:
+            await stage(m.requester.ctx, job_id)
+        assert m.provider.accounting.taken(m.provider.ctx.store)
+        # the provider waits ten minutes for a requester that is away
+        assert m.provider.ctx.config.limits.input_patience == 600
+        with trio.fail_after(30):
+            while m.provider.accounting.taken(m.provider.ctx.store):
+                await trio.sleep(0.05)
+        (row,) = m.provider.ctx.store[ALLOCATIONS].all()
+        assert (row.state, "stalled while sending" in row.error) == ("failed", True)
