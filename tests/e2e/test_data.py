@@ -2,13 +2,15 @@
 
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from tests.conftest import Processes, nunet
+from tests.conftest import Processes, nunet, wait_until
 from tests.network.test_trees import described
 
 SMALL = {"cpu": 0.2, "memory": "64MiB", "disk": "64MiB"}
@@ -106,3 +108,36 @@ def test_what_the_others_have_made_is_there_when_one_of_a_group_fails(tmp_path: 
     assert (out / "good" / "o" / "x").read_text() == "good\n"
     assert (out / "bad" / "stderr").read_text() == "why\n"
     assert str(out / "good" / "o") in done.stdout
+
+
+def test_a_transfer_goes_on_after_the_requester_was_killed(processes: Processes, tmp_path: Path) -> None:
+    size = 2**28
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(size)
+    text = job(tmp_path, "wc -c < large", inputs=[{"path": "large"}], resources={**SMALL, "disk": "300MiB"})
+    processes.start(processes.requester)
+    job_id = nunet("job", "run", text, "--detach", "--quiet", home=processes.requester).stdout.strip()
+    folder = processes.provider / "blobs" / "partial"
+
+    def arrived() -> int:
+        return sum(part.stat().st_size for part in folder.glob("bafk*.*"))
+
+    before = wait_until(arrived, 60, "the first bytes")
+    process = psutil.Process(json.loads((processes.requester / "node.lock").read_text())["pid"])
+    process.kill()
+    process.wait(20)
+    processes.running.remove(processes.requester)
+    log = processes.provider / "node.log"
+    cut = wait_until(lambda: re.search(r"was cut at (\d+) bytes", log.read_text()), 20, "the cut")
+    kept = int(cut[1])
+    assert before <= kept < size, "the transfer was over before anybody was killed"
+    # what has come stays
+    assert arrived() == kept
+    (part,) = folder.glob("bafk*.*")
+    number = part.stat().st_ino
+    processes.start(processes.requester)
+    nunet("job", "wait", job_id, home=processes.requester)
+    assert nunet("job", "logs", job_id, home=processes.requester).stdout.split() == [str(size)]
+    # and it went on in the very same file
+    assert "it is fetched anew" not in log.read_text()
+    assert part.stem in [path.name for path in (processes.provider / "blobs").iterdir() if path.stat().st_ino == number]
