@@ -145,7 +145,11 @@ async def show_job(request: Request) -> Response:
     node, job = job_of(request)
     children = [versioned(views.job(node.get_job(child))) for child in below(job)]
     past = [views.attempt(node, item) for item in job.past]
-    return answer({**views.job(job), "children": children, "past": past, "spec": json.loads(job.spec)})
+    summary = views.children_summary(node, job)
+    return answer({
+        **views.job(job), "children": children, "counts": summary["counts"] if summary is not None else None,
+        "failures": views.failures(node, job), "past": past, "spec": json.loads(job.spec),
+    })  # fmt: skip
 
 
 def below(job: Job) -> tuple[str, ...]:

@@ -10,13 +10,16 @@ from nunet_cli import quantities
 from nunet_cli.network.addresses import format_address
 from nunet_cli.network.peers import Peer
 from nunet_cli.node.node import Node
+from nunet_cli.orchestrator.logs import read_piece
 from nunet_cli.orchestrator.permissions import open_to_strangers
 from nunet_cli.records.bids import BIDS, BidRecord, CapabilityComparison
 from nunet_cli.records.contract_records import CONTRACTS, ContractRecord, RegisteredContract
 from nunet_cli.records.contracts import Contract, Proof, Receipt
 from nunet_cli.records.identifiers import key_from_did, peer_id_from_key
-from nunet_cli.records.jobs import Attempt, Job
+from nunet_cli.records.jobs import JOBS, Attempt, Job
 
+# of a group: so many of its failures, with the end of what each wrote
+FAILURES_SHOWN, LAST_BYTES, LAST_LINES = 5, 1000, 3
 NEXT_COMMAND = {
     "posted": "match", "matching": "match", "expired": "match", "matched": "request", "requested": "contract",
     "contracted": "invoke", "invoked": "settle", "running": "settle", "completed": "settle", "verified": "settle",
@@ -167,7 +170,51 @@ def explain(node: Node, row: Job) -> dict[str, Any]:
         "suggestion": {
             **to_builtins(suggestion), "text": reasons.sentence(suggestion),
         } if suggestion is not None else None,
+        "children": children_summary(node, row),
     }  # fmt: skip
+
+
+def children_summary(node: Node, row: Job) -> dict[str, Any] | None:
+    """Return how the children of a group stand, and why; None for a job that has none of its own."""
+    from nunet_cli.matching import explain as reasons
+
+    if not row.children:
+        return None
+    found = {child.id: child for child in node.ctx.store[JOBS].by("parent", row.id)}
+    children = [found[child_id] for child_id in row.children.values()]
+    stands = [(child.name, child.state, _why(child)) for child in children]
+    return {
+        "counts": reasons.counts(child.state for child in children), "parts": to_builtins(reasons.parts(stands)),
+    }  # fmt: skip
+
+
+def _why(child: Job) -> str:
+    """Return why a child of a group is in its state, where there is something to say."""
+    if child.error is not None and child.state in ("failed", "expired", "disputed", "cancelled"):
+        return child.error.message
+    if child.state == "cancelled":
+        return child.called_off
+    return child.waiting.for_ if child.waiting is not None else ""
+
+
+def failures(node: Node, row: Job) -> list[dict[str, Any]]:
+    """Return the first children of a group that failed, and the last lines that each wrote; it reads their logs."""
+    failed = node.ctx.store[JOBS].page(FAILURES_SHOWN, parent=row.id, state="failed").rows if row.children else []
+    return [
+        {"name": child.name, "id": child.id, "message": _why(child), "lines": _last_lines(node, child)}
+        for child in failed
+    ]
+
+
+def _last_lines(node: Node, child: Job) -> list[str]:
+    """Return the end of a job's standard error, or of its output where that is empty, as far as it is here."""
+    result = child.result
+    if result is None or not child.collected:
+        return []
+    cid = result.stderr_cid if result.stderr_size else result.stdout_cid
+    size = result.stderr_size or result.stdout_size
+    data = read_piece(node.ctx.blobs.path(cid), max(0, size - LAST_BYTES)) if cid else b""
+    return data.decode(errors="replace").splitlines()[-LAST_LINES:]
 
 
 def did_text(did: str) -> str:

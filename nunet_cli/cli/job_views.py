@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 POLL = 0.2
+# a group with more of them has a list of its own
+MOST_CHILDREN = 30
 
 
 @list_command(app)
@@ -65,7 +67,7 @@ def show(job: JobArgument, output: OutputOption = Format.table, quiet: QuietOpti
                 "exit code": result.get("exit_code"), "outputs": [item["name"] for item in result.get("outputs", [])],
                 "used": used(row["usage"]), "message": row["message"], "note": row["note"],
                 "error": error.get("message"), "called off": row["called_off"],
-                "attempt": row["attempt"] if row["past"] else None,
+                "attempt": row["attempt"] if row["past"] else None, "children": _counted(row["counts"]),
                 "waiting": _waiting(row["waiting"]), "next run": row["next_run"], "parent": row["parent"],
                 "item": ", ".join(f"{name}={value}" for name, value in (row["item"] or {}).items()) or None,
                 "next": next_command(row),
@@ -77,10 +79,22 @@ def show(job: JobArgument, output: OutputOption = Format.table, quiet: QuietOpti
             who = short(past["provider"]) if past["provider"] else ""
             number, at = f"attempt {past['number']}", past["ended_at"][:19].replace("T", " ")
             typer.echo(clean(f"  {number:<24} {past['state']:<12} {at}  {who:<15} {paid:<10} {why}".rstrip()))
-        for child in row["children"]:
-            typer.echo(f"  {child['name']:<24} {child['state']:<12} {child['id']}")
+        if len(row["children"]) <= MOST_CHILDREN:
+            for child in row["children"]:
+                typer.echo(f"  {child['name']:<24} {child['state']:<12} {child['id']}")
+        else:
+            note(f"its {len(row['children'])} children: nunet job list --in {row['id']}")
+        for failure in row["failures"]:
+            typer.echo(clean(f"  {failure['name']}: {failure['message']}"))
+            for line in failure["lines"]:
+                typer.echo(clean(f"    | {line}"))
 
     emit(row, output, render, quiet=quiet)
+
+
+def _counted(counts: dict[str, int] | None) -> str | None:
+    """Return how many children are in which state, for people: `18 settled, 2 failed`."""
+    return ", ".join(f"{count} {state}" for state, count in counts.items()) if counts else None
 
 
 def _waiting(waiting: dict[str, Any] | None) -> str | None:
@@ -169,7 +183,10 @@ def explain(
     whole: Annotated[bool, typer.Option("--all", "-a", help="Also what was fulfilled.")] = False,
     output: OutputOption = Format.table,
 ) -> None:
-    """Say, provider by provider, why a job was taken or not, by how much each missed, and what would have helped."""
+    """Say, provider by provider, why a job was taken or not, by how much each missed, and what would have helped.
+
+    Of a group or batch: how many of its jobs are in which state, and why they wait or failed.
+    """
     with connect(read_only=True) as client:
         document = client.get(f"/jobs/{job}/explain")
     if output is not Format.table:
@@ -180,6 +197,17 @@ def explain(
         typer.echo(clean(f"waiting: {_waiting(document['waiting'])}"))
     if document["error"]:
         typer.echo(clean(f"reason: {document['error']['message']}"))
+    if document["children"]:
+        typer.echo(_counted(document["children"]["counts"]))
+        table(
+            [
+                [part["state"], str(part["count"]), part["reason"],
+                 ", ".join(part["examples"]) + (", …" if part["count"] > len(part["examples"]) else "")]
+                for part in document["children"]["parts"]
+            ],
+            ["state", "jobs", "why", "for example"],
+        )  # fmt: skip
+        return
     rows = [
         [short(row["peer"]), row["constraint"], row["required"], row["available"], row["margin"], row["reason"]]
         for row in document["table"]

@@ -23,8 +23,7 @@ def print_receipt(client: ApiClient, job: dict[str, Any]) -> None:
             "verified by": contract["oracle"],
         }  # fmt: skip
     elif job["children"]:
-        settled = sum(child["state"] == "settled" for child in job["children"])
-        rows["children"] = f"{settled} of {len(job['children'])} settled"
+        rows["children"] = f"{(job['counts'] or {}).get('settled', 0)} of {len(job['children'])} settled"
     text = used(job["usage"])
     if text:
         rows["used"] = text

@@ -1,8 +1,13 @@
-"""Why nobody took a job: provider × constraint, and the smallest change to the job that would have got a bid."""
+"""Why nobody took a job: provider × constraint, and the smallest change to the job that would have got a bid.
+
+Of a group: how many of its children are in which state, and why.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 from msgspec import Struct
@@ -10,6 +15,8 @@ from msgspec import Struct
 from nunet_cli import quantities
 from nunet_cli.records.bids import Comparison
 
+# so many different reasons are said, and so many names with each
+MOST_REASONS, EXAMPLES = 20, 5
 # how far it is to drop a condition altogether, in doublings of a number
 REMOVAL = 3.0
 
@@ -125,3 +132,40 @@ def table(answers: list[tuple[str, list[Comparison], list[str]]]) -> list[dict[s
             if name not in named
         ]  # fmt: skip
     return rows
+
+
+class Part(Struct, frozen=True):
+    """The children of a group that are in one state for one reason: how many, and the names of the first ones."""
+
+    state: str
+    reason: str
+    count: int
+    examples: list[str]
+
+
+def counts(states: Iterable[str]) -> dict[str, int]:
+    """Return how many are in each state, most of all first."""
+    found: defaultdict[str, int] = defaultdict(int)
+    for state in states:
+        found[state] += 1
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+
+def parts(children: Iterable[tuple[str, str, str]]) -> list[Part]:
+    """Return the children of a group by state and reason, the largest part of a state first; what is rare as one.
+
+    Args:
+        children: the name, the state, and why it is in it, empty where there is nothing to say, of each.
+    """
+    found: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for name, state, reason in children:
+        found[state, reason].append(name)
+    ordered = sorted(found.items(), key=lambda item: (item[0][0], -len(item[1])))
+    rare: defaultdict[str, list[str]] = defaultdict(list)
+    made = []
+    for place, ((state, reason), names) in enumerate(ordered):
+        if place < MOST_REASONS:
+            made.append(Part(state, reason, len(names), names[:EXAMPLES]))
+        else:
+            rare[state] += names
+    return [*made, *(Part(state, "other reasons", len(names), names[:EXAMPLES]) for state, names in rare.items())]

@@ -166,7 +166,9 @@ def job_rows(spec: JobSpec, requester: str, shared: dict[str, str], *, parent: s
 def _without_items(spec: JobSpec) -> JobSpec:
     """Return a specification as it is kept with a group: what its batches have as items are jobs of their own."""
     if spec.batch is not None:
-        return structs.replace(spec, children=(), batch=structs.replace(spec.batch, items=()))
+        # without the items' values their names would all be the same
+        batch = structs.replace(spec.batch, items=(), name="") if spec.batch.items else spec.batch
+        return structs.replace(spec, children=(), batch=batch)
     if not spec.children:
         return spec
     return structs.replace(spec, children=tuple(map(_without_items, spec.children)))

@@ -7,7 +7,7 @@ from msgspec import structs
 from nunet_cli import quantities
 from nunet_cli.matching.accept import accept
 from nunet_cli.matching.compare import compare
-from nunet_cli.matching.explain import Suggestion, sentence, suggest, table
+from nunet_cli.matching.explain import EXAMPLES, MOST_REASONS, Suggestion, counts, parts, sentence, suggest, table
 from nunet_cli.records.bids import CapabilityComparator, Comparison
 from nunet_cli.records.capability import Capability, Cpu, Locality, PriceBid, Resources, Storage, TimeCapability
 
@@ -93,3 +93,16 @@ def test_nobody_is_told_to_drop_what_a_job_is() -> None:
         assert suggest([("peer", [missed], [f"{field}: none here"])]) is None
     changed = Comparison("localities.country", "worse", "SE", "NO", "", "elsewhere")
     assert suggest([("peer", [changed], ["localities.country: elsewhere"])]) is not None
+
+
+@given(st.lists(st.tuples(st.sampled_from(["failed", "settled", "matching"]), st.integers(0, 40).map(str))))
+def test_the_parts_of_a_group_are_all_its_children_and_few(children: list[tuple[str, str]]) -> None:
+    named = [(f"c{number}", state, reason) for number, (state, reason) in enumerate(children)]
+    found = parts(named)
+    assert sum(part.count for part in found) == len(children)
+    by_state = counts(state for _, state, _ in named)
+    assert {state: sum(part.count for part in found if part.state == state) for state in by_state} == by_state
+    assert len(found) <= MOST_REASONS + len(by_state)
+    assert all(len(part.examples) == min(EXAMPLES, part.count) for part in found)
+    where = {name: state for name, state, _ in named}
+    assert all(where[name] == part.state for part in found for name in part.examples)

@@ -82,10 +82,24 @@ class Attempt(Struct, forbid_unknown_fields=True, kw_only=True):
     called_off: str | None
 
 
+class Failure(Struct, forbid_unknown_fields=True, kw_only=True):
+    """A child of a group that failed, why, and the last lines that it wrote."""
+
+    name: str
+    id: str
+    message: str
+    lines: list[str]
+
+
 class JobDetail(Job, kw_only=True):
-    """A job with its children, its earlier attempts, its specification, and after `job run` its files."""
+    """A job with its children, its earlier attempts, its specification, and after `job run` its files.
+
+    Of a group, `counts` says how many of its children are in which state, and `failures` are the first that failed.
+    """
 
     children: list[Job]
+    counts: dict[str, int] | None
+    failures: list[Failure]
     past: list[Attempt]
     spec: JobSpec
     outputs: Outputs | Optional = UNSET
@@ -174,8 +188,24 @@ class SmallestChange(Struct, forbid_unknown_fields=True, kw_only=True):
     text: str
 
 
+class ChildrenPart(Struct, forbid_unknown_fields=True, kw_only=True):
+    """The children of a group that are in one state for one reason: how many, and the names of the first ones."""
+
+    state: str
+    reason: str
+    count: int
+    examples: list[str]
+
+
+class ChildrenSummary(Struct, forbid_unknown_fields=True, kw_only=True):
+    """How the children of a group stand: how many are in which state, and why."""
+
+    counts: dict[str, int]
+    parts: list[ChildrenPart]
+
+
 class Explanation(Answer, kw_only=True):
-    """Why a job was taken or not."""
+    """Why a job was taken or not; of a group, how its children stand."""
 
     job_id: str
     state: str
@@ -185,3 +215,4 @@ class Explanation(Answer, kw_only=True):
     refusals: list[Refusal]
     waiting: Waiting | None
     suggestion: SmallestChange | None
+    children: ChildrenSummary | None

@@ -1,0 +1,71 @@
+"""A day's work: a sweep over the points of a file, two of which fail, are looked at, mended, and run again."""
+
+import json
+from pathlib import Path
+
+from tests.conftest import Processes, nunet
+
+SWEEP = """
+name: sweep
+type: batch
+batch: {{items: points.csv, name: "point-{{number}}"}}
+executor:
+  type: process
+  command: [sh, -c, 'test $(cat in.txt) -lt 100 || test -e {mended} || {{ echo "too large: {{number}}" >&2; exit 3; }};
+    echo $(( $(cat in.txt) * {{factor}} )) > out']
+inputs: [{{path: "in/{{number}}.txt", to: in.txt}}]
+outputs: [{{path: out}}]
+resources: {{cpu: 0.1, memory: 32MiB, disk: 16MiB}}
+price: 1 NTX
+"""
+
+
+def test_a_sweep_of_twenty_of_which_two_fail(processes: Processes, tmp_path: Path, shared: Path) -> None:
+    home, mended = processes.requester, shared / "mended"
+    processes.start(home)
+    (tmp_path / "in").mkdir()
+    for number in range(20):
+        # two are beyond what the program can do as it is
+        (tmp_path / "in" / f"{number}.txt").write_text(f"{number + (100 if number in (7, 13) else 0)}\n")
+    lines = ["number,factor", *(f"{number},{number % 3 + 1}" for number in range(20))]
+    (tmp_path / "points.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "sweep.yaml").write_text(SWEEP.format(mended=mended))
+
+    def typed(*words: str, ends: int = 0) -> tuple[str, str]:
+        done = nunet(*words, home=home, cwd=tmp_path, check=False)
+        assert done.returncode == ends, done.stderr
+        return done.stdout, done.stderr
+
+    assert "valid" in typed("job", "validate", "sweep.yaml")[0]
+    _, told = typed("job", "run", "sweep.yaml", "--output-dir", "results", ends=1)
+    assert "2 of 20 failed: point-7, point-13 (point-7: the job exited with 3" in told
+    written = {path.parent.name: int(path.read_text()) for path in (tmp_path / "results").glob("*/out")}
+    assert written == {f"point-{n}": n * (n % 3 + 1) for n in range(20) if n not in (7, 13)}
+
+    # looked at
+    sweep = typed("job", "list", "-q")[0].strip()
+    assert len(typed("job", "list", "--in", sweep, "-q")[0].split()) == 20
+    failed = typed("job", "list", "--in", sweep, "--filter", "state=failed", "-q")[0].split()
+    assert len(failed) == 2
+    assert "too large: 7" in typed("job", "logs", "--stderr", failed[0])[0]
+    shown = typed("job", "show", failed[0])[0]
+    assert "number=7, factor=2" in shown
+    why = typed("job", "explain", sweep)[0]
+    assert "18 settled, 2 failed" in why
+    assert "point-7, point-13" in why
+    summary = typed("job", "show", sweep)[0]
+    assert "18 settled, 2 failed" in summary
+    assert "too large: 7" in summary
+
+    # mended, and run again
+    mended.touch()
+    _, told = typed("job", "retry", sweep, "--output-dir", "results")
+    assert "point-7" in told
+    assert "point-8: running" not in told
+    written = {path.parent.name: int(path.read_text()) for path in (tmp_path / "results").glob("*/out")}
+    assert [written[f"point-{n}"] for n in (7, 13)] == [107 * 2, 113 * 2]
+    assert len(written) == 20
+    job = json.loads(typed("job", "show", sweep, "-o", "json")[0])
+    assert (job["state"], job["attempt"], [past["state"] for past in job["past"]]) == ("settled", 2, ["failed"])
+    assert [child["attempt"] for child in job["children"]].count(2) == 2
+    assert float(job["paid"]) == 20 * 0.2
