@@ -30,7 +30,7 @@ from nunet_cli.api.common import (
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NotFoundError, StateError, UsageError
 from nunet_cli.groups.group import logs_of, outputs_of
-from nunet_cli.jobs.items import Row, values_of
+from nunet_cli.jobs.items import MAX_ITEMS, Row, values_of
 from nunet_cli.jobs.reader import no_items, placed, read_spec, spec_from_object
 from nunet_cli.jobs.spec import JobSpec
 from nunet_cli.orchestrator.changes import change_job
@@ -71,7 +71,7 @@ class Posting(Struct, forbid_unknown_fields=True):
     pull: bool = False
     topic: Annotated[str, Limits(max_length=200)] = ""
     orchestrate: bool = True
-    items: dict[str, list[dict[str, str]]] = {}
+    items: dict[str, Annotated[tuple[dict[str, str], ...], Limits(max_length=MAX_ITEMS)]] = {}
 
     def load(self, name: str) -> list[Row]:
         """Return the items that the posting has for a name.
