@@ -27,7 +27,7 @@ UNSUPERVISED = {
     "nunet_cli/node/opening.py": "the signal receiver",
     "nunet_cli/allocation/run.py": "parts of one allocation, which is supervised",
     "nunet_cli/orchestrator/cancel.py": "children of one cancellation",
-    "nunet_cli/groups/group.py": "children of one job, which is supervised",
+    "nunet_cli/groups/walk.py": "children of one job, which is supervised",
     "nunet_cli/allocation/part.py": "parts of one allocation, which is supervised",
     "nunet_cli/allocation/pod.py": "parts of one allocation, which is supervised",
     "nunet_cli/groups/replicas.py": "children of one job, which is supervised",

@@ -27,6 +27,7 @@ from nunet_cli.errors import NodeError, NunetError, UsageError
 from nunet_cli.network.identity import KEY_FILE, load_or_create
 from nunet_cli.node.scratch import scratch
 from nunet_cli.records.identifiers import cid_from_digest, is_content_id
+from nunet_cli.records.reading import decode
 from nunet_cli.records.tables import TABLES
 
 CONFIG_FILE = "config.toml"
@@ -188,8 +189,8 @@ def _unpack(source: Path, folder: Path) -> None:
     if SUMS not in seen:
         raise UsageError(f"{source}: the backup is cut off: it has no {SUMS}", code="bad_backup")
     try:
-        sums = msgspec.json.decode((folder / SUMS).read_bytes(), type=Sums)
-    except msgspec.MsgspecError as error:
+        sums = decode((folder / SUMS).read_bytes(), Sums)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{source}: {SUMS}: {error}", code="bad_backup") from None
     for name in _KINDS[:-1]:
         if name in seen and sums.files.get(name) != _sum(folder / name):

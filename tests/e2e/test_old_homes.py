@@ -69,7 +69,7 @@ def job_named(before: Before, name: str) -> dict[str, Any]:
 
 def test_lists_show_what_there_was_before_any_node_runs(homes: Homes, before: Before) -> None:
     files = {name: (home / "store.db").read_bytes() for name, home in homes.items()}
-    jobs = {job["id"]: job for job in output("job", "list", home=homes["requester"])}
+    jobs = {job["id"]: job for job in output("job", "list", "--all", home=homes["requester"])}
     assert {name: job["state"] for name, job in jobs.items()} == {
         job["id"]: job["state"] for job in before["requester"]["jobs"]
     }
