@@ -26,20 +26,27 @@ async def orchestrate_job(ctx: Walking, job_id: str) -> Job:
     Raises:
         NunetError: the job ended otherwise than settled; what is raised is stored with the job.
     """
-    async with ctx.job_locks.hold(job_id):
-        while True:
-            job = find_job(ctx.store, job_id)
-            if job.state in JOB_ENDS and job.state != "expired":
-                return job
-            if job.state == "disputed":
-                raise DisputedError("the job is disputed")
-            if job.kind == "member":
-                raise StateError("a job in a pod runs with its pod", hint=f"run: nunet job run --job {job.parent}")
-            if job.kind == "group":
-                return await run_group(ctx, job_id, partial(orchestrate_job, ctx))
-            if job.kind == "replicas":
-                return await run_replicas(ctx, job_id, partial(_one_stage, ctx))
-            await next_stage(ctx, job)
+    while True:
+        with ctx.job_locks.walk(job_id):
+            async with ctx.job_locks.hold(job_id):
+                return await _to_the_end(ctx, job_id)
+        # somebody calls it off: how that ended is in its state, once it may be had again
+
+
+async def _to_the_end(ctx: Walking, job_id: str) -> Job:
+    while True:
+        job = find_job(ctx.store, job_id)
+        if job.state in JOB_ENDS and job.state != "expired":
+            return job
+        if job.state == "disputed":
+            raise DisputedError("the job is disputed")
+        if job.kind == "member":
+            raise StateError("a job in a pod runs with its pod", hint=f"run: nunet job run --job {job.parent}")
+        if job.kind == "group":
+            return await run_group(ctx, job_id, partial(orchestrate_job, ctx))
+        if job.kind == "replicas":
+            return await run_replicas(ctx, job_id, partial(_one_stage, ctx))
+        await next_stage(ctx, job)
 
 
 async def _one_stage(ctx: Walking, job_id: str) -> Job:

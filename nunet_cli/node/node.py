@@ -246,6 +246,9 @@ class Node:
         scope = self._orchestrating.get(job_id)
         if scope is not None:
             scope.cancel()
+        else:
+            # what goes on with it is its group
+            self.ctx.job_locks.interrupt(job_id)
         async with self.ctx.job_locks.hold(job_id):
             return await cancel.cancel(self.ctx, job_id)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import NamedTuple
 
 import trio
@@ -26,6 +26,7 @@ class JobLocks:
 
     def __init__(self) -> None:
         self._locks: defaultdict[str, trio.Lock] = defaultdict(trio.Lock)
+        self._walks: defaultdict[str, set[trio.CancelScope]] = defaultdict(set)
 
     @contextlib.asynccontextmanager
     async def hold(self, job_id: str) -> AsyncIterator[None]:
@@ -37,6 +38,26 @@ class JobLocks:
         finally:
             if not lock.locked() and not lock.statistics().tasks_waiting:
                 self._locks.pop(job_id, None)
+
+    @contextlib.contextmanager
+    def walk(self, job_id: str) -> Iterator[None]:
+        """Let what takes a job from stage to stage be interrupted by who wants to do something else with it.
+
+        After an interruption it goes on behind this, where whoever interrupted has the job.
+        """
+        with trio.CancelScope() as scope:
+            self._walks[job_id].add(scope)
+            try:
+                yield
+            finally:
+                self._walks[job_id].discard(scope)
+                if not self._walks[job_id]:
+                    del self._walks[job_id]
+
+    def interrupt(self, job_id: str) -> None:
+        """Interrupt what takes a job from stage to stage; nothing where nobody does."""
+        for scope in self._walks.get(job_id, ()):
+            scope.cancel()
 
 
 class Heard:

@@ -143,3 +143,22 @@ def test_on_failure_belongs_to_groups_and_batches() -> None:
     }):  # fmt: skip
         with pytest.raises(UsageError, match="on_failure: `on_failure` belongs to a group of children or a batch"):
             read_spec(json.dumps(text))
+
+
+async def test_one_item_is_called_off_while_the_batch_goes_on(market: MarketOf) -> None:
+    async with market() as m:
+        text = batch("test {index} = 1 || exec sleep 60", 2, outputs=[])
+        job_id = await m.post(text)
+        m.requester.orchestrate(job_id)
+        slow = m.job(job_id).children["sweep-0"]
+        with trio.fail_after(30):
+            while m.job(slow).state != "running" or states(m, job_id)["sweep-1"] != "settled":
+                await trio.sleep(0.02)
+            assert m.job(job_id).state == "running"
+            assert (await m.requester.cancel_job(slow)).state == "cancelled"
+            while m.job(job_id).state != "failed":
+                await trio.sleep(0.02)
+        error = m.job(job_id).error
+        assert error is not None
+        assert error.message == "1 of 2 cancelled: sweep-0"
+        assert m.provider.accounting.taken(m.provider.ctx.store) == []
