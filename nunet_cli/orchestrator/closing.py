@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from nunet_cli import quantities
 from nunet_cli.database.store import Transaction
-from nunet_cli.errors import NunetError
+from nunet_cli.errors import JobFailedError, NunetError
 from nunet_cli.orchestrator import disputes
-from nunet_cli.orchestrator.changes import find_job
+from nunet_cli.orchestrator.changes import advance, error_record, find_job
 from nunet_cli.orchestrator.contract import check_contract
 from nunet_cli.orchestrator.contract_keeping import set_contract
 from nunet_cli.orchestrator.needs import Dealing, HasConfig, HasJobLocks, HasStore, HasTasks
@@ -31,7 +32,7 @@ from nunet_cli.orchestrator.settle import (
     verify_job,
 )
 from nunet_cli.records.contract_records import CONTRACTS, LATE_RESULTS, ContractRecord
-from nunet_cli.records.contracts import PROVIDER, Receipt
+from nunet_cli.records.contracts import DATABASE, PROVIDER, Receipt
 from nunet_cli.records.jobs import JOBS, Job
 from nunet_cli.records.machine import CLOCK
 from nunet_cli.records.messages import Message
@@ -44,6 +45,8 @@ log = logging.getLogger("nunet.closing")
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
 # how long a provider may take to give what it finished out of reach
 LATE_PATIENCE = timedelta(days=14)
+# what a contract database says of a contract that it does not know
+NO_CONTRACT = "no_contract"
 
 
 class Late(Dealing, Fetching, Protocol):
@@ -149,15 +152,14 @@ async def _expire(ctx: HasStore, contract_id: str) -> None:
     await ctx.store.change(change)
 
 
-async def _settle_overdue(ctx: Dealing, contract_id: str) -> None:
+async def _settle_overdue(ctx: Hearing, contract_id: str) -> None:
     """As a provider: settle a finished job whose requester stays silent past the contract's deadline."""
     contract = ctx.store[CONTRACTS].one(contract_id)
-    try:
-        await close(ctx, contract, await verify_job(ctx, contract))
-    except NunetError:
-        if _can_be_settled(ctx, contract):
-            raise
+    if not _can_be_settled(ctx, contract):
         # the deposit is on its way back by now; the receipt tells
+        await _hear_how_it_ended(ctx, contract_id)
+        return
+    await close(ctx, contract, await verify_job(ctx, contract))
 
 
 def _can_be_settled(ctx: HasConfig, contract: ContractRecord) -> bool:
@@ -175,17 +177,41 @@ async def _close_left(ctx: Dealing, contract_id: str) -> None:
 
 
 async def _hear_how_it_ended(ctx: Hearing, contract_id: str) -> None:
-    """As a requester: ask how a contract ended that this node had closed, or wanted to, before its deadline."""
+    """Ask how a contract ended that this node had closed, or wanted to, before its deadline."""
     try:
         status = await check_contract(ctx, contract_id)
-    except NunetError:
+    except NunetError as error:
         if _can_be_settled(ctx, ctx.store[CONTRACTS].one(contract_id)):
             raise
+        if error.code == NO_CONTRACT:
+            await ctx.store.change(partial(_forget, contract_id=contract_id))
         return
     if status.receipt is not None:
         text = closing_text(status.receipt.read(Receipt))
         message = Message(contract_id, text, status.receipt, status.balance)
         await ctx.store.change(closing_change(ctx, ctx.store[CONTRACTS].one(contract_id), message))
+
+
+def _forget(t: Transaction, contract_id: str) -> None:
+    """End a contract that its database proved, and knows nothing of any more; the job that it is for has failed.
+
+    The documents stay: with the database's own signature they show that it was recorded.
+    """
+    contract = t[CONTRACTS].one(contract_id)
+    if contract.state != "proved":
+        return
+    reason = "its contract database proved it, and knows nothing of it any more: it was put back to an earlier state"
+    set_contract(t, contract_id, "forget", by=DATABASE, reason=reason)
+    job = t[JOBS].get(contract.job_id)
+    if contract.role == PROVIDER or job is None or job.contract_id != contract_id:
+        return
+    if job.state in ("completed", "verified"):
+        hint = (
+            f"nothing was paid; what it wrote: nunet job result {job.id}; the evidence: nunet contract export {job.id}"
+        )
+        error = JobFailedError(f"the contract is not settled: {reason}", code="contract_forgotten", hint=hint)
+        said = {"reason": error.code, "message": error.message}
+        advance(t, job.id, "fail", by=DATABASE, about=contract_id, said=said, error=error_record(error), paid="0")
 
 
 async def _is_disputed_instead(ctx: Dealing, contract: ContractRecord) -> bool:

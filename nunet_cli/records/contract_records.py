@@ -86,6 +86,8 @@ CONTRACT = Machine(
         Move("agree", ("proposed",), "agreed", (PROVIDER,), about="id"),
         Move("refuse", _UNPROVED, "refused", _BOTH, about="id"),
         Move("expire", _UNPROVED, "expired", (CLOCK, DATABASE), about="id"),
+        # a contract database that was put back to what it was before knows nothing of it any more
+        Move("forget", ("proved",), "expired", (DATABASE,), about="id"),
         Move("prove", ("agreed",), "proved", (DATABASE,), about="id", when=_is_signed_here, why=_NOT_SIGNED),
         # what this node could not reach the contract database about was recorded all the same
         Move("prove", ("refused", "expired"), "proved", (DATABASE,), about="id", when=_is_signed_here, why=_NOT_SIGNED),
