@@ -63,6 +63,7 @@ async def _ask(ctx: LookingForWork, did: str, left: Resources, *, one_of: int) -
             ctx.work.forget(did)
         for request in found:
             if not await _bid(ctx, request, did):
+                ctx.work.served(did)
                 break
             if one_of > 1:
                 ctx.work.served(did)
@@ -75,11 +76,14 @@ async def _ask(ctx: LookingForWork, did: str, left: Resources, *, one_of: int) -
 
 
 async def _bid(ctx: LookingForWork, request: BidRequest, did: str) -> bool:
-    """Bid for an open request, with what it needs locked; say whether there was room."""
+    """Bid for an open request, with what it needs locked; say whether there was room, and this is its first bid."""
     found = await answer_request(ctx, request, did, lock=True)
+    if not callable(found):
+        # declined; or its bid is on the way already, and who hands it out again and again gets no second one
+        return False
 
     def change(t: Transaction) -> bool:
-        type_, body = found(t) if callable(found) else found
+        type_, body = found(t)
         if type_ == "bid":
             answer = ctx.messenger.outbox.outgoing(did, type_, body, lifetime=RELAYED_LIFETIME)
             ctx.messenger.outbox.enqueue(t, answer)

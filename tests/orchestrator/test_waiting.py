@@ -18,8 +18,9 @@ from nunet_cli.node.node import Node
 from nunet_cli.node.opening import open_node
 from nunet_cli.orchestrator import match, request, searches
 from nunet_cli.records.allocations import HOLDINGS
-from nunet_cli.records.bids import BIDS, AskOpenRequests, CapabilityComparator, OpenRequests
+from nunet_cli.records.bids import BID_REQUESTS, BIDS, AskOpenRequests, CapabilityComparator, OpenRequests
 from nunet_cli.records.capability import Cpu, Resources
+from nunet_cli.records.messaging import OUTBOX
 from nunet_cli.records.offers import OnboardOptions
 from tests.conftest import Market, config, open_market
 
@@ -195,6 +196,33 @@ async def test_what_is_handed_out_fits_and_is_for_who_asks(tmp_path: Path, monke
         for job_id in (*small, large, pushed):
             await m.requester.cancel_job(job_id)
         assert await ask(2**30) == []
+
+
+async def test_who_hands_out_the_same_request_for_ever_gets_one_bid(tmp_path: Path) -> None:
+    async with open_market(tmp_path, onboard=OFFER) as m, open_node(tmp_path / "liar", config()) as liar:
+        await liar.add_peer(m.provider.ctx.transport.describe())
+        job_id = await m.post(spec())
+        await match.match(m.requester.ctx, job_id)
+        (record,) = m.requester.ctx.store[BID_REQUESTS].by("job_id", job_id)
+        own = structs.replace(record.request, id="request-again", requester=liar.identity.node_id)
+        asked = 0
+
+        async def answer(_message: Any) -> Any:
+            nonlocal asked
+            asked += 1
+            return "open_requests", OpenRequests((own,) * 20)
+
+        liar.ctx.messenger.register("ask_open_requests", AskOpenRequests, answer)
+        # somebody else waits as well, so that it is asked in turn
+        m.provider.ctx.work.note_waiting(m.requester.identity.did)
+        for _ in range(5):
+            m.provider.ctx.work.note_waiting(liar.identity.did)
+            m.provider.ctx.work.wake()
+            with trio.move_on_after(0.5):
+                await trio.sleep_forever()
+        assert 1 <= asked <= 20
+        assert len(m.provider.ctx.store[BIDS].by("bid_request_id", own.id)) == 1
+        assert m.provider.ctx.store[OUTBOX].count("to", liar.identity.did) <= 1
 
 
 async def test_a_provider_that_looks_for_work_takes_nobody_elses(tmp_path: Path) -> None:
