@@ -13,6 +13,7 @@ from nunet_cli.config import RetentionConfig
 from nunet_cli.database.retention import AT_ONCE
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.network.blobs import Blobs
+from nunet_cli.network.data import kept
 from nunet_cli.network.data.kept import YOUNG
 from nunet_cli.network.identity import new_identity
 from nunet_cli.node.care import Care
@@ -25,6 +26,27 @@ from nunet_cli.records.identifiers import content_id
 from nunet_cli.records.jobs import JOBS, Job
 from nunet_cli.records.messaging import GRANTS
 from tests.conftest import add_bytes
+
+
+async def test_what_goes_while_the_content_is_measured_counts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store(tmp_path) as store:
+        blobs = Blobs(tmp_path, store)
+        stays, size = await add_bytes(blobs, b"stays")
+        goes, _ = await add_bytes(blobs, b"is renamed in the same moment")
+        listed = kept._files
+
+        def vanishing(folder: Path) -> list[Any]:
+            found = list(listed(folder))
+            blobs.path(goes).unlink(missing_ok=True)
+            return found
+
+        monkeypatch.setattr(kept, "_files", vanishing)
+        assert blobs.size() == size
+        os.utime(blobs.path(stays), (0, 0))
+        assert blobs.unnamed(set()) == [(stays, size)]
+
 
 LONG_AGO, NOW = "2020-01-01T00:00:00.000Z", "2999-01-01T00:00:00.000Z"
 NOBODY = NodeID("", "", "", "did:key:z6Mk123456")

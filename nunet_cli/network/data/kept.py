@@ -58,7 +58,7 @@ class Kept:
 
     def size(self) -> int:
         """Return how many bytes all blobs have, with those that are only partly here; it reads a folder."""
-        return sum(entry.stat().st_size for folder in (self._folder, self._partial) for entry in _files(folder))
+        return sum(_size(entry) for folder in (self._folder, self._partial) for entry in _files(folder))
 
     def unnamed(self, named: set[str]) -> list[tuple[str, int]]:
         """Return the blobs that are not among those named, with their sizes; it reads a folder.
@@ -66,9 +66,7 @@ class Kept:
         What came within the last hour is left out: the record that names it may be about to be written.
         """
         entries = [entry for folder in (self._folder, self._partial) for entry in _files(folder)]
-        return [
-            (entry.name, entry.stat().st_size) for entry in entries if self._is_left(entry, named) and _is_old(entry)
-        ]
+        return [(entry.name, _size(entry)) for entry in entries if self._is_left(entry, named) and _is_old(entry)]
 
     def _is_left(self, entry: os.DirEntry[str], named: set[str]) -> bool:
         cid, is_part, _ = entry.name.partition(PART_OF)
@@ -220,6 +218,14 @@ class Part:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    try:
+        return entry.stat().st_size
+    except FileNotFoundError:
+        # it arrived whole, under another name, or is gone
+        return 0
 
 
 def _is_old(file: Path | os.DirEntry[str]) -> bool:
