@@ -146,7 +146,7 @@ def _on_relayed_answer(ctx: Gathering, message: Incoming) -> Change:
         raise RejectedMessageError("there is no such bid request", code="wrong_bid")
     answers = ctx.searches.answers(sent.id)
     if answers is None:
-        if isinstance(body, Bid) and ctx.searches.was_handed(sent.job_id, message.sender):
+        if isinstance(body, Bid) and ctx.searches.take_handed(sent.job_id, message.sender):
             # it looked for work, and another was faster: it need not hold its machine for that
             return lambda t: ctx.messenger.outbox.enqueue(t, release_message(ctx, body.id, message.sender))
         raise StateError("the search is over", code="search_over")

@@ -117,9 +117,12 @@ class Searches:
                 break
         return found
 
-    def was_handed(self, job_id: str, did: str) -> bool:
-        """Say whether a provider was just given the bid request of a job that waited."""
-        return self._handed.get(job_id, ("", 0.0))[0] == did
+    def take_handed(self, job_id: str, did: str) -> bool:
+        """Say, once, whether a provider was just given the bid request of a job that waited."""
+        if self._handed.get(job_id, ("", 0.0))[0] != did:
+            return False
+        del self._handed[job_id]
+        return True
 
     async def wait(self, request_id: str, timeout: float) -> None:
         """Wait until there is news of a bid request that is out, at most `timeout` seconds."""

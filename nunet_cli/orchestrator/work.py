@@ -11,7 +11,7 @@ from nunet_cli.errors import NunetError
 from nunet_cli.matching.accept import unwanted
 from nunet_cli.network.messenger import Answer, Incoming
 from nunet_cli.orchestrator.bid import RELAYED_LIFETIME, Bidding, answer_request
-from nunet_cli.orchestrator.needs import Asking, HasAccounting, HasMessenger, HasSearches, HasTransport
+from nunet_cli.orchestrator.needs import HasAccounting, HasMessenger, HasSearches, HasTransport
 from nunet_cli.orchestrator.searches import Turn
 from nunet_cli.records.bids import AskOpenRequests, BidRequest, OpenRequests
 from nunet_cli.records.capability import Resources
@@ -20,9 +20,11 @@ log = logging.getLogger("nunet.work")
 
 # peers that are asked at each look, beyond those that were declined for want of room
 MOST_ASKED = 64
+# seconds for an answer: who is silent keeps the others waiting no longer, and is forgotten
+PATIENCE = 1.0
 
 
-class LookingForWork(Bidding, Asking, HasTransport, Protocol):
+class LookingForWork(Bidding, HasMessenger, HasTransport, Protocol):
     """Asks who has work, and bids for it."""
 
 
@@ -55,9 +57,7 @@ def _others(ctx: LookingForWork, waiting: list[str]) -> list[str]:
 async def _ask(ctx: LookingForWork, did: str, left: Resources, *, one_of: int) -> None:
     """Ask a requester what waits, and bid for it; of several that wait each gets one job at a time."""
     try:
-        answer = await ctx.messenger.request(
-            did, "ask_open_requests", AskOpenRequests(left), timeout=ctx.config.limits.answer_timeout
-        )
+        answer = await ctx.messenger.request(did, "ask_open_requests", AskOpenRequests(left), timeout=PATIENCE)
         found: tuple[BidRequest, ...] = answer.body.requests if isinstance(answer.body, OpenRequests) else ()
         if not found:
             ctx.work.forget(did)

@@ -225,6 +225,41 @@ async def test_who_hands_out_the_same_request_for_ever_gets_one_bid(tmp_path: Pa
         assert m.provider.ctx.store[OUTBOX].count("to", liar.identity.did) <= 1
 
 
+async def test_one_that_is_silent_keeps_the_others_waiting_for_a_moment_only(tmp_path: Path) -> None:
+    async with crowded(tmp_path) as m, open_node(tmp_path / "silent", config()) as silent:
+        await silent.add_peer(m.provider.ctx.transport.describe())
+
+        async def say_nothing(_message: Any) -> Any:
+            await trio.sleep_forever()
+
+        silent.ctx.messenger.register("ask_open_requests", AskOpenRequests, say_nothing)
+        # it is the first in turn
+        m.provider.ctx.work.note_waiting(silent.identity.did)
+        job_id = await m.post(spec())
+        m.requester.orchestrate(job_id)
+        await waits(m, job_id)
+        assert m.provider.ctx.work.turns() == [silent.identity.did, m.requester.identity.did]
+        await give_back(m.provider)
+        await ends(m, job_id)
+        # the provider came, as nobody searched again before
+        assert m.event_types(job_id).count("job_matching") == 1
+        assert silent.identity.did not in m.provider.ctx.work.turns()
+
+
+async def test_a_bid_that_comes_too_late_for_what_was_handed_out_is_freed_once(tmp_path: Path) -> None:
+    async with crowded(tmp_path) as m:
+        job_id = await m.post(spec())
+        m.requester.orchestrate(job_id)
+        await waits(m, job_id)
+        did, room = m.provider.identity.did, Resources(cpu=Cpu(cores=8), memory=2**30, disk=2**30)
+        (request_of,) = m.requester.ctx.searches.hand_out(did, room, lambda _: True)
+        assert request_of.job_id == job_id
+        assert not m.requester.ctx.searches.take_handed(job_id, m.authority.identity.did)
+        assert m.requester.ctx.searches.take_handed(job_id, did)
+        assert not m.requester.ctx.searches.take_handed(job_id, did)
+        await m.requester.cancel_job(job_id)
+
+
 async def test_a_provider_that_looks_for_work_takes_nobody_elses(tmp_path: Path) -> None:
     async with crowded(tmp_path) as m, open_node(tmp_path / "liar", config()) as liar:
         job_id = await m.post(spec())
