@@ -151,8 +151,9 @@ def _next_try(error: NoBidError, deadline: str, tries: int) -> str:
         return ""
     # a provider that is busy comes by itself once it has room
     again = _in_time(min(LONGEST_PAUSE, (BUSY_PAUSE if starts else FIRST_PAUSE) * 2**tries), deadline)
-    # who said when it is free at the latest is asked then
-    return max(starts, _in_time(FIRST_PAUSE, deadline)) if starts and starts < again else again
+    # who said when it is free at the latest is asked then; one that is wrong about it not all the time
+    least = _in_time(min(BUSY_PAUSE, FIRST_PAUSE * 2**tries), deadline)
+    return max(starts, least) if starts and starts < again else again
 
 
 def _may_be_silent(error: NoBidError, tries: int) -> bool:

@@ -102,6 +102,16 @@ async def test_what_nobody_ever_has_room_for_fails_at_once(tmp_path: Path) -> No
             assert caught.value.code == "busy"
 
 
+@pytest.mark.parametrize("free_in", [-3600, 0, 0.1, 3600])
+def test_who_is_always_free_in_a_moment_is_not_asked_all_the_time(free_in: float) -> None:
+    for tries, least in ((0, 1), (1, 2), (3, 5), (10, 5), (100, 5)):
+        now = quantities.now()
+        free_at = quantities.format_time(now + timedelta(seconds=free_in))
+        error = NoBidError("busy", code="busy", details={"start": free_at})
+        pause = (quantities.parse_time(match._next_try(error, "", tries)) - now).total_seconds()
+        assert least - 0.1 <= pause <= 31
+
+
 async def test_the_deadline_ends_the_wait(tmp_path: Path) -> None:
     async with crowded(tmp_path) as m:
         job_id = await m.post(spec(time={"max_duration": 9, "deadline": "2s"}))
