@@ -130,6 +130,8 @@ class Connection:
             PeerError: the connection is over, or the frame is over the limit.
         """
         try:
+            # a frame that waits first is looked at here: whoever writes it could only end the connection
+            self.channel.check(frame)
             if self._is_writing:
                 await self._enqueue(frame)
             elif not self.channel.send_now(frame):

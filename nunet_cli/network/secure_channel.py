@@ -232,12 +232,20 @@ class SecureChannel:
         self._unwritten = data[write_now(self.stream, data) :]
         return not self._unwritten
 
-    def _sealed(self, *bodies: bytes) -> bytes:
-        """Return what is still to be written, and frames after it."""
+    def check(self, *bodies: bytes) -> None:
+        """Check that frames may be sent.
+
+        Raises:
+            RejectedMessageError: a body is over the limit.
+        """
         largest = max(map(len, bodies), default=0)
         if largest > self._max_frame:
-            # looked at before any is sealed: what is sealed and not sent would look like a cut to the other side
             raise RejectedMessageError(f"a frame of {largest} bytes is over the limit", code="frame_too_large")
+
+    def _sealed(self, *bodies: bytes) -> bytes:
+        """Return what is still to be written, and frames after it."""
+        # looked at before any is sealed: what is sealed and not sent would look like a cut to the other side
+        self.check(*bodies)
         packets, self._unwritten = [self._unwritten], b""
         for body in bodies:
             data = struct.pack(">I", len(body)) + body

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
+import trio.testing
 
 from nunet_cli.errors import PeerError
 from nunet_cli.network.connection import Connection
@@ -19,8 +20,8 @@ KIND = 200
 
 
 @asynccontextmanager
-async def opened() -> AsyncIterator[tuple[Connection, SecureChannel]]:
-    """Give a connection over TCP whose frames are written, and the channel at its other end."""
+async def opened(writing: bool = True) -> AsyncIterator[tuple[Connection, SecureChannel, trio.Nursery]]:
+    """Give a connection over TCP whose frames are written, or only queued, the channel at its other end, a nursery."""
     ours, theirs = new_identity(), new_identity()
     taken: list[SecureChannel] = []
     async with trio.open_nursery() as nursery:
@@ -36,18 +37,19 @@ async def opened() -> AsyncIterator[tuple[Connection, SecureChannel]]:
         keys = await offer_handshake(stream, NETWORK, ours, theirs.public_key)
         channel = SecureChannel(stream, keys, LIMIT)
         connection = Connection(channel, Peer(theirs.public_key), "127.0.0.1", 100, links)
-        nursery.start_soon(connection.write_forever)
+        if writing:
+            nursery.start_soon(connection.write_forever)
         with trio.fail_after(20):
             while not taken:
                 await trio.sleep(0.01)
-            yield connection, taken[0]
+            yield connection, taken[0], nursery
         await stream.aclose()
         nursery.cancel_scope.cancel()
 
 
 async def test_what_a_peer_does_not_read_at_once_arrives_in_order() -> None:
     count, size = 200, 60_000
-    async with opened() as (connection, other), trio.open_nursery() as nursery:
+    async with opened() as (connection, other, nursery):
 
         async def send() -> None:
             for number in range(count):
@@ -65,17 +67,20 @@ async def test_what_a_peer_does_not_read_at_once_arrives_in_order() -> None:
 
 
 async def test_what_is_over_the_limit_is_not_sent_and_ends_nothing() -> None:
-    async with opened() as (connection, other):
-        await connection.send(KIND, b"first")
-        assert await other.receive_frame() == bytes([KIND]) + b"first"
-        with pytest.raises(PeerError, match="over the limit"):
-            await connection.send(KIND, bytes(LIMIT))
-        await connection.send(KIND, b"second")
-        assert await other.receive_frame() == bytes([KIND]) + b"second"
+    async with opened(writing=False) as (connection, other, nursery):
+        # before anybody writes, so that it would be queued, and after, so that it would be written at once
+        for payload in (b"first", b"second"):
+            with pytest.raises(PeerError, match="over the limit"):
+                await connection.send(KIND, bytes(LIMIT))
+            await connection.send(KIND, payload)
+            if payload == b"first":
+                nursery.start_soon(connection.write_forever)
+            assert await other.receive_frame() == bytes([KIND]) + payload
+            await trio.testing.wait_all_tasks_blocked()
 
 
 async def test_nothing_is_sent_once_it_is_closed() -> None:
-    async with opened() as (connection, _):
+    async with opened() as (connection, _, _):
         connection.close()
         with pytest.raises(PeerError, match="is closed"):
             await connection.send(KIND, b"late")
