@@ -107,7 +107,7 @@ async def match(ctx: Matching, job_id: str, *, timeout: float | None = None, fir
         await _wait(ctx, job.id, spec.time.start, "its start time")
     tries = job.tries
     if timeout is None and tries > QUICK_TRIES:
-        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (tries - QUICK_TRIES - 1))
+        pause = _doubled(FIRST_PAUSE, tries - QUICK_TRIES - 1)
         await _wait(ctx, job.id, _in_time(pause, spec.time.deadline), "every provider asked declined")
     request: BidRequest | None = None
     while True:
@@ -150,10 +150,15 @@ def _next_try(error: NoBidError, deadline: str, tries: int) -> str:
     if deadline <= quantities.utc_now() if deadline else not (starts or _may_be_silent(error, tries)):
         return ""
     # a provider that is busy comes by itself once it has room
-    again = _in_time(min(LONGEST_PAUSE, (BUSY_PAUSE if starts else FIRST_PAUSE) * 2**tries), deadline)
+    again = _in_time(_doubled(BUSY_PAUSE if starts else FIRST_PAUSE, tries), deadline)
     # who said when it is free at the latest is asked then; one that is wrong about it not all the time
-    least = _in_time(min(BUSY_PAUSE, FIRST_PAUSE * 2**tries), deadline)
+    least = _in_time(min(BUSY_PAUSE, _doubled(FIRST_PAUSE, tries)), deadline)
     return max(starts, least) if starts and starts < again else again
+
+
+def _doubled(pause: float, times: int) -> float:
+    """Return a pause that was doubled so often, in seconds: who waits for days is tried thousands of times."""
+    return min(LONGEST_PAUSE, pause * float(2 ** min(times, 10)))
 
 
 def _may_be_silent(error: NoBidError, tries: int) -> bool:
@@ -193,7 +198,7 @@ def _has_bid(ctx: HasStore, request_id: str) -> bool:
 
 async def _wait_in_turn(ctx: Awaiting, job: Job, request: BidRequest, until: str, what: str) -> bool:
     """Wait for a time, or until another provider comes; say whether one that looked for work has bid meanwhile."""
-    known = frozenset(peer.did for peer in ctx.topics.subscribers(request.topic))
+    known = _askable(ctx, job, request)
     with ctx.searches.open(Turn(job.created_at, request, job)):
         await _note_waiting(ctx, job.id, until, what)
         while (left := (quantities.parse_time(until) - quantities.now()).total_seconds()) > 0:
@@ -201,9 +206,15 @@ async def _wait_in_turn(ctx: Awaiting, job: Job, request: BidRequest, until: str
             # counted is it a moment before it is kept
             if ctx.searches.answers(request.id) and _has_bid(ctx, request.id):
                 return True
-            if {peer.did for peer in ctx.topics.subscribers(BID_TOPIC)} - known:
+            if _askable(ctx, job, request) - known:
                 return False
     return False
+
+
+def _askable(ctx: HasTopics, job: Job, request: BidRequest) -> set[str]:
+    """Return who is there that the job is for: of a job for one provider, that one alone."""
+    there = {peer.did for peer in ctx.topics.subscribers(request.topic or BID_TOPIC)}
+    return there & {job.push} if job.push else there
 
 
 def _new_bid_request(ctx: Requesting, job: Job, spec: JobSpec) -> tuple[BidRequest, Callable[[Transaction], None]]:

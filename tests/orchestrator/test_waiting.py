@@ -104,12 +104,37 @@ async def test_what_nobody_ever_has_room_for_fails_at_once(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("free_in", [-3600, 0, 0.1, 3600])
 def test_who_is_always_free_in_a_moment_is_not_asked_all_the_time(free_in: float) -> None:
-    for tries, least in ((0, 1), (1, 2), (3, 5), (10, 5), (100, 5)):
+    for tries, least in ((0, 1), (1, 2), (3, 5), (10, 5), (100, 5), (5000, 5)):
         now = quantities.now()
         free_at = quantities.format_time(now + timedelta(seconds=free_in))
         error = NoBidError("busy", code="busy", details={"start": free_at})
         pause = (quantities.parse_time(match._next_try(error, "", tries)) - now).total_seconds()
         assert least - 0.1 <= pause <= 31
+
+
+@pytest.mark.parametrize("way", ["push", "topic"])
+async def test_a_job_for_some_providers_alone_waits_in_peace_for_them(tmp_path: Path, way: str) -> None:
+    async with crowded(tmp_path) as m, open_node(tmp_path / "other", config()) as other:
+        if way == "topic":
+            await m.provider.subscribe("/lab/own")
+        await other.onboard(structs.replace(OFFER, memory="32MiB"), None)
+        await other.add_peer(m.requester.ctx.transport.describe())
+        with trio.fail_after(20):
+            while len(m.requester.ctx.topics.subscribers("/nunet/bids")) < 2 or (
+                way == "topic" and not m.requester.ctx.topics.subscribers("/lab/own")
+            ):
+                await trio.sleep(0.02)
+        only = {"push": m.provider.identity.did} if way == "push" else {"topic": "/lab/own"}
+        job_id = await m.post(spec(), **only)
+        m.requester.orchestrate(job_id)
+        await waits(m, job_id)
+        # what is known of its providers has not changed: there is nothing to search for again within seconds
+        with trio.move_on_after(4):
+            while m.event_types(job_id).count("bid_request_sent") < 3:
+                await trio.sleep(0.02)
+        assert m.event_types(job_id).count("bid_request_sent") < 3
+        await give_back(m.provider)
+        await ends(m, job_id)
 
 
 async def test_the_deadline_ends_the_wait(tmp_path: Path) -> None:
