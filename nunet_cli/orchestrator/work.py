@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Container
 from functools import partial
 from typing import Protocol
 
@@ -10,8 +11,9 @@ from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError
 from nunet_cli.matching.accept import unwanted
 from nunet_cli.network.messenger import Answer, Incoming
+from nunet_cli.network.topics import BIDS as BID_TOPIC
 from nunet_cli.orchestrator.bid import RELAYED_LIFETIME, Bidding, answer_request
-from nunet_cli.orchestrator.needs import HasAccounting, HasMessenger, HasSearches, HasTransport
+from nunet_cli.orchestrator.needs import HasAccounting, HasMessenger, HasPeers, HasSearches, HasTransport
 from nunet_cli.orchestrator.searches import Turn
 from nunet_cli.records.bids import AskOpenRequests, BidRequest, OpenRequests
 from nunet_cli.records.capability import Resources
@@ -28,7 +30,7 @@ class LookingForWork(Bidding, HasMessenger, HasTransport, Protocol):
     """Asks who has work, and bids for it."""
 
 
-class HandingOut(HasAccounting, HasSearches, HasMessenger, Protocol):
+class HandingOut(HasAccounting, HasSearches, HasMessenger, HasPeers, Protocol):
     """Says which of its jobs wait."""
 
 
@@ -101,13 +103,17 @@ def register(ctx: HandingOut) -> None:
     async def on_question(message: Incoming) -> Answer:
         if unwanted(ctx.accounting.get_preferences(), message.sender):
             return "open_requests", OpenRequests()
-        found = ctx.searches.hand_out(message.sender, message.body.resources, partial(_is_for, message.sender))
+        peer = ctx.peers.find(message.sender)
+        is_for = partial(_is_for, message.sender, peer.topics if peer is not None else ())
+        found = ctx.searches.hand_out(message.sender, message.body.resources, is_for)
         return "open_requests", OpenRequests(tuple(found))
 
     ctx.messenger.register("ask_open_requests", AskOpenRequests, on_question)
     ctx.messenger.register("open_requests", OpenRequests)
 
 
-def _is_for(did: str, turn: Turn) -> bool:
-    """Say whether a job that waits is one that a provider may have."""
-    return turn.job.push in ("", did) and did not in turn.job.excluded
+def _is_for(did: str, topics: Container[str], turn: Turn) -> bool:
+    """Say whether a job that waits is one that a provider may have: one of a topic is for its subscribers alone."""
+    if did in turn.job.excluded:
+        return False
+    return turn.job.push == did if turn.job.push else turn.request.topic == BID_TOPIC or turn.request.topic in topics

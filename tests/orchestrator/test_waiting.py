@@ -202,13 +202,19 @@ async def test_what_is_handed_out_fits_and_is_for_who_asks(tmp_path: Path, monke
         small = [await m.post(spec(name=f"job-{number}")) for number in range(3)]
         large = await m.post(spec(resources={**SMALL, "memory": "60MiB"}))
         pushed = await m.post(spec(), push=m.provider.identity.did)
-        for job_id in (*small, large, pushed):
+        await m.provider.subscribe("/lab/own")
+        with trio.fail_after(20):
+            while not m.requester.ctx.topics.subscribers("/lab/own"):
+                await trio.sleep(0.02)
+        own = await m.post(spec(name="own"), topic="/lab/own")
+        others = (*small, large, pushed, own)
+        for job_id in others:
             m.requester.orchestrate(job_id)
-        await waits(m, *small, large, pushed)
+        await waits(m, *others)
         # until each of them waits for some time, and is not just being searched for
         soon = quantities.format_time(quantities.now() + timedelta(seconds=6))
         with trio.fail_after(30):
-            while any((wait := m.job(one).waiting) is None or wait.next_try < soon for one in (*small, large, pushed)):
+            while any((wait := m.job(one).waiting) is None or wait.next_try < soon for one in others):
                 await trio.sleep(0.02)
 
         async def ask(memory: int) -> list[str]:
@@ -228,7 +234,13 @@ async def test_what_is_handed_out_fits_and_is_for_who_asks(tmp_path: Path, monke
         assert await ask(2**30) == []
         await m.requester.accounting.set_preferences(CapabilityComparator())
         assert await ask(2**30) == [*small, large]
-        for job_id in (*small, large, pushed):
+        # what a topic's subscribers alone are asked for is shown to no one else
+        await asker.subscribe("/lab/own")
+        with trio.fail_after(20):
+            while len(m.requester.ctx.topics.subscribers("/lab/own")) < 2:
+                await trio.sleep(0.02)
+        assert await ask(2**30) == [*small, large, own]
+        for job_id in others:
             await m.requester.cancel_job(job_id)
         assert await ask(2**30) == []
 
