@@ -18,6 +18,9 @@ from nunet_cli.records.jobs import Job
 # who waits for a provider, at most; the turns that are looked through at a time; seconds for which a bid request that
 # was handed to one provider is not handed to others
 MOST_WAITING, LOOKED_THROUGH, HANDED = 500, 1000, 2.0
+# seconds for which nothing is kept for a provider that had bid requests to itself and did not bid; and those, for each
+# turn that was looked through, after which one that found nothing may have all looked through again: some 4 % of a core
+IDLE, LOOK_AGAIN = 60.0, 1e-4
 
 
 @dataclass(slots=True)
@@ -49,6 +52,10 @@ class Searches:
         # in the order of their turns, and when each was last handed out
         self._turns: list[Turn] = []
         self._handed: dict[str, tuple[str, float]] = {}
+        self._open: set[str] = set()
+        # since when providers, by DID, have let bid requests lie, and until when those that found nothing may not ask
+        self._idle: dict[str, float] = {}
+        self._in_vain: dict[str, float] = {}
 
     @property
     def age(self) -> float:
@@ -93,29 +100,48 @@ class Searches:
     def open(self, turn: Turn) -> Iterator[None]:
         """Let providers that look for work have a bid request, as long as its job waits."""
         bisect.insort(self._turns, turn, key=_place)
+        self._open.add(turn.job.id)
         try:
             with self.out(turn.request.id):
                 yield
         finally:
             self._turns.remove(turn)
+            self._open.discard(turn.job.id)
 
     def hand_out(self, did: str, left: Resources, is_for: Callable[[Turn], bool]) -> list[BidRequest]:
         """Return bid requests that wait and fit into what somebody has left, those that have waited longest first.
 
-        One that another has had just now is left to that one.
+        One that another has had just now is left to that one, so many at a time; who asks only to keep the others from
+        them has nothing to itself.
         """
         now, found = trio.current_time(), list[BidRequest]()
-        self._handed = {job_id: known for job_id, known in self._handed.items() if now < known[1] + HANDED}
+        self._forget_old(now)
+        if now < self._in_vain.get(did, 0.0):
+            return found
+        kept = sum(other == did for other, _ in self._handed.values())
         for turn in self._turns[:LOOKED_THROUGH]:
             needs = turn.request.required_capability.resources.as_run()
             if turn.job.id in self._handed or not left.fits(needs) or not is_for(turn):
                 continue
             found.append(turn.request)
-            self._handed[turn.job.id] = did, now
+            if did not in self._idle and kept < MOST_OPEN:
+                self._handed[turn.job.id] = did, now
+                kept += 1
             left = left.minus(needs)
             if len(found) == MOST_OPEN:
                 break
+        if not found:
+            self._in_vain[did] = now + LOOK_AGAIN * min(len(self._turns), LOOKED_THROUGH)
         return found
+
+    def _forget_old(self, now: float) -> None:
+        for job_id in [job_id for job_id, (_, at) in self._handed.items() if now >= at + HANDED]:
+            did, _ = self._handed.pop(job_id)
+            if job_id in self._open:
+                # it waits still: nobody has bid
+                self._idle[did] = now
+        self._idle = {did: since for did, since in self._idle.items() if now < since + IDLE}
+        self._in_vain = {did: until for did, until in self._in_vain.items() if now < until}
 
     def take_handed(self, job_id: str, did: str) -> bool:
         """Say, once, whether a provider was just given the bid request of a job that waited."""

@@ -1,8 +1,8 @@
 """Jobs that nobody has room for just now wait, and providers with room look for them."""
 
+import contextlib
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def spec(seconds: float = 0, name: str = "test", **fields: Any) -> str:
     return json.dumps({**body, **fields})
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def crowded(folder: Path, seconds: float = 60) -> AsyncIterator[Market]:
     """Open a market whose provider's machine is held by somebody else for so long."""
     async with open_market(folder, onboard=OFFER) as m:
@@ -243,6 +243,62 @@ async def test_what_is_handed_out_fits_and_is_for_who_asks(tmp_path: Path, monke
         for job_id in others:
             await m.requester.cancel_job(job_id)
         assert await ask(2**30) == []
+
+
+async def test_who_takes_all_that_waits_and_bids_for_nothing_keeps_out_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searches, "HANDED", 1.0)
+    async with crowded(tmp_path) as m, open_node(tmp_path / "asker", config()) as asker, trio.open_nursery() as nursery:
+        await asker.add_peer(m.requester.ctx.transport.describe())
+        job_id = await m.post(spec())
+        m.requester.orchestrate(job_id)
+        await waits(m, job_id)
+        room, had = Resources(cpu=Cpu(cores=8), memory=2**40, disk=2**40), 0
+
+        async def take_all() -> None:
+            nonlocal had
+            did = m.requester.identity.did
+            while True:
+                answer = await asker.ctx.messenger.request(did, "ask_open_requests", AskOpenRequests(room), timeout=20)
+                had += len(answer.body.requests)
+                await trio.sleep(0.02)
+
+        nursery.start_soon(take_all)
+        with trio.fail_after(20):
+            # it has had it to itself, and then has it again with the others
+            while had < 2:
+                await trio.sleep(0.02)
+        await give_back(m.provider)
+        await ends(m, job_id)
+        nursery.cancel_scope.cancel()
+        # the provider came, as nobody searched again before
+        assert m.event_types(job_id).count("job_matching") == 1
+
+
+async def test_who_found_nothing_does_not_have_thousands_looked_through_all_the_time(tmp_path: Path) -> None:
+    async with open_market(tmp_path, onboard=OFFER) as m:
+        job_id = await m.post(spec())
+        await match.match(m.requester.ctx, job_id)
+        (record,) = m.requester.ctx.store[BID_REQUESTS].by("job_id", job_id)
+        waiting, looks = searches.Searches(), 0
+
+        def is_for(_turn: searches.Turn) -> bool:
+            nonlocal looks
+            looks += 1
+            return False
+
+        room = Resources(cpu=Cpu(cores=8), memory=2**40, disk=2**40)
+        with contextlib.ExitStack() as stack:
+            for number in range(2000):
+                own = structs.replace(record.request, id=f"request-{number}")
+                stack.enter_context(waiting.open(searches.Turn("", own, structs.replace(m.job(job_id), id=own.id))))
+            for _ in range(10):
+                assert waiting.hand_out("did:key:asker", room, is_for) == []
+            assert looks == searches.LOOKED_THROUGH
+            # and is not kept out for long
+            await trio.sleep(0.15)
+            assert waiting.hand_out("did:key:asker", room, lambda _: True)
 
 
 async def test_who_hands_out_the_same_request_for_ever_gets_one_bid(tmp_path: Path) -> None:
