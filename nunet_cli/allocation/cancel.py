@@ -27,7 +27,7 @@ from nunet_cli.orchestrator.needs import (
 )
 from nunet_cli.orchestrator.retry import CANCEL_LIFETIME, note_called_off
 from nunet_cli.records.allocations import ALLOCATION_ENDS, ALLOCATIONS, Allocation
-from nunet_cli.records.bids import BID
+from nunet_cli.records.bids import BID, bid_id_of, is_unit
 from nunet_cli.records.contract_records import CONTRACTS, ContractRecord
 from nunet_cli.records.contracts import PROVIDER, REQUESTER
 from nunet_cli.records.documents import Document, make_document
@@ -75,8 +75,12 @@ def _release_change(ctx: HasAccounting, bid_id: str, requester: str) -> Change:
     """Return the change that gives back what a bid has locked."""
 
     def change(t: Transaction) -> Answer:
-        bid = sent_bid(t, bid_id, requester)
-        ctx.accounting.release(t, bid.id)
+        bid = sent_bid(t, bid_id_of(bid_id), requester)
+        ctx.accounting.release(t, bid_id)
+        if is_unit(bid_id):
+            # the bid for many stands
+            t.save_event(bid.job_id, "lock_released", bid_id=bid_id)
+            return "job_cancelled", JobCancelled()
         if BID.may(bid.verdict, "release"):
             transition(t, bid, "release", by=REQUESTER, bid=structs.replace(bid.offer, valid_offer=False))
         t.save_event(bid.job_id, "lock_released", bid_id=bid.id)

@@ -18,6 +18,7 @@ import trio
 from nunet_cli import quantities
 from nunet_cli.allocation.actor import AllocationActor, HasRunning
 from nunet_cli.allocation.part import Making, Part, Preparing, collect, make_part, prepare, start
+from nunet_cli.allocation.place import LiningUp, wait_for_place
 from nunet_cli.allocation.pod import Ended, run_pod, run_single
 from nunet_cli.allocation.results import (
     Resulting,
@@ -79,7 +80,7 @@ class Ending(Removing, Signing, Protocol):
     """Ends an allocation."""
 
 
-class Performing(Asking, Resulting, Preparing, Protocol):
+class Performing(Asking, Resulting, Preparing, LiningUp, Protocol):
     """Runs the programs of an allocation, and tells the requester."""
 
 
@@ -165,24 +166,24 @@ async def _run(ctx: Performing, actor: AllocationActor, spec: JobSpec, *, attach
         actor.allocation = await _note_started(ctx, actor.allocation, part)
         actor.began.set()
 
-    try:
+    async def run() -> Ended:
         if attached:
             actor.began.set()
-        elif spec.pod:
-            await begin()
-        if spec.pod:
-            ended = await _beating(ctx, actor, lambda: run_pod(ctx, spec, actor.parts, started))
         else:
-            (part,) = actor.parts
+            await wait_for_place(ctx, actor)
+        if spec.pod:
+            if not attached:
+                await begin()
+            return await run_pod(ctx, spec, actor.parts, started)
+        (part,) = actor.parts
+        if not attached:
+            # nothing has been started before that it may have been is on the disk
+            await meanwhile(begin, partial(prepare, ctx, part, []))
+            await start(part, started)
+        return await run_single(ctx, part, started)
 
-            async def run() -> Ended:
-                if not attached:
-                    # nothing has been started before that it may have been is on the disk
-                    await meanwhile(begin, partial(prepare, ctx, part, []))
-                    await start(part, started)
-                return await run_single(ctx, part, started)
-
-            ended = await _beating(ctx, actor, run)
+    try:
+        ended = await _beating(ctx, actor, run)
     except (NunetError, trio.TooSlowError, OSError) as error:
         log.warning("allocation %s could not start: %s", actor.allocation_id, error)
         code = error.code if isinstance(error, NunetError) else "executor_error"

@@ -20,7 +20,7 @@ from nunet_cli.node.node import Node
 from nunet_cli.orchestrator import disputes
 from nunet_cli.orchestrator.contract import check_contract
 from nunet_cli.orchestrator.settle import verify_job
-from nunet_cli.records.bids import BIDS
+from nunet_cli.orchestrator.units import bid_of
 from nunet_cli.records.books import ACCOUNTS, LOG, REGISTRY
 from nunet_cli.records.contract_records import (
     BALANCES,
@@ -137,7 +137,7 @@ async def export_contract(request: Request) -> Response:
     node, row = node_of(request), _contract(request)
     if not row.spec:
         raise StateError(f"contract {row.id} is {row.state}: the job itself is not here yet")
-    return Response(export_bundle(row, node.ctx.store[BIDS].get(row.bid_id)), media_type="application/json")
+    return Response(export_bundle(row, bid_of(node.ctx.store, row.bid_id)), media_type="application/json")
 
 
 async def list_disputes(request: Request) -> Response:

@@ -15,7 +15,7 @@ from msgspec import Struct
 from nunet_cli.database.records import Records
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.records.allocations import ALLOCATION_ENDS, ALLOCATIONS, Allocation
-from nunet_cli.records.bids import BID_REQUESTS, BIDS
+from nunet_cli.records.bids import BID_REQUESTS, BIDS, bid_id_of, is_unit, unit_id
 from nunet_cli.records.contract_records import (
     CONTRACT,
     CONTRACTS,
@@ -114,12 +114,19 @@ def _some_jobs(t: Transaction, cutoffs: Cutoffs, removed: Removed) -> bool:
     return bool(jobs)
 
 
+def has_contract(t: Transaction, bid_id: str) -> bool:
+    """Say whether a contract rests on a bid, or on a unit of it."""
+    contracts = t[CONTRACTS]
+    return contracts.first("bid_id", bid_id) is not None or bool(
+        contracts.with_prefix(unit_id(bid_id, 0)[:-1], field="bid_id", limit=1)
+    )
+
+
 def _forget_job(t: Transaction, job_id: str, removed: Removed) -> None:
     """Remove what belongs to a job beside its contracts, which have an age of their own, and the bids they rest on."""
-    kept = {contract.bid_id for contract in t[CONTRACTS].by("job_id", job_id)}
     requests = set()
     for bid in t[BIDS].by("job_id", job_id):
-        if bid.id in kept:
+        if has_contract(t, bid.id):
             requests.add(bid.bid_request_id)
         else:
             t[BIDS].remove(bid.id)
@@ -147,7 +154,7 @@ def _remove_bids(t: Transaction, ids: list[str], removed: Removed) -> None:
     """Remove those of some old bids of this node's that came to nothing; those for its own jobs go with them."""
     for bid_id in ids:
         bid = t[BIDS].get(bid_id)
-        if bid is None or t[CONTRACTS].first("bid_id", bid_id) is not None:
+        if bid is None or has_contract(t, bid_id):
             continue
         t[BIDS].remove(bid_id)
         removed.bids += 1
@@ -164,6 +171,10 @@ def _some_contracts(t: Transaction, cutoffs: Cutoffs, removed: Removed) -> bool:
         t[STATEMENTS].remove_by("contract_id", row.id)
         if not t[JOBS].has(row.job_id) and not t[ALLOCATIONS].by("job_id", row.job_id, limit=1):
             _forget_job(t, row.job_id, removed)
+        bid = t[BIDS].get(bid_id_of(row.bid_id)) if is_unit(row.bid_id) else None
+        if bid is not None and bid.direction == "received" and not t[JOBS].has(bid.job_id):
+            # the bid for many was kept for its units
+            _forget_job(t, bid.job_id, removed)
     removed.contracts += len(rows)
     return bool(rows)
 

@@ -54,28 +54,40 @@ class Group:
         return [str(folder / "cgroup.procs") for folder in self.folders]
 
     def make(self, memory: int, processes: int, cores: float) -> None:
-        """Make the group with its limits.
+        """Make the group with its limits; with 0 cores that of the processor is set later, by `share_out`.
 
         Raises:
             OSError: it cannot be made.
         """
         for folder in self.folders:
             folder.mkdir()
-        quota = str(int(max(cores * PERIOD, 1000)))
         pids = str(processes)
         if self.place.version == 2:
             self._write("memory", "memory.max", str(memory))
             self._write("memory", "memory.swap.max", "0", needed=False)
             self._write("memory", "memory.oom.group", "1", needed=False)
             self._write("pids", "pids.max", pids)
-            if "cpu" in self.place.folders:
-                self._write("cpu", "cpu.max", f"{quota} {PERIOD}")
+            if cores:
+                self.share_out(cores)
             return
         self._write("memory", "memory.limit_in_bytes", str(memory))
         self._write("memory", "memory.memsw.limit_in_bytes", str(memory), needed=False)
         self._write("pids", "pids.max", pids)
         self._write("cpu", "cpu.cfs_period_us", str(PERIOD))
-        self._write("cpu", "cpu.cfs_quota_us", quota)
+        if cores:
+            self.share_out(cores)
+
+    def share_out(self, cores: float) -> None:
+        """Give what is in the group so much of the processors, and no more.
+
+        Raises:
+            OSError: it cannot be limited.
+        """
+        quota = str(int(max(cores * PERIOD, 1000)))
+        if self.place.version != 2:
+            self._write("cpu", "cpu.cfs_quota_us", quota)
+        elif "cpu" in self.place.folders:
+            self._write("cpu", "cpu.max", f"{quota} {PERIOD}")
 
     def is_out_of_memory(self) -> bool:
         """Say whether the kernel has ended a process because the group was over its memory."""

@@ -229,8 +229,8 @@ def _run(options: dict[str, Any], given: list[int], output: int) -> subprocess.P
         os.close(told)
 
 
-async def open_gate(running: Running) -> None:
-    """Take hold of the sandbox's first process, and let the command begin.
+async def open_gate(running: Running, cores: float) -> None:
+    """Take hold of the sandbox's first process, and let the command begin, with so much of the processors.
 
     Whenever the node ends before that, the gate closes and nothing of the job runs; once the command begins, every
     process on the way to it ends with the one before it.
@@ -262,6 +262,11 @@ async def open_gate(running: Running) -> None:
             ready = b""
         if not ready or _is_readable(running.outer):
             raise _not_up(running)
+        if running.group is not None:
+            try:
+                running.group.share_out(cores)
+            except OSError as error:
+                raise ExecutorError(f"the job's processor time cannot be limited: {error}") from None
         with contextlib.suppress(OSError):
             await gate.send(b"\n")
         gate.close()

@@ -124,9 +124,11 @@ class ProcessExecutor:
         user = job_user(task.allocation_id) if task.sandbox else None
         if user is not None and not task.restarts:
             await trio.to_thread.run_sync(give_folder, task.work, user, task.inputs, limiter=self._limiter)
+        # a sandbox is put up with all the processor there is: with a tenth of one it would take long
+        cores = 0.0 if task.sandbox else task.resources.cpu.share
         try:
             group = await trio.to_thread.run_sync(
-                cgroup.make_group, task.allocation_id, task.resources.memory, HARD_PROCESSES, task.resources.cpu.share,
+                cgroup.make_group, task.allocation_id, task.resources.memory, HARD_PROCESSES, cores,
                 limiter=self._limiter,
             )  # fmt: skip
         except OSError as error:
@@ -140,7 +142,7 @@ class ProcessExecutor:
             raise ExecutorError(f"the process cannot be started: {error}") from None
         self._running[task.allocation_id] = running
         try:
-            await launch.open_gate(running)
+            await launch.open_gate(running, task.resources.cpu.share)
         except BaseException:
             with trio.CancelScope(shield=True):
                 running.kill()

@@ -5,9 +5,12 @@ A failure is the child's own: what is linked to it does not run, and the others 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from typing import Protocol
 
 import trio
 
@@ -20,10 +23,12 @@ from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.spec import JobSpec
 from nunet_cli.jobs.tree import Arrangement, arrange
 from nunet_cli.orchestrator import cancel
+from nunet_cli.orchestrator.batch import Finding, find_units
 from nunet_cli.orchestrator.cancel import Cancelling
 from nunet_cli.orchestrator.changes import advance, error_record, find_job
 from nunet_cli.orchestrator.needs import HasStore
 from nunet_cli.orchestrator.patience import while_full
+from nunet_cli.orchestrator.standing import GroupBids
 from nunet_cli.records.jobs import JOB_ENDS, JOBS, Job
 from nunet_cli.records.machine import REQUESTER
 
@@ -35,9 +40,14 @@ PLACED = frozenset({"contracted", "invoked", "running", "completed", "verified",
 DONE = JOB_ENDS | {"disputed"}
 # items of a batch that are looked after at once where it does not say: each asks for bids, and is a task of this node
 PARALLEL = 100
+FIND_AGAIN = 1.0
 
 
-async def run_group(ctx: Cancelling, job_id: str, run: Run) -> Job:
+class Walking(Cancelling, Finding, Protocol):
+    """Takes the children of a group further."""
+
+
+async def run_group(ctx: Walking, job_id: str, run: Run) -> Job:
     """Take every child of a group through its stages, in the order of their links; return the group.
 
     What has ended is left as it is: after a restart, or when children are to run again, the group goes on from there.
@@ -81,11 +91,11 @@ class _Walk:
     `failures` says, by name, why those failed that did; `stuck` are those among them that could not be ended.
     """
 
-    def __init__(self, ctx: Cancelling, job: Job, spec: JobSpec, run: Run) -> None:
+    def __init__(self, ctx: Walking, job: Job, spec: JobSpec, run: Run) -> None:
         self._ctx, self._job, self._run = ctx, job, run
         self._stops = spec.on_failure == "stop"
         self._arranged = Arrangement({}, (), {}) if spec.type == "batch" else arrange(spec)
-        self._at_once = len(job.children)
+        self._at_once, self._is_batch = len(job.children), spec.batch is not None
         if spec.batch is not None:
             self._at_once = min(self._at_once, spec.batch.parallel or PARALLEL)
         # what each child waits for
@@ -100,6 +110,8 @@ class _Walk:
         self._wake = trio.Event()
         self.failures: Failures = {}
         self.stuck: set[str] = set()
+        # of a batch: the bids for many units of which its items take one each
+        self._bids: GroupBids | None = None
 
     @property
     def stopped_by(self) -> str:
@@ -109,21 +121,31 @@ class _Walk:
     async def to_the_end(self) -> None:
         """Walk."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._hear_of_others, self._ctx.store.news(self._job.id))
-            self._look()
-            while not self.stopped_by:
-                self._wake = trio.Event()
-                await self._pass_over()
-                for name in list(self._startable()):
-                    child_id = self._waiting.pop(name)
-                    self._running.add(name)
-                    if name in self._watched:
-                        nursery.start_soon(self._hear_of_place, name, child_id)
-                    nursery.start_soon(self._take, name, child_id)
-                if not self._running and not self._waiting:
-                    break
-                await self._wake.wait()
-            nursery.cancel_scope.cancel()
+            with contextlib.ExitStack() as stack:
+                if self._is_batch:
+                    self._bids = stack.enter_context(self._ctx.standing.open(self._job.id, self._job.children.values()))
+                    self._bids.on_end = lambda: self._wake.set()
+                    finding = partial(while_full, self._ctx, self._job.id, partial(find_units, self._ctx, self._bids))
+                    # the items wait for it: should it break, it is begun again
+                    nursery.start_soon(self._ctx.supervisor.every, FIND_AGAIN, "finding units", finding)
+                await self._walk(nursery)
+
+    async def _walk(self, nursery: trio.Nursery) -> None:
+        nursery.start_soon(self._hear_of_others, self._ctx.store.news(self._job.id))
+        self._look()
+        while not self.stopped_by:
+            self._wake = trio.Event()
+            await self._pass_over()
+            for name in list(self._startable()):
+                child_id = self._waiting.pop(name)
+                self._running.add(name)
+                if name in self._watched:
+                    nursery.start_soon(self._hear_of_place, name, child_id)
+                nursery.start_soon(self._take, name, child_id)
+            if not self._running and not self._waiting:
+                break
+            await self._wake.wait()
+        nursery.cancel_scope.cancel()
 
     def _look(self) -> None:
         """Find out how each child stands that is not being taken further just now."""
@@ -148,7 +170,9 @@ class _Walk:
 
     def _startable(self) -> Iterator[str]:
         """Yield the children for which there is a place, and nothing to wait for."""
-        places = self._at_once - len(self._running)
+        # whose program has ended, and is being settled, needs no place; but not any number of them
+        settling = len(self._bids.settling) if self._bids is not None else 0
+        places = self._at_once - len(self._running) + min(settling, PARALLEL)
         for name in self._waiting:
             if places <= 0:
                 return
@@ -190,6 +214,7 @@ class _Walk:
                 self.stuck |= set() if left.state in DONE else {name}
         finally:
             self._running.discard(name)
+            self._ctx.standing.leave(self._job.id, child_id)
             self._wake.set()
 
     async def _hear_of_place(self, name: str, child_id: str) -> None:

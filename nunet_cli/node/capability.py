@@ -8,9 +8,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
+import trio
 from msgspec import structs
 
 from nunet_cli import quantities
@@ -36,6 +38,9 @@ from nunet_cli.records.reading import decode_again
 log = logging.getLogger("nunet.capability")
 
 Source = Store | Transaction
+LEASES = ("lock", "place")
+# seconds between looks at the machine, for those who have lined up
+LINE_PAUSE = 5.0
 
 
 class Content(Protocol):
@@ -51,8 +56,12 @@ class CapabilityAccounting:
         self._store, self.monitor = store, monitor
         self.content: Content | None = None
         self.executors: dict[str, str] = {}
-        # what follows once something was given back
-        self.on_release: Callable[[], None] = lambda: None
+        # what follows once something was given back: it is told by whom
+        self.on_release: Callable[[str], None] = lambda _requester: None
+        # wakes those who have lined up
+        self._handed = trio.Event()
+        # whether a requester's jobs that have lined up let others have their turn first
+        self.gives_way: Callable[[str], bool] = lambda _requester: False
 
     def is_onboarded(self, source: Source | None = None) -> bool:
         """Say whether this node offers capability."""
@@ -124,7 +133,11 @@ class CapabilityAccounting:
     def taken(self, source: Source) -> list[Holding]:
         """Return the locks that hold and the allocations."""
         now = quantities.utc_now()
-        return [row for row in source[HOLDINGS].all() if row.kind == "allocation" or row.expires_at > now]
+        return [
+            row
+            for row in source[HOLDINGS].all()
+            if row.kind == "allocation" or (row.kind == "lock" and row.expires_at > now)
+        ]
 
     def available(self, source: Source, at: str = "") -> Capability:
         """Return what is left (second seed: `getAvailableCapability`), now or at a later time.
@@ -187,7 +200,7 @@ class CapabilityAccounting:
             What is available then (second seed: `setAvailableCapability`).
         """
         self.executors, now = executors, quantities.utc_now()
-        if any(row.expires_at <= now for row in self._store[HOLDINGS].by("kind", "lock")):
+        if any(len(row.expires_at) > 0 and row.expires_at <= now for row in self._store[HOLDINGS].by("kind", *LEASES)):
             await self._store.change(self._sweep)
         return self.get_available_capability()
 
@@ -195,8 +208,8 @@ class CapabilityAccounting:
     def _sweep(t: Transaction) -> None:
         # what has lapsed is looked through no more: a peer may have made many
         now = quantities.utc_now()
-        for row in t[HOLDINGS].by("kind", "lock"):
-            if row.expires_at <= now:
+        for row in t[HOLDINGS].by("kind", *LEASES):
+            if row.expires_at and row.expires_at <= now:
                 t[HOLDINGS].remove(row.id)
 
     def get_available_capability(self) -> Capability:
@@ -208,7 +221,14 @@ class CapabilityAccounting:
         return [row for row in self.taken(self._store) if row.kind == "lock"]
 
     def lock_capability(
-        self, t: Transaction, bid_id: str, job_id: str, resources: Resources, until: str, duration: int = 0
+        self,
+        t: Transaction,
+        bid_id: str,
+        job_id: str,
+        resources: Resources,
+        until: str,
+        duration: int = 0,
+        requester: str = "",
     ) -> None:
         """Reserve resources for a bid until a time (second seed: `lockCapability`).
 
@@ -221,14 +241,40 @@ class CapabilityAccounting:
             resources: what to reserve.
             until: when the lease ends, RFC 3339.
             duration: the seconds that the job may run after that, for when the resources are free again.
+            requester: whose job it is, by DID.
 
         Raises:
             StateError: what is left does not suffice.
         """
         t[HOLDINGS].remove(bid_id)
         self._sweep(t)
-        ends = quantities.format_time(quantities.parse_time(until) + timedelta(seconds=duration))
-        self._take(t, Holding(bid_id, "lock", resources, job_id, until, ends))
+        self._take(t, _lock(Holding(bid_id, "place", resources, job_id, until, "", requester, duration)))
+
+    def line_up(
+        self, t: Transaction, bid_id: str, job_id: str, resources: Resources, until: str, duration: int, requester: str
+    ) -> None:
+        """Note that a unit of a bid is to have what is given back next; until a time, unless it is invoked.
+
+        Args:
+            t: the change that this is part of.
+            bid_id: the unit.
+            job_id: its job.
+            resources: what it will need.
+            until: how long it waits to be invoked, RFC 3339.
+            duration: the seconds that the job may run.
+            requester: whose job it is, by DID.
+
+        Raises:
+            StateError: of those that wait there are enough for what the requester has running here; code `no_place`.
+        """
+        t[HOLDINGS].remove(bid_id)
+        self._sweep(t)
+        waiting = sum(row.requester == requester for row in t[HOLDINGS].by("kind", "place"))
+        running = sum(row.requester == requester for row in t[HOLDINGS].by("kind", "lock", "allocation"))
+        # one for each: those that began together may end together
+        if waiting >= running:
+            raise StateError("enough of your jobs wait for a place here", code="no_place")
+        t[HOLDINGS].put(Holding(bid_id, "place", resources.as_run(), job_id, until, "", requester, duration))
 
     def is_locked(self, source: Source, bid_id: str) -> bool:
         """Say whether a bid's lock is there and has not expired."""
@@ -240,15 +286,78 @@ class CapabilityAccounting:
     ) -> None:
         """Turn a bid's lock into an allocation; a lock that lapsed is made good if there is still room.
 
+        One that has lined up stays in its line, with the allocation's name.
+
         Raises:
             StateError: there is none, or others use the machine so much that the job has no room.
         """
+        held = t[HOLDINGS].get(bid_id)
         t[HOLDINGS].remove(bid_id)
-        ends = quantities.format_time(quantities.now() + timedelta(seconds=duration))
-        self._take(t, Holding(allocation_id, "allocation", resources, ends_at=ends))
+        job_id, requester = (held.job_id, held.requester) if held is not None else ("", "")
+        mine = Holding(allocation_id, "place", resources, job_id, "", "", requester, duration)
+        if held is not None and held.kind == "place":
+            t[HOLDINGS].put(structs.replace(mine, resources=resources.as_run()))
+            self._hand_over(t)
+            return
+        self._take(t, _allocation(mine))
         crowded = self.crowded(resources)
         if crowded:
             raise StateError(crowded, code="machine_busy")
+
+    def holds(self, source: Source, requester: str) -> bool:
+        """Say whether jobs of a requester run here, or have something locked."""
+        return any(row.requester == requester for row in self.taken(source))
+
+    def is_in_line(self, source: Source, key: str) -> bool:
+        """Say whether a unit, or an allocation, waits for what is given back next."""
+        row = source[HOLDINGS].get(key)
+        return row is not None and row.kind == "place"
+
+    async def wait_in_line(self, allocation_id: str, until: float) -> bool:
+        """Wait until an allocation has what it has lined up for; False where it has not by a time, in trio's time."""
+        while self.is_in_line(self._store, allocation_id):
+            left = until - trio.current_time()
+            if left <= 0:
+                return False
+            handed = self._handed
+            with trio.move_on_after(min(left, LINE_PAUSE)) as patience:
+                await handed.wait()
+            if patience.cancelled_caught:
+                # others may use the machine less by now
+                await self._store.change(self._hand_over)
+        return True
+
+    def lines_up(self, source: Source, requester: str) -> bool:
+        """Say whether jobs of a requester wait for what is given back next."""
+        return any(row.requester == requester for row in source[HOLDINGS].by("kind", "place"))
+
+    def hand_over(self, t: Transaction, requester: str) -> bool:
+        """Give what is free to the first job of a requester that has lined up; return whether one has."""
+        before = len(t[HOLDINGS].by("kind", "place"))
+        self._hand_over(t, requester)
+        return len(t[HOLDINGS].by("kind", "place")) < before
+
+    def _hand_over(self, t: Transaction, only: str = "") -> None:
+        """Give what is free to those who have lined up, in their order; a unit that is not invoked yet has its lock."""
+        for row in t[HOLDINGS].by("kind", "place"):
+            if row.expires_at and row.expires_at <= quantities.utc_now():
+                continue
+            if row.requester != only if only else self.gives_way(row.requester):
+                continue
+            # an allocation's has no end
+            now_has = _lock(row) if row.expires_at else _allocation(row)
+            if not self.available(t).resources.fits(row.resources) or self.crowded(row.resources):
+                return
+            # it goes to the end of the table, which has no meaning for those that hold something
+            t[HOLDINGS].remove(row.id)
+            t[HOLDINGS].put(now_has)
+            t.then(self._wake_line)
+            if only:
+                return
+
+    def _wake_line(self) -> None:
+        self._handed.set()
+        self._handed = trio.Event()
 
     def _take(self, t: Transaction, holding: Holding) -> None:
         left, taken = self.available(t).resources, holding.resources.as_run()
@@ -259,10 +368,12 @@ class CapabilityAccounting:
         t[HOLDINGS].put(structs.replace(holding, resources=taken))
 
     def release(self, t: Transaction, key: str) -> None:
-        """Give back what a bid locked, or what an allocation has; and sweep locks that have lapsed."""
+        """Give back what a bid locked, or what an allocation has, to who is next in line; and sweep what has lapsed."""
+        held = t[HOLDINGS].get(key)
         t[HOLDINGS].remove(key)
         self._sweep(t)
-        t.then(self.on_release)
+        self._hand_over(t)
+        t.then(partial(self.on_release, held.requester if held is not None else ""))
 
     def get_preferences(self, source: Source | None = None) -> CapabilityComparator:
         """Return this node's preferences, as a provider and as a requester (second seed: `getPreferences`)."""
@@ -289,3 +400,13 @@ class CapabilityAccounting:
         """Return the provider's price; nothing, for volunteer compute."""
         row = self._store[PREFERENCES].get("comparator")
         return row.price if row is not None else PriceBid()
+
+
+def _lock(place: Holding) -> Holding:
+    ends = quantities.parse_time(place.expires_at) + timedelta(seconds=place.duration)
+    return structs.replace(place, kind="lock", ends_at=quantities.format_time(ends))
+
+
+def _allocation(place: Holding) -> Holding:
+    ends = quantities.format_time(quantities.now() + timedelta(seconds=place.duration))
+    return structs.replace(place, kind="allocation", expires_at="", ends_at=ends)

@@ -98,7 +98,7 @@ class Node:
         self._once_more: set[str] = set()
         self._discovery: Discovery | None = None
         ctx.begin_allocation = self._begin_allocation
-        accounting.on_release = ctx.work.wake
+        accounting.on_release, accounting.gives_way = ctx.work.wake, ctx.work.gives_way
         ctx.closings.begin = partial(closing.begin, ctx)
         for room in (bid_answers, bid, work, request, contract_keeping, agreement, invoke, execute, settle, disputes):
             room.register(ctx)

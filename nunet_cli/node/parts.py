@@ -25,6 +25,7 @@ from nunet_cli.orchestrator.going_on import Asked, Closings, Heard, JobLocks, Jo
 from nunet_cli.orchestrator.judging import Judging
 from nunet_cli.orchestrator.roles import Roles
 from nunet_cli.orchestrator.searches import Searches, Work
+from nunet_cli.orchestrator.standing import Standing
 from nunet_cli.supervise import Supervisor
 from nunet_cli.threads import Threads
 
@@ -57,6 +58,7 @@ class Parts:
     judging: Judging = field(default_factory=Judging)
     job_locks: JobLocks = field(default_factory=JobLocks)
     searches: Searches = field(default_factory=Searches)
+    standing: Standing = field(default_factory=Standing)
     work: Work = field(default_factory=Work)
     heard: Heard = field(default_factory=Heard)
     progress: JobProgress = field(default_factory=JobProgress)

@@ -37,9 +37,36 @@ class Accounting(Protocol):
         """Return the provider's price."""
 
     def lock_capability(
-        self, t: Transaction, bid_id: str, job_id: str, resources: Resources, until: str, duration: int = 0
+        self,
+        t: Transaction,
+        bid_id: str,
+        job_id: str,
+        resources: Resources,
+        until: str,
+        duration: int = 0,
+        requester: str = "",
     ) -> None:
         """Reserve resources for a bid until a time; a second lock of the same bid replaces the first."""
+
+    def line_up(
+        self, t: Transaction, bid_id: str, job_id: str, resources: Resources, until: str, duration: int, requester: str
+    ) -> None:
+        """Note that a unit of a bid is to have what is given back next."""
+
+    def holds(self, source: Store | Transaction, requester: str) -> bool:
+        """Say whether jobs of a requester run here, or have something locked."""
+
+    def lines_up(self, source: Store | Transaction, requester: str) -> bool:
+        """Say whether jobs of a requester wait for what is given back next."""
+
+    def hand_over(self, t: Transaction, requester: str) -> bool:
+        """Give what is free to the first job of a requester that has lined up; return whether one has."""
+
+    def is_in_line(self, source: Store | Transaction, key: str) -> bool:
+        """Say whether a unit, or an allocation, waits for what is given back next."""
+
+    async def wait_in_line(self, allocation_id: str, until: float) -> bool:
+        """Wait until an allocation has what it has lined up for; False where it has not by a time."""
 
     def is_locked(self, source: Store | Transaction, bid_id: str) -> bool:
         """Say whether a bid's lock is there and has not expired."""

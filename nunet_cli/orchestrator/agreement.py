@@ -11,24 +11,26 @@ from msgspec import structs
 
 from nunet_cli import quantities
 from nunet_cli.database.store import Store, Transaction
-from nunet_cli.errors import ContractError
+from nunet_cli.database.transition import transition
+from nunet_cli.errors import ContractError, StateError
 from nunet_cli.network.messenger import Answer, Change, Incoming
-from nunet_cli.orchestrator.bid import sent_bid
+from nunet_cli.orchestrator.bid import Assessing, assess, offered_until, sent_bid
 from nunet_cli.orchestrator.contract import Validating, contract_text, validate_provider
 from nunet_cli.orchestrator.contract_keeping import contract_record
 from nunet_cli.orchestrator.needs import Dealing, HasAccounting, HasClosings, HasIdentity, HasRoles
 from nunet_cli.orchestrator.permissions import check_dealing
-from nunet_cli.orchestrator.request import offered_until
-from nunet_cli.records.bids import BID, BID_REQUESTS, BidRecord
+from nunet_cli.orchestrator.units import as_unit
+from nunet_cli.records.bids import BID, BID_REQUESTS, BIDS, BidRecord, bid_id_of, is_unit
+from nunet_cli.records.capability import Resources
 from nunet_cli.records.contract_records import CONTRACTS
-from nunet_cli.records.contracts import DATABASE, ORACLE, PROVIDER, UNVERIFIED, Contract
+from nunet_cli.records.contracts import DATABASE, ORACLE, PROVIDER, REQUESTER, UNVERIFIED, Contract
 from nunet_cli.records.documents import Document, make_document
 from nunet_cli.records.messages import ContractAgreement, ContractProposal
 
 MAX_SKEW = timedelta(seconds=60)
 
 
-class Agreeing(HasAccounting, HasClosings, HasRoles, HasIdentity, Validating, Dealing, Protocol):
+class Agreeing(HasClosings, HasRoles, Validating, Assessing, Dealing, Protocol):
     """Closes a contract as its provider."""
 
 
@@ -66,6 +68,8 @@ async def _on_proposal(ctx: Agreeing, message: Incoming) -> Answer | Change:
         )  # fmt: skip
     if not await validate_provider(ctx, contract.requester, contract.contract_database):
         raise ContractError("the requester is not verified", code=UNVERIFIED)
+    if is_unit(contract.bid_id):
+        await _check_still_wanted(ctx, bid)
     agreed = agreement.sign(ctx.identity, PROVIDER)
     record = structs.replace(contract_record(agreed, "provider", ""), state="agreed")
 
@@ -79,8 +83,13 @@ async def _on_proposal(ctx: Agreeing, message: Incoming) -> Answer | Change:
             raise ContractError("there is a contract for this bid already", code="bid_used")
         resources = t[BID_REQUESTS].one(current.bid_request_id).request.required_capability.resources
         lease = quantities.format_time(quantities.now() + timedelta(seconds=ctx.config.lock_lease))
-        # a lock that lapsed in the meantime is taken again, if there is still room
-        ctx.accounting.lock_capability(t, current.id, current.job_id, resources, lease, current.offer.time.duration)
+        if is_unit(current.id):
+            _take_unit(ctx, t, current, resources, lease)
+        else:
+            # a lock that lapsed in the meantime is taken again, if there is still room
+            duration = current.offer.time.duration
+            ctx.accounting.lock_capability(t, current.id, current.job_id, resources, lease, duration, current.did)
+            transition(t, current, "take", by=REQUESTER)
         t[CONTRACTS].put(record)
         t.then(partial(ctx.closings.look, record.id))
         t.save_event(current.job_id, "contract_agreed", contract_id=agreed.cid, deposit=contract.terms.deposit)
@@ -105,12 +114,63 @@ def _open_bid(ctx: HasAccounting, source: Store | Transaction, contract: Contrac
         ContractError: it timed out.
         StateError: it was released.
     """
-    bid = sent_bid(source, contract.bid_id, sender)
+    bid = sent_bid(source, bid_id_of(contract.bid_id), sender)
+    if is_unit(contract.bid_id) != (source[BID_REQUESTS].one(bid.bid_request_id).request.count > 1):
+        raise ContractError(f"no bid {contract.bid_id} was made to you", code="no_bid_here")
+    if bid.verdict == "taken":
+        raise ContractError("there is a contract for this bid already", code="bid_used")
     if offered_until(bid) <= quantities.utc_now() and not ctx.accounting.is_locked(source, bid.id):
         raise ContractError(f"the bid timed out at {offered_until(bid)}", code="bid_timeout")
     # what was released is locked for nobody any more
     BID.move(bid, "lock", PROVIDER, None)
-    return bid
+    return as_unit(bid, contract.bid_id, contract.job_id, contract.terms.spec_cid)
+
+
+async def _check_still_wanted(ctx: Agreeing, unit: BidRecord) -> None:
+    """Hold a bid for many units against what this provider's owner has decided since, before another one is taken.
+
+    Raises:
+        ContractError: the price is not the bid's any more, or the rules are against the job; code `offer_changed`.
+    """
+    comparator, price = ctx.accounting.get_preferences(), ctx.accounting.price()
+    bid_id = bid_id_of(unit.id)
+    if ctx.work.is_decided(bid_id, comparator, price):
+        return
+    request = ctx.store[BID_REQUESTS].one(unit.bid_request_id).request
+    later = ctx.accounting.earliest_start(ctx.store, request.required_capability.resources)
+    comparison = (await assess(ctx, request, at=later)).comparison
+    if comparison.verdict != "accept" or price != unit.offer.price:
+        why = "; ".join(comparison.reasons) or "it has another price"
+        raise ContractError(f"this machine is offered differently by now: {why}", code="offer_changed")
+    ctx.work.decide(bid_id, comparator, price)
+
+
+def _take_unit(ctx: Agreeing, t: Transaction, unit: BidRecord, resources: Resources, lease: str) -> None:
+    """Lock what a unit of a bid needs, or have it line up behind the requester's others; the bid stands longer then.
+
+    Raises:
+        StateError: there is no room for it; code `no_place`.
+    """
+    did, duration, accounting = unit.did, unit.offer.time.duration, ctx.accounting
+    if not ctx.work.may_take(did):
+        ctx.work.note_waiting(did, refills=True)
+        raise StateError("others wait for a place here, and it is their turn", code="no_place")
+    try:
+        accounting.lock_capability(t, unit.id, unit.job_id, resources, lease, duration, did)
+    except StateError:
+        others = ctx.work.others(did)
+        if others or not accounting.holds(t, did):
+            ctx.work.note_waiting(did, refills=True)
+            raise StateError("there is no room, and others wait for it" if others else "there is no room",
+                             code="no_place") from None  # fmt: skip
+        accounting.line_up(t, unit.id, unit.job_id, resources, lease, duration, did)
+    t.then(partial(ctx.work.took_turn, did))
+    bid = t[BIDS].one(bid_id_of(unit.id))
+    until = quantities.now() + timedelta(seconds=ctx.config.bid_timeout)
+    if quantities.parse_time(offered_until(bid)) < until:
+        # not with each unit: it is a row to be written
+        until += timedelta(seconds=ctx.config.bid_timeout + duration)
+        t[BIDS].put(structs.replace(bid, offered_until=quantities.format_time(until)))
 
 
 def generate_job_agreement(ctx: HasIdentity, bid: BidRecord, proposed: Contract) -> Document:

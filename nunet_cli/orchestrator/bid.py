@@ -12,7 +12,9 @@ import msgspec
 from msgspec import structs
 
 from nunet_cli import quantities
+from nunet_cli.database.retention import has_contract
 from nunet_cli.database.store import Store, Transaction
+from nunet_cli.database.transition import transition
 from nunet_cli.errors import PeerError, RejectedMessageError, StateError
 from nunet_cli.executor.docker import is_allowed
 from nunet_cli.jobs import expressions
@@ -48,10 +50,10 @@ from nunet_cli.records.bids import (
     TimeBid,
 )
 from nunet_cli.records.capability import Capability, PriceBid
-from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.events import EVENTS
 from nunet_cli.records.identifiers import key_from_did, peer_cid_from_key, peer_id_from_key
 from nunet_cli.records.jobs import JOBS
+from nunet_cli.records.machine import REQUESTER
 
 log = logging.getLogger("nunet.bid")
 
@@ -60,6 +62,8 @@ RELAYED_LIFETIME = 120
 BUSY_PAUSE = 10
 # offers to one requester that are kept here: a day's work of many machines; of more the oldest go that came to nothing
 MOST_OFFERS, LOOKED_AT = 2000, 50
+# units that a bid takes at once
+MOST_AT_ONCE = 1000
 
 
 class Offering(HasAccounting, Permitting, HasStore, Protocol):
@@ -154,11 +158,14 @@ async def answer_request(
         if known is not None:
             return "bid", known
         offered = bid
-        if ctx.config.lock_on_bid or lock:
+        # a unit of many is locked with its contract: others may have the rest meanwhile
+        if request.count == 1 and (ctx.config.lock_on_bid or lock):
             resources = request.required_capability.resources
             until = bid.timeout if ctx.config.lock_on_bid else _lease_end(ctx)
             try:
-                ctx.accounting.lock_capability(t, bid.id, request.job_id, resources, until, bid.time.duration)
+                ctx.accounting.lock_capability(
+                    t, bid.id, request.job_id, resources, until, bid.time.duration, sender
+                )  # fmt: skip
             except StateError as error:
                 # another took what was free when this one was compared
                 t.then(partial(ctx.work.note_waiting, sender))
@@ -194,11 +201,17 @@ def make_room(t: Transaction, did: str, now: str) -> None:
     Raises:
         RejectedMessageError: all of them still stand.
     """
-    if t[BIDS].count("did", did) < MOST_OFFERS:
+    if t[BIDS].page(0, did=did, verdict="offered").total < MOST_OFFERS:
         return
     gone = 0
-    for old in t[BIDS].by("did", did, limit=LOOKED_AT):
-        if old.direction == "sent" and old.offer.timeout < now and t[CONTRACTS].first("bid_id", old.id) is None:
+    for old in t[BIDS].page(LOOKED_AT, did=did, verdict="offered").rows:
+        if old.direction != "sent":
+            continue
+        if has_contract(t, old.id):
+            # an earlier version did not say so with the bid
+            transition(t, old, "take", by=REQUESTER)
+            gone += 1
+        elif offered_until(old) < now:
             t[BIDS].remove(old.id)
             t[BID_REQUESTS].remove(old.bid_request_id)
             # the job may be this node's own: a peer names what it likes
@@ -321,14 +334,25 @@ def _offered(ctx: Offering, requester: str, cost: int, at: str) -> Capability:
 
 
 def create_bid(ctx: Offering, request: BidRequest, offer: Offer) -> Bid:
-    """Return the offer as a bid (seed 2: `createBid`)."""
+    """Return the offer as a bid (seed 2: `createBid`), for as many units of what is asked for as there is room for."""
+    needs = request.required_capability.resources.as_run()
     return Bid(
         id=new_id("bid"), bid_request_id=request.id, job_id=request.job_id, bidder=ctx.identity.node_id,
         price=offer.price, timeout=_soon(ctx.config.bid_timeout), spec_cid=request.spec_cid,
         comparison=offer.comparison,
         time=TimeBid(start=quantities.utc_now(), duration=max(1, request.required_capability.time.max)),
         offer=offer.available, load=ctx.accounting.load(ctx.store),
+        units=max(1, offer.available.resources.times(needs, min(request.count, MOST_AT_ONCE))),
     )  # fmt: skip
+
+
+def offered_until(record: BidRecord) -> str:
+    """Return how long an offer stands: a lock that lapses earlier is taken again, while there is room.
+
+    It is as long as it was at first, however often the requester asks: what is locked is not another's. One for many
+    units stands longer with each that is taken.
+    """
+    return record.offered_until or record.offer.timeout
 
 
 def sent_bid(source: Store | Transaction, bid_id: str, requester: str) -> BidRecord:

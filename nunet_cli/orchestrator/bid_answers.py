@@ -14,7 +14,7 @@ from nunet_cli.network.messenger import Change, Incoming
 from nunet_cli.orchestrator.locks import release_message
 from nunet_cli.orchestrator.needs import HasMessenger, HasSearches, HasStore, HasTransport
 from nunet_cli.orchestrator.post import new_id
-from nunet_cli.records.bids import BID_REQUESTS, BIDS, Bid, BidRecord, BidRequest, Decline, NodeID
+from nunet_cli.records.bids import BID_REQUESTS, BIDS, Bid, BidRecord, BidRequest, Decline, NodeID, is_unit
 from nunet_cli.records.identifiers import key_from_did, peer_cid_from_key, peer_id_from_key
 from nunet_cli.records.jobs import JOBS
 
@@ -44,6 +44,8 @@ def _bid_change(ctx: HasSearches, request: BidRequest, message: Incoming) -> Cal
     """Check a bid, and return the change that keeps it."""
     bid: Bid = message.body
     _check_bidder(bid, message.sender)
+    if is_unit(bid.id) or bid.units > request.count:
+        raise RejectedMessageError("the bid is for more than was asked for", code="wrong_bid")
     if bid.bid_request_id != request.id or bid.job_id != request.job_id or bid.spec_cid != request.spec_cid:
         raise RejectedMessageError("the bid answers another request", code="wrong_bid")
     try:
@@ -156,7 +158,8 @@ def _on_relayed_answer(ctx: Gathering, message: Incoming) -> Change:
 
     def change(t: Transaction) -> None:
         job = t[JOBS].get(sent.job_id)
-        if job is None or job.bid_request_id != sent.id or job.state != "matching":
+        # a batch asks for many units, and goes on asking while some of them run
+        if job is None or job.bid_request_id != sent.id or job.state != ("running" if job.children else "matching"):
             raise StateError("the search is over", code="search_over")
         known = _answer_of(t, sent.request, message.sender)
         if known is not None and not (known.free_at and isinstance(body, Bid)):

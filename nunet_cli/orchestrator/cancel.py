@@ -30,7 +30,8 @@ from nunet_cli.orchestrator.needs import (
 )
 from nunet_cli.orchestrator.retry import CANCEL_LIFETIME, note_called_off
 from nunet_cli.orchestrator.settle import Settling, settle
-from nunet_cli.records.bids import BIDS
+from nunet_cli.orchestrator.units import as_unit, bid_of
+from nunet_cli.records.bids import BIDS, is_unit
 from nunet_cli.records.contract_records import CONTRACTS, ContractRecord
 from nunet_cli.records.contracts import DATABASE, REQUESTER, Contract
 from nunet_cli.records.documents import Document
@@ -95,6 +96,9 @@ async def cancel(ctx: Cancelling, job_id: str) -> Job:
         # the one that was asked last may have locked, and its answer may never have arrived
         if bid is not None and (bid.offer.resources_locked_until_timeout or place == job.place):
             note = await release_lock(ctx, bid, ctx.config.limits.answer_timeout) or note
+    unit = bid_of(ctx.store, job.bid_id) if job.state == "requested" and is_unit(job.bid_id) else None
+    if unit is not None:
+        note = await release_lock(ctx, as_unit(unit, job.bid_id, job.id, ""), ctx.config.limits.answer_timeout) or note
 
     def change(t: Transaction) -> Job:
         current = t[JOBS].one(job.id)

@@ -34,7 +34,8 @@ from nunet_cli.orchestrator.needs import (
 )
 from nunet_cli.orchestrator.retry import has_next_bid
 from nunet_cli.orchestrator.select import missing_kycs
-from nunet_cli.records.bids import BIDS, BidRecord
+from nunet_cli.orchestrator.units import as_unit, bid_of
+from nunet_cli.records.bids import BidRecord
 from nunet_cli.records.contract_records import CONTRACTS, ContractRecord
 from nunet_cli.records.contracts import (
     DATABASE,
@@ -132,7 +133,10 @@ async def _ask_until(
 
 
 async def _propose(ctx: Contracting, job: Job) -> ContractRecord:
-    bid = ctx.store[BIDS].one(job.bid_id)
+    made = bid_of(ctx.store, job.bid_id)
+    if made is None:
+        raise ContractError(f"the bid {job.bid_id} is gone", code=PROVIDER_REFUSED)
+    bid = as_unit(made, job.bid_id, job.id, job.spec_cid)
     # a statement may have run out since the bid was chosen
     missing = missing_kycs(required_capability(decode_spec(job.spec), ctx.config.kyc.verifiers), bid.offer)
     if missing:
@@ -233,7 +237,9 @@ async def _agree(ctx: Contracting, contract: ContractRecord) -> ContractRecord:
     except NunetError as error:
         reason = error.message
         await ctx.store.change(lambda t: set_contract(t, contract.id, "refuse", by=PROVIDER, reason=reason))
-        raise ContractError(f"the provider refused the contract: {reason}", code=PROVIDER_REFUSED) from None
+        raise ContractError(
+            f"the provider refused the contract: {reason}", code=PROVIDER_REFUSED, details={"cause": error.code}
+        ) from None
     mine = Document(agreed.content, tuple(entry for entry in agreed.signatures if entry.role == PROVIDER)[:1])
     signed = mine.sign(ctx.identity, REQUESTER)
 

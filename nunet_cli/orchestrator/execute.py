@@ -32,6 +32,7 @@ from nunet_cli.orchestrator.needs import (
     HasHome,
     HasMessenger,
     HasProgress,
+    HasStanding,
     HasStore,
     HasThreads,
 )
@@ -53,7 +54,7 @@ class Telling(HasBlobs, HasHome, HasThreads, HasStore, Protocol):
     """Tells a requester what its job writes."""
 
 
-class Taking(HasClosings, HasHeard, HasProgress, Protocol):
+class Taking(HasClosings, HasHeard, HasProgress, HasStanding, Protocol):
     """Takes results."""
 
 
@@ -234,6 +235,7 @@ def result_change(ctx: Taking, contract: ContractRecord, document: Document) -> 
         mine = job is not None and job.contract_id == contract.id
         if job is not None and mine and (job.state in _RUNS or _is_late(job, result)):
             _complete(t, job, result)
+            t.then(partial(ctx.standing.ended, job.parent, job.id, result.usage.wall_seconds))
         elif result.state == "completed" and is_first:
             # the job goes on without it, or was called off; it will be paid, so it is fetched, too: see `closing`
             t[LATE_RESULTS].put(LateResult(contract.id))

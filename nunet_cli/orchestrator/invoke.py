@@ -32,8 +32,9 @@ from nunet_cli.orchestrator.needs import (
 )
 from nunet_cli.orchestrator.permissions import Permitting, check_dealing, may_use
 from nunet_cli.orchestrator.post import new_id
+from nunet_cli.orchestrator.units import bid_of
 from nunet_cli.records.allocations import ALLOCATIONS, Allocation
-from nunet_cli.records.bids import BID_REQUESTS, BIDS
+from nunet_cli.records.bids import BID_REQUESTS
 from nunet_cli.records.capability import Capability
 from nunet_cli.records.contract_records import CONTRACTS, ContractRecord
 from nunet_cli.records.contracts import PROVIDER, REQUESTER, Contract
@@ -220,7 +221,7 @@ def _check_bid_for(ctx: Checking, spec: JobSpec, contract: ContractRecord) -> No
         RejectedMessageError: naming what differs.
         ContractError: the requester may not use an executor or image here.
     """
-    bid = ctx.store[BIDS].get(contract.bid_id)
+    bid = bid_of(ctx.store, contract.bid_id)
     record = ctx.store[BID_REQUESTS].get(bid.bid_request_id) if bid is not None else None
     if record is None:
         raise ContractError("the bid request of this contract is not here", code="no_bid_here")

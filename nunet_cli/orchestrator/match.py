@@ -6,7 +6,6 @@ What comes in is checked and kept in `bid_answers`, the best are shortlisted in 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from typing import Protocol
@@ -107,8 +106,8 @@ async def match(ctx: Matching, job_id: str, *, timeout: float | None = None, fir
         await _wait(ctx, job.id, spec.time.start, "its start time")
     tries = job.tries
     if timeout is None and tries > QUICK_TRIES:
-        pause = _doubled(FIRST_PAUSE, tries - QUICK_TRIES - 1)
-        await _wait(ctx, job.id, _in_time(pause, spec.time.deadline), "every provider asked declined")
+        pause = doubled(FIRST_PAUSE, tries - QUICK_TRIES - 1)
+        await _wait(ctx, job.id, in_time(pause, spec.time.deadline), "every provider asked declined")
     request: BidRequest | None = None
     while True:
         if request is None:
@@ -116,9 +115,9 @@ async def match(ctx: Matching, job_id: str, *, timeout: float | None = None, fir
         try:
             return await select_best_bid(ctx, job.id, request.id, first)
         except NoBidError as error:
-            again = _next_try(error, spec.time.deadline, tries) if timeout is None else ""
+            again = next_try(error, spec.time.deadline, tries) if timeout is None else ""
             if not again:
-                await _expire(ctx, job.id, error)
+                await expire(ctx, job.id, error)
                 raise
             tries += 1
             if not await _wait_in_turn(ctx, job, request, again, error.message):
@@ -127,36 +126,49 @@ async def match(ctx: Matching, job_id: str, *, timeout: float | None = None, fir
 
 async def _search(ctx: Matching, job: Job, spec: JobSpec, timeout: float) -> BidRequest:
     """Send a bid request while it is kept here, and return it once everybody has answered, or the time is over."""
-    request, change = _new_bid_request(ctx, job, spec)
-    kept = trio.Event()
+    request, kept = new_bid_request(ctx, job, spec), trio.Event()
 
     async def keep() -> None:
-        await ctx.store.change(change)
+        await ctx.store.change(partial(begin_search, request=request))
         kept.set()
 
     named = [job.topic] if job.topic else []
-    await meanwhile(keep, partial(publish_bid_request, ctx, request, *named, push=job.push, timeout=timeout, kept=kept))
+    publish = partial(publish_bid_request, ctx, request, *named, push=job.push, timeout=timeout, kept=kept)
+    # who has no room now may have some before all have answered
+    with ctx.searches.open(Turn(job.created_at, request, job)):
+        await meanwhile(keep, publish)
     return request
 
 
-async def _expire(ctx: HasStore, job_id: str, error: NoBidError) -> None:
+def begin_search(t: Transaction, request: BidRequest) -> None:
+    """Keep, as part of a change, that a bid request goes out for a job."""
+    t[BID_REQUESTS].put(BidRequestRecord(request.id, request.job_id, "sent", quantities.utc_now(), request))
+    said = {"bid_request_id": request.id}
+    t.save_event(request.job_id, "bid_request_sent", **said)
+    advance(
+        t, request.job_id, "search", by=REQUESTER, said=said, bid_request_id=request.id, error=None, waiting=None
+    )  # fmt: skip
+
+
+async def expire(ctx: HasStore, job_id: str, error: NoBidError) -> None:
+    """End a job that nobody takes, saying why."""
     said, record = {"reason": error.code, "message": error.message}, error_record(error)
     await ctx.store.change(lambda t: advance(t, job_id, "expire", by=CLOCK, said=said, error=record, waiting=None))
 
 
-def _next_try(error: NoBidError, deadline: str, tries: int) -> str:
+def next_try(error: NoBidError, deadline: str, tries: int) -> str:
     """Return when to search again: after a pause that doubles, or when a busy provider is free; empty for never."""
     starts = error.details.get("start")
     if deadline <= quantities.utc_now() if deadline else not (starts or _may_be_silent(error, tries)):
         return ""
     # a provider that is busy comes by itself once it has room
-    again = _in_time(_doubled(BUSY_PAUSE if starts else FIRST_PAUSE, tries), deadline)
+    again = in_time(doubled(BUSY_PAUSE if starts else FIRST_PAUSE, tries), deadline)
     # who said when it is free at the latest is asked then; one that is wrong about it not all the time
-    least = _in_time(min(BUSY_PAUSE, _doubled(FIRST_PAUSE, tries)), deadline)
+    least = in_time(min(BUSY_PAUSE, doubled(FIRST_PAUSE, tries)), deadline)
     return max(starts, least) if starts and starts < again else again
 
 
-def _doubled(pause: float, times: int) -> float:
+def doubled(pause: float, times: int) -> float:
     """Return a pause that was doubled so often, in seconds: who waits for days is tried thousands of times."""
     return min(LONGEST_PAUSE, pause * float(2 ** min(times, 10)))
 
@@ -166,7 +178,7 @@ def _may_be_silent(error: NoBidError, tries: int) -> bool:
     return bool(error.details.get("silent")) and tries < SILENT_TRIES
 
 
-def _in_time(pause: float, deadline: str) -> str:
+def in_time(pause: float, deadline: str) -> str:
     """Return the time after a pause, or the deadline where that is earlier."""
     again = quantities.format_time(quantities.now() + timedelta(seconds=pause))
     return min(deadline, again) if deadline else again
@@ -174,12 +186,14 @@ def _in_time(pause: float, deadline: str) -> str:
 
 async def _wait(ctx: HasStore, job_id: str, until: str, what: str) -> None:
     """Wait for a time, saying so with the job."""
-    await _note_waiting(ctx, job_id, until, what)
+    await note_waiting(ctx, job_id, until, what)
     while (left := (quantities.parse_time(until) - quantities.now()).total_seconds()) > 0:
         await trio.sleep(min(left, 60))
 
 
-async def _note_waiting(ctx: HasStore, job_id: str, until: str, what: str) -> None:
+async def note_waiting(ctx: HasStore, job_id: str, until: str, what: str) -> None:
+    """Say with a job what it waits for, and when it is tried again."""
+
     def begin(t: Transaction) -> None:
         known = t[JOBS].one(job_id).waiting
         if known is not None and known.for_ == what:
@@ -198,44 +212,34 @@ def _has_bid(ctx: HasStore, request_id: str) -> bool:
 
 async def _wait_in_turn(ctx: Awaiting, job: Job, request: BidRequest, until: str, what: str) -> bool:
     """Wait for a time, or until another provider comes; say whether one that looked for work has bid meanwhile."""
-    known = _askable(ctx, job, request)
+    known = askable(ctx, job, request)
     with ctx.searches.open(Turn(job.created_at, request, job)):
-        await _note_waiting(ctx, job.id, until, what)
+        await note_waiting(ctx, job.id, until, what)
         while (left := (quantities.parse_time(until) - quantities.now()).total_seconds()) > 0:
             await ctx.searches.wait(request.id, min(left, 1.0))
             # counted is it a moment before it is kept
             if ctx.searches.answers(request.id) and _has_bid(ctx, request.id):
                 return True
-            if _askable(ctx, job, request) - known:
+            if askable(ctx, job, request) - known:
                 return False
     return False
 
 
-def _askable(ctx: HasTopics, job: Job, request: BidRequest) -> set[str]:
+def askable(ctx: HasTopics, job: Job, request: BidRequest) -> set[str]:
     """Return who is there that the job is for: of a job for one provider, that one alone."""
     there = {peer.did for peer in ctx.topics.subscribers(request.topic or BID_TOPIC)}
     return there & {job.push} if job.push else there
 
 
-def _new_bid_request(ctx: Requesting, job: Job, spec: JobSpec) -> tuple[BidRequest, Callable[[Transaction], None]]:
-    """Return a new bid request for a job, and the change that keeps it."""
+def new_bid_request(ctx: Requesting, job: Job, spec: JobSpec) -> BidRequest:
+    """Return a new bid request for a job."""
     search = timedelta(seconds=ctx.config.default_search_timeout)
-    request = BidRequest(
+    return BidRequest(
         id=new_id("request"), job_id=job.id, requester=ctx.identity.node_id, name=spec.name,
         required_capability=required_capability(spec, ctx.config.kyc.verifiers), spec_cid=job.spec_cid,
         deadline=quantities.format_time(quantities.now() + search), topic="" if job.push else job.topic or BID_TOPIC,
         images=images_of(spec), hard=spec.constraints.hard,
     )  # fmt: skip
-
-    def change(t: Transaction) -> None:
-        t[BID_REQUESTS].put(BidRequestRecord(request.id, job.id, "sent", quantities.utc_now(), request))
-        said = {"bid_request_id": request.id}
-        t.save_event(job.id, "bid_request_sent", **said)
-        advance(
-            t, job.id, "search", by=REQUESTER, said=said, bid_request_id=request.id, error=None, waiting=None
-        )  # fmt: skip
-
-    return request, change
 
 
 async def publish_bid_request(

@@ -27,6 +27,7 @@ from nunet_cli.orchestrator.going_on import Asked, Closings, Heard, JobLocks, Jo
 from nunet_cli.orchestrator.judging import Judging
 from nunet_cli.orchestrator.roles import Roles
 from nunet_cli.orchestrator.searches import Searches, Work
+from nunet_cli.orchestrator.standing import Standing
 from nunet_cli.supervise import Supervisor
 from nunet_cli.threads import Threads
 
@@ -155,6 +156,13 @@ class HasSearches(Protocol):
 
     @property
     def searches(self) -> Searches: ...
+
+
+class HasStanding(Protocol):
+    """The bids for many units that stand."""
+
+    @property
+    def standing(self) -> Standing: ...
 
 
 class HasWork(Protocol):

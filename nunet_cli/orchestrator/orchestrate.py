@@ -11,12 +11,13 @@ import trio
 from nunet_cli import quantities
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import ContractError, NoSpaceError, NunetError, PeerError, StateError
+from nunet_cli.orchestrator.batch import Finding, put_back, take_unit
 from nunet_cli.orchestrator.changes import advance, error_record, find_job, let_go
 from nunet_cli.orchestrator.contract import PROVIDER_REFUSED, TRANSIENT, Contracting, close_contract, propose_at_once
 from nunet_cli.orchestrator.execute import Following, follow
 from nunet_cli.orchestrator.invoke import invoke
 from nunet_cli.orchestrator.locks import release_message
-from nunet_cli.orchestrator.match import Matching, match
+from nunet_cli.orchestrator.match import match
 from nunet_cli.orchestrator.needs import (
     Dealing,
     HasAsked,
@@ -26,13 +27,15 @@ from nunet_cli.orchestrator.needs import (
     HasMessenger,
     HasProgress,
     HasRoles,
+    HasStanding,
     HasStore,
     HasVerified,
 )
 from nunet_cli.orchestrator.request import ask_first, next_bid, release_forgotten, request
 from nunet_cli.orchestrator.retry import CANCEL_LIFETIME, GivingUp, give_up, look_again, note_called_off
 from nunet_cli.orchestrator.settle import Settling, settle
-from nunet_cli.records.bids import BIDS
+from nunet_cli.orchestrator.units import bid_of
+from nunet_cli.records.bids import is_unit
 from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.contracts import LAPSED
 from nunet_cli.records.jobs import JOBS, Job
@@ -51,7 +54,7 @@ class Invoking(HasClosings, GivingUp, Dealing, Protocol):
     """Has a job started."""
 
 
-class ClosingContract(HasHeard, HasProgress, Contracting, Protocol):
+class ClosingContract(HasHeard, HasProgress, HasStanding, Contracting, Protocol):
     """Closes a contract, or gives the provider up."""
 
 
@@ -59,7 +62,7 @@ class Failing(HasClosings, GivingUp, Protocol):
     """Ends jobs that cannot be taken further."""
 
 
-class Orchestrating(HasAsked, HasRoles, HasVerified, Matching, HasClosings, HasHeard, HasProgress, HasBlobs, Protocol):
+class Orchestrating(HasAsked, HasRoles, HasVerified, Finding, HasClosings, HasHeard, HasProgress, HasBlobs, Protocol):
     """Takes a job through every stage; it can do what closing a contract, following and settling need."""
 
 
@@ -67,6 +70,8 @@ async def next_stage(ctx: Orchestrating, job: Job) -> None:
     """Take a job with a contract of its own through the stage that its state asks for."""
     state, job_id = job.state, job.id
     if state in ("posted", "matching", "expired"):
+        if await take_unit(ctx, job):
+            return
         if state == "matching":
             await release_forgotten(ctx, job)
         await match(ctx, job_id, first=partial(ask_first, ctx))
@@ -86,6 +91,9 @@ async def _contract(ctx: ClosingContract, job_id: str) -> None:
     try:
         await close_contract(ctx, job_id)
     except ContractError as error:
+        if error.code == PROVIDER_REFUSED and is_unit(find_job(ctx.store, job_id).bid_id):
+            await put_back(ctx, job_id, error)
+            return
         if error.code == PROVIDER_REFUSED:
             await next_bid(ctx, job_id, error.message)
             return
@@ -181,5 +189,5 @@ def _release(ctx: HasMessenger, t: Transaction, job: Job) -> Outgoing | None:
     if contract is not None and contract.state == "proved":
         body = JobCancel(contract_id=contract.id)
         return ctx.messenger.outbox.outgoing(contract.provider, "job_cancel", body, lifetime=CANCEL_LIFETIME)
-    bid = t[BIDS].get(job.bid_id) if job.state == "requested" else None
-    return release_message(ctx, bid.id, bid.did) if bid is not None else None
+    bid = bid_of(t, job.bid_id) if job.state == "requested" else None
+    return release_message(ctx, job.bid_id, bid.did) if bid is not None else None

@@ -12,7 +12,7 @@ from nunet_cli.errors import (
 )
 from nunet_cli.orchestrator.changes import advance, change_job, error_record
 from nunet_cli.orchestrator.contract_keeping import note_balance, set_contract
-from nunet_cli.orchestrator.retry import may_retry, search_again
+from nunet_cli.orchestrator.retry import look_again, may_retry, search_again
 from nunet_cli.records.contract_records import CONTRACTS, STATEMENTS, ContractRecord, Statement
 from nunet_cli.records.contracts import DATABASE, ORACLE, PROVIDER, REQUESTER, Receipt
 from nunet_cli.records.documents import Document
@@ -150,6 +150,9 @@ def _fail_or_retry(t: Transaction, job: Job, result: Result, money: dict[str, st
     """Fail a job, or where the failure was the provider's and the job allows it, look for another provider."""
     # what it says to have done, and nobody could fetch or verify in time, is its failure as well
     not_delivered = result.state == "completed" and money["message"].startswith(NOT_DELIVERED)
+    # it waited for its turn there, and this never came
+    if result.reason == "no_place" and job.state == "completed" and look_again(t, job, {"reason": result.reason}):
+        return t[JOBS].one(job.id)
     if (result.fault == "provider" or not_delivered) and job.state == "completed" and may_retry(job):
         provider = t[CONTRACTS].one(job.contract_id).provider
         return search_again(t, job, provider, {"reason": result.reason or "not_delivered", **money})

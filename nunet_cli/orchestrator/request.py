@@ -17,7 +17,7 @@ from nunet_cli.errors import ContractError, DeclinedError, NunetError, RejectedM
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.matching.rank import SOON, start_delay
 from nunet_cli.network.messenger import Answer, Change, Incoming
-from nunet_cli.orchestrator.bid import Assessing, assess, busy_until, sent_bid
+from nunet_cli.orchestrator.bid import Assessing, assess, busy_until, offered_until, sent_bid
 from nunet_cli.orchestrator.changes import advance, change_job, error_record, find_job
 from nunet_cli.orchestrator.going_on import No
 from nunet_cli.orchestrator.locks import check_resource_lock, release_lock, release_message
@@ -271,20 +271,14 @@ async def _on_job_request(ctx: Assessing, message: Incoming) -> Answer | Change:
     if _is_over(ctx, ctx.store, record):
         return _timed_out(record)
     original = ctx.store[BID_REQUESTS].one(body.bid_request.id).request
+    if original.count > 1:
+        raise RejectedMessageError("a unit of this bid is locked with its contract", code="wrong_bid")
     if not ctx.accounting.is_locked(ctx.store, record.id):
         comparison = (await assess(ctx, original)).comparison
         if comparison.verdict != "accept":
             busy = bool(await busy_until(ctx, original))
             return lambda t: _decline(ctx, t, record, "; ".join(comparison.reasons), busy=busy)
     return lambda t: lock_resources(ctx, t, sent_bid(t, body.bid_id, message.sender), original)
-
-
-def offered_until(record: BidRecord) -> str:
-    """Return how long an offer stands: a lock that lapses earlier is taken again, while there is room.
-
-    It is as long as it was at first, however often the requester asks: what is locked is not another's.
-    """
-    return record.offered_until or record.offer.timeout
 
 
 def _is_over(ctx: HasAccounting, source: Store | Transaction, record: BidRecord) -> bool:
@@ -310,7 +304,9 @@ def lock_resources(ctx: Locking, t: Transaction, record: BidRecord, request: Bid
     until = quantities.format_time(quantities.now() + timedelta(seconds=ctx.config.lock_lease))
     resources = request.required_capability.resources
     try:
-        ctx.accounting.lock_capability(t, record.id, record.job_id, resources, until, bid.time.duration)
+        ctx.accounting.lock_capability(
+            t, record.id, record.job_id, resources, until, bid.time.duration, record.did
+        )  # fmt: skip
     except StateError as error:
         return _decline(ctx, t, record, error.message, busy=True)
     locked = structs.replace(bid, resources_locked_until_timeout=True, timeout=until)

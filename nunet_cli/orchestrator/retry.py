@@ -61,7 +61,7 @@ def look_again(t: Transaction, job: Job, said: dict[str, Any]) -> bool:
         return False
     advance(
         t, job.id, "search_again", by=REQUESTER, said=said, lapses=job.lapses + 1, contract_id="", bid_id="",
-        shortlist=(), place=0,
+        shortlist=(), place=0, allocation_id="", result=None, collected=False, usage=None,
     )  # fmt: skip
     return True
 

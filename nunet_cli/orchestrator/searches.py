@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import trio
 
-from nunet_cli.records.bids import MOST_OPEN, BidRequest
-from nunet_cli.records.capability import Resources
+from nunet_cli.records.bids import MOST_OPEN, BidRequest, CapabilityComparator
+from nunet_cli.records.capability import PriceBid, Resources
 from nunet_cli.records.jobs import Job
 
 # who waits for a provider, at most; the turns that are looked through at a time; seconds for which a bid request that
@@ -64,7 +64,10 @@ class Searches:
 
     @contextlib.contextmanager
     def out(self, request_id: str) -> Iterator[None]:
-        """Count the answers to a bid request as long as it is out."""
+        """Count the answers to a bid request as long as it is out, however many look at it."""
+        if request_id in self._out:
+            yield
+            return
         self._out[request_id] = _Out()
         try:
             yield
@@ -124,7 +127,8 @@ class Searches:
             if turn.job.id in self._handed or not left.fits(needs) or not is_for(turn):
                 continue
             found.append(turn.request)
-            if did not in self._idle and kept < MOST_OPEN:
+            # of many units there is some for others
+            if turn.request.count == 1 and did not in self._idle and kept < MOST_OPEN:
                 self._handed[turn.job.id] = did, now
                 kept += 1
             left = left.minus(needs)
@@ -165,14 +169,58 @@ class Work:
     """Who waits for room on this machine, and whether some was given back: for a provider that looks for work."""
 
     def __init__(self) -> None:
-        self._waiting: OrderedDict[str, None] = OrderedDict()
+        # whether each takes what its own jobs give back without being asked
+        self._waiting: OrderedDict[str, bool] = OrderedDict()
         self._freed = trio.Event()
+        # who was told of room while others waited too
+        self._turns: set[str] = set()
+        # bids for many units, each with the preferences and the price against which it was held last
+        self._decided: OrderedDict[str, tuple[CapabilityComparator, PriceBid]] = OrderedDict()
 
-    def note_waiting(self, did: str) -> None:
-        """Note a requester that was declined because this machine is busy; of very many the first is forgotten."""
-        self._waiting[did] = None
+    def note_waiting(self, did: str, *, refills: bool = False) -> None:
+        """Note a requester that was declined because this machine is busy; of very many the first is forgotten.
+
+        Args:
+            did: the requester.
+            refills: it has a bid for many units, and takes the next one itself when one of its own ends.
+        """
+        self._waiting[did] = refills and self._waiting.get(did, True)
         while len(self._waiting) > MOST_WAITING:
             self._waiting.popitem(last=False)
+
+    def others(self, did: str) -> bool:
+        """Say whether another requester waits."""
+        return any(waiting != did for waiting in self._waiting)
+
+    def gives_way(self, did: str) -> bool:
+        """Say whether a requester lets others have their turn first, and note that it has its own after them."""
+        if did in self._turns or not self.others(did):
+            return False
+        self.note_waiting(did, refills=True)
+        return True
+
+    def give_turn(self, did: str) -> None:
+        """Let a requester have one job more while others wait as well."""
+        self._turns.add(did)
+
+    def may_take(self, did: str) -> bool:
+        """Say whether a requester may have one job more: nobody else waits, or it is its turn."""
+        return did in self._turns or not self.others(did)
+
+    def took_turn(self, did: str) -> None:
+        """Note that a requester has had its turn."""
+        self._turns.discard(did)
+
+    def decide(self, bid_id: str, comparator: CapabilityComparator, price: PriceBid) -> None:
+        """Note under which preferences, and at which price, a bid for many units was found to hold still."""
+        self._decided[bid_id] = comparator, price
+        self._decided.move_to_end(bid_id)
+        while len(self._decided) > MOST_WAITING:
+            self._decided.popitem(last=False)
+
+    def is_decided(self, bid_id: str, comparator: CapabilityComparator, price: PriceBid) -> bool:
+        """Say whether these are the preferences and the price that a bid for many units was last held against."""
+        return self._decided.get(bid_id) == (comparator, price)
 
     def turns(self) -> list[str]:
         """Return who waits, in the order of their turns."""
@@ -186,9 +234,13 @@ class Work:
     def forget(self, did: str) -> None:
         """Note that a requester waits for nothing."""
         self._waiting.pop(did, None)
+        self._turns.discard(did)
 
-    def wake(self) -> None:
-        """Note that there is room, or that there may be more than before."""
+    def wake(self, by: str = "") -> None:
+        """Note that there is room, or that there may be more than before; `by` is whose job gave it back."""
+        if by and all(did == by and refills for did, refills in self._waiting.items()):
+            # who could have it takes it
+            return
         self._freed.set()
 
     async def wait(self, timeout: float) -> bool:

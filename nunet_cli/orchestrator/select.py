@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from msgspec import structs
 
@@ -22,7 +22,7 @@ from nunet_cli.network.peers import clock_text, is_other_version
 from nunet_cli.orchestrator.changes import advance, find_job
 from nunet_cli.orchestrator.locks import release_message
 from nunet_cli.orchestrator.needs import HasAccounting, HasConfig, HasJudging, HasMessenger, HasPeers, HasStore
-from nunet_cli.records.bids import BIDS, Bid, BidRecord
+from nunet_cli.records.bids import BID, BIDS, Bid, BidRecord
 from nunet_cli.records.capability import Capability
 from nunet_cli.records.jobs import JOBS, Job, LinkRule
 from nunet_cli.records.machine import REQUESTER
@@ -42,16 +42,24 @@ class Selecting(HasAccounting, HasJudging, HasPeers, HasConfig, HasMessenger, Ha
     """Selects among the bids for a job."""
 
 
-async def select_best_bid(ctx: Selecting, job_id: str, request_id: str, first: First | None = None) -> Job:
-    """Rank the bids of a request and keep the shortlist with the job (seed 2: `selectBestBid`).
+class Ranking(NamedTuple):
+    """The bids for a request: those that stand, the best first, and what becomes of the others, and why."""
 
-    Bids that the preferences refuse are left out, each with its reasons. Who can start now is preferred to who cannot.
-    With `first`, something is done with the best bid meanwhile.
+    ranked: list[RankedBid]
+    refused: dict[str, tuple[str, list[str]]]
 
-    Raises:
-        NoBidError: there is none for now; code `not_yet` with `details["start"]` where a provider can start later.
-    """
-    job, now = find_job(ctx.store, job_id), quantities.utc_now()
+    def ready(self, now: str) -> list[RankedBid]:
+        """Return those of whom the job can begin at once."""
+        return [item for item in self.ranked if start_delay(item.bid, now) <= SOON]
+
+    def note_refused(self, t: Transaction) -> None:
+        """Keep, as part of a change, which bids are not taken, and why."""
+        for bid_id, (event, why) in self.refused.items():
+            transition(t, t[BIDS].one(bid_id), event, by=REQUESTER, reasons=tuple(why))
+
+
+async def rank_bids(ctx: Selecting, job: Job, request_id: str, now: str) -> Ranking:
+    """Hold the bids of a request against the preferences, the job and its links, and rank those that stand."""
     spec = decode_spec(job.spec)
     comparator = ctx.accounting.get_preferences()
     needs = required_capability(spec, ctx.config.kyc.verifiers)
@@ -62,7 +70,8 @@ async def select_best_bid(ctx: Selecting, job_id: str, request_id: str, first: F
     # by bid: what becomes of it, and why
     refused: dict[str, tuple[str, list[str]]] = {}
     for row in ctx.store[BIDS].by("bid_request_id", request_id):
-        if row.kind != "bid":
+        if row.kind != "bid" or row.verdict in BID.ends:
+            # what was not taken once is not looked at again
             continue
         if row.did in job.excluded:
             refused[row.id] = "exclude", ["excluded: it has run this job, or runs another replica of it"]
@@ -91,7 +100,21 @@ async def select_best_bid(ctx: Selecting, job_id: str, request_id: str, first: F
             valid.append(bid)
     slow = bool(wishes.soft) or len(valid) > MANY
     ranked = await ctx.judging.run_where(slow, partial(rank, now=now, distance=distance), valid, wishes)
-    ready = [item for item in ranked if start_delay(item.bid, now) <= SOON]
+    return Ranking(ranked, refused)
+
+
+async def select_best_bid(ctx: Selecting, job_id: str, request_id: str, first: First | None = None) -> Job:
+    """Rank the bids of a request and keep the shortlist with the job (seed 2: `selectBestBid`).
+
+    Bids that the preferences refuse are left out, each with its reasons. Who can start now is preferred to who cannot.
+    With `first`, something is done with the best bid meanwhile.
+
+    Raises:
+        NoBidError: there is none for now; code `not_yet` with `details["start"]` where a provider can start later.
+    """
+    job, now = find_job(ctx.store, job_id), quantities.utc_now()
+    ranking = await rank_bids(ctx, job, request_id, now)
+    ranked, ready = ranking.ranked, ranking.ready(now)
     best = ready[0] if ready else None
     # those who have locked at once, and are not the best, keep their machines for others
     spare = [item.bid for item in ranked if item is not best and item.bid.resources_locked_until_timeout]
@@ -100,8 +123,7 @@ async def select_best_bid(ctx: Selecting, job_id: str, request_id: str, first: F
     def change(t: Transaction) -> Job:
         for bid in spare if best is not None else ():
             ctx.messenger.outbox.enqueue(t, release_message(ctx, bid.id, bid.bidder.did))
-        for bid_id, (event, why) in refused.items():
-            transition(t, t[BIDS].one(bid_id), event, by=REQUESTER, reasons=tuple(why))
+        ranking.note_refused(t)
         for item in ranked:
             if item.bid.id in shortlist:
                 event = "prefer" if item.bid.id == shortlist[0] else "shortlist"
@@ -122,9 +144,14 @@ async def select_best_bid(ctx: Selecting, job_id: str, request_id: str, first: F
         return (await meanwhile(partial(ctx.store.change, change), partial(first, shortlist[0])))[0]
     changed = await ctx.store.change(change)
     if not ready:
-        rows = ctx.store[BIDS].by("bid_request_id", request_id)
-        raise _not_yet(ranked) if ranked else _no_bid(rows, _of_other_versions(ctx))
+        raise why_none(ctx, request_id, ranked)
     return changed
+
+
+def why_none(ctx: Selecting, request_id: str, ranked: list[RankedBid]) -> NoBidError:
+    """Return why no bid for a request can be taken, with what each said."""
+    rows = ctx.store[BIDS].by("bid_request_id", request_id)
+    return _not_yet(ranked) if ranked else _no_bid(rows, _of_other_versions(ctx))
 
 
 def missing_kycs(needs: Capability, bid: Bid) -> list[str]:

@@ -13,8 +13,9 @@ from nunet_cli.matching.accept import unwanted
 from nunet_cli.network.messenger import Answer, Incoming
 from nunet_cli.network.topics import BIDS as BID_TOPIC
 from nunet_cli.orchestrator.bid import RELAYED_LIFETIME, Bidding, answer_request
-from nunet_cli.orchestrator.needs import HasAccounting, HasMessenger, HasPeers, HasSearches, HasTransport
+from nunet_cli.orchestrator.needs import HasAccounting, HasMessenger, HasPeers, HasSearches, HasStanding, HasTransport
 from nunet_cli.orchestrator.searches import Turn
+from nunet_cli.orchestrator.standing import Standing
 from nunet_cli.records.bids import AskOpenRequests, BidRequest, OpenRequests
 from nunet_cli.records.capability import Resources
 
@@ -30,7 +31,7 @@ class LookingForWork(Bidding, HasMessenger, HasTransport, Protocol):
     """Asks who has work, and bids for it."""
 
 
-class HandingOut(HasAccounting, HasSearches, HasMessenger, HasPeers, Protocol):
+class HandingOut(HasAccounting, HasSearches, HasStanding, HasMessenger, HasPeers, Protocol):
     """Says which of its jobs wait."""
 
 
@@ -48,6 +49,12 @@ async def look_for_work(ctx: LookingForWork) -> None:
             left = ctx.accounting.available(ctx.store).resources
             if left.cpu.cores <= 0 or left.memory <= 0:
                 break
+            if ctx.accounting.lines_up(ctx.store, did) and await ctx.store.change(
+                partial(ctx.accounting.hand_over, requester=did)
+            ):
+                # what it has a contract for already
+                ctx.work.served(did)
+                continue
             await _ask(ctx, did, left, one_of=len(waiting))
 
 
@@ -58,10 +65,15 @@ def _others(ctx: LookingForWork, waiting: list[str]) -> list[str]:
 
 async def _ask(ctx: LookingForWork, did: str, left: Resources, *, one_of: int) -> None:
     """Ask a requester what waits, and bid for it; of several that wait each gets one job at a time."""
+    ctx.work.give_turn(did)
     try:
         answer = await ctx.messenger.request(did, "ask_open_requests", AskOpenRequests(left), timeout=PATIENCE)
-        found: tuple[BidRequest, ...] = answer.body.requests if isinstance(answer.body, OpenRequests) else ()
-        if not found:
+        said = answer.body if isinstance(answer.body, OpenRequests) else OpenRequests()
+        found = said.requests
+        if not found and said.takes:
+            # under a bid that it has already
+            ctx.work.served(did)
+        elif not found:
             ctx.work.forget(did)
         for request in found:
             if not await _bid(ctx, request, did):
@@ -103,17 +115,21 @@ def register(ctx: HandingOut) -> None:
     async def on_question(message: Incoming) -> Answer:
         if unwanted(ctx.accounting.get_preferences(), message.sender):
             return "open_requests", OpenRequests()
-        peer = ctx.peers.find(message.sender)
-        is_for = partial(_is_for, message.sender, peer.topics if peer is not None else ())
-        found = ctx.searches.hand_out(message.sender, message.body.resources, is_for)
-        return "open_requests", OpenRequests(tuple(found))
+        did, left = message.sender, message.body.resources
+        peer = ctx.peers.find(did)
+        is_for = partial(_is_for, ctx.standing, did, peer.topics if peer is not None else ())
+        takes = ctx.standing.note_room(did, left)
+        return "open_requests", OpenRequests(tuple(ctx.searches.hand_out(did, left, is_for)), takes)
 
     ctx.messenger.register("ask_open_requests", AskOpenRequests, on_question)
     ctx.messenger.register("open_requests", OpenRequests)
 
 
-def _is_for(did: str, topics: Container[str], turn: Turn) -> bool:
-    """Say whether a job that waits is one that a provider may have: one of a topic is for its subscribers alone."""
-    if did in turn.job.excluded:
+def _is_for(standing: Standing, did: str, topics: Container[str], turn: Turn) -> bool:
+    """Say whether a job that waits is one that a provider may have, and has not made a bid for that stands.
+
+    One of a topic is for its subscribers alone.
+    """
+    if did in turn.job.excluded or standing.stands(turn.job.id, did):
         return False
     return turn.job.push == did if turn.job.push else turn.request.topic == BID_TOPIC or turn.request.topic in topics

@@ -61,21 +61,24 @@ ALLOCATION_ENDS = ALLOCATION.ends
 
 
 class Holding(Struct, frozen=True):
-    """What a lock (named by its bid) or an allocation holds of the machine.
+    """What a lock (named by its bid) or an allocation holds of the machine, or waits for.
 
-    A lock lapses at `expires_at`; `ends_at` is when the resources are free again at the latest.
+    A lock lapses at `expires_at`; `ends_at` is when the resources are free again at the latest. A `place` holds
+    nothing: a unit of a bid (`expires_at` says until when), or its allocation, has what is given back next.
     """
 
     id: str
-    kind: Literal["lock", "allocation"]
+    kind: Literal["lock", "allocation", "place"]
     resources: Resources
     job_id: str = ""
     expires_at: str = ""
     ends_at: str = ""
+    requester: str = ""
+    duration: int = 0
 
 
 def _upgrade(row: dict[str, Any]) -> dict[str, Any] | None:
-    return row if row.get("kind") in ("lock", "allocation") else None
+    return row if row.get("kind") in ("lock", "allocation", "place") else None
 
 
 HOLDINGS = Table("holdings", Holding, indexes=("kind",), first_name="capabilities", upgrade=_upgrade)

@@ -12,8 +12,9 @@ from nunet_cli.records.limits import Limits
 from nunet_cli.records.machine import CLOCK, PROVIDER, REQUESTER, Machine, Move
 from nunet_cli.records.table import Table
 
-# bid requests that are handed out at a time
-MOST_OPEN = 20
+# bid requests that are handed out at a time, and the units that one may ask for
+MOST_OPEN, MOST_UNITS = 20, 10_000
+Units = Annotated[int, Limits(ge=1, le=MOST_UNITS)]
 
 
 class NodeID(Struct, forbid_unknown_fields=True, frozen=True):
@@ -88,7 +89,7 @@ class CapabilityComparator(Struct, forbid_unknown_fields=True, frozen=True):
 class BidRequest(Struct, forbid_unknown_fields=True, frozen=True):
     """What a requester publishes to get offers (seed 2: `bidRequest`).
 
-    `hard` are constraints in CEL.
+    `hard` are constraints in CEL. `count` units of the same need are asked for at once, such as the items of a batch.
     """
 
     id: Id
@@ -101,6 +102,7 @@ class BidRequest(Struct, forbid_unknown_fields=True, frozen=True):
     name: Annotated[str, Limits(max_length=200, pattern=PLAIN)] = ""
     images: Annotated[tuple[Annotated[str, Limits(max_length=400, pattern=PLAIN)], ...], Limits(max_length=100)] = ()
     hard: Annotated[tuple[Rule, ...], Limits(max_length=32)] = ()
+    count: Units = 1
 
 
 class TimeBid(Struct, forbid_unknown_fields=True, frozen=True):
@@ -113,7 +115,8 @@ class TimeBid(Struct, forbid_unknown_fields=True, frozen=True):
 class Bid(Struct, forbid_unknown_fields=True, frozen=True):
     """A provider's offer (seed 2: `bid`), valid until `timeout`.
 
-    `offer` is what the provider has left at `time.start`, `load` the share of it that is taken now, 0 to 1.
+    `offer` is what the provider has left at `time.start`, `load` the share of it that is taken now, 0 to 1. `units` is
+    how many of what was asked for it takes at once; the price, the time and the offer are those of one.
     """
 
     id: Id
@@ -129,6 +132,7 @@ class Bid(Struct, forbid_unknown_fields=True, frozen=True):
     comparison: CapabilityComparison = field(default_factory=CapabilityComparison)
     offer: Capability = field(default_factory=Capability)
     load: Annotated[float, Limits(ge=0, le=1)] = 0.0
+    units: Units = 1
 
 
 class Decline(Struct, forbid_unknown_fields=True, frozen=True):
@@ -152,9 +156,13 @@ class AskOpenRequests(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class OpenRequests(Struct, forbid_unknown_fields=True, frozen=True):
-    """The bid requests that wait for a provider, those that have waited longest first."""
+    """The bid requests that wait for a provider, those that have waited longest first.
+
+    `takes` says that what waits is taken under a bid for many units which the provider has made already.
+    """
 
     requests: Annotated[tuple[BidRequest, ...], Limits(max_length=MOST_OPEN)] = ()
+    takes: bool = False
 
 
 class BidRequestRecord(Struct, frozen=True):
@@ -220,14 +228,19 @@ def _nested_bid(row: dict[str, Any]) -> dict[str, Any]:
 
 
 BID_REQUESTS = Table("bid_requests", BidRequestRecord, indexes=("job_id", "direction"), upgrade=_nested_request)
-BIDS = Table("bids", BidRecord, indexes=("job_id", "bid_request_id", "did", "direction", "at"), upgrade=_nested_bid)
+BIDS = Table(
+    "bids", BidRecord, indexes=("job_id", "bid_request_id", "did", "direction", "at", "verdict"),
+    together=(("did", "verdict"),), upgrade=_nested_bid,
+)  # fmt: skip
 
 _TAKEN = ("offered", "best", "shortlisted", "later")
 # what becomes of an offer: its state is its verdict
 BID = Machine(
     "bid",
     start=("offered", "declined", "silent"),
-    ends=frozenset({"declined", "silent", "refused", "lapsed", "released", "unwanted", "excluded", "unverified"}),
+    ends=frozenset(
+        {"declined", "silent", "refused", "lapsed", "released", "unwanted", "excluded", "unverified", "taken"}
+    ),
     state="verdict",
     moves=(
         Move("prefer", _TAKEN, "best", (REQUESTER,)),
@@ -242,6 +255,27 @@ BID = Machine(
         # it was not asked for as long as it stood
         Move("lapse", _TAKEN, "lapsed", (CLOCK,)),
         Move("lock", _TAKEN, "", (PROVIDER,)),
+        # its contract is agreed
+        Move("take", _TAKEN, "taken", (REQUESTER,)),
         Move("release", (*_TAKEN, "released"), "released", (REQUESTER,)),
     ),
 )
+
+
+# a unit of a bid for many is named by the bid and a number
+_MARK = "."
+
+
+def unit_id(bid_id: str, number: int) -> str:
+    """Return the id of a unit of a bid."""
+    return f"{bid_id}{_MARK}{number}"
+
+
+def is_unit(bid_id: str) -> bool:
+    """Say whether an id names a unit of a bid, and not a whole one."""
+    return _MARK in bid_id
+
+
+def bid_id_of(name: str) -> str:
+    """Return the id of the bid that an id names, or of which it names a unit."""
+    return name.partition(_MARK)[0]

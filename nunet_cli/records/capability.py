@@ -83,6 +83,13 @@ class Resources(Struct, forbid_unknown_fields=True, frozen=True):
             return False
         return True
 
+    def times(self, other: Resources, most: int) -> int:
+        """Return how many times `other` can be taken from this, at most so many."""
+        left, count = self, 0
+        while count < most and left.fits(other):
+            left, count = left.minus(other), count + 1
+        return count
+
 
 def gpu_matches(device: Gpu, wanted: Gpu) -> bool:
     """Say whether a device serves a request: same vendor and model where named, and at least the memory."""

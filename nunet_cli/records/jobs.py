@@ -146,11 +146,13 @@ JOB = Machine(
     ends=frozenset({"settled", "failed", "cancelled", "expired", "resolved"}),
     moves=(
         Move("search", ("posted", "matching", "matched", "expired"), "matching", (REQUESTER,)),
-        Move("expire", ("matching", "matched"), "expired", (CLOCK,)),
+        Move("expire", ("posted", "matching", "matched"), "expired", (CLOCK,)),
         Move("match", ("matching",), "matched", (REQUESTER,), about="bid_request_id"),
         # the next on the shortlist: the present one declined, or refused the contract or its invocation
         Move("decline", ("requested", "contracted"), "matched", (PROVIDER,), about="bid_id"),
         Move("lock", ("matched",), "requested", (PROVIDER,), about="bid_request_id"),
+        # a unit of a bid for many, which is locked with its contract
+        Move("take", ("posted", "matching", "matched", "expired"), "requested", (REQUESTER,)),
         Move("propose", ("requested",), "", (REQUESTER,), about="bid_id"),
         Move("prove", ("requested",), "contracted", (DATABASE,), about="contract_id"),
         Move("invoke", ("contracted",), "invoked", (PROVIDER,), about="contract_id"),

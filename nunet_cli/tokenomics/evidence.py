@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from nunet_cli.errors import NunetError, UsageError
 from nunet_cli.network.envelope import PREFIX, SIGNATURE_SIZE, Envelope
-from nunet_cli.records.bids import Bid, BidRecord
+from nunet_cli.records.bids import Bid, BidRecord, bid_id_of, is_unit
 from nunet_cli.records.contract_records import ContractRecord
 from nunet_cli.records.contracts import (
     DATABASE,
@@ -161,9 +161,13 @@ def _check_bid(evidence: str, contract: Contract, check: Any) -> None:
         return
     good = verify(envelope.from_, raw[:SIGNATURE_SIZE], PREFIX + raw[SIGNATURE_SIZE:])
     check("bid.signature", good and envelope.from_ == contract.provider, "it is not signed by the provider")
-    same = (bid.id, bid.spec_cid, bid.price, bid.time.duration) == (
-        contract.bid_id, contract.terms.spec_cid, contract.terms.price, contract.terms.max_duration,
-    )  # fmt: skip
+    terms = contract.terms
+    same = (bid.price, bid.time.duration) == (terms.price, terms.max_duration)
+    # a unit of a bid for many is for whichever item takes it
+    if is_unit(contract.bid_id):
+        same = same and bid_id_of(contract.bid_id) == bid.id
+    else:
+        same = same and (bid.id, bid.spec_cid) == (contract.bid_id, terms.spec_cid)
     check("bid.terms", same, "the contract differs from the bid")
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -85,8 +86,8 @@ async def test_a_bid_request_that_comes_by_two_ways_gets_one_bid(market: MarketO
 async def test_of_two_bids_of_one_bidder_the_first_counts(market: MarketOf) -> None:
     async with market() as m:
         job = await at_stage(m)
-        asking, keep = match._new_bid_request(m.requester.ctx, job, decode_spec(job.spec))
-        await m.requester.ctx.store.change(keep)
+        asking = match.new_bid_request(m.requester.ctx, job, decode_spec(job.spec))
+        await m.requester.ctx.store.change(partial(match.begin_search, request=asking))
         offer = await m.provider.ctx.store.change(
             await looked_at(m.provider, m.requester, "bid_request", asking)
         )  # fmt: skip
@@ -106,8 +107,8 @@ async def test_of_two_bids_of_one_bidder_the_first_counts(market: MarketOf) -> N
 async def test_a_search_keeps_so_many_answers_whoever_sends_them_by_relay(market: MarketOf, kind: str) -> None:
     async with market() as m:
         job = await at_stage(m)
-        asking, keep = match._new_bid_request(m.requester.ctx, job, decode_spec(job.spec))
-        await m.requester.ctx.store.change(keep)
+        asking = match.new_bid_request(m.requester.ctx, job, decode_spec(job.spec))
+        await m.requester.ctx.store.change(partial(match.begin_search, request=asking))
         answer = await m.provider.ctx.store.change(await looked_at(m.provider, m.requester, "bid_request", asking))
         assert answer is not None
         offer = answer[1]

@@ -108,7 +108,7 @@ def test_who_is_always_free_in_a_moment_is_not_asked_all_the_time(free_in: float
         now = quantities.now()
         free_at = quantities.format_time(now + timedelta(seconds=free_in))
         error = NoBidError("busy", code="busy", details={"start": free_at})
-        pause = (quantities.parse_time(match._next_try(error, "", tries)) - now).total_seconds()
+        pause = (quantities.parse_time(match.next_try(error, "", tries)) - now).total_seconds()
         assert least - 0.1 <= pause <= 31
 
 

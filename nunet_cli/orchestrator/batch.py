@@ -1,0 +1,246 @@
+"""Stages 2 and 3 of the items of a batch: one search finds bids for many units, and each item takes one of them.
+
+A unit is locked with its contract, so nobody is asked for a lock. What cannot go this way, such as an item that a
+provider has failed already, is searched for alone: see `match`.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Protocol
+
+import trio
+from msgspec import structs
+
+from nunet_cli import quantities
+from nunet_cli.database.store import Transaction
+from nunet_cli.database.transition import transition
+from nunet_cli.errors import NoBidError, NunetError
+from nunet_cli.jobs.check import decode_spec
+from nunet_cli.orchestrator.changes import advance, change_job, find_job
+from nunet_cli.orchestrator.contract import Contracting, propose_at_once
+from nunet_cli.orchestrator.match import (
+    Matching,
+    askable,
+    doubled,
+    expire,
+    in_time,
+    new_bid_request,
+    next_try,
+    note_waiting,
+    publish_bid_request,
+)
+from nunet_cli.orchestrator.needs import HasStanding, HasStore
+from nunet_cli.orchestrator.searches import Turn
+from nunet_cli.orchestrator.select import rank_bids, why_none
+from nunet_cli.orchestrator.standing import GroupBids
+from nunet_cli.orchestrator.units import as_unit
+from nunet_cli.records.bids import BID_REQUESTS, BIDS, MOST_UNITS, BidRequest, BidRequestRecord
+from nunet_cli.records.jobs import JOBS, Job, Refusal
+from nunet_cli.records.machine import REQUESTER
+from nunet_cli.supervise import meanwhile
+
+log = logging.getLogger("nunet.batch")
+
+# what a provider says whose bid stands, and which has no room just now; and those after which another bid is needed
+FULL = frozenset({"no_place", "not_available", "machine_busy"})
+OVER = frozenset({"bid_timeout", "no_bid_here", "offer_changed", "not_offered", "not_wanted", "illegal_transition"})
+SILENT = frozenset({"peer_silent", "peer_unreachable", "clock_differs", "internal"})
+FIRST_PAUSE, BUSY_PAUSE = 1.0, 5.0
+
+
+class Finding(HasStanding, Matching, Protocol):
+    """Finds bids for many units."""
+
+
+class TakingUnits(HasStanding, Contracting, Protocol):
+    """Takes units of bids that stand."""
+
+
+class Leaving(HasStanding, HasStore, Protocol):
+    """Gives units back."""
+
+
+# -- one item ----------------------------------------------------------------------------------------------------------
+
+
+async def take_unit(ctx: TakingUnits, job: Job) -> bool:
+    """Wait for a unit of a bid that stands for an item's batch, and take it; False where the item goes its own way.
+
+    Raises:
+        NoBidError: nobody can run it, or nobody had room until its deadline.
+    """
+    group = ctx.standing.of(job.parent) if job.parent else None
+    if group is None or job.excluded or job.refusals:
+        return False
+    ctx.standing.leave(job.parent, job.id)
+    spec = decode_spec(job.spec)
+    if spec.time.start > quantities.utc_now():
+        return False
+    try:
+        with trio.move_on_after(_left(spec.time.deadline)):
+            taken = await group.take(job.id)
+            await ctx.store.change(partial(_taken, ctx, job_id=job.id, bid_id=taken.bid.id, name=taken.name))
+            return True
+    except NoBidError as error:
+        await expire(ctx, job.id, error)
+        raise
+    late = NoBidError(f"no provider had room until {spec.time.deadline}", code="busy")
+    await expire(ctx, job.id, late)
+    raise late
+
+
+def _left(deadline: str) -> float:
+    return max(0.0, (quantities.parse_time(deadline) - quantities.now()).total_seconds()) if deadline else float("inf")
+
+
+def _taken(ctx: Contracting, t: Transaction, job_id: str, bid_id: str, name: str) -> None:
+    bid = t[BIDS].one(bid_id)
+    said = {"bid_id": name, "bidder": bid.bidder.peer_id}
+    job = advance(
+        t, job_id, "take", by=REQUESTER, said=said, bid_id=name, bid_request_id=bid.bid_request_id, waiting=None,
+        error=None, shortlist=(), place=0,
+    )  # fmt: skip
+    propose_at_once(ctx, t, job, as_unit(bid, name, job.id, job.spec_cid))
+
+
+async def put_back(ctx: Leaving, job_id: str, error: NunetError) -> None:
+    """Let an item that a provider did not take wait for another unit; for bids of its own, where it is its fault."""
+    cause = str(error.details.get("cause", ""))
+    job = find_job(ctx.store, job_id)
+    ctx.standing.turned_down(job.parent, job_id, stands=cause in FULL)
+
+    def change(t: Transaction) -> None:
+        current = t[JOBS].one(job_id)
+        refusals = current.refusals
+        if cause not in FULL | OVER | SILENT:
+            refusals = (*refusals, Refusal(current.bid_id, "", error.message))
+        advance(
+            t, job_id, "search_again", by=REQUESTER, said={"reason": cause or error.code, "message": error.message},
+            bid_id="", contract_id="", bid_request_id="", refusals=refusals,
+        )  # fmt: skip
+
+    await ctx.store.change(change)
+
+
+# -- the batch ---------------------------------------------------------------------------------------------------------
+
+
+async def find_units(ctx: Finding, group: GroupBids) -> None:
+    """Search for bids for many units whenever items wait and none stands that has room; until cancelled.
+
+    While some stand that have no more room, only those are asked who come anew, or look for work.
+    """
+    tries = 0
+    while True:
+        news = group.news
+        if not group.waiting:
+            await news.wait()
+            continue
+        item = find_job(ctx.store, group.next())
+        request = await _search(ctx, group, item)
+        error = await _take_over(ctx, group, item, request)
+        if not group.waiting:
+            tries = 0
+            continue
+        works = any(standing.taken for standing in group.bids.values())
+        again = in_time(doubled(BUSY_PAUSE, tries), "")
+        if not works and error is not None:
+            again = next_try(error, decode_spec(item.spec).time.deadline, tries)
+        if not again:
+            await ctx.store.save_event(group.group_id, "search_ended", reason=error.code if error else "")
+            if error is not None:
+                group.fail(error)
+            await trio.sleep(0)
+            continue
+        what = error.message if error is not None else "every provider has as many of its jobs as it takes"
+        tries = 0 if await _wait(ctx, group, item, request, again, what) else tries + 1
+
+
+async def _search(ctx: Finding, group: GroupBids, item: Job) -> BidRequest:
+    """Ask for bids for as many units as there are items left, and return once everybody has answered."""
+    spec = decode_spec(item.spec)
+    whole = find_job(ctx.store, group.group_id)
+    batch = decode_spec(whole.spec).batch
+    left = ctx.store[JOBS].page(0, parent=whole.id, state=("posted", "matching", "expired")).total
+    most = batch.parallel if batch is not None and batch.parallel else MOST_UNITS
+    # a bid for many is one in which each unit is locked with its contract, also where one is left
+    count = max(2, min(left, most, MOST_UNITS))
+    request = new_bid_request(ctx, item, spec)
+    request = structs.replace(request, job_id=whole.id, spec_cid=whole.spec_cid, name=whole.name, count=count)
+    group.needs = request.required_capability.resources.as_run()
+    kept = trio.Event()
+
+    def change(t: Transaction) -> None:
+        t[BID_REQUESTS].put(BidRequestRecord(request.id, whole.id, "sent", quantities.utc_now(), request))
+        change_job(t, whole.id, bid_request_id=request.id, waiting=None)
+        t.save_event(whole.id, "bid_request_sent", bid_request_id=request.id, count=count)
+
+    async def keep() -> None:
+        await ctx.store.change(change)
+        kept.set()
+
+    named = [item.topic] if item.topic else []
+    search = ctx.config.default_search_timeout
+    publish = partial(publish_bid_request, ctx, request, *named, push=item.push, timeout=search, kept=kept)
+    # who has no room now may have some before all have answered
+    with ctx.searches.open(Turn(whole.created_at, request, whole)):
+        await meanwhile(keep, publish)
+    return request
+
+
+async def _take_over(ctx: Finding, group: GroupBids, item: Job, request: BidRequest) -> NoBidError | None:
+    """Let the bids stand that can be taken; return why there is none, where there is none."""
+    now = quantities.utc_now()
+    ranking = await rank_bids(ctx, item, request.id, now)
+    ready = ranking.ready(now)
+
+    def change(t: Transaction) -> None:
+        ranking.note_refused(t)
+        for place in ranking.ranked:
+            event = "shortlist" if place in ready else "postpone"
+            transition(
+                t, t[BIDS].one(place.bid.id), event, by=REQUESTER, score=place.score, rank=place.rank, why=place.why
+            )  # fmt: skip
+        t.save_event(group.group_id, "bids_ranked", bids=len(ranking.ranked), units=sum(i.bid.units for i in ready))
+
+    await ctx.store.change(change)
+    for place in ready:
+        group.stand(ctx.store[BIDS].one(place.bid.id))
+    group.fill()
+    return None if ready else why_none(ctx, request.id, ranking.ranked)
+
+
+async def _wait(ctx: Finding, group: GroupBids, item: Job, request: BidRequest, until: str, what: str) -> bool:
+    """Wait until somebody comes who may have room, or until a time; return whether items got on meanwhile.
+
+    As long as units of bids that stand are taken, there is nothing to be asked again.
+    """
+    known, bids = askable(ctx, item, request), set(group.bids)
+    whole, progress, noted = find_job(ctx.store, group.group_id), False, False
+    with ctx.searches.open(Turn(whole.created_at, request, whole)):
+        while group.waiting:
+            works = any(standing.taken for standing in group.bids.values())
+            if not works and not noted:
+                noted = True
+                await note_waiting(ctx, whole.id, until, what)
+            late = until <= quantities.utc_now()
+            if (late and not works) or bids - set(group.bids) or askable(ctx, item, request) - known:
+                break
+            left = len(group.waiting)
+            await ctx.searches.wait(request.id, 1.0)
+            if _has_new_bid(ctx, group, request):
+                await _take_over(ctx, group, item, request)
+                bids = set(group.bids)
+            # what had no room a while ago may have some
+            group.fill()
+            progress = progress or len(group.waiting) < left
+    return progress
+
+
+def _has_new_bid(ctx: Finding, group: GroupBids, request: BidRequest) -> bool:
+    if not ctx.searches.answers(request.id):
+        return False
+    rows = ctx.store[BIDS].by("bid_request_id", request.id)
+    return any(row.kind == "bid" and row.verdict == "offered" and row.score is None for row in rows)

@@ -1,0 +1,291 @@
+"""One bid for many units: the items of a batch take places that come free, with their contracts made before."""
+
+import json
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from msgspec import structs
+
+from nunet_cli import quantities
+from nunet_cli.errors import NunetError, StateError
+from nunet_cli.groups.orchestrate import orchestrate_job
+from nunet_cli.node.node import Node
+from nunet_cli.node.opening import open_node
+from nunet_cli.orchestrator.contract import contract_text
+from nunet_cli.orchestrator.units import as_unit
+from nunet_cli.records import contracts
+from nunet_cli.records.allocations import ALLOCATIONS, HOLDINGS
+from nunet_cli.records.bids import BID_REQUESTS, BIDS, unit_id
+from nunet_cli.records.capability import Cpu, PriceBid, Resources
+from nunet_cli.records.contract_records import CONTRACTS
+from nunet_cli.records.documents import make_document
+from nunet_cli.records.jobs import Job
+from nunet_cli.records.messages import ContractProposal
+from nunet_cli.records.offers import OnboardOptions
+from nunet_cli.tokenomics.evidence import export_bundle, read_bundle, verify_bundle
+from tests.conftest import Market, MarketFactory, config, open_market
+
+SMALL = {"cpu": 0.1, "memory": "16MiB", "disk": "1MiB"}
+PLACES = 3
+OFFER = OnboardOptions(price="0.2", cpu=0.3, memory="64MiB", disk="64MiB")
+
+
+def batch(items: Any, seconds: float = 0.2, **fields: Any) -> str:
+    body = {
+        "name": "b", "type": "batch", "price": "1", "resources": SMALL, "batch": {"items": items},
+        "executor": {"type": "process", "command": ["sleep", str(seconds)]},
+    }  # fmt: skip
+    return json.dumps({**body, **fields})
+
+
+def children(m: Market, job_id: str) -> list[Job]:
+    return [m.job(child_id) for child_id in m.job(job_id).children.values()]
+
+
+def begun(node: Node) -> list[str]:
+    """Return the jobs whose programs were started at a provider, in that order."""
+    rows = [row for row in node.ctx.store[ALLOCATIONS].all() if row.started_at]
+    return [row.job_id for row in sorted(rows, key=lambda row: row.started_at)]
+
+
+def never_more_than_there_is(node: Node) -> None:
+    """Look, at each change, whether more is taken than is offered: that would raise."""
+    node.accounting.available(node.ctx.store)
+
+
+async def test_a_batch_takes_units_of_one_bid_and_its_items_begin_in_their_order(tmp_path: Path) -> None:
+    async with open_market(tmp_path, onboard=OFFER) as m:
+        job_id = await m.post(batch(12))
+        with trio.fail_after(60):
+            assert (await orchestrate_job(m.requester.ctx, job_id)).state == "settled"
+        items = children(m, job_id)
+        (request,) = m.requester.ctx.store[BID_REQUESTS].all()
+        assert (request.job_id, request.request.count) == (job_id, 12)
+        (bid,) = m.provider.ctx.store[BIDS].all()
+        assert bid.offer.units == PLACES
+        assert sorted(item.bid_id for item in items) == sorted(unit_id(bid.id, number + 1) for number in range(12))
+        # those that run or are in line together have no order
+        places = [[item.id for item in items].index(job) for job in begun(m.provider)]
+        assert all(abs(place - at) < 2 * PLACES for at, place in enumerate(places)), places
+        assert not list(m.provider.ctx.store[HOLDINGS].all())
+        for item in items:
+            contract = m.requester.ctx.store[CONTRACTS].one(item.contract_id)
+            bundle = read_bundle(export_bundle(contract, m.requester.ctx.store[BIDS].get(bid.id)), "test")
+            assert [check for check in verify_bundle(bundle) if not check.passed] == []
+            assert bundle.bid is not None
+        assert sum(quantities.parse_amount(item.paid or "0") for item in items) == m.balance(m.provider)
+
+
+async def test_the_next_contract_is_made_while_the_job_before_runs(tmp_path: Path) -> None:
+    async with open_market(tmp_path, onboard=OFFER) as m:
+        # none takes a minute, which is known beforehand here: no more than that is allowed
+        job_id = await m.post(batch(PLACES * 2, 60, time={"max_duration": "60s"}))
+        m.requester.orchestrate(job_id)
+        with trio.fail_after(30):
+            while len(m.provider.ctx.store[HOLDINGS].by("kind", "place")) < PLACES:
+                await trio.sleep(0.02)
+            while {item.state for item in children(m, job_id)} != {"running", "invoked"}:
+                await trio.sleep(0.02)
+            # what waits in line is called off as what runs
+            await m.requester.cancel_job(job_id)
+        assert {item.state for item in children(m, job_id)} == {"cancelled"}
+        with trio.fail_after(20):
+            while list(m.provider.ctx.store[HOLDINGS].all()):
+                await trio.sleep(0.02)
+        assert len(begun(m.provider)) == PLACES
+
+
+async def test_anothers_only_job_does_not_wait_for_a_batch(tmp_path: Path) -> None:
+    seconds, count = 0.5, 40
+    async with open_market(tmp_path, onboard=OFFER) as m, open_node(tmp_path / "other", config()) as other:
+        for node in (m.authority, m.provider):
+            await other.add_peer(node.ctx.transport.describe())
+        job_id = await m.post(batch(count, seconds))
+        m.requester.orchestrate(job_id)
+        with trio.fail_after(60):
+            while len(begun(m.provider)) < PLACES * 2:
+                await trio.sleep(0.02)
+        there = Market(other, m.provider, m.authority, tmp_path)
+        one = await there.post(batch(1, seconds))
+        before = len(begun(m.provider))
+        with trio.fail_after(60):
+            assert (await orchestrate_job(other.ctx, one)).state == "settled"
+        (item,) = children(there, one)
+        # of the batch no more than those began that had their contracts
+        assert begun(m.provider).index(item.id) - before <= PLACES + 1
+        assert m.job(job_id).state == "running"
+        with trio.fail_after(60):
+            while m.job(job_id).state != "settled":
+                await trio.sleep(0.05)
+
+
+async def test_two_batches_share_the_places(tmp_path: Path) -> None:
+    async with open_market(tmp_path, onboard=OFFER) as m, open_node(tmp_path / "other", config()) as other:
+        for node in (m.authority, m.provider):
+            await other.add_peer(node.ctx.transport.describe())
+        there = Market(other, m.provider, m.authority, tmp_path)
+        first, second = await m.post(batch(18, 0.3)), await there.post(batch(18, 0.3))
+        m.requester.orchestrate(first)
+        other.orchestrate(second)
+        with trio.fail_after(90):
+            while m.job(first).state != "settled" or there.job(second).state != "settled":
+                await trio.sleep(0.05)
+        order = begun(m.provider)
+        mine = {item.id for item in children(m, first)}
+        # in the middle, where both wait, neither has much more than the other
+        middle = order[9:27]
+        assert 5 <= sum(job in mine for job in middle) <= 13, [job in mine for job in order]
+
+
+async def test_what_the_owner_decides_holds_for_the_units_that_are_left(tmp_path: Path) -> None:
+    async with open_market(tmp_path, onboard=OFFER) as m:
+        job_id = await m.post(batch(16, 0.3))
+        m.requester.orchestrate(job_id)
+        with trio.fail_after(60):
+            while len(begun(m.provider)) <= PLACES:
+                await trio.sleep(0.02)
+            price = PriceBid(amount="0.4")
+            await m.provider.set_preferences(m.provider.get_preferences(), price)
+            while m.job(job_id).state != "settled":
+                await trio.sleep(0.05)
+        items = children(m, job_id)
+        paid = [item.paid for item in items]
+        assert (paid[0], paid[-1]) == ("0.2", "0.4")
+        # a bid that was made stands as it was made: nobody paid what they had not agreed to
+        for item in items:
+            terms = m.requester.ctx.store[CONTRACTS].one(item.contract_id).document.read(contracts.Contract).terms
+            assert terms.price.amount == item.paid
+
+
+async def test_one_for_which_no_place_comes_free_in_time_is_searched_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contracts, "SLACK", timedelta(seconds=2))
+    offer = structs.replace(OFFER, cpu=0.1)
+    async with open_market(tmp_path, onboard=offer) as m:
+        items = [{"seconds": "5"}, {"seconds": "0"}]
+        text = batch(items, time={"max_duration": "20s"})
+        job_id = await m.post(text.replace("0.2", "{seconds}"))
+        with trio.fail_after(60):
+            assert (await orchestrate_job(m.requester.ctx, job_id)).state == "settled"
+        first, second = children(m, job_id)
+        assert second.lapses >= 1
+        assert (first.lapses, second.attempt) == (0, 1)
+
+
+# -- the provider's half -----------------------------------------------------------------------------------------------
+
+
+async def standing(m: Market, count: int = 4) -> tuple[str, Any]:
+    """Return a bid for many units that stands at the provider, and the request that it answers."""
+    job_id = await m.post(batch(count, 60))
+    with trio.move_on_after(20):
+        m.requester.orchestrate(job_id)
+        while not list(m.requester.ctx.store[BIDS].all()):
+            await trio.sleep(0.01)
+    (bid,) = m.requester.ctx.store[BIDS].all()
+    return bid.id, bid
+
+
+async def propose(m: Market, body: ContractProposal) -> Any:
+    """Send the provider a proposal; return the body of its answer, or the error."""
+    try:
+        return (
+            await m.requester.ctx.messenger.request(m.provider.identity.did, "contract_proposal", body, timeout=20)
+        ).body
+    except NunetError as error:
+        return error
+
+
+def proposal(m: Market, bid: Any, number: int | None = None, job: str = "job-x", **changes: Any) -> ContractProposal:
+    name = bid.id if number is None else unit_id(bid.id, number)
+    unit = structs.replace(as_unit(bid, name, job, bid.offer.spec_cid), job_id=job)
+    text = contract_text(
+        unit, requester=m.requester.identity.did, provider=m.provider.identity.did,
+        database=m.authority.identity.did, oracle=m.authority.identity.did, verification="attested", replicas=1,
+        created_at=quantities.utc_now(),
+    )  # fmt: skip
+    return ContractProposal(make_document(structs.replace(text, **changes)))
+
+
+@pytest.mark.parametrize(
+    ("number", "changes", "code"),
+    [(None, {}, "no_bid_here"), (90, {"bid_id": "bid-none.1"}, "no_bid_here"), (90, {}, "no_place")],
+)
+async def test_a_proposal_that_does_not_follow_from_the_bid_is_refused(
+    market: MarketFactory, number: int | None, changes: dict[str, Any], code: str
+) -> None:
+    async with market(onboard=structs.replace(OFFER, cpu=0.1)) as m:
+        _, bid = await standing(m)
+        with trio.fail_after(20):
+            while not m.provider.ctx.store[ALLOCATIONS].by("state", "running"):
+                await trio.sleep(0.02)
+        kept = m.provider.ctx.store[CONTRACTS].count()
+        # with one place and one in the line there is no room for a third
+        await m.provider.ctx.store.change(
+            lambda t: m.provider.accounting.line_up(
+                t, "bid-y.1", "job-y", Resources(Cpu(0.1)), "2999-01-01T00:00:00.000Z", 60, m.requester.identity.did
+            )
+        )
+        answer = await propose(m, proposal(m, bid, number, **changes))
+        assert isinstance(answer, NunetError), answer
+        assert answer.code == code
+        assert m.provider.ctx.store[CONTRACTS].count() == kept
+
+
+async def test_a_unit_has_one_contract_also_where_two_proposals_arrive_together(market: MarketFactory) -> None:
+    async with market(onboard=OFFER) as m:
+        _, bid = await standing(m, 2)
+        first, second = proposal(m, bid, 50, "job-one"), proposal(m, bid, 50, "job-two")
+        answers: list[Any] = []
+
+        async def send(body: ContractProposal) -> None:
+            answers.append(await propose(m, body))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send, first)
+            nursery.start_soon(send, second)
+        refused = [answer for answer in answers if isinstance(answer, NunetError)]
+        assert [error.code for error in refused] == ["bid_used"]
+        assert len(m.provider.ctx.store[CONTRACTS].by("bid_id", unit_id(bid.id, 50))) == 1
+
+
+async def test_who_lines_up_has_what_is_given_back_in_the_same_change(market: MarketFactory) -> None:
+    async with market(onboard=OFFER) as m:
+        books, store = m.provider.accounting, m.provider.ctx.store
+        did = m.requester.identity.did
+        whole, later = books.get_available_capability().resources, "2999-01-01T00:00:00.000Z"
+        part = Resources(Cpu(0.1), 2**20)
+        await store.change(lambda t: books.lock_capability(t, "one", "job-1", whole, later, 5, did))
+        with pytest.raises(StateError, match="enough of your jobs"):
+            # nobody has a line for nothing
+            await store.change(lambda t: books.line_up(t, "two", "job-2", part, later, 5, "did:key:zother"))
+        await store.change(lambda t: books.line_up(t, "two", "job-2", part, later, 5, did))
+        with pytest.raises(StateError, match="enough of your jobs"):
+            await store.change(lambda t: books.line_up(t, "three", "job-3", part, later, 5, did))
+        await store.change(lambda t: books.allocate(t, "two", "allocation-2", part, 5))
+        assert books.is_in_line(store, "allocation-2")
+        waited: list[bool] = []
+
+        async def wait() -> None:
+            waited.append(await books.wait_in_line("allocation-2", trio.current_time() + 20))
+
+        def give_back(t: Any) -> None:
+            books.release(t, "one")
+            # whoever looks in the same change finds it taken
+            assert not books.available(t).resources.fits(whole)
+            assert t[HOLDINGS].one("allocation-2").kind == "allocation"
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await store.change(give_back)
+        assert waited == [True]
+        assert await books.wait_in_line("nobody", trio.current_time()) is not False
+        # one that is not invoked in time has no place any more
+        await store.change(lambda t: books.line_up(t, "four", "job-4", part, "2020-01-01T00:00:00.000Z", 5, did))
+        await store.change(partial(books.release, key="allocation-2"))
+        assert not list(store[HOLDINGS].all())
