@@ -55,8 +55,13 @@ async def take_in(ctx: Keeping, task: Task, item: OutputSpec, room: int) -> Take
 
 
 async def _take_folder(ctx: Keeping, task: Task, item: OutputSpec, room: int) -> Taken | None:
+    is_found = False
+
     def write(writer: Writer) -> None:
+        nonlocal is_found
         with _opened(task, item.path) as (root, pattern, base):
+            # what a job calls by a pattern's name is a folder all the same
+            is_found = pattern is not None
             instead = _mounted(task, base)
             found = look(root, pattern, instead, enter)
             if pattern and not found.entries:
@@ -77,7 +82,7 @@ async def _take_folder(ctx: Keeping, task: Task, item: OutputSpec, room: int) ->
         return None
     if size > room:
         return None
-    return Taken(cid, size, "files" if is_loose(item) else "folder")
+    return Taken(cid, size, "files" if is_found and is_loose(item) else "folder")
 
 
 @contextmanager

@@ -51,6 +51,20 @@ class Pattern:
         """Say whether all of the pattern was found."""
         return len(self._parts) in places
 
+    def fits(self, path: str, *, is_way: bool = False) -> bool:
+        """Say whether the pattern finds a path, or a folder above it, which it finds as a whole.
+
+        Args:
+            path: relative to the pattern's folder.
+            is_way: a folder on the way to what may be found fits as well.
+        """
+        places = self.start
+        for name in path.split("/"):
+            places = self.step(places, name)
+            if self.is_done(places):
+                return True
+        return is_way and bool(places)
+
     def _closure(self, places: set[int]) -> frozenset[int]:
         """Return the places, and those after each `**`, which may be no folder at all."""
         found = set(places)

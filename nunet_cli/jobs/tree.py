@@ -11,6 +11,7 @@ from msgspec import structs
 
 from nunet_cli import quantities
 from nunet_cli.errors import UsageError
+from nunet_cli.jobs.globs import Pattern, split_glob
 from nunet_cli.jobs.spec import HERE, JobLink, JobSpec, is_loose, output_name, total_price
 from nunet_cli.records.capability import Capability, Connectivity, Cpu, PriceBid, Resources, TimeCapability
 from nunet_cli.records.kyc import Kyc
@@ -181,12 +182,14 @@ def output_names(spec: JobSpec) -> list[str]:
     return [f"{child.name}/{output_name(item)}" for child in spec.children for item in child.outputs]
 
 
-def loose_names(spec: JobSpec) -> list[str]:
-    """Return the names of those outputs of a job or pod whose files come back with no folder around them."""
+def loose_patterns(spec: JobSpec) -> dict[str, Pattern]:
+    """Return those outputs of a job or pod whose files come back with no folder around them: name → what they match."""
     if spec.executor is not None:
-        return [output_name(item) for item in spec.outputs if is_loose(item)]
-    loose = ((child.name, item) for child in spec.children for item in child.outputs if is_loose(item))
-    return [f"{name}/{output_name(item)}" for name, item in loose]
+        loose = [(output_name(item), item) for item in spec.outputs if is_loose(item)]
+    else:
+        both = ((child.name, item) for child in spec.children for item in child.outputs if is_loose(item))
+        loose = [(f"{name}/{output_name(item)}", item) for name, item in both]
+    return {name: Pattern(split_glob(item.path)[1]) for name, item in loose}
 
 
 def place_of(link: JobLink, name: str, kind: str) -> str:

@@ -10,7 +10,9 @@ import trio
 
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import PeerError, RejectedMessageError, StateError
-from nunet_cli.network.data.trees import opened, unpack
+from nunet_cli.jobs.check import decode_spec
+from nunet_cli.jobs.tree import loose_patterns
+from nunet_cli.network.data.trees import entries_of, opened, unpack
 from nunet_cli.orchestrator.changes import change_job, find_job
 from nunet_cli.orchestrator.logs import LOG_PIECE, read_piece
 from nunet_cli.orchestrator.needs import (
@@ -25,6 +27,7 @@ from nunet_cli.records.contract_records import CONTRACTS, ContractRecord
 from nunet_cli.records.jobs import JOBS, Job
 from nunet_cli.records.messages import JobLogs, LogChunk
 from nunet_cli.records.results import OutputFile, Progress, Result
+from nunet_cli.records.trees import TreeError
 
 # seconds
 NOTHING_NEW_PAUSE = 0.2
@@ -33,7 +36,7 @@ LOG_NOTE = 1024
 CUT = b"\n[nunet: the provider sends more than limits.log_size; the rest is left out]\n"
 
 
-class Fetching(HasProgress, HasBlobs, HasConfig, Protocol):
+class Fetching(HasProgress, HasBlobs, HasConfig, HasThreads, Protocol):
     """Fetches what a job has made."""
 
 
@@ -86,7 +89,7 @@ async def fetch_outputs(ctx: Fetching, contract: ContractRecord, result: Result)
 
     Raises:
         PeerError: the provider does not give them.
-        RejectedMessageError: it gave something else, or they are too large.
+        RejectedMessageError: it gave something else, what nobody asked for, or they are too large.
     """
     wanted = [(output.cid, output.size) for output in result.outputs]
     wanted += [(result.stdout_cid, result.stdout_size), (result.stderr_cid, result.stderr_size)]
@@ -102,9 +105,33 @@ async def fetch_outputs(ctx: Fetching, contract: ContractRecord, result: Result)
                     progress=lambda here, before=arrived: _note_arrived(ctx, job_id, before + here, total),  # type: ignore[misc]  # bound now
                 )  # fmt: skip
             arrived += size
+        await _check_folders(ctx, contract, result)
     finally:
         ctx.progress.done(job_id)
     return total
+
+
+async def _check_folders(ctx: Fetching, contract: ContractRecord, result: Result) -> None:
+    """Look whether what should be folders are some, and whether a pattern would have found what came for it.
+
+    What came for a pattern is written beside what stands in the user's folder: nothing else may come with it.
+
+    Raises:
+        RejectedMessageError: it is something else: not what was to be delivered.
+    """
+    loose = loose_patterns(decode_spec(contract.spec))
+    for output in result.outputs:
+        if output.kind == "file":
+            continue
+        try:
+            entries = await ctx.threads.run(entries_of, ctx.blobs.path(output.cid))
+        except TreeError as error:
+            raise RejectedMessageError(f"the output {output.name}: {error.message}", code="wrong_content") from None
+        pattern = loose[output.name] if output.kind == "files" else None
+        stray = [one.path for one in entries if pattern and not pattern.fits(one.path, is_way=one.kind == "folder")]
+        if stray:
+            text = f"the output {output.name} has {stray[0]!r} in it, which the pattern does not find"
+            raise RejectedMessageError(text, code="wrong_content")
 
 
 async def write_outputs(

@@ -12,7 +12,8 @@ import pytest
 import trio
 from msgspec import structs
 
-from nunet_cli.errors import NunetError, RejectedMessageError, UsageError
+from nunet_cli.allocation import part, taking
+from nunet_cli.errors import ContractError, NunetError, RejectedMessageError, UsageError
 from nunet_cli.groups.group import outputs_of
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.jobs.check import decode_spec
@@ -255,6 +256,43 @@ async def test_files_that_nobody_asked_for_are_not_taken(market: MarketOf) -> No
         document = make_document(lie).sign(m.provider.identity, PROVIDER)
         with pytest.raises(RejectedMessageError, match="nobody asked for: 'z'"):
             await take_result(m.requester.ctx, structs.replace(contract, result=None), document)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (forged((".bashrc", "file")), "'.bashrc' in it, which the pattern does not find"),
+        (forged(("Makefile", "file")), "'Makefile' in it"),
+        (forged(("d", "folder"), ("d/a.sh", "file")), "'d' in it"),
+        (forged(("a.csv", "link", 0, 0, "Makefile"), ("b.sh", "link", 0, 0, "a.csv")), "'b.sh' in it"),
+        (b"no folder at all", "the content is not a folder"),
+    ],
+    ids=["hidden", "file", "folder", "link", "none"],
+)
+async def test_what_a_pattern_does_not_find_is_not_delivered(
+    market: MarketOf, content: bytes, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with market() as m:
+        cid, size = await add_bytes(m.provider.ctx.blobs, content)
+
+        async def taken(*_: Any) -> taking.Taken:
+            return taking.Taken(cid, size, "files")
+
+        # another program than ours may send what it likes
+        monkeypatch.setattr(part, "take_in", taken)
+        job_id = await m.post(spec("touch a.csv", outputs=[{"path": "*.csv"}]))
+        with pytest.raises(ContractError, match=re.escape(why)):
+            await orchestrate_job(m.requester.ctx, job_id)
+        job = m.job(job_id)
+        # it is not paid, unless its provider waits for the deadline and nobody disputes it
+        assert (job.state, job.collected, job.paid) == ("completed", False, None)
+
+
+async def test_a_folder_that_has_a_patterns_name_comes_back_as_one(market: MarketOf, tmp_path: Path) -> None:
+    async with market() as m:
+        job = await run(m, spec("mkdir 'o*'; echo x > 'o*/y.sh'", outputs=[{"path": "o*"}]))
+        assert job.state == "settled"
+        assert await written(m, job, tmp_path / "out") == {"o*": (oct(0o755), None), "o*/y.sh": (oct(0o644), b"x\n")}
 
 
 async def test_an_empty_folder_is_an_empty_output(market: MarketOf) -> None:
