@@ -13,6 +13,7 @@ import trio
 
 from nunet_cli import quantities
 from nunet_cli.allocation.taking import Keeping, take_in
+from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError
 from nunet_cli.executor.base import NODE_LABEL, Executor, ExecutorError, Exit, Given, Task, make_scratch
 from nunet_cli.executor.files import allocation_folder
@@ -129,7 +130,13 @@ async def prepare(ctx: Preparing, part: Part, given: Sequence[Given]) -> None:
             arrived += item.size
     if inputs:
         event = {"count": len(inputs), "bytes": total} | ({"member": part.name} if part.name else {})
-        await ctx.store.save_event(part.job_id, "inputs_received", **event)
+        brought = [item.cid for item in spec.inputs]
+
+        def note(t: Transaction) -> None:
+            ctx.blobs.note_brought(t, brought, part.requester)
+            t.save_event(part.job_id, "inputs_received", **event)
+
+        await ctx.store.change(note)
     _check_room(await ctx.threads.run(_unpacked_size, inputs), room)
     await part.executor.prepare(part.task)
     part.task = replace(part.task, inputs=tuple(item.place for item in inputs if not item.is_folder))

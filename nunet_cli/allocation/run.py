@@ -379,8 +379,9 @@ async def finish_allocation(ctx: Signing, allocation: Allocation, result: Result
             if cid:
                 Blobs.grant(t, cid, allocation.requester)
         for cid in inputs if contract.oracle else ():
-            # an oracle may run the job again
-            Blobs.grant(t, cid, contract.oracle)
+            # an oracle may run the job again; what its requester has only named is not its to give
+            if ctx.blobs.may_have(t, cid, allocation.requester):
+                Blobs.grant(t, cid, contract.oracle)
         ctx.messenger.outbox.enqueue(t, message)
         t.save_event(
             allocation.job_id, f"allocation_{result.state}", allocation_id=allocation.id, exit_code=result.exit_code,

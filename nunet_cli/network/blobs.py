@@ -1,14 +1,15 @@
 """Content-addressed files: kept by content id, asked for from other nodes, and given to them.
 
 A transfer is resumable: what has arrived stays in a partial file, one for each sender, and the hash decides at the end
-whether it is what was asked for. A node gives a blob only to those it was granted to.
+whether it is what was asked for. A node gives a blob only to those it was granted to, and who names one has to bring it
+or to have been given it: that somebody else's content is here is nothing to it.
 """
 
 from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +27,7 @@ from nunet_cli.network.data.sealed import SealedStream
 from nunet_cli.network.secure_channel import ChannelClosedError
 from nunet_cli.network.transport import TcpTransport
 from nunet_cli.network.waiting import short
-from nunet_cli.records.identifiers import is_content_id, key_from_did
+from nunet_cli.records.identifiers import content_id, is_content_id, key_from_did
 from nunet_cli.records.limits import Limits
 from nunet_cli.records.messaging import GRANTS, Grant
 from nunet_cli.threads import in_thread
@@ -43,6 +44,10 @@ FIRST_PAUSE, MAX_PAUSE = 0.05, 2.0
 # seconds for which who wants a blob waits for it to come from somebody else: who is slow on purpose holds up nobody
 OTHERS_TURN = 20.0
 REFUSED = "not here, or not for you"
+# what peers have brought that is noted here, at most, until a change notes it: see `note_brought`
+MOST_BROUGHT = 10_000
+# the empty logs of most jobs, which are nobody's
+NOTHING = content_id(b"")
 Progress = Callable[[int], None]
 _Size = Annotated[int, Limits(ge=0, le=2**60)]
 
@@ -68,6 +73,7 @@ class Blobs(Kept):
         super().__init__(home)
         self._store, self._transport = store, transport
         self._data = DataConnections(transport, self._may_have, self._give) if transport is not None else None
+        self._brought: dict[tuple[str, str], None] = {}
         self._one_fetch: weakref.WeakValueDictionary[str, trio.Lock] = weakref.WeakValueDictionary()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -82,12 +88,22 @@ class Blobs(Kept):
         """Allow a peer to fetch a blob, as part of a change."""
         transaction[GRANTS].put(Grant(f"{cid}/{did}", cid, did))
 
+    def note_brought(self, transaction: Transaction, cids: Iterable[str], did: str) -> None:
+        """Note for good, as part of a change, which of some blobs a peer brought: it need not bring them again."""
+        for cid in cids:
+            if (cid, did) in self._brought:
+                self.grant(transaction, cid, did)
+
+    def may_have(self, source: Store | Transaction, cid: str, did: str) -> bool:
+        """Say whether a peer was granted a blob."""
+        return source[GRANTS].has(f"{cid}/{did}")
+
     def is_serving(self, did: str) -> bool:
         """Say whether a peer is taking blobs just now."""
         return self._data is not None and self._data.is_giving(key_from_did(did))
 
     def _may_have(self, cid: str, did: str) -> bool:
-        return is_content_id(cid) and self._store[GRANTS].has(f"{cid}/{did}") and self.has(cid)
+        return is_content_id(cid) and self.may_have(self._store, cid, did) and self.has(cid)
 
     async def _give(self, sealed: SealedStream, did: str, asked: bytes) -> bool:
         """Give a peer what it asks for; return whether it may ask on."""
@@ -115,7 +131,9 @@ class Blobs(Kept):
     async def fetch(
         self, did: str, cid: str, size: int, progress: Progress | None = None, *, patience: float = PATIENCE
     ) -> Path:
-        """Return a blob's file, fetching it from a peer if it is not here.
+        """Return a blob's file, fetching it from a peer if it is not here, or is here from others alone.
+
+        Who does not have a content could otherwise name it, and have it in a job of its own, or passed on as an output.
 
         Args:
             did: who has it.
@@ -129,11 +147,12 @@ class Blobs(Kept):
             PeerError: the peer does not give it, or nothing more came for too long.
             RejectedMessageError: what arrived is something else.
         """
+        target = self.path(cid)
         # two jobs may want the same blob: one fetches it, the other finds it here
         own = self._one_fetch.setdefault(f"{cid}/{did}", trio.Lock())
         async with own, self._turn(cid):
-            if self.use(cid):
-                return self.path(cid)
+            if self._use_of(cid, did):
+                return target
             part = self.part(cid, did)
             try:
                 await self._fetch(did, cid, size, part, progress, patience)
@@ -141,7 +160,7 @@ class Blobs(Kept):
                 raise explained(error, part.path) from error
             finally:
                 part.close()
-        return self.path(cid)
+        return target
 
     @asynccontextmanager
     async def _turn(self, cid: str) -> AsyncIterator[None]:
@@ -161,7 +180,7 @@ class Blobs(Kept):
         self, did: str, cid: str, size: int, part: Part, progress: Progress | None, patience: float
     ) -> None:
         waiting, pause, here, is_anew = Patience(patience), FIRST_PAUSE, 0, False
-        while not self.use(cid):
+        while not self._use_of(cid, did):
             await in_thread(part.open, size, limiter=self._limiter)
             if part.size > here:
                 pause, here = FIRST_PAUSE, part.size
@@ -171,6 +190,9 @@ class Blobs(Kept):
                     await self._ask(did, cid, size, part, progress, waiting)
                 if await in_thread(part.finish, limiter=self._limiter) == cid:
                     self.keep(part.path, cid)
+                    if len(self._brought) >= MOST_BROUGHT:
+                        del self._brought[next(iter(self._brought))]
+                    self._brought[cid, did] = None
                     return
                 part.discard()
                 if is_anew or not resumed:
@@ -193,6 +215,11 @@ class Blobs(Kept):
                 raise PeerError(f"{short(did)} stalled while sending {cid}", code="transfer_stalled")
             await trio.sleep(pause)
             pause = min(MAX_PAUSE, pause * 2)
+
+    def _use_of(self, cid: str, did: str) -> bool:
+        """Say whether a blob is here that a peer brought, or was granted."""
+        is_own = cid == NOTHING or (self._transport is not None and did == self._transport.identity.did)
+        return (is_own or (cid, did) in self._brought or self.may_have(self._store, cid, did)) and self.use(cid)
 
     def _gives_signs(self, did: str) -> bool:
         """Say whether a peer is heard of on its connection for messages."""

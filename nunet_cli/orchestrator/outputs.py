@@ -64,7 +64,13 @@ async def collect_outputs(ctx: Collecting, job_id: str) -> Job:
     total = await fetch_outputs(ctx, ctx.store[CONTRACTS].one(job.contract_id), result)
     if is_empty(result):
         return job
-    return await ctx.store.change(lambda t: note_collected(t, job, total))
+    provider, cids = ctx.store[CONTRACTS].one(job.contract_id).provider, [cid for cid, _ in _wanted(result)]
+
+    def note(t: Transaction) -> Job:
+        ctx.blobs.note_brought(t, cids, provider)
+        return note_collected(t, job, total)
+
+    return await ctx.store.change(note)
 
 
 def is_empty(result: Result) -> bool:
@@ -91,8 +97,7 @@ async def fetch_outputs(ctx: Fetching, contract: ContractRecord, result: Result)
         PeerError: the provider does not give them.
         RejectedMessageError: it gave something else, what nobody asked for, or they are too large.
     """
-    wanted = [(output.cid, output.size) for output in result.outputs]
-    wanted += [(result.stdout_cid, result.stdout_size), (result.stderr_cid, result.stderr_size)]
+    wanted = _wanted(result)
     total = sum(size for _, size in wanted)
     if total > ctx.config.limits.output_size + 2 * ctx.config.limits.log_size:
         raise RejectedMessageError(f"the outputs have {total} bytes, over limits.output_size", code="outputs_too_large")
@@ -109,6 +114,12 @@ async def fetch_outputs(ctx: Fetching, contract: ContractRecord, result: Result)
     finally:
         ctx.progress.done(job_id)
     return total
+
+
+def _wanted(result: Result) -> list[tuple[str, int]]:
+    """Return the content ids and sizes of outputs and logs."""
+    wanted = [(output.cid, output.size) for output in result.outputs]
+    return [*wanted, (result.stdout_cid, result.stdout_size), (result.stderr_cid, result.stderr_size)]
 
 
 async def _check_folders(ctx: Fetching, contract: ContractRecord, result: Result) -> None:

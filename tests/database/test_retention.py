@@ -201,7 +201,7 @@ async def test_content_lives_as_long_as_something_names_it(tmp_path: Path, monke
 async def test_content_that_is_used_again_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between looking for what nothing names and removing it, a new job may have begun to use some of it."""
     with Store(tmp_path) as store:
-        blobs, long_ago = Blobs(tmp_path, store), time.time() - 2 * YOUNG
+        blobs, long_ago, sender = Blobs(tmp_path, store), time.time() - 2 * YOUNG, new_identity().did
         names = {}
         for what in ("posted", "written", "fetched", "nothing"):
             names[what], _ = await add_bytes(blobs, what.encode())
@@ -218,13 +218,15 @@ async def test_content_that_is_used_again_stays(tmp_path: Path, monkeypatch: pyt
         async def use() -> None:
             await blobs.add_file(tmp_path / "posted")
             await add_bytes(blobs, b"written")
-            await blobs.fetch(new_identity().did, names["fetched"], 7)
+            await blobs.fetch(sender, names["fetched"], 7)
             await store.change(lambda t: blobs.grant(t, names["posted"], "did:r"))
 
+        # its sender has brought it before
+        await store.change(lambda t: blobs.grant(t, names["fetched"], sender))
         monkeypatch.setattr(blobs, "unnamed", found_and_used)
         assert (await Care(store, blobs, RetentionConfig()).collect()).blobs == 1
         assert {what for what, cid in names.items() if blobs.has(cid)} == {"posted", "written", "fetched"}
-        assert {row.cid for row in store[GRANTS].all()} == {names["posted"]}
+        assert {row.cid for row in store[GRANTS].all()} == {names["posted"], names["fetched"]}
 
 
 async def test_the_file_gives_its_space_back(tmp_path: Path) -> None:

@@ -133,6 +133,31 @@ async def test_two_who_want_the_same_blob_at_once_both_get_it(tmp_path: Path) ->
         assert b.ctx.blobs.path(cid).read_bytes() == data
 
 
+async def test_who_names_what_another_brought_has_to_bring_it_as_well(tmp_path: Path) -> None:
+    data = os.urandom(SIZE)
+    async with (
+        open_node(tmp_path / "a", config()) as a,
+        open_node(tmp_path / "b", config()) as b,
+        open_node(tmp_path / "c", config()) as c,
+    ):
+        for other in (a, c):
+            await b.add_peer(other.ctx.transport.describe())
+        cid = await give(a, data, b)
+        await b.ctx.blobs.fetch(a.identity.did, cid, SIZE)
+        # that it is here is nothing to who has not got it
+        with pytest.raises(PeerError, match="not here, or not for you"), trio.fail_after(20):
+            await b.ctx.blobs.fetch(c.identity.did, cid, SIZE)
+        # who has brought it need not do so again, also after a restart; and who did not is not noted
+        await b.ctx.store.change(lambda t: b.ctx.blobs.note_brought(t, (cid,), a.identity.did))
+        await b.ctx.store.change(lambda t: b.ctx.blobs.note_brought(t, (cid,), c.identity.did))
+        b.ctx.blobs._brought.clear()
+        a.ctx.blobs.path(cid).unlink()
+        with trio.fail_after(20):
+            assert (await b.ctx.blobs.fetch(a.identity.did, cid, SIZE)).read_bytes() == data
+        with pytest.raises(PeerError, match="not here, or not for you"), trio.fail_after(20):
+            await b.ctx.blobs.fetch(c.identity.did, cid, SIZE)
+
+
 async def test_what_one_sends_does_not_spoil_what_another_one_has(tmp_path: Path) -> None:
     data = os.urandom(SIZE)
     async with open_node(tmp_path / "a", config()) as a, open_node(tmp_path / "b", config()) as b:

@@ -13,19 +13,22 @@ import trio
 from msgspec import structs
 
 from nunet_cli.allocation import part, taking
+from nunet_cli.config import LimitsConfig
 from nunet_cli.errors import ContractError, NunetError, RejectedMessageError, UsageError
 from nunet_cli.groups.group import outputs_of
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.orchestrator.execute import take_result
 from nunet_cli.orchestrator.outputs import write_outputs
+from nunet_cli.records.allocations import ALLOCATIONS
 from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.contracts import PROVIDER
 from nunet_cli.records.documents import make_document
 from nunet_cli.records.jobs import Job
+from nunet_cli.records.messaging import GRANTS
 from nunet_cli.records.results import OutputFile, Result
 from nunet_cli.tokenomics.evidence import export_bundle, read_bundle, verify_bundle
-from tests.conftest import Market, add_bytes, needs_docker
+from tests.conftest import Market, add_bytes, config, needs_docker
 from tests.images import busybox_image
 from tests.network.test_trees import described, forged
 
@@ -59,6 +62,22 @@ async def written(m: Market, job: Job, folder: Path) -> dict[str, Any]:
 def stdout_of(m: Market, job: Job) -> str:
     assert job.result is not None
     return m.requester.ctx.blobs.path(job.result.stdout_cid).read_text()
+
+
+async def test_who_names_a_content_that_it_does_not_have_gets_nothing_of_it(market: MarketOf) -> None:
+    async with market(provider=config(limits=LimitsConfig(input_patience=1))) as m:
+        secret = b"somebody else's"
+        # it is at the provider, and the requester knows its content id alone
+        for node in (m.provider, m.requester):
+            cid, _ = await add_bytes(node.ctx.blobs, secret)
+        job_id = await m.post(spec("cat x", inputs=[{"cid": cid, "to": "x"}]))
+        m.requester.ctx.blobs.path(cid).unlink()
+        assert (await orchestrate_job(m.requester.ctx, job_id)).state == "failed"
+        (allocation,) = m.provider.ctx.store[ALLOCATIONS].by("job_id", job_id)
+        assert (allocation.state, allocation.started_at) == ("failed", "")
+        # nor does the oracle, which may be a friend of its
+        assert m.provider.ctx.blobs.has(cid)
+        assert [row.did for row in m.provider.ctx.store[GRANTS].by("cid", cid)] == []
 
 
 @pytest.fixture
