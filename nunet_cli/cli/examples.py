@@ -22,6 +22,8 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "node start": ("nunet node start", "nunet --home /tmp/a node start --role contract-database --role oracle"),
     "node install-service": ("nunet node install-service", "nunet node install-service --role oracle --print"),
     "node stop": ("nunet node stop", "nunet --home /tmp/a node stop"),
+    "map": ("ls in/*.txt | nunet map -k --transfer 'wc -w < {}'",
+            "nunet map --local --joblog log 'gzip -c {} | wc -c' ::: README.md LICENSE"),
     "node status": ("nunet node status", "nunet node status --output json"),
     "node logs": ("nunet node logs -f", "nunet node logs --lines 200"),
     "node indices": ("nunet node indices", "nunet node indices --output json"),

@@ -125,13 +125,13 @@ def make_spec(
         executor["command"] = command
     if env:
         executor["env"] = dict(_pair("--env", text) for text in env)
-    base = name or _name_of(image, command)
+    base = name or name_of(image, command)
     document: dict[str, Any] = {
         "name": base, "executor": executor, "resources": {"cpu": cpu, "memory": memory, "disk": disk}, "price": price,
         "time": {"max_duration": max_duration},
     }  # fmt: skip
     if inputs:
-        document["inputs"] = [_input(text) for text in inputs]
+        document["inputs"] = [input_of(text) for text in inputs]
     if results:
         document["outputs"] = [{"path": path} for path in results]
     return document
@@ -144,12 +144,13 @@ def _pair(flag: str, text: str) -> tuple[str, str]:
     return name, value
 
 
-def _input(text: str) -> dict[str, str]:
+def input_of(text: str) -> dict[str, str]:
+    """Return the input that `PATH` or `PATH:PLACE` names."""
     path, colon, place = text.rpartition(":")
     return {"path": path, "to": place} if colon and path and place else {"path": text}
 
 
-def _name_of(image: str, command: list[str]) -> str:
+def name_of(image: str, command: list[str]) -> str:
     """Return a name from the image or the program."""
     text = image.rsplit("/", 1)[-1].partition(":")[0] if image else Path(command[0]).name
     kept = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "-" for letter in text)
@@ -220,7 +221,7 @@ def init(
     text = TEMPLATE.format(
         file="FILE" if str(file) == "-" else file, name=json.dumps(name), executor="\n".join(lines), cpu=f"{cpu:g}",
         memory=memory, disk=disk, price=json.dumps(price), duration=max_duration,
-        inputs=json.dumps([_input(item) for item in inputs or []]),
+        inputs=json.dumps([input_of(item) for item in inputs or []]),
         outputs=json.dumps([{"path": item} for item in results or []]),
     )  # fmt: skip
     read_spec(text, source="the specification")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("shortcut", "Run a command as a job, from post to settlement."),
+    "map": ("map.command", "Run a command for each item, each as a job of its own."),
     "onboard": ("provider:onboard", "Offer this machine: probe it, measure it."),
     "offboard": ("provider:offboard", "Offer this machine no more; waits for running jobs."),
     "status": ("overview:status", "Show on one screen whether this node works, what it does."),

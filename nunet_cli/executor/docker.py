@@ -28,7 +28,7 @@ from nunet_cli.executor.container import (
 )
 from nunet_cli.executor.engine import Engine, pull
 from nunet_cli.executor.files import folder_size, give_folder
-from nunet_cli.records.results import Usage
+from nunet_cli.records.results import LOG_CUT, Usage
 
 if TYPE_CHECKING:
     from docker.models.containers import Container
@@ -178,9 +178,11 @@ class DockerExecutor:
                     if kept < task.max_log:
                         try:
                             file.write(chunk[: task.max_log - kept])
+                            kept += len(chunk)
+                            if kept >= task.max_log:
+                                file.write(LOG_CUT)
                         except OSError as error:
                             raise ExecutorError(f"the log cannot be kept: {error}") from None
-                        kept += len(chunk)
 
         try:
             await trio.to_thread.run_sync(copy, limiter=self._limiter, abandon_on_cancel=True)

@@ -32,7 +32,7 @@ from nunet_cli.executor.sandbox import (
 )
 from nunet_cli.jobs.spec import ExecutorSpec
 from nunet_cli.records.capability import Cpu, Resources
-from nunet_cli.records.results import Usage
+from nunet_cli.records.results import LOG_CUT, Usage
 
 log = logging.getLogger("nunet.executor.process")
 
@@ -41,7 +41,6 @@ PROBE_SECONDS = 10
 SANDBOXED = "bubblewrap sandbox"
 # where the bubblewrap is that holds commands on this machine: the nodes of a process need not each find out
 HOLDS: set[str] = set()
-_LOST = "\n[nunet: the log is over its limit; the rest is not kept]\n"
 
 
 class ProcessExecutor:
@@ -289,7 +288,7 @@ async def _pump(stream: trio.lowlevel.FdStream, path: Path, limit: int) -> None:
                     file.write(chunk[: limit - kept])
                     kept += len(chunk)
                     if kept >= limit:
-                        file.write(_LOST.encode())
+                        file.write(LOG_CUT)
 
 
 _protocol: type[Executor] = ProcessExecutor

@@ -188,6 +188,11 @@ def fill(text: str, values: Mapping[str, str]) -> str:
     return _PLACE.sub(put, text)
 
 
+def escape(text: str) -> str:
+    """Return what stands for a text that nothing is to be filled into: `fill` makes that text of it."""
+    return _PLACE.sub(lambda place: f"{{{place.group()}}}", text)
+
+
 def check_places(spec: JobSpec, where: str) -> None:
     """Look whether all that is to be filled in is among the values of a batch's items.
 

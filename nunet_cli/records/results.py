@@ -9,6 +9,9 @@ from msgspec import Struct, field
 from nunet_cli.records.fields import PLAIN, Id, Many, MaybeId, Name, Size, Text, Time
 from nunet_cli.records.limits import Limits
 
+# what a provider writes at the end of a log that it keeps no more of
+LOG_CUT = b"\n[nunet: the log is over its limit; the rest is not kept]\n"
+
 
 class Usage(Struct, forbid_unknown_fields=True, frozen=True):
     """What an allocation used: seconds of processor and wall time, and the peak of memory in bytes.

@@ -1,0 +1,309 @@
+"""Items on the market: one batch, whose jobs are heard of as they end."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import itertools
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from nunet_cli.api.client import ApiClient
+from nunet_cli.cli.job_logs import pieces
+from nunet_cli.cli.map.orders import Returned, Work
+from nunet_cli.cli.map.outcome import Outcome, Stream, exit_value_of
+from nunet_cli.cli.map.tally import Tally
+from nunet_cli.cli.output import note
+from nunet_cli.errors import EXIT_JOB_FAILED, NodeError, NunetError, StateError
+from nunet_cli.jobs.items import escape
+from nunet_cli.records.results import LOG_CUT
+
+ITEMS = "the items"
+_ENDS = {"job_settled", "job_failed", "job_cancelled", "job_expired", "job_disputed", "job_resolved", "job_stuck"}
+# a job in one of these has not been started
+_NOT_STARTED = {"posted", "matching", "matched", "requested"}
+_OVER = {"settled", "failed", "cancelled", "expired", "disputed", "resolved"}
+_RECONNECTS, _PAUSE, _CANCEL_TIMEOUT = 5, 0.2, 60.0
+
+
+def posting(document: dict[str, Any], works: list[Work], *, jobs: int, folder: Path) -> dict[str, Any]:
+    """Return what a node is asked to do.
+
+    Args:
+        document: a job specification without a command.
+        works: the items.
+        jobs: how many are looked after at once; 0 for the node's own number.
+        folder: what the names of files are relative to.
+    """
+    rows = []
+    for work in works:
+        row = {"seq": str(work.item.number), "command": work.line}
+        for number, sent in enumerate(work.sent, 1):
+            row |= {f"file{number}": str(sent.path), f"place{number}": sent.place}
+        for number, back in enumerate(work.returned, 1):
+            row[f"return{number}"] = back.place
+        rows.append(row)
+    executor = document["executor"]
+    # whatever an image begins with, a shell reads the command
+    shell = {"entrypoint": ["sh", "-c"], "command": ["{command}"]} if "image" in executor else {
+        "command": ["sh", "-c", "{command}"]}  # fmt: skip
+    environment = {name: escape(value) for name, value in executor.get("env", {}).items()}
+    first = works[0]
+    inputs = [{"path": f"{{file{n}}}", "to": f"{{place{n}}}"} for n in range(1, len(first.sent) + 1)]
+    inputs += [{name: escape(text) for name, text in item.items()} for item in document.get("inputs", [])]
+    outputs = [{"path": f"{{return{n}}}", "name": _name(n)} for n in range(1, len(first.returned) + 1)]
+    spec = {
+        **document, "type": "batch", "batch": {"items": ITEMS, "name": f"{document['name']}-{{seq}}", "parallel": jobs},
+        "executor": {**executor, **shell, "env": {**environment, "PARALLEL_SEQ": "{seq}"}},
+        "inputs": inputs, "outputs": outputs,
+    }  # fmt: skip
+    return {"spec": spec, "items": {ITEMS: rows}, "source": "nunet map", "folder": str(folder)}
+
+
+def _name(number: int) -> str:
+    """Return the name of an output: where it goes is known here alone."""
+    return f"return-{number}"
+
+
+@dataclass
+class Child:
+    """A job of the batch, and how it stands."""
+
+    work: Work
+    id: str = ""
+    host: str = ""
+    tries: int = 1
+    is_over: bool = field(default=False)
+
+
+class Market:
+    """Runs items as the jobs of a batch.
+
+    Args:
+        client: of the node that has the batch.
+        batch: the batch, as it was posted.
+        works: its items.
+        tally: hears of them.
+        tries: how often an item is run that fails.
+    """
+
+    def __init__(
+        self, client: ApiClient, batch: dict[str, Any], works: list[Work], tally: Tally, *, tries: int
+    ) -> None:
+        self._client, self._batch, self._tally, self._tries = client, batch, tally, tries
+        self._children = {f"{batch['name']}-{work.item.number}": Child(work) for work in works}
+
+    def run(self) -> None:
+        """Hear of all items until each has ended, or it is time to stop.
+
+        Raises:
+            NodeError: the node has gone.
+        """
+        for event in self._events():
+            child = self._children.get(event["child"])
+            if child is not None:
+                child.id = event["job_id"]
+                self._hear(child, event)
+            elif not event["child"] and event["type"] in _ENDS:
+                self._look_at_all()
+            if self._tally.halts == "now":
+                self.call_off()
+            elif self._tally.halts == "soon":
+                self._start_no_more()
+            if not self._tally.left:
+                return
+
+    def call_off(self) -> None:
+        """Call off what has not ended, and hear how all of it did.
+
+        Raises:
+            NodeError: the node has gone.
+        """
+        try:
+            self._client.post(f"/jobs/{self._batch['id']}/cancel", timeout=_CANCEL_TIMEOUT)
+        except NunetError as error:
+            # it has ended in the meantime
+            if error.code != StateError.default_code:
+                raise
+        self._look_at_all(to_the_end=True)
+
+    def leave(self) -> None:
+        """Call off what has not ended; nobody wants to hear of it any more."""
+        with contextlib.suppress(NunetError):
+            self._client.post(f"/jobs/{self._batch['id']}/cancel", timeout=_CANCEL_TIMEOUT)
+
+    def _events(self) -> Iterator[dict[str, Any]]:
+        failures, after = 0, 0
+        while True:
+            try:
+                for event in self._client.events(f"/jobs/{self._batch['id']}/events", follow=1, after=after):
+                    failures, after = 0, event["seq"]
+                    yield event
+            except NodeError as gone:
+                failures += 1
+                if failures >= _RECONNECTS:
+                    gone.hint = f"the items are kept: once the node runs again, see nunet job show {self._batch['id']}"
+                    raise
+            time.sleep(_PAUSE)
+
+    def _hear(self, child: Child, event: dict[str, Any]) -> None:
+        kind, data = event["type"], event["data"]
+        if kind == "job_requested":
+            child.host = data["bidder"]
+        elif kind == "job_running" and child.tries == 1:
+            self._tally.began(child.work)
+        elif kind in _ENDS and not child.is_over:
+            self._end(child, self._client.get(f"/jobs/{child.id}"))
+
+    def _look_at_all(self, *, to_the_end: bool = False) -> None:
+        """Look how each item stands that is not known to be over: nothing was said of what never began."""
+        for row in self._rows():
+            child = self._children[row["name"]]
+            child.id = row["id"]
+            if not child.is_over:
+                self._end(child, row, again=not to_the_end)
+        for child in self._children.values() if to_the_end else ():
+            if not child.is_over:
+                child.is_over = True
+                self._tally.will_not_run(child.work)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return self._client.page("/jobs", limit=0, parent=self._batch["id"]).rows
+
+    def _start_no_more(self) -> None:
+        """Call off what has not been started."""
+        for row in self._rows():
+            child = self._children[row["name"]]
+            if child.is_over or row["state"] not in _NOT_STARTED:
+                continue
+            try:
+                self._client.post(f"/jobs/{row['id']}/cancel", timeout=_CANCEL_TIMEOUT)
+            except NunetError as error:
+                note(f"nunet: item {child.work.item.number}: {error.message}")
+                continue
+            child.is_over = True
+            self._tally.will_not_run(child.work)
+
+    def _end(self, child: Child, row: dict[str, Any], *, again: bool = True) -> None:
+        """Tell how an item ended; or have it run again, where it failed and there are tries left."""
+        state = row["state"]
+        if state not in _OVER:
+            # it runs again already, or is stuck
+            return
+        if state == "cancelled":
+            child.is_over = True
+            self._tally.will_not_run(child.work)
+            return
+        if state != "settled" and again and child.tries < self._tries and self._tally.halts == "never":
+            child.tries += 1
+            self._client.post(f"/jobs/{row['id']}/retry")
+            return
+        child.is_over = True
+        self._tally.ended(self._outcome(child, row))
+
+    def _outcome(self, child: Child, row: dict[str, Any]) -> Outcome:
+        result, error, work = row["result"], row["error"], child.work
+        problem, exit_code = "", EXIT_JOB_FAILED
+        if row["state"] != "settled":
+            problem = error["message"] if error is not None else f"its job is {row['state']}"
+            exit_code = error["exit_code"] if error is not None else EXIT_JOB_FAILED
+        elif self._is_cut(row):
+            problem = "its output is not whole, it is more than the provider keeps: write to a file, and --return it"
+        elif work.returned:
+            try:
+                self._bring_back(row["id"], work.returned)
+            except (NunetError, OSError) as trouble:
+                problem = f"what it made cannot be brought here: {trouble}"
+        started = _seconds(result["started_at"]) if result is not None else _seconds(row["created_at"])
+        ended = _seconds(result["ended_at"]) if result is not None else started
+        received = 0
+        if result is not None:
+            received = result["stdout_size"] + sum(output["size"] for output in result["outputs"])
+        return Outcome(
+            work, exit_value_of(result["exit_code"] if result is not None else None, is_failed=bool(problem)), problem,
+            lambda stream: self._read(row["id"], stream), host=child.host or "-", started=started,
+            seconds=ended - started, sent=sum(size_of(one.path) for one in work.sent), received=received,
+            exit_code=exit_code,
+        )  # fmt: skip
+
+    def _read(self, job_id: str, stream: Stream) -> Iterator[bytes]:
+        """Yield what a job wrote; nothing where it was not started."""
+        try:
+            yield from pieces(self._client, job_id, stream, follow=False)
+        except NunetError as error:
+            if error.code != StateError.default_code:
+                raise
+
+    def _is_cut(self, row: dict[str, Any]) -> bool:
+        """Say whether a provider kept not all that a job wrote to its standard output: it says so at the end."""
+        size = row["result"]["stdout_size"]
+        if size < len(LOG_CUT):
+            return False
+        job, stream = f"/jobs/{row['id']}/logs", "stdout"
+        end = self._client.get(job, stream=stream, offset=size - len(LOG_CUT), wait=0)
+        return base64.b64decode(end["data"]) == LOG_CUT
+
+    def _bring_back(self, job_id: str, returned: tuple[Returned, ...]) -> None:
+        """Put what a job made where it belongs.
+
+        Raises:
+            NunetError: it is not here.
+            OSError: it cannot be written.
+        """
+        # beside where it goes, so that each appears whole
+        with tempfile.TemporaryDirectory(prefix=".nunet-map-", dir=Path.cwd()) as folder:
+            self._client.post(f"/jobs/{job_id}/outputs", {"folder": folder})
+            for number, back in enumerate(returned, 1):
+                found = Path(folder) / _name(number)
+                if not back.is_pattern:
+                    put(found, back.target)
+                    continue
+                for entry in sorted(found.iterdir()):
+                    put(entry, back.target / entry.name)
+
+
+def put(found: Path, target: Path) -> None:
+    """Move a file or folder to where it goes: a file replaces one, what is in a folder is added to one.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if found.is_dir() and target.is_dir():
+        for entry in sorted(found.iterdir()):
+            put(entry, target / entry.name)
+        return
+    try:
+        found.replace(target)
+    except OSError:
+        # on another file system, or a folder in the place of a file, which is an error there, too
+        shutil.move(found, target)
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder."""
+    files = path.rglob("*") if path.is_dir() else iter((path,))
+    return sum(file.stat().st_size for file in itertools.filterfalse(Path.is_dir, files))
+
+
+def _seconds(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
+
+
+def interrupted(market: Market, batch: dict[str, Any], tally: Tally, *, embedded: bool) -> None:
+    """After Ctrl-C: call off the rest and say so; a second one leaves it as it is."""
+    sys.stdout.flush()
+    try:
+        note("\nnunet: interrupted: calling off what has not ended …; Ctrl-C again leaves it as it is")
+        market.call_off()
+        note(f"nunet: {tally.succeeded} done, {len(tally.failures)} failed, {tally.called_off} called off")
+    except KeyboardInterrupt:
+        hint = "" if embedded else f"; see: nunet job show {batch['id']}; stop it with: nunet job cancel {batch['id']}"
+        note(f"\nnunet: left as it is{hint}")

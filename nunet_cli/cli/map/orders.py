@@ -1,0 +1,140 @@
+"""What is done for each item: its command line, the files that go with it, and those that come back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from nunet_cli.errors import UsageError
+from nunet_cli.jobs.globs import is_glob, split_glob
+from nunet_cli.jobs.items import MAX_VALUE
+from nunet_cli.jobs.replacements import Command, Item, Template
+
+# what stands before it is only this machine's: `/data/./a.png` is `a.png` in the job's folder
+_CUT = "/./"
+_GLOB_SIGNS = {sign: f"[{sign}]" for sign in "*?["}
+
+
+class Sent(NamedTuple):
+    """A file or folder that goes with an item: where it is here, and its place in the job's folder."""
+
+    path: Path
+    place: str
+
+
+class Returned(NamedTuple):
+    """What comes back: its place in the job's folder, or a pattern, and where it goes here.
+
+    What a pattern finds goes into the folder `target`.
+    """
+
+    place: str
+    target: Path
+    is_pattern: bool
+
+
+class Work(NamedTuple):
+    """All that is done for one item."""
+
+    item: Item
+    line: str
+    sent: tuple[Sent, ...]
+    returned: tuple[Returned, ...]
+    tag: str
+
+
+class Orders:
+    """What was asked for, for every item.
+
+    Args:
+        command: what is run.
+        transfers: templates of what is sent.
+        returns: templates of what comes back.
+        tag: the template of what each line of output begins with.
+    """
+
+    def __init__(self, command: Command, transfers: Sequence[str], returns: Sequence[str], tag: str = "{}") -> None:
+        self._command, self._tag = command, Template(tag)
+        self._transfers = [Template(text) for text in transfers]
+        self._returns = [Template(text) for text in returns]
+
+    def work(self, items: Sequence[Item]) -> list[Work]:
+        """Return what is done for some items, which is looked at first: what is to be sent is there, and so on.
+
+        Raises:
+            UsageError: with the number of the item.
+        """
+        made = [self._one(item) for item in items]
+        taken: dict[Path, int] = {}
+        for work in made:
+            for back in work.returned:
+                other = taken.setdefault(back.target.absolute(), work.item.number)
+                if other != work.item.number and not back.is_pattern:
+                    raise UsageError(
+                        f"the items {other} and {work.item.number} would both come back as {back.target}",
+                        hint="put something of the item into --return, such as {#}",
+                    )
+        return made
+
+    def _one(self, item: Item) -> Work:
+        try:
+            line = self._command.line(item)
+            if len(line) > MAX_VALUE:
+                raise UsageError(
+                    f"its command line has {len(line)} characters, the most are {MAX_VALUE}",
+                    hint="put the script into a file, and send it with --input",
+                )
+            sent = tuple(_sent(template.fill(item)) for template in self._transfers)
+            places = [one.place for one in sent]
+            if len(set(places)) < len(places):
+                raise UsageError("two files would go to the same place")
+            returned = tuple(_returned(template, item) for template in self._returns)
+        except UsageError as error:
+            raise UsageError(f"item {item.number} ({item.text}): {error.message}", hint=error.hint) from None
+        return Work(item, line, sent, returned, self._tag.fill(item))
+
+
+def _sent(text: str) -> Sent:
+    if not text:
+        raise UsageError("there is no file to send: the name is empty")
+    place = _inside(text)
+    path = Path(text)
+    if not path.exists():
+        raise UsageError(f"there is no file {text}", hint="names are relative to the folder that you are in")
+    if not os.access(path, os.R_OK):
+        raise UsageError(f"{text} cannot be read")
+    return Sent(path, place)
+
+
+def _returned(template: Template, item: Item) -> Returned:
+    text = template.fill(item)
+    if not text or text.endswith("/"):
+        raise UsageError(f"--return: {text!r} is not the name of a file", hint="a folder is named without a slash")
+    # signs of a pattern are those that were typed; what comes from an item is meant as it is
+    place = _inside(template.fill(item, _literally))
+    before, cut, _ = text.rpartition(_CUT)
+    if not is_glob(place):
+        return Returned(place, Path(text), is_pattern=False)
+    base = split_glob(place)[0]
+    return Returned(place, Path(before) / base if cut else Path(base or "."), is_pattern=True)
+
+
+def _literally(text: str) -> str:
+    return "".join(_GLOB_SIGNS.get(letter, letter) for letter in text)
+
+
+def _inside(text: str) -> str:
+    """Return the place in a job's folder that a name stands for.
+
+    Raises:
+        UsageError: it leads out of the folder.
+    """
+    place = PurePosixPath(text.rpartition(_CUT)[2])
+    if place.is_absolute() or ".." in place.parts or str(place) == ".":
+        raise UsageError(
+            f"{text} is not below the folder that a job has for itself",
+            hint="go to the folder that it is in; or write FOLDER/./NAME, and name it as NAME in the command",
+        )
+    return str(place)
