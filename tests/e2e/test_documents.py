@@ -97,6 +97,19 @@ def test_folders_and_many_files(tmp_path: Path) -> None:
     assert "\n3\n3\n" in said
 
 
+def test_a_command_for_every_file(tmp_path: Path) -> None:
+    said = typed("docs/how-to/map.md", tmp_path, before=in_folder(tmp_path), NUNET_NETWORK_NAME=own_network("map"))
+    for text in (
+        "awk -v out=1.pgm -f gray.awk in/1.ppm\nawk -v out=2.pgm", "gzip -c 'it'\"'\"'s' | wc -c\n", "echo b to x\necho b to y\n",
+        "item 5 (in/5.ppm): the job exited with 1", "1 of 8 items failed", "exit code 1", "Seq\tHost\tStarttime",
+    ):  # fmt: skip
+        assert text in said, text
+    assert [path.name for path in sorted((tmp_path / "work" / "out").iterdir())] == [
+        *(f"{number}.pgm" for number in range(1, 9)), "last.pgm",
+    ]  # fmt: skip
+    assert "in/5.ppm" in said.rpartition("Seq\t")[2]
+
+
 def test_a_private_network(tmp_path: Path) -> None:
     said = typed("docs/how-to/private-network.md", tmp_path, before=in_folder(tmp_path))
     assert "contract-database, oracle" in said
