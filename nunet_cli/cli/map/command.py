@@ -172,7 +172,7 @@ def map_items(
                 raise UsageError("--local runs commands of this machine: it has no images")
             _run_here(works, tally, document, jobs=jobs, tries=retries)
         else:
-            posted = {"push": push, "pull": pull, "topic": topic, "orchestrate": True}
+            posted = {"push": push, "pull": pull, "topic": topic, "orchestrate": False}
             _run_there(works, tally, document, posted, jobs=jobs, tries=retries)
     _conclude(tally, joblog.removeprefix("+"), asked_for_success=stop.why == "success")
 
@@ -278,6 +278,8 @@ def _run_there(
         batch = client.post("/orchestrator/postJob", {**asked, **posted})
         market = Market(client, batch, works, tally, tries=tries)
         try:
+            # only now: who interrupts the posting has nothing that runs
+            client.post(f"/jobs/{batch['id']}/run")
             market.run()
         except KeyboardInterrupt:
             interrupted(market, batch, tally, embedded=embedded)

@@ -30,7 +30,7 @@ _ENDS = {"job_settled", "job_failed", "job_cancelled", "job_expired", "job_dispu
 # a job in one of these has not been started
 _NOT_STARTED = {"posted", "matching", "matched", "requested"}
 _OVER = {"settled", "failed", "cancelled", "expired", "disputed", "resolved"}
-_RECONNECTS, _PAUSE, _CANCEL_TIMEOUT = 5, 0.2, 60.0
+_RECONNECTS, _PAUSE, _CANCEL_TIMEOUT, _SETTLING = 5, 0.2, 60.0, 20.0
 
 
 def posting(document: dict[str, Any], works: list[Work], *, jobs: int, folder: Path) -> dict[str, Any]:
@@ -132,7 +132,14 @@ class Market:
             # it has ended in the meantime
             if error.code != StateError.default_code:
                 raise
-        self._look_at_all(to_the_end=True)
+        end = time.monotonic() + _SETTLING
+        while self._look_at_all(again=False) and time.monotonic() < end:
+            # what had run to its end just then is being settled
+            time.sleep(_PAUSE)
+        for child in self._children.values():
+            if not child.is_over:
+                child.is_over = True
+                self._tally.will_not_run(child.work)
 
     def leave(self) -> None:
         """Call off what has not ended; nobody wants to hear of it any more."""
@@ -162,17 +169,17 @@ class Market:
         elif kind in _ENDS and not child.is_over:
             self._end(child, self._client.get(f"/jobs/{child.id}"))
 
-    def _look_at_all(self, *, to_the_end: bool = False) -> None:
-        """Look how each item stands that is not known to be over: nothing was said of what never began."""
+    def _look_at_all(self, *, again: bool = True) -> int:
+        """Look how each item stands that is not known to be over; return how many are not over now.
+
+        What never began has said nothing.
+        """
         for row in self._rows():
             child = self._children[row["name"]]
             child.id = row["id"]
             if not child.is_over:
-                self._end(child, row, again=not to_the_end)
-        for child in self._children.values() if to_the_end else ():
-            if not child.is_over:
-                child.is_over = True
-                self._tally.will_not_run(child.work)
+                self._end(child, row, again=again)
+        return sum(not child.is_over for child in self._children.values())
 
     def _rows(self) -> list[dict[str, Any]]:
         return self._client.page("/jobs", limit=0, parent=self._batch["id"]).rows
@@ -228,18 +235,15 @@ class Market:
             received = result["stdout_size"] + sum(output["size"] for output in result["outputs"])
         return Outcome(
             work, exit_value_of(result["exit_code"] if result is not None else None, is_failed=bool(problem)), problem,
-            lambda stream: self._read(row["id"], stream), host=child.host or "-", started=started,
+            lambda stream: self._read(row, stream), host=child.host or "-", started=started,
             seconds=ended - started, sent=sum(size_of(one.path) for one in work.sent), received=received,
             exit_code=exit_code,
         )  # fmt: skip
 
-    def _read(self, job_id: str, stream: Stream) -> Iterator[bytes]:
+    def _read(self, row: dict[str, Any], stream: Stream) -> Iterator[bytes]:
         """Yield what a job wrote; nothing where it was not started."""
-        try:
-            yield from pieces(self._client, job_id, stream, follow=False)
-        except NunetError as error:
-            if error.code != StateError.default_code:
-                raise
+        if row["result"] is not None and row["result"][f"{stream}_size"]:
+            yield from pieces(self._client, row["id"], stream, follow=False)
 
     def _is_cut(self, row: dict[str, Any]) -> bool:
         """Say whether a provider kept not all that a job wrote to its standard output: it says so at the end."""
