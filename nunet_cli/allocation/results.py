@@ -12,7 +12,7 @@ from nunet_cli.allocation.pod import Ended
 from nunet_cli.executor.files import allocation_folder
 from nunet_cli.orchestrator.needs import HasBlobs, HasHome, HasStore
 from nunet_cli.records.allocations import Allocation
-from nunet_cli.records.contract_records import CONTRACTS
+from nunet_cli.records.contract_records import CONTRACTS, ContractRecord
 from nunet_cli.records.contracts import Contract
 from nunet_cli.records.reading import as_read
 from nunet_cli.records.results import Result
@@ -28,6 +28,11 @@ class Resulting(HasBlobs, HasHome, HasStore, Protocol):
 def held(started_at: str, ended_at: str) -> float:
     """Return for how many seconds a machine was held: what a price per time unit is paid for."""
     return max(0.0, seconds_between(started_at, ended_at)) if started_at else 0.0
+
+
+def seconds_left(contract: ContractRecord) -> float:
+    """Return the seconds until a contract's deadline, never negative."""
+    return max(0.0, seconds_between(quantities.utc_now(), contract.deadline))
 
 
 def cause_of(error: Exception) -> Exception:

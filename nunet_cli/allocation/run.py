@@ -29,6 +29,7 @@ from nunet_cli.allocation.results import (
     readable,
     result_of,
     said_of,
+    seconds_left,
 )
 from nunet_cli.database.store import Transaction
 from nunet_cli.database.transition import transition
@@ -362,7 +363,12 @@ async def finish_allocation(ctx: Signing, allocation: Allocation, result: Result
     inputs = [item.cid for part in programs(decode_spec(known.spec)) for item in part.inputs]
     type_ = "job_completed" if result.state == "completed" else "job_error"
     body = JobCompleted(allocation.contract_id, document)
-    message = ctx.messenger.outbox.outgoing(allocation.requester, type_, body, lifetime=RESULT_LIFETIME)
+    messages = [ctx.messenger.outbox.outgoing(allocation.requester, type_, body, lifetime=RESULT_LIFETIME)]
+    if result.state == "completed" and known.oracle:
+        # whatever its requester shows it later, the oracle knows this result
+        told = JobCompleted(known.id, document, known.document, known.proof)
+        lifetime = min(seconds_left(known) + ctx.config.limits.settlement_window, RESULT_LIFETIME)
+        messages.append(ctx.messenger.outbox.outgoing(known.oracle, type_, told, lifetime=lifetime))
 
     def change(t: Transaction) -> Document:
         current, contract = t[ALLOCATIONS].one(allocation.id), t[CONTRACTS].one(allocation.contract_id)
@@ -382,7 +388,8 @@ async def finish_allocation(ctx: Signing, allocation: Allocation, result: Result
             # an oracle may run the job again; what its requester has only named is not its to give
             if ctx.blobs.may_have(t, cid, allocation.requester):
                 Blobs.grant(t, cid, contract.oracle)
-        ctx.messenger.outbox.enqueue(t, message)
+        for message in messages:
+            ctx.messenger.outbox.enqueue(t, message)
         t.save_event(
             allocation.job_id, f"allocation_{result.state}", allocation_id=allocation.id, exit_code=result.exit_code,
             reason=result.reason,

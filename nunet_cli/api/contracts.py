@@ -24,6 +24,7 @@ from nunet_cli.orchestrator.units import bid_of
 from nunet_cli.records.books import ACCOUNTS, LOG, REGISTRY
 from nunet_cli.records.contract_records import (
     BALANCES,
+    COMPLETIONS,
     CONTRACT,
     CONTRACTS,
     REGISTERED,
@@ -228,6 +229,15 @@ async def recorded(request: Request) -> Response:
     return listed(request, records, views.recorded, **where)
 
 
+async def completions(request: Request) -> Response:
+    """Return the jobs that providers told this oracle they completed, in the order in which they did (operator).
+
+    They are in the store, whether or not the node acts as oracle now.
+    """
+    where = {"verdict": ""} if flag_of(request, "unverified") else {}
+    return listed(request, node_of(request).ctx.store[COMPLETIONS], views.completion, **where)
+
+
 async def approve(request: Request) -> Response:
     """Admit a node."""
     body, database = await body_of(request, RegistryChange), _database(request)
@@ -290,6 +300,8 @@ ENDPOINTS = (
     Endpoint("/registry", registry, list[schemas.RegistryEntry], query=PAGING),
     Endpoint("/registry/contracts", recorded, list[schemas.RecordedContract],
              query={**PAGING, **STATE, "party": "DID or peer id of one of the two parties"}),
+    Endpoint("/registry/completions", completions, list[schemas.Completion],
+             query={**PAGING, "unverified": "1 for those that nobody has brought to verification"}),
     Endpoint("/registry/approve", approve, schemas.RegistryEntry, "POST", RegistryChange, status=201),
     Endpoint("/registry/revoke", revoke, schemas.RegistryEntry, "POST", RegistryChange),
     Endpoint("/registry/attest", attest, schemas.KycDocument, "POST", Attestation, status=201),

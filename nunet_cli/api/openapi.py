@@ -40,6 +40,7 @@ COMMANDS: dict[str, Any] = {
     "topic list": list[schemas.Topic], "topic subscribe": schemas.Topic, "topic unsubscribe": schemas.Topic,
     "account balance": schemas.Account, "registry list": list[schemas.RegistryEntry],
     "registry contracts": list[schemas.RecordedContract],
+    "registry completions": list[schemas.Completion],
     "registry approve": schemas.RegistryEntry, "registry revoke": schemas.RegistryEntry,
     "registry attest": schemas.KycDocument, "registry audit": schemas.Books,
     "account history": list[StatementEntry], "account deposit": schemas.Balance,

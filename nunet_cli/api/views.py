@@ -13,7 +13,7 @@ from nunet_cli.node.node import Node
 from nunet_cli.orchestrator.logs import read_piece
 from nunet_cli.orchestrator.permissions import open_to_strangers
 from nunet_cli.records.bids import BIDS, BidRecord, CapabilityComparison
-from nunet_cli.records.contract_records import CONTRACTS, ContractRecord, RegisteredContract
+from nunet_cli.records.contract_records import CONTRACTS, Completion, ContractRecord, RegisteredContract
 from nunet_cli.records.contracts import Contract, Proof, Receipt
 from nunet_cli.records.identifiers import key_from_did, peer_id_from_key
 from nunet_cli.records.jobs import JOBS, Attempt, Job
@@ -108,6 +108,16 @@ def recorded(row: RegisteredContract) -> dict[str, Any]:
         "recorded_at": row.proof.read(Proof).registered_at, "deadline": row.deadline, "window_from": row.window_from,
         "paid": receipt.paid if receipt else None, "refunded": receipt.refunded if receipt else None,
         "reason": receipt.reason if receipt else None, "closed_at": receipt.settled_at if receipt else None,
+    }  # fmt: skip
+
+
+def completion(row: Completion) -> dict[str, Any]:
+    """Return a completion as its provider told this oracle of it, for the oracle's operator."""
+    return {
+        "id": row.id, "job_id": row.job_id, "requester": row.requester, "provider": row.provider,
+        "requester_peer": did_text(row.requester), "provider_peer": did_text(row.provider), "told_at": row.at,
+        "deadline": row.deadline, "result_cid": row.result.cid, "verdict": row.verdict or None,
+        "shown_instead": row.shown or None,
     }  # fmt: skip
 
 

@@ -85,6 +85,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "node backup": ("nunet node backup node.tar", "nunet node backup --no-blobs /mnt/usb/node.tar"),
     "node restore": ("nunet node restore node.tar", "nunet --home /tmp/copy node restore node.tar"),
     "registry list": ("nunet registry list", "nunet registry list --filter status=revoked"),
+    "registry completions": ("nunet registry completions", "nunet registry completions --unverified"),
     "registry contracts": ("nunet registry contracts --state disputed",
                            "nunet registry contracts --party 12D3KooWMot5 --limit 20"),
     "registry approve": ("nunet registry approve did:key:z6MkpTHR8VNs",

@@ -57,6 +57,27 @@ def list_contracts(
     return Listing(rows, columns, empty="no contracts recorded here yet")
 
 
+@list_command(app, "completions")
+def list_completions(
+    window: Window,
+    *,
+    unverified: Annotated[
+        bool, typer.Option("--unverified", help="Only those that nobody has brought to verification.")
+    ] = False,
+) -> Listing:
+    """List the jobs that providers told this oracle they completed, the oldest first."""
+    with connect(read_only=True) as client:
+        rows = window.read(client, "/registry/completions", unverified=1 if unverified else None)
+    columns = {
+        "contract": lambda row: row["id"], "requester": lambda row: short(row["requester_peer"]),
+        "provider": lambda row: short(row["provider_peer"]), "verdict": lambda row: row["verdict"] or "-",
+        "completed": lambda row: row["told_at"][:19].replace("T", " "),
+        "deadline": lambda row: row["deadline"][:19].replace("T", " "),
+        "another result": lambda row: "shown" if row["shown_instead"] else "",
+    }  # fmt: skip
+    return Listing(rows, columns, empty="no provider has told of any")
+
+
 @app.command("approve")
 def approve(did: DidArgument, note: NoteOption = "", output: OutputOption = Format.table) -> None:
     """Admit a node as verified."""

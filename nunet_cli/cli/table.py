@@ -79,6 +79,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "account deposit": ("account", "Credit an account."),
     "registry list": ("registry", "List everybody who was ever admitted."),
     "registry contracts": ("registry", "List the contracts that this contract database has recorded."),
+    "registry completions": ("registry", "List the jobs that providers told this oracle they completed."),
     "registry approve": ("registry", "Admit a node as verified."),
     "registry attest": ("registry", "Sign that you have verified a node, for jobs that ask for it."),
     "registry audit": ("registry", "Check the books: every account, their sum (which is zero)."),

@@ -12,11 +12,13 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct
 
+from nunet_cli import quantities
 from nunet_cli.database.records import Records
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.records.allocations import ALLOCATION_ENDS, ALLOCATIONS, Allocation
 from nunet_cli.records.bids import BID_REQUESTS, BIDS, bid_id_of, is_unit, unit_id
 from nunet_cli.records.contract_records import (
+    COMPLETIONS,
     CONTRACT,
     CONTRACTS,
     LATE_RESULTS,
@@ -92,7 +94,7 @@ def family(source: Store | Transaction, job: Job) -> list[Job]:
 async def remove_old(store: Store, cutoffs: Cutoffs) -> Removed:
     """Remove what is older than its cutoff; return how much that was."""
     removed = Removed()
-    for step in (_some_jobs, _some_allocations, _some_contracts, _some_registered, _some_events):
+    for step in (_some_jobs, _some_allocations, _some_contracts, _some_registered, _some_completions, _some_events):
         while await store.change(lambda t, step=step: step(t, cutoffs, removed)):  # type: ignore[misc]  # bound now
             pass
     # after the contracts, as a bid stays as long as its contract; those that stay are passed over
@@ -190,6 +192,12 @@ def _some_registered(t: Transaction, cutoffs: Cutoffs, removed: Removed) -> bool
             removed.events += t[EVENTS].remove_by("job_id", row.job_id)
     removed.contracts += len(rows)
     return bool(rows)
+
+
+def _some_completions(t: Transaction, _cutoffs: Cutoffs, _removed: Removed) -> bool:
+    """Remove what providers told this oracle of contracts that nobody can bring to it any more."""
+    gone = t[COMPLETIONS].remove_below("until", quantities.utc_now(), limit=AT_ONCE)
+    return bool(gone)
 
 
 def _some_events(t: Transaction, cutoffs: Cutoffs, removed: Removed) -> bool:

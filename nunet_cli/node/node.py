@@ -110,6 +110,7 @@ class Node:
         accounting.content = ctx.blobs
         if "oracle" in roles:
             self.oracle = Oracle(ctx.identity, ctx.store, self.mailbox, partial(reexecute, ctx))
+            ctx.take_completion = self.oracle.completions.take
 
     @property
     def identity(self) -> Identity:

@@ -12,10 +12,11 @@ from nunet_cli.allocation.actor import Running
 from nunet_cli.allocation.reexecute import SecondRuns
 from nunet_cli.config import Config
 from nunet_cli.database.store import Store
+from nunet_cli.errors import ContractError
 from nunet_cli.executor.base import Executor
 from nunet_cli.network.blobs import Blobs
 from nunet_cli.network.identity import Identity
-from nunet_cli.network.messenger import Messenger
+from nunet_cli.network.messenger import Change, Incoming, Messenger
 from nunet_cli.network.peers import Peers
 from nunet_cli.network.relay import Relay
 from nunet_cli.network.topics import Topics
@@ -30,6 +31,10 @@ from nunet_cli.supervise import Supervisor
 from nunet_cli.threads import Threads
 
 DISK_THREADS = 8
+
+
+def _no_oracle(_message: Incoming) -> Change:
+    raise ContractError("this node is no oracle", code="wrong_oracle")
 
 
 @dataclass
@@ -53,6 +58,7 @@ class Parts:
     supervisor: Supervisor
     # runs one that was made; the node says how
     begin_allocation: Callable[[str], None] = lambda _id: None
+    take_completion: Callable[[Incoming], Change] = _no_oracle
     available_executors: dict[str, str] = field(default_factory=dict)
     threads: Threads = field(default_factory=lambda: Threads(DISK_THREADS))
     judging: Judging = field(default_factory=Judging)

@@ -35,6 +35,7 @@ from nunet_cli.orchestrator.needs import (
     HasStanding,
     HasStore,
     HasThreads,
+    TakesCompletions,
 )
 from nunet_cli.orchestrator.retry import may_retry
 from nunet_cli.records.allocations import ALLOCATION_ENDS, ALLOCATIONS
@@ -66,7 +67,7 @@ class Following(Hearing, Dealing, Protocol):
     """Follows a job at its provider."""
 
 
-class Executing(Hearing, Telling, HasMessenger, Protocol):
+class Executing(Hearing, Telling, HasMessenger, TakesCompletions, Protocol):
     """Has both halves of the stage."""
 
 
@@ -87,6 +88,9 @@ def register(ctx: Executing) -> None:
 
     async def on_completed(message: Incoming) -> Change:
         body: JobCompleted = message.body
+        if body.contract is not None:
+            # told to the contract's oracle
+            return ctx.take_completion(message)
         contract = _contract_of(ctx.store, body.contract_id, message.sender)
         return result_change(ctx, contract, body.result)
 

@@ -17,7 +17,7 @@ from nunet_cli.database.store import Store
 from nunet_cli.executor.base import Executor
 from nunet_cli.network.blobs import Blobs
 from nunet_cli.network.identity import Identity
-from nunet_cli.network.messenger import Messenger
+from nunet_cli.network.messenger import Change, Incoming, Messenger
 from nunet_cli.network.peers import Peers
 from nunet_cli.network.relay import Relay
 from nunet_cli.network.topics import Topics
@@ -212,6 +212,13 @@ class BeginsAllocations(Protocol):
 
     @property
     def begin_allocation(self) -> Callable[[str], None]: ...
+
+
+class TakesCompletions(Protocol):
+    """Takes, as an oracle, what providers tell of jobs that they completed."""
+
+    @property
+    def take_completion(self) -> Callable[[Incoming], Change]: ...
 
 
 class HasTasks(Protocol):

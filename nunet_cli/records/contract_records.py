@@ -170,6 +170,28 @@ class VerdictRecord(Struct, frozen=True):
 VERDICTS = Table("verdicts", VerdictRecord, indexes=("job_id",))
 
 
+class Completion(Struct, frozen=True):
+    """A job that its provider told this oracle it completed, by the contract (the `id`); it is kept until `until`.
+
+    `verdict` is what was said of the result, empty as long as nobody brought it to verification; `shown` names another
+    result of the same contract that somebody brought.
+    """
+
+    id: str
+    job_id: str
+    requester: str
+    provider: str
+    result: Document
+    at: str
+    deadline: str
+    until: str
+    verdict: str = ""
+    shown: str = ""
+
+
+COMPLETIONS = Table("completions", Completion, indexes=("provider", "until", "verdict"))
+
+
 class LateResult(Struct, frozen=True):
     """A contract whose provider delivered when the job did not wait for it any more; its outputs are to be fetched."""
 

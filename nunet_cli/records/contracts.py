@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from nunet_cli import quantities
 from nunet_cli.records.capability import PriceBid
+from nunet_cli.records.documents import Document
 from nunet_cli.records.fields import Did, Id, MaybeId, Name, Text, Time, TimeOrNone
 from nunet_cli.records.limits import Limits
 
@@ -106,7 +107,10 @@ class Check(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class JobVerificationResult(Struct, forbid_unknown_fields=True, frozen=True):
-    """The oracle's verdict on a result (seed 7: `jobVerificationResult`)."""
+    """The oracle's verdict on a result (seed 7: `jobVerificationResult`).
+
+    `completed` is the other result that the provider told the oracle of, where that is why this one was rejected.
+    """
 
     v: Literal[1]
     contract_id: Id
@@ -116,6 +120,7 @@ class JobVerificationResult(Struct, forbid_unknown_fields=True, frozen=True):
     checks: Annotated[tuple[Check, ...], Limits(max_length=100)]
     verified_at: Time
     policy: Literal["attested", "replicate", "reexecute"] = "attested"
+    completed: Document | None = None
 
 
 class Receipt(Struct, forbid_unknown_fields=True, frozen=True):

@@ -76,10 +76,15 @@ class JobStatusUpdate(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class JobCompleted(Struct, forbid_unknown_fields=True, frozen=True):
-    """The job has ended: the signed result, whatever it is (seed 6: `jobCompleted`)."""
+    """The job has ended: the signed result, whatever it is (seed 6: `jobCompleted`).
+
+    The oracle, which is told of what was completed, has neither the contract nor its proof yet: they go with it.
+    """
 
     contract_id: Id
     result: Document
+    contract: Document | None = None
+    proof: Document | None = None
 
 
 class JobCancel(Struct, forbid_unknown_fields=True, frozen=True):

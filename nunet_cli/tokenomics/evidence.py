@@ -34,6 +34,7 @@ from nunet_cli.records.identifiers import content_id, verify
 from nunet_cli.records.limits import Limits
 from nunet_cli.records.messages import JobVerification
 from nunet_cli.records.reading import decode, decode_exactly
+from nunet_cli.tokenomics.completions import is_contradiction
 from nunet_cli.tokenomics.oracle import verify_documents
 from nunet_cli.tokenomics.output_checks import check_outputs
 from nunet_cli.tokenomics.receipt import receipt_checks
@@ -199,6 +200,13 @@ def _check_verdict(document: Document, bundle: Bundle, contract: Contract, check
     cid = bundle.result.cid if bundle.result is not None else ""
     check("verdict.result", (verdict.contract_id, verdict.result_cid) == (bundle.contract.cid, cid),
           "it is about another result")  # fmt: skip
+    if verdict.completed is not None:
+        try:
+            shown = is_contradiction(verdict.completed, contract, bundle.contract.cid, cid)
+        except NunetError:
+            shown = False
+        check("verdict.completed", shown, "it is no other result that the provider signed for this contract")
+        is_fulfilled &= not shown
     agrees = (verdict.verdict == "verified") <= is_fulfilled and (verdict.policy != "attested") | (
         (verdict.verdict == "verified") == is_fulfilled
     )

@@ -3,7 +3,8 @@
 Policy `attested`: the chain of signatures holds, the result belongs to the contract, time used and outputs fit the
 terms, and the exit code is 0 where the result claims success. Outputs are held to their content ids by the requester,
 who refuses what does not hash to them. `replicate` compares with other providers' results, `reexecute` with a run of
-the oracle's own.
+the oracle's own. Whatever the policy, a result is held against the one that its provider completed the job with, where
+the oracle was told (`completions`).
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from nunet_cli.records.messages import JobVerification, Replica, Verdict
 from nunet_cli.records.results import Result
 from nunet_cli.records.trees import EMPTY_SIZE
 from nunet_cli.threads import in_thread
+from nunet_cli.tokenomics.completions import Completions, contradiction
 from nunet_cli.tokenomics.payment import seconds_between
 
 GRACE_SECONDS = 30
@@ -66,6 +68,7 @@ class Oracle:
     ) -> None:
         self._identity, self._store, self._reexecute = identity, store, reexecute
         self._limiter = trio.CapacityLimiter(1)
+        self.completions = Completions(identity.did, store)
         messenger.register("job_verification", JobVerification, self._on_verification)
 
     async def verify_job(self, request: JobVerification, sender: str) -> Document | Callable[[Transaction], Document]:
@@ -87,6 +90,9 @@ class Oracle:
             return known.document
         # a stranger's documents: checking them takes up to a second
         checks = await in_thread(verify_documents, request, quantities.utc_now(), limiter=self._limiter)
+        other = self.completions.contradicting(request.contract.cid, request.result)
+        if other is not None:
+            checks += (contradiction(other),)
         verdict: Outcome = "verified" if all(check.passed for check in checks) else "rejected"
         # what fails by itself is compared with nothing, and says so
         used: Policy = policy if verdict == "verified" else "attested"
@@ -101,12 +107,12 @@ class Oracle:
             known = t[VERDICTS].get(key)
             if known is not None:
                 return known.document
-            document = make_document(
-                JobVerificationResult(
-                    1, request.contract.cid, request.result.cid, self._identity.did, verdict, checks[:100],
-                    quantities.utc_now(), used,
-                )
-            ).sign(self._identity, ORACLE)  # fmt: skip
+            said = JobVerificationResult(
+                1, request.contract.cid, request.result.cid, self._identity.did, verdict, checks[:100],
+                quantities.utc_now(), used, other,
+            )  # fmt: skip
+            document = make_document(said).sign(self._identity, ORACLE)
+            self.completions.note(t, said)
             if verdict != "inconclusive":
                 t[VERDICTS].put(VerdictRecord(key, contract.job_id, document))
             t.save_event(contract.job_id, f"result_{verdict}", contract_id=request.contract.cid)

@@ -19,9 +19,11 @@ from nunet_cli.records.allocations import ALLOCATIONS, Allocation
 from nunet_cli.records.bids import BIDS, BidRecord, NodeID
 from nunet_cli.records.capability import PriceBid
 from nunet_cli.records.contract_records import (
+    COMPLETIONS,
     CONTRACTS,
     REGISTERED_CONTRACTS,
     STATEMENTS,
+    Completion,
     ContractRecord,
     RegisteredContract,
     Statement,
@@ -69,6 +71,12 @@ def record(t: Transaction) -> None:
                 1, f"recorded-{n:04}", DID, "settled", requester, provider, "0.75", "0.25", "done", terms.deadline, "head"
             )
         )  # fmt: skip
+        t[COMPLETIONS].put(
+            Completion(
+                f"recorded-{n:04}", f"job-{n}", requester, provider, proof, terms.deadline, terms.deadline,
+                terms.deadline, verdict="verified" if n % 3 else "",
+            )
+        )  # fmt: skip
         t[REGISTERED_CONTRACTS].put(
             RegisteredContract(
                 f"recorded-{n:04}", f"job-{n}", requester, provider, terms.deadline, make_document(text), proof,
@@ -95,6 +103,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiClient]:
 LISTS = {
     "/jobs": COUNT, "/bids": COUNT - 1, "/allocations": COUNT - 1, "/contracts": COUNT - 1,
     "/accounts/statements": COUNT - 1, "/registry/contracts": RECORDED,
+    "/registry/completions": RECORDED,
 }  # fmt: skip
 
 
@@ -182,6 +191,9 @@ def test_the_operator_of_a_contract_database_sees_every_contract_by_party_and_st
     assert found(limit=4, party=OTHER, after=f"recorded-{theirs[3]:04}") == theirs[4:8]
     assert found(limit=0, party=OTHER, state="open") == [n for n in theirs if n % 3 < 2]
     assert found(limit=0, state="disputed") == list(range(1, RECORDED, 3))
+    open_ones = client.page("/registry/completions", limit=0, unverified=1).rows
+    assert [row["id"] for row in open_ones] == [f"recorded-{n:04}" for n in range(0, RECORDED, 3)]
+    assert {row["verdict"] for row in open_ones} == {None}
     proved, closed = client.get("/registry/contracts?state=proved&limit=1")[0], client.get("/registry/contracts")[2]
     assert (proved["recorded_at"], proved["paid"], proved["closed_at"]) == ("2029-01-01T00:00:00.000Z", None, None)
     assert (closed["paid"], closed["refunded"], closed["reason"], closed["deposit"]) == ("0.75", "0.25", "done", "1")

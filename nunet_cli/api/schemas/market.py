@@ -83,6 +83,26 @@ class RecordedContract(Answer, kw_only=True):
     closed_at: str | None
 
 
+class Completion(Answer, kw_only=True):
+    """A job that its provider told this oracle it completed, and with which result; `id` is the contract's.
+
+    `verdict` is null as long as nobody has brought that result to verification; `shown_instead` is another result of
+    the same contract that somebody brought.
+    """
+
+    id: str
+    job_id: str
+    requester: str
+    provider: str
+    requester_peer: str
+    provider_peer: str
+    told_at: str
+    deadline: str
+    result_cid: str
+    verdict: Literal["verified", "rejected", "inconclusive"] | None
+    shown_instead: str | None
+
+
 class ContractDocuments(Struct, forbid_unknown_fields=True, kw_only=True):
     """Everything that was signed, as far as it is here."""
 
