@@ -32,6 +32,7 @@ _FORMS = {
     "executor.process.foreign": "off, sandboxed or unsandboxed",
     "registry.admission": "open or approval",
 }
+SECRET = ("network.secret", "api.token")
 # whose value is a table: what is in it has a key of its own, such as `kyc.verifiers.acme-bank`
 _TABLES = ("kyc.verifiers",)
 # looks at what the form of a value does not say, such as the DID in it
@@ -90,13 +91,18 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 def shown(config: Config) -> dict[str, Any]:
     """Return every key with its value; of what is secret, only whether it is set."""
-    values = {key: get(config, key) for key in keys()}
-    return values | {key: "(set)" for key in ("network.secret", "api.token") if values[key]}
+    return {key: shown_value(config, key) for key in keys()}
+
+
+def shown_value(config: Config, key: str) -> Any:
+    """Return the value of a key; of what is secret, only whether it is set."""
+    value = get(config, key)
+    return "(set)" if value and key in SECRET else value
 
 
 def parse_value(key: str, text: str) -> Any:
     """Return a text from a shell as the type that the key has; lists and tables are comma-separated."""
-    key, name = _split(key)
+    key, name = split(key)
     if name:
         return text.strip()
     current = get(Config(), key)
@@ -127,14 +133,14 @@ def get(config: Config, key: str) -> Any:
         UsageError: unknown key, with the nearest right one.
     """
     check_key(key)
-    key, name = _split(key)
+    key, name = split(key)
     value: Any = config
     for part in key.split("."):
         value = getattr(value, part)
     return value.get(name, "") if name else value
 
 
-def _split(key: str) -> tuple[str, str]:
+def split(key: str) -> tuple[str, str]:
     """Return a key, and what it names in its value where that is a table; a name may have dots."""
     for table in _TABLES:
         if key.startswith(table + ".") and key != table + ".":
@@ -149,14 +155,14 @@ def check_key(key: str) -> None:
         UsageError: with the nearest right key.
     """
     known = keys()
-    if _split(key)[0] not in known:
+    if split(key)[0] not in known:
         near = difflib.get_close_matches(key, known, 1)
         raise UsageError(f"unknown key {key!r}", hint=f"did you mean {near[0]}?" if near else "see: nunet config list")
 
 
 def put(document: dict[str, Any], key: str, value: Any) -> None:
     """Set a dotted key in a nested document, in place; an empty value takes a name out of a table."""
-    key, inside = _split(key)
+    key, inside = split(key)
     *sections, name = key.split(".")
     if inside:
         sections, name = [*sections, name], inside

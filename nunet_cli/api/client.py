@@ -109,6 +109,10 @@ class ApiClient:
         """Send a document to a path, and return the answer; waits as long as a stage may take."""
         return self._call("POST", path, body or {}, timeout)
 
+    def put(self, path: str, body: dict[str, Any]) -> Any:
+        """Put a document at a path, and return the answer."""
+        return self._call("PUT", path, body, TIMEOUT)
+
     def delete(self, path: str) -> Any:
         """Delete a resource."""
         return self._call("DELETE", path, None, TIMEOUT)

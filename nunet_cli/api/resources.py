@@ -57,6 +57,12 @@ class Subscription(Struct, forbid_unknown_fields=True):
     subscribed: bool = True
 
 
+class NewSetting(Struct, forbid_unknown_fields=True):
+    """The value of a setting, or the text that `nunet config set` takes for it."""
+
+    value: str | bool | int | list[str] | dict[str, str]
+
+
 class Choice(Struct, forbid_unknown_fields=True):
     """Whom to use in a role where the configuration names nobody."""
 
@@ -98,8 +104,15 @@ async def choose_role(request: Request) -> Response:
 
 
 async def show_configuration(request: Request) -> Response:
-    """Return the settings that the node was started with; of secret ones, only whether they are set."""
+    """Return the settings that the node goes by; of secret ones, only whether they are set."""
     return answer({"settings": msgspec.to_builtins(shown(node_of(request).ctx.config))})
+
+
+async def change_configuration(request: Request) -> Response:
+    """Set a key in the node's configuration file, and in the node where it can take it up as it runs."""
+    body = await body_of(request, NewSetting)
+    done = await node_of(request).settings.change(request.path_params["key"], body.value)
+    return answer(msgspec.to_builtins(done))
 
 
 async def stop(request: Request) -> Response:
@@ -278,6 +291,7 @@ ENDPOINTS = (
     Endpoint("/whoami", whoami, schemas.WhoAmI),
     Endpoint("/roles", choose_role, schemas.Role, "POST", Choice),
     Endpoint("/configuration", show_configuration, schemas.Configuration),
+    Endpoint("/configuration/{key}", change_configuration, schemas.Setting, "PUT", NewSetting),
     Endpoint("/stop", stop, schemas.Stopping, "POST", status=202),
     Endpoint("/capability", show_capability, schemas.CapabilityOverview),
     Endpoint("/capability/benchmark", benchmark_capability, schemas.Measured, "POST"),

@@ -94,6 +94,7 @@ async def run_node(
     local: bool = False,
     announce: bool = True,
     socket: Path | None = None,
+    config_file: Path | None = None,
 ) -> Any:
     """Run a node with its API until `until` returns; return what it returns.
 
@@ -109,6 +110,7 @@ async def run_node(
         local: run a provider and an authority beside it, on loopback, in homes of their own below this one.
         announce: whether mDNS tells others of this node.
         socket: where to serve, instead of the home's own socket.
+        config_file: where its configuration is kept, and can be changed while it runs.
     """
     async with contextlib.AsyncExitStack() as stack:
         if local:
@@ -123,6 +125,7 @@ async def run_node(
                 read_only=read_only,
                 isolated=local,
                 announce=announce,
+                config_file=config_file,
             )
         )
         await stack.enter_async_context(served(node, socket or socket_path(home)))

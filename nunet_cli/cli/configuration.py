@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nunet_cli.cli import complete
+from nunet_cli.cli import complete, setting
 from nunet_cli.cli.output import Format, OutputOption, dump, note
 from nunet_cli.cli.state import STATE
 
@@ -43,16 +43,12 @@ def set_value(
     key: KeyArgument,
     value: Annotated[str, typer.Argument(help="The value; lists are comma-separated.", metavar="VALUE")],
 ) -> None:
-    """Change the file, keeping its comments; a value that does not validate is refused."""
-    from nunet_cli.config_file import check_key, parse_value, set_in_file
-    from nunet_cli.node.settings import check_here, check_settings
+    """Change the file, keeping its comments; a value that does not validate is refused.
 
-    check_key(key)
-    parsed = parse_value(key, value)
-    check_here(key, parsed)
-    set_in_file(STATE.config_file, key, parsed, check_settings)
-    if STATE.running() is not None:
-        note("the running node takes this up when it is restarted")
+    A node that runs takes it up at once where it can, and it is said where it cannot.
+    """
+    if later := setting.change(key, value):
+        note(later)
 
 
 @app.command("list")

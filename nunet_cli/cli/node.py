@@ -83,8 +83,9 @@ def run(
 
     async def main() -> str:
         reason = await run_node(
-            STATE.folder, config, roles=roles, remember=True, passphrase=passphrase(), ready=ready, until=wait_for_stop
-        )
+            STATE.folder, config, roles=roles, remember=True, passphrase=passphrase(), ready=ready, until=wait_for_stop,
+            config_file=STATE.config_file,
+        )  # fmt: skip
         return str(reason)
 
     try:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nunet_cli.cli import setting
 from nunet_cli.cli.output import Format, OutputOption, YesOption, confirm, console, emit, fields, note, price_text
 from nunet_cli.cli.state import STATE, connect
 from nunet_cli.quantities import format_cores, format_size
@@ -170,7 +171,7 @@ def _set_policy(key: str, text: str | None, *, reset: bool, flag: str) -> bool:
         Whether a node runs that has it otherwise until it is restarted.
     """
     from nunet_cli.config import Config
-    from nunet_cli.config_file import get, parse_value, set_in_file
+    from nunet_cli.config_file import get, parse_value
 
     if text is not None:
         value = parse_value(key, text)
@@ -182,11 +183,10 @@ def _set_policy(key: str, text: str | None, *, reset: bool, flag: str) -> bool:
     now = get(STATE.config(), key)
     if value == (list(now) if isinstance(now, tuple) else now):
         return False
-    set_in_file(STATE.config_file, key, value)
-    running = STATE.running() is not None
-    if running:
-        note(f"restart the node for {flag} to take effect: nunet node stop && nunet node start")
-    return running
+    later = setting.change(key, value)
+    if later:
+        note(f"{later}: for {flag} to take effect type nunet node stop && nunet node start")
+    return bool(later)
 
 
 def _answers(kept: OnboardOptions | None, *, given: bool, table: bool) -> Answers | None:

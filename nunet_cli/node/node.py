@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -32,6 +33,7 @@ from nunet_cli.node.capability import CapabilityAccounting
 from nunet_cli.node.care import DAY, Care
 from nunet_cli.node.onboarding import keep_offer, plan_onboarding, still_standing
 from nunet_cli.node.parts import Parts
+from nunet_cli.node.settings import Settings
 from nunet_cli.orchestrator import (
     agreement,
     bid,
@@ -82,12 +84,15 @@ class Node:
         accounting: its capability.
         roles: the roles it takes beside requester and provider.
         announce: whether mDNS tells others of it.
+        config_file: where its configuration is kept.
     """
 
     def __init__(
-        self, ctx: Parts, accounting: CapabilityAccounting, roles: tuple[str, ...], *, announce: bool = True
-    ) -> None:
+        self, ctx: Parts, accounting: CapabilityAccounting, roles: tuple[str, ...], *, announce: bool = True,
+        config_file: Path | None = None,
+    ) -> None:  # fmt: skip
         self._is_announced = announce
+        self.settings = Settings(ctx.config, config_file, ctx.threads, self._on_setting)
         self.ctx, self.accounting = ctx, accounting
         self.started_at = quantities.utc_now()
         self.stop_requested = trio.Event()
@@ -291,6 +296,12 @@ class Node:
                 await allocation_cancel.route_to_allocation(self.ctx, actor.allocation_id, "end")
             for actor in running:
                 await actor.ended.wait()
+
+    async def _on_setting(self, key: str) -> None:
+        if key.startswith("executor."):
+            await self.probe_executors()
+        # what it may run, and how long it waits before it looks for work, may be other than before
+        self.ctx.work.wake()
 
     # -- the interface of the second seed ----------------------------------------------------------------------------
 

@@ -63,6 +63,7 @@ async def open_node(
     announce: bool = True,
     monitor: Monitor | None = None,
     links: Links | None = None,
+    config_file: Path | None = None,
 ) -> AsyncIterator[Node]:
     """Own a home and run its node for the duration of the context.
 
@@ -76,6 +77,7 @@ async def open_node(
         announce: False looks for others with mDNS, and is not found by it: for a node of a moment.
         monitor: what looks at the machine; a real one where it is not given.
         links: what opens streams to peers; TCP where it is not given.
+        config_file: where its configuration is kept, and can be changed while it runs.
         isolated: peers of earlier runs are not dialled, and those of this run not remembered.
 
     Raises:
@@ -108,7 +110,7 @@ async def open_node(
             )  # fmt: skip
             if remember:
                 roles = await _with_those_before(store, roles)
-            node = Node(ctx, accounting, roles, announce=announce)
+            node = Node(ctx, accounting, roles, announce=announce, config_file=config_file)
             if not read_only:
                 await node.start()
             try:

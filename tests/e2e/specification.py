@@ -216,6 +216,18 @@ def asked_alone(m: Market) -> None:
     m.type("provider-b", "topic", "unsubscribe", "/lab/gpu")
 
 
+def set_while_it_runs(m: Market) -> None:
+    """The orchestration type and the search timeout are changed at the running node, by the command line and its API."""
+    m.type("requester", "config", "set", "default_orchestration_type", "push")
+    refused = m.type("requester", "job", "post", DIAMOND, ends=2)
+    assert "default_orchestration_type is push" in refused.stderr, refused.stderr
+    client = ApiClient(socket_path(m.folder / "requester"))
+    assert client.put("/configuration/default_orchestration_type", {"value": "pull"})["in_force"]
+    # what the environment says counts, and is said
+    assert not client.put("/configuration/default_search_timeout", {"value": "9s"})["in_force"]
+    assert client.get("/configuration")["settings"]["default_search_timeout"] == 15
+
+
 def nobody_takes_it(m: Market) -> None:
     """Too much is asked for: the refusals say by how much, and what would help."""
     job = m.post(program("true", resources={**SMALL, "memory": "64GiB"}))
@@ -308,7 +320,7 @@ def the_books(m: Market) -> None:
 
 
 CHAPTERS: tuple[Callable[[Market], None], ...] = (
-    stage_by_stage, preferences, asked_alone, nobody_takes_it, second_thoughts, called_off, many_as_one, judged, the_books,
+    stage_by_stage, preferences, asked_alone, set_while_it_runs, nobody_takes_it, second_thoughts, called_off, many_as_one, judged, the_books,
 )  # fmt: skip
 
 

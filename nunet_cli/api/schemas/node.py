@@ -242,9 +242,18 @@ class Status(Answer, kw_only=True):
 
 
 class Configuration(Answer, kw_only=True):
-    """What the node was started with, by dotted key."""
+    """What the node goes by, by dotted key."""
 
     settings: dict[str, Any]
+
+
+class Setting(Answer, kw_only=True):
+    """A setting as the file has it now; `reason` says why the running node does not go by it yet, where it does not."""
+
+    key: str
+    value: Any
+    in_force: bool
+    reason: str
 
 
 class Stopping(Answer, kw_only=True):
