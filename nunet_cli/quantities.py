@@ -86,6 +86,28 @@ def format_bandwidth(bits: float) -> str:
     return f"{bits:g} bit/s"
 
 
+def parse_speed(text: str | int) -> int:
+    """Return bytes a second for `400MB/s`, `2 GiB/s` or a plain count.
+
+    Raises:
+        UsageError: not a speed.
+    """
+    try:
+        return parse_size(str(text).strip().removesuffix("/s") if isinstance(text, str) else text)
+    except UsageError as error:
+        if not isinstance(text, int):
+            raise UsageError(f"not a speed: {text!r}", hint="write for example 400MB/s or 2GiB/s") from None
+        raise error
+
+
+def format_speed(count: float) -> str:
+    """Return bytes a second as people write them, in decimal units: `412.5 MB/s`."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= factor:
+            return f"{round(count / factor, 1):g} {unit}/s"
+    return f"{count:g} B/s"
+
+
 def parse_duration(text: str | int | float) -> int:
     """Return whole seconds for `90m`, `1h30m`, `45s` or a plain count of seconds; at least 1.
 

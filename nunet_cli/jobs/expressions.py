@@ -25,6 +25,7 @@ from nunet_cli.records.capability import (
     Locality,
     PriceBid,
     Resources,
+    Speeds,
     Storage,
     TimeCapability,
 )
@@ -94,7 +95,7 @@ def _sample() -> Variables:
         resources=Resources(Cpu(4, 3000, "x86_64", "any"), 2**33, 2**36, (Gpu("NVIDIA", "any", 2**34),)),
         libraries=(Library("python", "3.11.2"),), localities=(Locality("country", "SE"),),
         storage=(Storage("ssd", 2**36),), connectivity=Connectivity((8080,), 10**8, True), price=PriceBid(),
-        time=TimeCapability(), kycs=("any",),
+        time=TimeCapability(), kycs=("any",), benchmark=Speeds(5 * 10**8, 10**10, 10**9),
     )  # fmt: skip
     return variables(node=whole, job=whole, job_name="sample", price=1_000_000, peer_did="did:key:z", rtt=0.001)
 

@@ -39,6 +39,9 @@ _UNITS: dict[tuple[str, str], Callable[[Any], int]] = {
     ("service.health", "timeout"): quantities.parse_duration,
     ("service.health", "start_period"): _duration_or_zero,
     ("connectivity", "bandwidth"): quantities.parse_bandwidth,
+    ("benchmark", "cpu_hash"): quantities.parse_speed,
+    ("benchmark", "memory_copy"): quantities.parse_speed,
+    ("benchmark", "disk_write"): quantities.parse_speed,
 }
 
 

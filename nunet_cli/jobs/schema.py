@@ -17,6 +17,7 @@ _SCALAR = {"type": ["string", "number", "boolean"]}
 # where a person writes `4GiB`, `90m` or `0.5 NTX` and the checked form has a number
 _WITH_UNITS = {
     "Resources": ("memory", "disk"), "Gpu": ("vram",), "Storage": ("size",), "Connectivity": ("bandwidth",),
+    "Speeds": ("cpu_hash", "memory_copy", "disk_write"),
     "TimeSpec": ("max_duration",), "ScheduleSpec": ("every",), "ServiceSpec": ("delay",),
     "HealthSpec": ("interval", "timeout", "start_period"),
 }  # fmt: skip

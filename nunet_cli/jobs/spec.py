@@ -10,7 +10,7 @@ from msgspec import Struct, field
 from nunet_cli import quantities
 from nunet_cli.jobs.globs import is_glob
 from nunet_cli.records.bids import Rule, SoftConstraint
-from nunet_cli.records.capability import Connectivity, Library, Locality, Resources, Storage
+from nunet_cli.records.capability import Connectivity, Library, Locality, Resources, Speeds, Storage
 from nunet_cli.records.fields import Name
 from nunet_cli.records.kyc import MOST_KYCS
 from nunet_cli.records.limits import Limits
@@ -189,6 +189,7 @@ class JobSpec(Struct, forbid_unknown_fields=True, frozen=True):
     localities: Annotated[tuple[Locality, ...], Limits(max_length=64)] = ()
     storage: Annotated[tuple[Storage, ...], Limits(max_length=64)] = ()
     connectivity: Connectivity = field(default_factory=Connectivity)
+    benchmark: Speeds = field(default_factory=Speeds)
     kycs: Annotated[tuple[Name, ...], Limits(max_length=MOST_KYCS)] = ()
     constraints: Constraints = field(default_factory=Constraints)
     price: PriceSpec = field(default_factory=PriceSpec)

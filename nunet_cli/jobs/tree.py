@@ -13,7 +13,7 @@ from nunet_cli import quantities
 from nunet_cli.errors import UsageError
 from nunet_cli.jobs.globs import Pattern, split_glob
 from nunet_cli.jobs.spec import HERE, JobLink, JobSpec, is_loose, output_name, total_price
-from nunet_cli.records.capability import Capability, Connectivity, Cpu, PriceBid, Resources, TimeCapability
+from nunet_cli.records.capability import Capability, Connectivity, Cpu, PriceBid, Resources, Speeds, TimeCapability
 from nunet_cli.records.kyc import Kyc
 
 MAX_DEPTH = 8
@@ -232,6 +232,7 @@ def required_capability(spec: JobSpec, verifiers: Mapping[str, str] | None = Non
             bandwidth=max(part.connectivity.bandwidth for part in parts),
             vpn=any(part.connectivity.vpn for part in parts),
         ),
+        benchmark=Speeds(*(max(getattr(part.benchmark, name) for part in parts) for name in Speeds.__struct_fields__)),
         price=PriceBid(amount=quantities.format_amount(price_limit(spec))),
         time=TimeCapability(max=duration(spec)),
         kycs=tuple(Kyc(name, verifiers[name]) if name in verifiers else name for name in union(lambda part: part.kycs)),

@@ -225,6 +225,30 @@ def _connectivity(required: Capability, available: Capability) -> list[Compariso
     return found
 
 
+# what a person calls what is measured
+_MEASURED = {
+    "cpu_hash": "SHA-256 on one core", "memory_copy": "copying of memory", "disk_write": "synced writing to disk",
+}  # fmt: skip
+
+
+def _benchmark(required: Capability, available: Capability) -> list[Comparison]:
+    """Compare what a job demands of the benchmark with what the provider says that it measured."""
+    found = []
+    for name, what in _MEASURED.items():
+        wanted, there = getattr(required.benchmark, name), getattr(available.benchmark, name)
+        if not wanted:
+            continue
+        field = f"benchmark.{name}"
+        if there:
+            compared = _amount(field, wanted, there, quantities.format_speed)
+            reason = f"{what}: {compared.reason}" if compared.reason else ""
+            found.append(structs.replace(compared, reason=reason))
+        else:
+            asked = quantities.format_speed(wanted)
+            found.append(Comparison(field, "worse", asked, "not measured", "", f"{what} was not measured here"))
+    return found
+
+
 def compare_kycs(required: Capability, available: Capability, subject: str, now: str) -> list[Comparison]:
     """Look for the statement of each verifier that a job names, about this node, signed by the key that it names.
 
@@ -279,5 +303,5 @@ def _time(required: Capability, available: Capability) -> list[Comparison]:
 
 COMPARATORS: tuple[Comparator, ...] = (
     _executors, _job_types, _cpu, _memory, _disk, _gpus, _libraries, _localities, _storage,
-    _connectivity, _price, _time,
+    _connectivity, _benchmark, _price, _time,
 )  # fmt: skip

@@ -45,7 +45,8 @@ class Suggestion(Struct, frozen=True):
 _PATHS = {
     "cpu.cores": "resources.cpu.cores", "cpu.mhz": "resources.cpu.mhz", "memory": "resources.memory",
     "disk": "resources.disk", "price": "price.max", "time": "time.max_duration",
-    "connectivity.bandwidth": "connectivity.bandwidth",
+    "connectivity.bandwidth": "connectivity.bandwidth", "benchmark.cpu_hash": "benchmark.cpu_hash",
+    "benchmark.memory_copy": "benchmark.memory_copy", "benchmark.disk_write": "benchmark.disk_write",
 }  # fmt: skip
 
 # of a provider's own, or what a job is: without its executor or its image it would be another job
@@ -109,6 +110,8 @@ def sentence(suggestion: Suggestion) -> str:
 def _shown(change: Change) -> str:
     if change.path.startswith(("resources.memory", "resources.disk", "storage.")):
         return f"{quantities.format_size(int(float(change.then)))} ({change.then})"
+    if change.path.startswith("benchmark."):
+        return f"{quantities.format_speed(float(change.then))} ({change.then})"
     return f"{change.then}s" if change.path == "time.max_duration" else change.then
 
 

@@ -71,13 +71,17 @@ class CapabilityAccounting:
         """Return what was registered at onboarding; nothing on a node that is not onboarded."""
         row = (source or self._store)[REGISTERED_CAPABILITY].get("registered")
         try:
-            return decode_again(row.capability, Capability, exactly=True) if row is not None else Capability()
+            if row is None:
+                return Capability()
+            known = decode_again(row.capability, Capability, exactly=True)
         except msgspec.ValidationError as error:
             # an earlier version took what it could not read again
             raise StateError(
                 f"what this machine offers cannot be read: {error}", code="bad_offer",
                 hint="offer it anew: nunet onboard --reset",
             ) from None  # fmt: skip
+        # what was measured is part of what is offered, also where an earlier version registered it
+        return known if row.benchmark is None else structs.replace(known, benchmark=row.benchmark.speeds)
 
     async def set_registered_capability(
         self,

@@ -140,6 +140,23 @@ class Connectivity(Struct, forbid_unknown_fields=True, frozen=True):
     vpn: bool = False
 
 
+# bytes a second: more than any machine of today has of anything that is measured
+MOST_SPEED = 10**13
+Speed = Annotated[int, Limits(ge=0, le=MOST_SPEED)]
+
+
+class Speeds(Struct, forbid_unknown_fields=True, frozen=True):
+    """What the benchmark measures, in bytes a second; 0 where nothing was measured, or asks for nothing.
+
+    `cpu_hash` is SHA-256 on one core, `memory_copy` the copying of memory, `disk_write` writing to disk with a sync at
+    the end. A provider's are what it claims: nobody else has measured them.
+    """
+
+    cpu_hash: Speed = 0
+    memory_copy: Speed = 0
+    disk_write: Speed = 0
+
+
 class TimeCapability(Struct, forbid_unknown_fields=True, frozen=True):
     """How long a job may run, in seconds; 0 means no limit on a machine."""
 
@@ -172,3 +189,4 @@ class Capability(Struct, forbid_unknown_fields=True, frozen=True):
     price: PriceBid = field(default_factory=PriceBid)
     time: TimeCapability = field(default_factory=TimeCapability)
     kycs: Annotated[tuple[Kyc | Name, ...], Limits(max_length=MOST_KYCS)] = ()
+    benchmark: Speeds = field(default_factory=Speeds)

@@ -7,7 +7,7 @@ from typing import Any
 from msgspec import Raw, Struct, field
 
 from nunet_cli.records.bids import CapabilityComparator
-from nunet_cli.records.capability import PriceBid
+from nunet_cli.records.capability import MOST_SPEED, PriceBid, Speeds
 from nunet_cli.records.kyc import Kyc
 from nunet_cli.records.table import Table
 
@@ -19,6 +19,11 @@ class Benchmark(Struct, frozen=True):
     memory_copy: float
     disk_write: float
     at: str
+
+    @property
+    def speeds(self) -> Speeds:
+        """What of it is part of a capability."""
+        return Speeds(*(min(MOST_SPEED, int(value)) for value in (self.cpu_hash, self.memory_copy, self.disk_write)))
 
 
 class OnboardOptions(Struct, forbid_unknown_fields=True, frozen=True):
