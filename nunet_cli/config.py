@@ -89,7 +89,11 @@ class ApiConfig(Struct, forbid_unknown_fields=True):
 
 
 class LimitsConfig(Struct, forbid_unknown_fields=True):
-    """Bounds on what a job may send here, in bytes, and on how long stages may take, in seconds."""
+    """Bounds on what a job may send here, in bytes, and on how long stages may take, in seconds.
+
+    Of the machine's memory and disk so many bytes stay free: with less a provider takes no job. What others use of the
+    processor counts where `count_others_cpu` says so. A job that does nothing for `stall` is remarked on.
+    """
 
     input_size: Annotated[int, Meta(ge=0)] = 2**33
     output_size: Annotated[int, Meta(ge=0)] = 2**33
@@ -99,6 +103,10 @@ class LimitsConfig(Struct, forbid_unknown_fields=True):
     settlement_window: Seconds = 600
     input_patience: Seconds = 600
     silence: Seconds = 30
+    memory_reserve: Annotated[int, Meta(ge=0)] = 2**28
+    disk_reserve: Annotated[int, Meta(ge=0)] = 2**29
+    count_others_cpu: bool = False
+    stall: Seconds = 600
 
 
 class RetentionConfig(Struct, forbid_unknown_fields=True):

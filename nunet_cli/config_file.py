@@ -20,9 +20,17 @@ from nunet_cli.errors import UsageError
 _DURATIONS = {
     "default_search_timeout", "lock_lease", "bid_timeout", "network.handshake_timeout", "network.idle_timeout",
     "limits.answer_timeout", "limits.heartbeat", "limits.settlement_window",
-    "limits.input_patience", "limits.silence", "retention.jobs", "retention.bids", "retention.contracts",
+    "limits.input_patience", "limits.silence", "limits.stall",
+    "retention.jobs", "retention.bids", "retention.contracts",
 }  # fmt: skip
-_SIZES = {"network.max_frame", "limits.input_size", "limits.output_size", "limits.log_size"}
+_SIZES = {
+    "network.max_frame",
+    "limits.input_size",
+    "limits.output_size",
+    "limits.log_size",
+    "limits.memory_reserve",
+    "limits.disk_reserve",
+}
 # what a value that has to be of a form looks like
 _FORMS = {
     "network.listen": "HOST:PORT, for example 0.0.0.0:9000",

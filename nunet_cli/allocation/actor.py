@@ -11,7 +11,9 @@ import trio
 from nunet_cli import quantities
 from nunet_cli.actor import Actor
 from nunet_cli.allocation.part import Part, add_usage
+from nunet_cli.allocation.remarks import Remarks
 from nunet_cli.allocation.results import held
+from nunet_cli.jobs.spec import JobSpec
 from nunet_cli.records.allocations import Allocation
 from nunet_cli.records.results import Usage
 
@@ -33,9 +35,9 @@ class AllocationActor(Actor):
     program runs, `cancelled` once the requester has called it off, or the provider has ended it (`by_provider`).
     """
 
-    def __init__(self, allocation: Allocation, parts: list[Part]) -> None:
+    def __init__(self, allocation: Allocation, parts: list[Part], spec: JobSpec) -> None:
         super().__init__({"cancel": self._on_cancel, "end": self._on_end, "status": self._on_status})
-        self.allocation, self.parts = allocation, parts
+        self.allocation, self.parts, self.remarks = allocation, parts, Remarks(spec)
         self.scope = trio.CancelScope()
         self.cancelled = self.by_provider = False
         self.began, self.ended = trio.Event(), trio.Event()

@@ -110,7 +110,7 @@ async def run_allocation(ctx: Allocating, allocation_id: str, *, attached: bool 
         log.exception("allocation %s cannot be begun", allocation_id)
         await _end(ctx, [], allocation, broken_result(allocation, error))
         return
-    actor = AllocationActor(allocation, parts)
+    actor = AllocationActor(allocation, parts, spec)
     if contract.called_off_at:
         # before it had begun, or before this node was started again
         actor.call_off()
@@ -274,10 +274,12 @@ async def _tell_progress(ctx: HasMessenger, actor: AllocationActor) -> None:
             await ctx.messenger.tell(run.requester, "job_status_update", update)
 
 
-async def job_update(ctx: HasMessenger, actor: AllocationActor) -> JobStatusUpdate:
+async def job_update(ctx: Asking, actor: AllocationActor) -> JobStatusUpdate:
     """Send a sign of life with what is used so far (seed 6: `executor.jobUpdate`), and return it."""
     run = actor.allocation
-    update = JobStatusUpdate(run.contract_id, run.id, "running", await actor.usage(), quantities.utc_now())
+    usage = await actor.usage()
+    remark = actor.remarks.look(usage, ctx.config.limits.stall)
+    update = JobStatusUpdate(run.contract_id, run.id, "running", usage, quantities.utc_now(), None, remark)
     await ctx.messenger.tell(run.requester, "job_status_update", update)
     return update
 

@@ -38,6 +38,7 @@ def job(row: Job) -> dict[str, Any]:
         "kind": row.kind, "parent": row.parent or None, "waiting": to_builtins(row.waiting),
         "next_run": row.next_run or None, "next": next_command(row), "attempt": row.attempt,
         "called_off": row.called_off or None, "item": row.item or None,
+        "remark": (row.state == "running" and row.remark) or None,
     }  # fmt: skip
 
 

@@ -66,6 +66,7 @@ def show(job: JobArgument, output: OutputOption = Format.table, quiet: QuietOpti
                 "bid": row["bid_id"], "contract": row["contract_id"], "allocation": row["allocation_id"],
                 "exit code": result.get("exit_code"), "outputs": [item["name"] for item in result.get("outputs", [])],
                 "used": used(row["usage"]), "message": row["message"], "note": row["note"],
+                "remark": row.get("remark"),
                 "error": error.get("message"), "called off": row["called_off"],
                 "attempt": row["attempt"] if row["past"] else None, "children": _counted(row["counts"]),
                 "waiting": _waiting(row["waiting"]), "next run": row["next_run"], "parent": row["parent"],

@@ -95,6 +95,8 @@ def offer(document: dict[str, Any]) -> str:
         return "nothing (not onboarded)"
     if not document["running"]:
         return "onboarded, but the node does not run"
+    if short := document["machine"]["short_of"]:
+        return f"nothing just now: the machine is short of {', and of '.join(short)}"
     return (f"{', '.join(document['executors']) or 'no executor works'}; {document['load']:.0%} taken;"
             f" strangers may run: {'; '.join(document['strangers'].values()) or 'nothing'}")  # fmt: skip
 

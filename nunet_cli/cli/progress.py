@@ -210,6 +210,8 @@ def describe(event: dict[str, Any]) -> tuple[str, str] | None:
         return "contract", f"{data['contract_id'][-12:]} signed by both and proved; deposit {data['deposit']} NTX"
     if kind == "job_invoked":
         return "invoke", f"{data['allocation_id']}"
+    if kind == "job_remark":
+        return "execute", f"the provider remarks: {data['text']}"
     if kind == "job_running":
         return "execute", "running"
     if kind == "job_completed":

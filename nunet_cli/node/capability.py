@@ -193,9 +193,12 @@ class CapabilityAccounting:
         load = self.monitor.load()
         return {"cpu_load": load.cpu, "memory_free": load.memory_free, "disk_free": load.disk_free}
 
-    def crowded(self, resources: Resources) -> str:
+    def crowded(self, resources: Resources, source: Source | None = None) -> str:
         """Return why others leave no room for a job on the machine; empty where they do."""
-        return self.monitor.missing(resources)
+        return self.monitor.missing(resources, self._held(source or self._store))
+
+    def _held(self, source: Source) -> float:
+        return sum(row.resources.cpu.cores for row in self.taken(source))
 
     async def set_available_capability(self, executors: dict[str, str]) -> Capability:
         """Let the executors that work now be what is available, and forget locks that have lapsed.
@@ -217,8 +220,14 @@ class CapabilityAccounting:
                 t[HOLDINGS].remove(row.id)
 
     def get_available_capability(self) -> Capability:
-        """Return what is left now."""
-        return self.available(self._store)
+        """Return what is left now, and what others leave of it: what they use of the machine is not to be had."""
+        left, room = self.available(self._store), self.monitor.room(self._held(self._store))
+        cpu = structs.replace(left.resources.cpu, cores=min(left.resources.cpu.cores, room.cpu.cores))
+        resources = structs.replace(
+            left.resources, cpu=cpu, memory=min(left.resources.memory, room.memory),
+            disk=min(left.resources.disk, room.disk),
+        )  # fmt: skip
+        return structs.replace(left, resources=resources)
 
     def get_locked_capabilities(self) -> list[Holding]:
         """Return the locks that hold."""
@@ -303,8 +312,8 @@ class CapabilityAccounting:
             t[HOLDINGS].put(structs.replace(mine, resources=resources.as_run()))
             self._hand_over(t)
             return
+        crowded = self.crowded(resources, t)
         self._take(t, _allocation(mine))
-        crowded = self.crowded(resources)
         if crowded:
             raise StateError(crowded, code="machine_busy")
 

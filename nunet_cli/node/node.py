@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ from nunet_cli.node.care import DAY, Care
 from nunet_cli.node.onboarding import keep_offer, plan_onboarding, still_standing
 from nunet_cli.node.parts import Parts
 from nunet_cli.node.settings import Settings
+from nunet_cli.node.watch import Watch
 from nunet_cli.orchestrator import (
     agreement,
     bid,
@@ -147,6 +149,9 @@ class Node:
         self.supervisor.start_soon(ctx.nursery, "care of the home", self._care)
         self._repeat(FORGET_INTERVAL, "forgetting peers", ctx.peers.forget_old)
         self._repeat(PROBE_INTERVAL, "probing the executors", self.probe_executors)
+        if self.accounting.monitor.interval < math.inf:
+            watch = Watch(ctx.store, self.accounting.monitor, ctx.running, ctx.work.wake)
+            self._repeat(self.accounting.monitor.interval, "watching the machine", watch.look)
         self._repeat(0, "looking for work", partial(work.look_for_work, ctx))
         self._repeat(PROBE_INTERVAL, "removing what was left behind", partial(recover.remove_left, ctx))
         await self.supervisor.watch("taking up jobs", self._take_up_jobs)

@@ -100,7 +100,7 @@ async def open_node(
         topics = Topics(identity, transport, messenger, peers, f"nunet/{__version__}")
         async with trio.open_nursery() as nursery:
             relay = Relay(identity, transport, messenger, peers)
-            accounting = CapabilityAccounting(store, monitor or Monitor(home))
+            accounting = CapabilityAccounting(store, monitor or Monitor(home, config.limits))
             ctx = Parts(
                 home=home, config=config, identity=identity, store=store, peers=peers, transport=transport,
                 messenger=messenger, topics=topics, relay=relay,

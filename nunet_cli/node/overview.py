@@ -61,7 +61,10 @@ def status(node: Node) -> dict[str, Any]:
         "known_roles": {role: _known(node, role) for role in ("contract-database", "oracle")},
         "undecided": ctx.roles.undecided(),
         "rejections": dict(ctx.transport.rejections), "failures": dict(ctx.supervisor.failures),
-        "machine": node.accounting.machine(),
+        "machine": {
+            **node.accounting.machine(), "others_cpu": node.accounting.monitor.others_cpu,
+            "short_of": list(node.accounting.monitor.pressure()),
+        },
     }  # fmt: skip
 
 

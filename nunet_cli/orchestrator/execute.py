@@ -48,6 +48,8 @@ from nunet_cli.records.results import Result, Usage
 
 log = logging.getLogger("nunet.execute")
 
+# so many of what a provider remarks on a job are events: it may say something else with each sign of life
+MOST_REMARKS = 20
 _RUNS = ("contracted", "invoked", "running")
 
 
@@ -179,10 +181,12 @@ def _on_update(ctx: Hearing, message: Incoming) -> Change | None:
             ctx.progress.note(job.id, body.progress)
         return None
     ctx.progress.done(job.id)
-    return _running_change(contract, body.allocation_id, body.usage)
+    return _running_change(contract, body.allocation_id, body.usage, body.remark)
 
 
-def _running_change(contract: ContractRecord, allocation_id: str, usage: Usage) -> Callable[[Transaction], None]:
+def _running_change(
+    contract: ContractRecord, allocation_id: str, usage: Usage, remark: str | None = None
+) -> Callable[[Transaction], None]:
     """Return the change by which a job runs, or has used that much."""
 
     def change(t: Transaction) -> None:
@@ -194,7 +198,12 @@ def _running_change(contract: ContractRecord, allocation_id: str, usage: Usage) 
             said = {"allocation_id": allocation_id}
             advance(t, job.id, "start", by=PROVIDER, about=contract.id, said=said, allocation_id=allocation_id)
         elif job.state == "running":
-            change_job(t, job.id, usage=usage, heard_at=quantities.utc_now())
+            now = job.remark if remark is None else remark
+            is_new = bool(now) and now != job.remark
+            if is_new and job.remarks < MOST_REMARKS:
+                t.save_event(job.id, "job_remark", text=now)
+            remarks = job.remarks + is_new
+            change_job(t, job.id, usage=usage, heard_at=quantities.utc_now(), remark=now, remarks=remarks)
 
     return change
 

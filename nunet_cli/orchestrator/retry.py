@@ -52,6 +52,7 @@ def search_again(t: Transaction, job: Job, provider: str, said: dict[str, Any]) 
         t, job.id, "search_again", by=REQUESTER, said={"retry": job.attempts + 1, **said}, attempts=job.attempts + 1,
         excluded=tuple(sorted({*job.excluded, provider})), contract_id="", bid_id="", allocation_id="", result=None,
         collected=False, shortlist=(), place=0, given_up=False, usage=None, heard_at="", late=False,
+        remark="", remarks=0,
     )  # fmt: skip
 
 
@@ -142,8 +143,8 @@ def start_over(t: Transaction, job: Job, spec: JobSpec | None = None, push: str 
         t, job.id, "retry", by=REQUESTER, said=said, attempt=job.attempt + 1, run_at=quantities.format_time(now),
         past=(*job.past, past)[-MAX_PAST:], bid_request_id="", shortlist=(), place=0, tries=0, attempts=0, lapses=0,
         excluded=(), refusals=(), given_up=False, waiting=None, next_run="", bid_id="", contract_id="",
-        allocation_id="", heard_at="", usage=None, result=None, late=False, collected=False, paid=None, error=None,
-        message=None, note=None, called_off="", **fields,
+        allocation_id="", heard_at="", remark="", remarks=0, usage=None, result=None, late=False, collected=False,
+        paid=None, error=None, message=None, note=None, called_off="", **fields,
     )  # fmt: skip
 
 

@@ -122,6 +122,8 @@ class Job(Struct, frozen=True, rename={"children": "units"}):
     past: tuple[Attempt, ...] = ()
     called_off: str = ""
     item: dict[str, str] = {}
+    remark: str = ""
+    remarks: int = 0
 
 
 def _upgrade(row: dict[str, Any]) -> dict[str, Any]:

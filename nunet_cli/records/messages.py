@@ -65,7 +65,10 @@ class AllocationStartSuccess(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class JobStatusUpdate(Struct, forbid_unknown_fields=True, frozen=True):
-    """A sign of life while the job runs, or how far its start has come (seed 6: `jobStatusUpdate`)."""
+    """A sign of life while the job runs, or how far its start has come (seed 6: `jobStatusUpdate`).
+
+    `remark` says what is not well with it: that it does nothing, or comes near to a limit.
+    """
 
     contract_id: Id
     allocation_id: Id
@@ -73,6 +76,7 @@ class JobStatusUpdate(Struct, forbid_unknown_fields=True, frozen=True):
     usage: Usage
     at: Time
     progress: Progress | None = None
+    remark: Text = ""
 
 
 class JobCompleted(Struct, forbid_unknown_fields=True, frozen=True):

@@ -29,7 +29,7 @@ OTHER = {
     "default_orchestration_type": "push", "lock_on_bid": True, "contract_database": DID, "oracle": DID,
     "executor.docker.enabled": False, "executor.docker.images": ["python:*"], "executor.docker.trusted": [DID],
     "executor.docker.pull": True, "executor.process.foreign": "sandboxed", "executor.process.trusted": [DID],
-    "registry.admission": "approval", "registry.opening_balance": "7", "kyc.verifiers": {"bank": DID},
+    "registry.admission": "approval", "limits.count_others_cpu": True, "registry.opening_balance": "7", "kyc.verifiers": {"bank": DID},
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 import trio
 
@@ -59,24 +60,16 @@ async def test_the_search_timeout_is_configured_and_overridden_per_search(tmp_pa
 
 async def test_what_others_use_of_the_machine_is_seen_before_an_allocation_begins(market: MarketOf) -> None:
     async with market() as m:
-        there = m.provider.accounting.monitor
-
-        class Crowded:
-            """The accounting has room, the machine has not: somebody else fills its memory."""
-
-            def load(self) -> Any:
-                return there.load()
-
-            def missing(self, resources: Any) -> str:
-                return f"others use the machine: the job needs {resources.memory} bytes of memory"
-
+        limits = m.provider.ctx.config.limits
+        reserve = limits.memory_reserve
         # it is a reason to decline a bid request and a job request, and an allocation does not begin either
         for stages in range(3):
-            m.provider.accounting.monitor = there
+            limits.memory_reserve = reserve
             job_id = await m.post(spec())
             for stage in (match.match, request.request)[:stages]:
                 await stage(m.requester.ctx, job_id)
-            m.provider.accounting.monitor = Crowded()
+            # the accounting has room, the machine has not
+            limits.memory_reserve = psutil.virtual_memory().total
             if stages == 0:
                 with pytest.raises(NunetError) as caught:
                     await match.match(m.requester.ctx, job_id, timeout=10)
@@ -91,7 +84,7 @@ async def test_what_others_use_of_the_machine_is_seen_before_an_allocation_begin
                 with pytest.raises(NunetError) as caught:
                     await orchestrate_job(m.requester.ctx, job_id)
                 said = caught.value.message
-            assert "others use the machine" in said
+            assert "the machine is short of memory" in said
             assert m.provider.ctx.running.all() == []
             assert m.provider.ctx.store[ALLOCATIONS].count() == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -37,8 +38,11 @@ GIB = 2**30
 class IdleMachine(Monitor):
     """A machine that nobody else uses, however busy the one that simulates it is."""
 
+    # its time is not this machine's
+    interval = math.inf
+
     def __init__(self) -> None:
-        pass
+        super().__init__(Path("/"))
 
     def load(self) -> Load:
         return Load(0.0, 2**50, 2**50)

@@ -57,6 +57,7 @@ class Job(Answer, kw_only=True):
     attempt: int
     called_off: str | None
     item: dict[str, str] | None
+    remark: str | None
     path: str | Optional = UNSET
 
 

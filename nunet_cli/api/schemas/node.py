@@ -197,11 +197,17 @@ class KnownBalance(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Machine(Struct, forbid_unknown_fields=True, kw_only=True):
-    """What the monitor sees of the machine: the share of its processors that is busy, and bytes that are free."""
+    """What the monitor sees of the machine: the share of its processors that is busy, and bytes that are free.
+
+    `others_cpu` is how many cores others have used of late, null where that is not known yet; as long as something is
+    in `short_of`, no job is taken.
+    """
 
     cpu_load: float
     memory_free: int
     disk_free: int
+    others_cpu: float | None
+    short_of: list[str]
 
 
 class Status(Answer, kw_only=True):
