@@ -32,7 +32,7 @@ from nunet_cli.errors import NotFoundError, StateError, UsageError
 from nunet_cli.groups.group import logs_of, outputs_of
 from nunet_cli.jobs.items import MAX_ITEMS, Row, values_of
 from nunet_cli.jobs.reader import no_items, placed, read_spec, spec_from_object
-from nunet_cli.jobs.spec import JobSpec
+from nunet_cli.jobs.spec import MOST_PUSHED, JobSpec, PeerName
 from nunet_cli.orchestrator.changes import change_job
 from nunet_cli.orchestrator.contract import close_contract
 from nunet_cli.orchestrator.invoke import invoke, send_inputs
@@ -41,6 +41,7 @@ from nunet_cli.orchestrator.outputs import collect_outputs, read_logs, write_out
 from nunet_cli.orchestrator.post import process_job
 from nunet_cli.orchestrator.request import request as request_stage
 from nunet_cli.orchestrator.settle import settle
+from nunet_cli.records.bids import BIDS
 from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.jobs import GROUP, JOB, JOB_ENDS, JOBS, Job
 from nunet_cli.records.limits import Limits
@@ -48,7 +49,7 @@ from nunet_cli.records.results import Result
 
 Stage = Callable[[Any, str], Awaitable[Job]]
 STAGES: dict[str, Stage] = {
-    "match": match, "request": request_stage, "contract": close_contract, "invoke": invoke, "settle": settle,
+    "contract": close_contract, "invoke": invoke, "settle": settle,
 }  # fmt: skip
 MAX_WAIT = 10.0
 # with the items of its batches
@@ -59,15 +60,15 @@ RUN_AGAIN = "run it again: nunet job retry {}"
 class Posting(Struct, forbid_unknown_fields=True):
     """A job to post: the specification as text or as an object, and where its paths start.
 
-    `items` has the items of batches that the specification names as a file or a pattern: by that name, the values of
-    each.
+    `push` names the only providers to ask, instead of those of the specification. `items` has the items of batches that
+    the specification names as a file or a pattern: by that name, the values of each.
     """
 
     spec: dict[str, Any] | None = None
     spec_text: Annotated[str, Limits(max_length=300_000)] = ""
     source: Annotated[str, Limits(max_length=4000)] = "job.yaml"
     folder: Annotated[str, Limits(max_length=4000)] = ""
-    push: Annotated[str, Limits(max_length=200)] = ""
+    push: Annotated[tuple[PeerName, ...], Limits(max_length=MOST_PUSHED)] = ()
     pull: bool = False
     topic: Annotated[str, Limits(max_length=200)] = ""
     orchestrate: bool = True
@@ -90,10 +91,11 @@ class OutputRequest(Struct, forbid_unknown_fields=True):
     folder: Annotated[str, Limits(min_length=1, max_length=4000)]
 
 
-class MatchOptions(Struct, forbid_unknown_fields=True):
-    """How long to search, in seconds."""
+class StageOptions(Struct, forbid_unknown_fields=True):
+    """For the stage `match`, how long to search, in seconds; for `request`, the bid to take instead of the best one."""
 
     timeout: Annotated[float, Limits(gt=0, le=86400)] | None = None
+    bid: Annotated[str, Limits(max_length=120)] = ""
 
 
 async def post_job(request: Request) -> Response:
@@ -162,9 +164,15 @@ async def run_stage(request: Request) -> Response:
     node, job = job_of(request)
     stage = request.path_params["stage"]
     async with node.ctx.job_locks.hold(job.id):
+        options = await body_of(request, StageOptions)
+        for name, of in (("timeout", "match"), ("bid", "request")):
+            if getattr(options, name) and stage != of:
+                raise UsageError(f"`{name}` belongs to the stage {of}, not to {stage}")
         if stage == "match":
-            options = await body_of(request, MatchOptions)
             done = await match(node.ctx, job.id, timeout=options.timeout)
+        elif stage == "request":
+            chosen = node.ctx.store[BIDS].resolve(options.bid, what="bid") if options.bid else None
+            done = await request_stage(node.ctx, job.id, chosen=chosen)
         elif stage in STAGES:
             done = await STAGES[stage](node.ctx, job.id)
             if stage == "invoke":
@@ -287,7 +295,7 @@ ENDPOINTS = (
     Endpoint("/jobs/{job}/retry", retry_job, schemas.JobAgain, "POST", status=202),
     Endpoint("/jobs/{job}/cancel", cancel_job, schemas.Job, "POST"),
     Endpoint("/jobs/{job}/outputs", job_outputs, schemas.Outputs, "POST", OutputRequest),
-    Endpoint("/jobs/{job}/stages/{stage}", run_stage, schemas.Job, "POST", MatchOptions),
+    Endpoint("/jobs/{job}/stages/{stage}", run_stage, schemas.Job, "POST", StageOptions),
     Endpoint("/jobs/{job}/logs", job_logs, schemas.Logs, query=_STREAM),
     Endpoint("/jobs/{job}/explain", job_explain, schemas.Explanation),
     Endpoint("/jobs/{job}/result", job_result, schemas.JobResult),

@@ -30,7 +30,7 @@ def job(row: Job) -> dict[str, Any]:
     """Return a job; `next` is the stage that comes now, or null."""
     return {
         "id": row.id, "name": row.name, "state": row.state, "requester": row.requester,
-        "created_at": row.created_at, "changed_at": row.changed_at, "push": row.push or None,
+        "created_at": row.created_at, "changed_at": row.changed_at, "push": row.push,
         "limit": quantities.format_amount(row.limit), "paid": row.paid, "bid_id": row.bid_id or None,
         "contract_id": row.contract_id or None, "allocation_id": row.allocation_id or None,
         "attempts": row.attempts, "usage": to_builtins(row.usage), "result": to_builtins(row.result),
@@ -170,7 +170,8 @@ def explain(node: Node, row: Job) -> dict[str, Any]:
             declined.append(whole[-1])
         answers.append(
             {
-                "peer": peer, "verdict": item.verdict, "reasons": why, "why": item.why or None,
+                "peer": peer, "bid": item.id if item.kind == "bid" else None, "verdict": item.verdict, "reasons": why,
+                "why": item.why or None,
                 "missed": to_builtins([field for field in fields if field.result in ("worse", "error")]),
             }
         )  # fmt: skip

@@ -35,10 +35,10 @@ SpecArgument = Annotated[
     str, typer.Argument(help="The job specification (YAML, JSON or TOML); - for stdin.", metavar="SPEC")
 ]
 PushOption = Annotated[
-    str,
+    list[str] | None,
     typer.Option(
-        "--push", help="Ask this provider alone.", metavar="PEER", autocompletion=complete.peers,
-        callback=given_id("peer"),
+        "--push", help="Ask this provider alone; several times for several.", metavar="PEER",
+        autocompletion=complete.peers, callback=given_id("peer"),
     ),
 ]  # fmt: skip
 PullOption = Annotated[bool, typer.Option("--pull", help="Ask the network, whatever the configuration says.")]
@@ -90,7 +90,7 @@ def _check(posting: dict[str, Any]) -> JobSpec:
 
 @app.command("post")
 def post(
-    spec: SpecArgument, push: PushOption = "", pull: PullOption = False, topic: TopicOption = "",
+    spec: SpecArgument, push: PushOption = None, pull: PullOption = False, topic: TopicOption = "",
     output: OutputOption = Format.table, quiet: QuietOption = False,
 ) -> None:  # fmt: skip
     """Keep a job and print its id; nothing is asked of the network yet."""
@@ -98,7 +98,7 @@ def post(
     _check(posting)
     with connect() as client:
         row = client.post(
-            "/orchestrator/postJob", {**posting, "push": push, "pull": pull, "topic": topic, "orchestrate": False}
+            "/orchestrator/postJob", {**posting, "push": push or [], "pull": pull, "topic": topic, "orchestrate": False}
         )
 
     def render() -> None:
@@ -125,7 +125,7 @@ def run(
             callback=given_id("job"),
         ),
     ] = "",
-    push: PushOption = "",
+    push: PushOption = None,
     pull: PullOption = False,
     topic: TopicOption = "",
     local: Annotated[
@@ -188,8 +188,8 @@ def _refuse_ended(row: dict[str, Any]) -> None:
 
 
 def run_posting(
-    posting: dict[str, Any], *, push: str, pull: bool, topic: str, local: bool, folder: Path | None, output: Format,
-    quiet: bool, detach: bool = False, timeout: str = "", show_logs: bool = False,
+    posting: dict[str, Any], *, push: list[str] | None, pull: bool, topic: str, local: bool, folder: Path | None,
+    output: Format, quiet: bool, detach: bool = False, timeout: str = "", show_logs: bool = False,
 ) -> None:  # fmt: skip
     """Post a job, and follow it to its end; with `show_logs` what it wrote is printed, as if it had run here."""
     from nunet_cli.cli.authorities import UNDECIDED, choose
@@ -197,7 +197,7 @@ def run_posting(
     embedded, until = has_own_node(detach=detach), ends_at(timeout)
     if not detach:
         check_results_folder(folder)
-    body = {**posting, "push": push, "pull": pull, "topic": topic, "orchestrate": True}
+    body = {**posting, "push": push or [], "pull": pull, "topic": topic, "orchestrate": True}
     with connect(local=local) as client:
         if not local:
             choose(client)

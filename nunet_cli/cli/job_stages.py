@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from nunet_cli.cli import complete
-from nunet_cli.cli.ids import id_argument
+from nunet_cli.cli.ids import given_id, id_argument
 from nunet_cli.cli.job import (
     DetachOption,
     FolderOption,
@@ -43,7 +43,8 @@ def _stage(job: str, stage: str, output: Format, quiet: bool, body: dict[str, An
     def render() -> None:
         typer.echo(f"{row['id']}  {row['state']}")
         if row["next"] and sys.stderr.isatty():
-            note(f"next: {next_command(row)}")
+            choice = f"   (or choose: nunet bids list {row['id']})" if stage == "match" else ""
+            note(f"next: {next_command(row)}{choice}")
 
     emit(row, output, render, quiet=quiet)
     if row["error"] is not None and row["state"] == "failed":
@@ -70,9 +71,23 @@ def match(
 
 
 @app.command("request")
-def request(job: JobArgument, output: OutputOption = Format.table, quiet: QuietOption = False) -> None:
-    """Have the best bidder lock its resources (stage 3)."""
-    _stage(job, "request", output, quiet)
+def request(
+    job: JobArgument,
+    bid: Annotated[
+        str,
+        typer.Option(
+            "--bid",
+            help="Take this bid instead of the best one; `nunet bids list JOB` has them.",
+            metavar="BID",
+            autocompletion=complete.bids,
+            callback=given_id("bid", hint="see: nunet bids list JOB"),
+        ),
+    ] = "",
+    output: OutputOption = Format.table,
+    quiet: QuietOption = False,
+) -> None:
+    """Have the best bidder lock its resources (stage 3); with `--bid` the one of your choice."""
+    _stage(job, "request", output, quiet, {"bid": bid} if bid else None)
 
 
 @app.command("contract")

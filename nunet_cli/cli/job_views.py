@@ -215,12 +215,17 @@ def explain(
         if whole or row["result"] in ("worse", "error")
     ]
     quiet_ones = [answer for answer in document["answers"] if not answer["missed"] and not answer["reasons"]]
-    rows += [[short(answer["peer"]), answer["verdict"], "", "", "", answer["why"] or ""] for answer in quiet_ones]
+    rows += [
+        [short(answer["peer"]), answer["verdict"], "", answer["bid"] or "", "", answer["why"] or ""]
+        for answer in quiet_ones
+    ]
     rows += [[short(item["peer"]), "declined later", "", "", "", item["reason"]] for item in document["refusals"]]
     if rows:
         table(rows, ["peer", "constraint", "required", "available", "margin", "reason"])
     else:
         note("nobody has answered yet; see: nunet peer list")
+    if document["state"] == "matched":
+        note(f"take another than the best: nunet job request {document['job_id']} --bid BID")
     if document["suggestion"]:
         peer = short(document["suggestion"]["peer"])
         typer.echo(clean(f"the smallest change that would have got a bid ({peer}): {document['suggestion']['text']}"))

@@ -199,6 +199,8 @@ def describe(event: dict[str, Any]) -> tuple[str, str] | None:
         return "settle", f"disputed: {data.get('message') or data.get('reason', '')}"
     if kind == "job_matched":
         return "match", _matched(data)
+    if kind == "bid_chosen":
+        return "request", f"the bid of {short(data['bidder'])} was chosen"
     if kind == "job_request_declined":
         return "request", f"{short(data.get('bidder'))} declines: {data['reason']}"
     if kind == "job_requested":

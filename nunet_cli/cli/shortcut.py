@@ -74,7 +74,7 @@ def run(
     results: ResultOption = None,
     env: EnvOption = None,
     name: NameOption = "",
-    push: PushOption = "",
+    push: PushOption = None,
     pull: PullOption = False,
     topic: TopicOption = "",
     local: Annotated[bool, typer.Option("--local", help="Run provider and authority here, on loopback.")] = False,

@@ -67,7 +67,7 @@ def _put_back(t: Transaction, job: Job, parent: Job | None = None, arranged: Arr
     `arranged` has the links of the parent: what they brought is brought again.
     """
     spec: JobSpec | None = arranged.children[job.name] if arranged is not None else None
-    push = parent.push if parent is not None else ""
+    push = parent.push if parent is not None else ()
     if job.kind == "job":
         start_over(t, job, spec, push)
         return 1

@@ -38,7 +38,7 @@ async def release(ctx: HasStore, job: Job, arranged: Arrangement, name: str) -> 
             spec = _with_data(ctx, spec, link, other, in_pod=spec.pod)
         if link.kind == "colocate":
             contract = ctx.store[CONTRACTS].get(other.contract_id)
-            push = contract.provider if contract is not None else push
+            push = (contract.provider,) if contract is not None else push
         if link.constraint:
             rules.append(LinkRule(constraint=link.constraint, bid_id=other.bid_id, from_=link.from_))
     check_spec(spec)

@@ -17,7 +17,7 @@ from nunet_cli.jobs.check import next_run
 from nunet_cli.jobs.spec import JobSpec
 from nunet_cli.orchestrator.changes import advance, change_job, find_job
 from nunet_cli.orchestrator.needs import HasStore
-from nunet_cli.orchestrator.post import job_rows, put_job
+from nunet_cli.orchestrator.post import Asked, job_rows, put_job
 from nunet_cli.records.jobs import JOB_ENDS, JOBS, Job
 from nunet_cli.records.machine import REQUESTER
 
@@ -70,7 +70,7 @@ def _add_run(t: Transaction, job_id: str, spec: JobSpec, number: int) -> None:
     if job.state in JOB_ENDS or len(job.children) != number:
         return
     child_spec = structs.replace(spec, type="task", schedule=None, name=f"{spec.name[:90]}-{number}")
-    rows = job_rows(child_spec, job.requester, {"push": job.push, "topic": job.topic}, parent=job_id)
+    rows = job_rows(child_spec, job.requester, Asked(job.push, job.topic), parent=job_id)
     for row in rows:
         put_job(t, row)
     due = next_run(spec.schedule, quantities.utc_now())

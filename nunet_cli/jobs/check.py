@@ -202,6 +202,8 @@ def _check_group(spec: JobSpec, where: str, known: _Expressions) -> None:
             raise _wrong(f"{where}children[{index}]", "a job in a pod needs an `executor`: pods are not nested")
         if spec.pod and child.type != "task":
             raise _wrong(f"{where}children[{index}].type", f"a job in a pod is a task, not a {child.type}")
+        if child.push:
+            raise _wrong(f"{where}children[{index}].push", "`push` belongs to the whole job", "put it at the top")
         _check(child, f"{where}children[{index}].", known)
     _check_pods(spec, where, names)
     by_name = {child.name: child for child in spec.children}

@@ -296,6 +296,8 @@ def _normalise(document: dict[str, Any]) -> None:
     if isinstance(price, dict) and "max" in price:
         _convert(quantities.parse_price, price["max"], "price.max")
         price["max"] = str(price["max"])
+    if isinstance(document.get("push"), str):
+        document["push"] = [document["push"]]
     storage = document.get("storage")
     for index, item in enumerate(storage if isinstance(storage, list) else []):
         if isinstance(item, dict) and "size" in item:

@@ -32,6 +32,7 @@ def job_schema() -> dict[str, Any]:
     _also(definitions["Resources"], "cpu", _NUMBER)
     _also(definitions["PriceSpec"], "max", _NUMBER)
     _also(definitions["JobSpec"], "price", _TEXT, _NUMBER)
+    _also(definitions["JobSpec"], "push", _TEXT)
     # the items of a batch may be so many, or in a file
     definitions["BatchSpec"]["properties"]["items"]["items"]["additionalProperties"] = _SCALAR
     _also(definitions["BatchSpec"], "items", {"type": "integer", "minimum": 1, "maximum": 10_000}, _TEXT)

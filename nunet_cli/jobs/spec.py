@@ -17,10 +17,13 @@ from nunet_cli.records.limits import Limits
 
 MAX_SPEC_BYTES = 256 * 1024
 MAX_FILES = 1000
+# providers that one job is offered to by name
+MOST_PUSHED = 100
 # the place of what is put right into the job's folder
 HERE = "."
 RelativePath = Annotated[str, Limits(min_length=1, max_length=400)]
 Argument = Annotated[str, Limits(max_length=100_000)]
+PeerName = Annotated[str, Limits(min_length=1, max_length=200)]
 
 
 class ExecutorSpec(Struct, forbid_unknown_fields=True, frozen=True):
@@ -176,7 +179,8 @@ class JobSpec(Struct, forbid_unknown_fields=True, frozen=True):
     """A job as a person describes it (seed 1: `jobDescription`): a program, or a group of children.
 
     A group with `pod` runs all its children on one machine. When a child or an item of a batch fails, what is linked to
-    it does not run; `on_failure` says whether the others go on.
+    it does not run; `on_failure` says whether the others go on. `push` has the only providers that are asked, for the
+    whole job; it stays with its requester.
     """
 
     name: JobName
@@ -206,6 +210,7 @@ class JobSpec(Struct, forbid_unknown_fields=True, frozen=True):
     pods: Annotated[tuple[Pod, ...], Limits(max_length=200)] = ()
     pod: bool = False
     on_failure: Literal["continue", "stop"] = "continue"
+    push: Annotated[tuple[PeerName, ...], Limits(max_length=MOST_PUSHED)] = ()
 
 
 DEFAULT_RESOURCES = {"cpu": {"cores": 1}, "memory": 256 * 2**20, "disk": 256 * 2**20}

@@ -77,7 +77,7 @@ class Matching(Requesting, Searching, Selecting, Awaiting, Protocol):
 
 
 async def match(ctx: Matching, job_id: str, *, timeout: float | None = None, first: First | None = None) -> Job:
-    """Ask for bids and shortlist the best; a job that is matched already is left as it is.
+    """Ask for bids and shortlist the best; a job that is matched is left as it is, as long as one of its bids stands.
 
     A job that somebody could take, and cannot just now, waits, and says for what: it is searched for again, with
     growing pauses and whenever the network changes, and is bid for by providers that look for work. With a deadline it
@@ -94,7 +94,7 @@ async def match(ctx: Matching, job_id: str, *, timeout: float | None = None, fir
         NoBidError: nobody answered, or nobody can take it; the details say what each said.
     """
     job = find_job(ctx.store, job_id)
-    if job.state == "matched" and job.shortlist:
+    if job.state == "matched" and _any_stands(ctx, job):
         return job
     if job.kind != "job":
         raise StateError(f"job {job.id} is a {job.kind}", hint=f"run it with: nunet job run --job {job.id}")
@@ -122,6 +122,12 @@ async def match(ctx: Matching, job_id: str, *, timeout: float | None = None, fir
             tries += 1
             if not await _wait_in_turn(ctx, job, request, again, error.message):
                 request = None
+
+
+def _any_stands(ctx: HasStore, job: Job) -> bool:
+    """Say whether a bid that a job was matched with, and whose turn is still to come, can be taken."""
+    bids = [ctx.store[BIDS].get(bid_id) for bid_id in job.shortlist[job.place :]]
+    return any(bid is not None and bid.offer.timeout > quantities.utc_now() for bid in bids)
 
 
 async def _search(ctx: Matching, job: Job, spec: JobSpec, timeout: float) -> BidRequest:
@@ -226,9 +232,9 @@ async def _wait_in_turn(ctx: Awaiting, job: Job, request: BidRequest, until: str
 
 
 def askable(ctx: HasTopics, job: Job, request: BidRequest) -> set[str]:
-    """Return who is there that the job is for: of a job for one provider, that one alone."""
+    """Return who is there that the job is for: of a job for some providers, these alone."""
     there = {peer.did for peer in ctx.topics.subscribers(request.topic or BID_TOPIC)}
-    return there & {job.push} if job.push else there
+    return there & set(job.push) if job.push else there
 
 
 def new_bid_request(ctx: Requesting, job: Job, spec: JobSpec) -> BidRequest:
@@ -243,9 +249,9 @@ def new_bid_request(ctx: Requesting, job: Job, spec: JobSpec) -> BidRequest:
 
 
 async def publish_bid_request(
-    ctx: Searching, request: BidRequest, *topics: str, push: str = "", timeout: float = 10, kept: trio.Event
+    ctx: Searching, request: BidRequest, *topics: str, push: tuple[str, ...] = (), timeout: float = 10, kept: trio.Event
 ) -> None:
-    """Send a bid request to every subscriber of its topics, or to one peer, and register what they answer.
+    """Send a bid request to every subscriber of its topics, or to some peers, and register what they answer.
 
     Peers that appear during the search are asked as well, whoever has not answered is asked again, and peers that are
     not connected get the request by relay. It ends when everybody known has answered, when there are enough bids, or
@@ -255,7 +261,7 @@ async def publish_bid_request(
         ctx: the node's parts.
         request: what is sent.
         topics: whose subscribers are asked; that of the request where none is given.
-        push: the only peer to ask, by its DID.
+        push: the only peers to ask, by their DIDs.
         timeout: seconds, at most.
         kept: is set once the request is in the store: nothing goes by relay before, as such an answer is looked up.
     """
@@ -266,7 +272,7 @@ async def publish_bid_request(
     with trio.move_on_at(end + 1), ctx.searches.out(request.id):
         async with trio.open_nursery() as nursery:
             while trio.current_time() < end:
-                targets = [push] if push else _subscribers(ctx, topics or (request.topic,))
+                targets = list(push) if push else _subscribers(ctx, topics or (request.topic,))
                 for did in targets:
                     if did not in asked:
                         asked.add(did)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 import trio
@@ -12,10 +13,10 @@ from msgspec import structs
 
 from nunet_cli import quantities
 from nunet_cli.database.store import Transaction
-from nunet_cli.errors import UsageError
+from nunet_cli.errors import NunetError, UsageError
 from nunet_cli.jobs.check import moment
 from nunet_cli.jobs.items import expand_batch, item_values
-from nunet_cli.jobs.spec import MAX_SPEC_BYTES, InputSpec, JobSpec, encode_spec
+from nunet_cli.jobs.spec import MAX_SPEC_BYTES, MOST_PUSHED, InputSpec, JobSpec, encode_spec
 from nunet_cli.jobs.tree import arrange, is_group, price_limit, programs
 from nunet_cli.orchestrator.inputs import input_source, packing
 from nunet_cli.orchestrator.needs import HasBlobs, HasConfig, HasIdentity, HasPeers, HasStore
@@ -30,6 +31,13 @@ class TakingIn(HasBlobs, HasConfig, Protocol):
     """Takes the inputs of a job in."""
 
 
+class Asked(NamedTuple):
+    """Who is asked for bids: the providers with these DIDs alone, or the subscribers of a topic; else everybody."""
+
+    push: tuple[str, ...] = ()
+    topic: str = ""
+
+
 class Posting(HasPeers, TakingIn, HasIdentity, HasStore, Protocol):
     """Keeps new jobs."""
 
@@ -40,7 +48,7 @@ def new_id(prefix: str) -> str:
 
 
 async def process_job(
-    ctx: Posting, spec: JobSpec, *, folder: Path, push: str = "", pull: bool = False, topic: str = "",
+    ctx: Posting, spec: JobSpec, *, folder: Path, push: Sequence[str] = (), pull: bool = False, topic: str = "",
     orchestrate: bool = False,
 ) -> Job:  # fmt: skip
     """Keep a new job with its children, and its inputs by content id, and return it.
@@ -49,7 +57,8 @@ async def process_job(
         ctx: the node's parts.
         spec: the checked specification.
         folder: what the paths of the inputs are relative to.
-        push: peer id or DID to ask alone; empty asks the network.
+        push: peer ids or DIDs, the only ones to ask, instead of those that the specification names; with neither the
+            network is asked.
         pull: ask the network even where `default_orchestration_type` is push.
         topic: ask the subscribers of this topic instead of all providers.
         orchestrate: whether the node takes the job through all stages by itself, also after a restart.
@@ -58,14 +67,16 @@ async def process_job(
         UsageError: an input is not there, or too large; the peer is not one; or a verifier's key is not known.
     """
     _check_verifiers(ctx, spec)
-    target = did_from_key(_target_key(ctx, push)) if push else ""
-    if not push and not pull and ctx.config.default_orchestration_type == "push":
-        raise UsageError("default_orchestration_type is push", hint="name a provider with --push PEER, or use --pull")
+    if pull and (push or spec.push):
+        raise UsageError("--pull asks the network, and there are providers to --push to", hint="use one of them")
+    targets = _targets(ctx, push or spec.push, "" if push else "push")
+    if not targets and not pull and ctx.config.default_orchestration_type == "push":
+        raise UsageError("default_orchestration_type is push", hint="name providers with --push PEER, or use --pull")
     if topic and not topic.startswith("/"):
         raise UsageError(f"--topic: {topic!r}", hint="a topic begins with a slash, for example /lab/gpu")
-    spec = await _complete(ctx, spec, folder, "", {})
-    shared = {"push": target, "topic": topic}
-    first, *below = job_rows(spec, ctx.identity.did, shared)
+    # a provider need not know whom else is asked
+    spec = await _complete(ctx, structs.replace(spec, push=()), folder, "", {})
+    first, *below = job_rows(spec, ctx.identity.did, Asked(targets, topic))
     job = structs.replace(first, orchestrate=orchestrate)
 
     def change(t: Transaction) -> None:
@@ -120,13 +131,13 @@ async def _complete(ctx: TakingIn, spec: JobSpec, folder: Path, where: str, take
     return structs.replace(spec, children=tuple(children), inputs=tuple(inputs), time=time)
 
 
-def job_rows(spec: JobSpec, requester: str, shared: dict[str, str], *, parent: str = "", kind: str = "") -> list[Job]:
+def job_rows(spec: JobSpec, requester: str, asked: Asked, *, parent: str = "", kind: str = "") -> list[Job]:
     """Return the records of a job and of everything below it, the job's own first.
 
     Args:
         spec: the job, complete.
         requester: whose job it is.
-        shared: fields that all of them have: `push` and `topic`.
+        asked: who is asked for bids, for all of them.
         parent: the id of the group that it belongs to.
         kind: `member` for a job inside a pod, whose state is the pod's; empty for what the specification says.
     """
@@ -139,26 +150,26 @@ def job_rows(spec: JobSpec, requester: str, shared: dict[str, str], *, parent: s
     members: list[str] = []
     if kind == "group":
         for index, (name, child) in enumerate(group_children(spec).items()):
-            rows = job_rows(child, requester, shared, parent=job_id)
+            rows = job_rows(child, requester, asked, parent=job_id)
             if spec.batch is not None:
                 rows[0] = structs.replace(rows[0], item=item_values(spec, index))
             names[name] = rows[0].id
             below += rows
     elif kind == "replicas":
         for index in range(spec.verify.n):
-            first, *rest = job_rows(spec, requester, shared, parent=job_id, kind="job")
+            first, *rest = job_rows(spec, requester, asked, parent=job_id, kind="job")
             replica = structs.replace(first, name=f"{spec.name}-r{index}")
             names[replica.name] = replica.id
             below += [replica, *rest]
     elif spec.pod and kind != "member":
         for member in spec.children:
-            (row,) = job_rows(member, requester, shared, parent=job_id, kind="member")
+            (row,) = job_rows(member, requester, asked, parent=job_id, kind="member")
             members.append(row.id)
             below.append(row)
     job = Job(
         id=job_id, name=spec.name, requester=requester, spec=text.decode(), spec_cid=content_id(text), created_at=now,
-        changed_at=now, kind=kind, parent=parent, children=names, members=tuple(members), push=shared["push"],
-        topic=shared["topic"], limit=price_limit(spec),
+        changed_at=now, kind=kind, parent=parent, children=names, members=tuple(members), push=asked.push,
+        topic=asked.topic, limit=price_limit(spec),
     )  # fmt: skip
     return [job, *below]
 
@@ -190,8 +201,20 @@ def group_children(spec: JobSpec) -> dict[str, JobSpec]:
     return arrange(spec).children
 
 
+def _targets(ctx: HasPeers, names: Sequence[str], path: str) -> tuple[str, ...]:
+    """Return the DIDs of the peers to push to, each once; `path` is the field of the specification that names them."""
+    if len(names) > MOST_PUSHED:
+        raise UsageError(f"a job may be pushed to {MOST_PUSHED} providers, not {len(names)}", details={"path": path})
+    try:
+        return tuple(dict.fromkeys(did_from_key(_target_key(ctx, name)) for name in names))
+    except NunetError as error:
+        if path:
+            raise UsageError(error.message, hint=error.hint, details={"path": path}) from None
+        raise
+
+
 def _target_key(ctx: HasPeers, push: str) -> bytes:
-    """Return the key of the peer to push to: a known one by prefix, or any by its whole id."""
+    """Return the key of a peer to push to: a known one by prefix, or any by its whole id."""
     if len(push) >= 50:
         return key_from_any(push)
     return ctx.peers.resolve(push).public_key

@@ -19,6 +19,7 @@ from nunet_cli.matching.rank import SOON, start_delay
 from nunet_cli.network.messenger import Answer, Change, Incoming
 from nunet_cli.orchestrator.bid import Assessing, assess, busy_until, offered_until, sent_bid
 from nunet_cli.orchestrator.changes import advance, change_job, error_record, find_job
+from nunet_cli.orchestrator.choose import choose_bid
 from nunet_cli.orchestrator.going_on import No
 from nunet_cli.orchestrator.locks import check_resource_lock, release_lock, release_message
 from nunet_cli.orchestrator.needs import (
@@ -33,7 +34,7 @@ from nunet_cli.orchestrator.needs import (
     HasWork,
 )
 from nunet_cli.orchestrator.retry import look_again, may_retry, search_again
-from nunet_cli.records.bids import BID_REQUESTS, BIDS, Bid, BidRecord, BidRequest
+from nunet_cli.records.bids import BID, BID_REQUESTS, BIDS, Bid, BidRecord, BidRequest
 from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.jobs import JOBS, Job, Refusal
 from nunet_cli.records.machine import CLOCK, PROVIDER, REQUESTER
@@ -67,29 +68,35 @@ class Locking(HasAccounting, HasConfig, HasWork, Protocol):
 # -- requester ---------------------------------------------------------------------------------------------------------
 
 
-async def request(ctx: JobRequesting, job_id: str, also: Also | None = None) -> Job:
+async def request(ctx: JobRequesting, job_id: str, also: Also | None = None, *, chosen: BidRecord | None = None) -> Job:
     """Get the resources of the best bid locked, walking the shortlist; a job that has them already is left as it is.
 
-    A job with a deadline goes back to the search when nobody on the shortlist takes it.
+    A job with a deadline goes back to the search when nobody on the shortlist takes it. With a bid that was chosen, its
+    bidder alone is asked.
 
     Args:
         ctx: the node's parts.
         job_id: the job.
         also: what follows from the lock, and is kept in the same change.
+        chosen: the bid to take, instead of the best ranked one.
 
     Raises:
-        StateError: the job is not at this stage.
+        StateError: the job is not at this stage, or the chosen bid does not stand any more.
         DeclinedError: everybody on the shortlist declined or did not answer; the details say what each said.
     """
     job = find_job(ctx.store, job_id)
     if job.state == "requested":
+        if chosen is not None and chosen.id != job.bid_id:
+            raise StateError(f"job {job.id} has what {job.bid_id} offers locked already", code="bid_taken")
         return job
     if job.state != "matched":
         raise StateError(f"job {job.id} is {job.state}, not matched", hint=f"run: nunet job match {job.id}")
+    if chosen is not None:
+        job = await choose_bid(ctx, job, chosen)
     for place in range(job.place, len(job.shortlist)):
         bid = ctx.store[BIDS].one(job.shortlist[place])
-        if bid.verdict in ("refused", "lapsed"):
-            # an earlier version did not keep how far it had come
+        if bid.verdict in ("refused", "lapsed", "released"):
+            # an earlier version did not keep how far it had come; or it was passed over for a chosen one
             continue
         # a busy provider is free a moment later: its bid said when
         await trio.sleep(min(SOON, start_delay(bid.offer, quantities.utc_now())))
@@ -102,6 +109,11 @@ async def request(ctx: JobRequesting, job_id: str, also: Also | None = None) -> 
         if left.state != "matched":
             # that was the last one, or the job was called off in the meantime
             return _unless_failed(left)
+        if chosen is not None:
+            raise DeclinedError(
+                f"{bid.bidder.peer_id} declined: {locked.reason}",
+                hint=f"choose another: nunet bids list {job.id}; or take the best one: nunet job request {job.id}",
+            )
     return _unless_failed(await ctx.store.change(lambda t: _give_up_shortlist(t, t[JOBS].one(job.id))))
 
 
@@ -202,7 +214,7 @@ async def query_peer(ctx: Asking, did: str, body: JobRequest) -> Incoming:
     return await ctx.messenger.request(did, "job_request", body, timeout=ctx.config.limits.answer_timeout)
 
 
-async def _requested(ctx: HasStore, job_id: str, place: int, bid: BidRecord, also: Also | None) -> Job:
+async def _requested(ctx: Releasing, job_id: str, place: int, bid: BidRecord, also: Also | None) -> Job:
     def change(t: Transaction) -> Job:
         locked = transition(t, bid, "lock", by=PROVIDER, bid=bid.offer, evidence=bid.evidence)
         said = {"bid_id": bid.id, "bidder": bid.bidder.peer_id, "locked_until": bid.offer.timeout}
@@ -211,9 +223,18 @@ async def _requested(ctx: HasStore, job_id: str, place: int, bid: BidRecord, als
         )  # fmt: skip
         if also is not None:
             also(t, job, locked)
+        _free_others(ctx, t, job)
         return job
 
     return await ctx.store.change(change)
+
+
+def _free_others(ctx: HasMessenger, t: Transaction, job: Job) -> None:
+    """Free what other bidders on the shortlist have locked: they kept it while a person chose among them."""
+    for bid in map(t[BIDS].get, job.shortlist[job.place + 1 :]):
+        if bid is not None and bid.verdict not in BID.ends and check_resource_lock(bid.offer):
+            transition(t, bid, "release", by=REQUESTER)
+            ctx.messenger.outbox.enqueue(t, release_message(ctx, bid.id, bid.did))
 
 
 async def next_bid(ctx: Releasing, job_id: str, reason: str) -> Job:

@@ -111,7 +111,7 @@ async def give_up(ctx: GivingUp, job_id: str, error: NunetError) -> bool:
     return True
 
 
-def start_over(t: Transaction, job: Job, spec: JobSpec | None = None, push: str = "") -> Job:
+def start_over(t: Transaction, job: Job, spec: JobSpec | None = None, push: tuple[str, ...] = ()) -> Job:
     """Put a job that has ended back to its beginning as a new attempt, as part of a change; return it.
 
     How it went before is kept with it, with its contract: that is closed on its own, as when `retry` goes on without a
@@ -121,7 +121,7 @@ def start_over(t: Transaction, job: Job, spec: JobSpec | None = None, push: str 
         t: the change.
         job: the job.
         spec: the specification that it was posted with, where links have added to it since; None keeps what it has.
-        push: with `spec`: the provider that it was posted for.
+        push: with `spec`: the providers that it was posted for.
 
     Raises:
         StateError: it has not ended, or is settled.

@@ -107,7 +107,7 @@ async def select_best_bid(ctx: Selecting, job_id: str, request_id: str, first: F
     """Rank the bids of a request and keep the shortlist with the job (seed 2: `selectBestBid`).
 
     Bids that the preferences refuse are left out, each with its reasons. Who can start now is preferred to who cannot.
-    With `first`, something is done with the best bid meanwhile.
+    With `first`, something is done with the best bid meanwhile; without, a person may choose another of them.
 
     Raises:
         NoBidError: there is none for now; code `not_yet` with `details["start"]` where a provider can start later.
@@ -116,8 +116,9 @@ async def select_best_bid(ctx: Selecting, job_id: str, request_id: str, first: F
     ranking = await rank_bids(ctx, job, request_id, now)
     ranked, ready = ranking.ranked, ranking.ready(now)
     best = ready[0] if ready else None
-    # those who have locked at once, and are not the best, keep their machines for others
-    spare = [item.bid for item in ranked if item is not best and item.bid.resources_locked_until_timeout]
+    # those who have locked at once, and are not the best, keep their machines for others; by hand another may be chosen
+    others = ranked if first is not None else []
+    spare = [item.bid for item in others if item is not best and item.bid.resources_locked_until_timeout]
     shortlist = tuple(item.bid.id for item in ready[:SHORTLIST] if item.bid not in spare)
 
     def change(t: Transaction) -> Job:

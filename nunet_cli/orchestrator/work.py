@@ -132,4 +132,6 @@ def _is_for(standing: Standing, did: str, topics: Container[str], turn: Turn) ->
     """
     if did in turn.job.excluded or standing.stands(turn.job.id, did):
         return False
-    return turn.job.push == did if turn.job.push else turn.request.topic == BID_TOPIC or turn.request.topic in topics
+    if turn.job.push:
+        return did in turn.job.push
+    return turn.request.topic == BID_TOPIC or turn.request.topic in topics

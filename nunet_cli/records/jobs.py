@@ -69,11 +69,12 @@ class Job(Struct, frozen=True, rename={"children": "units"}):
     """A job, a group, the replicas of a job, or a member of a pod (`kind`).
 
     `spec` is the whole specification as JSON, `limit` the most it may cost in micro-NTX. `children` are those of a
-    group by name, `members` those of a pod. `shortlist` are bids, the best first, and `place` is the one whose turn it
-    is. `excluded` are the DIDs of providers that may not have it any more. `late` says that its result came after it
-    had been given up. `attempts` counts the providers that `retry` has given it beside the first, `attempt` how often
-    a person has run it, the last time at `run_at`, and `past` has how it ran before. `called_off` says why its group
-    did not let it run to its end. `item` has the values that an item of a batch was made with.
+    group by name, `members` those of a pod. `push` are the DIDs of the only providers that are asked. `shortlist` are
+    bids, the best first, and `place` is the one whose turn it is. `excluded` are the DIDs of providers that may not
+    have it any more. `late` says that its result came after it had been given up. `attempts` counts the providers that
+    `retry` has given it beside the first, `attempt` how often a person has run it, the last time at `run_at`, and
+    `past` has how it ran before. `called_off` says why its group did not let it run to its end. `item` has the values
+    that an item of a batch was made with.
     """
 
     id: str
@@ -88,7 +89,7 @@ class Job(Struct, frozen=True, rename={"children": "units"}):
     parent: str = ""
     children: dict[str, str] = {}
     members: tuple[str, ...] = ()
-    push: str = ""
+    push: tuple[str, ...] = ()
     topic: str = ""
     orchestrate: bool = False
     limit: int = 0
@@ -127,8 +128,11 @@ class Job(Struct, frozen=True, rename={"children": "units"}):
 
 
 def _upgrade(row: dict[str, Any]) -> dict[str, Any]:
-    # an earlier version left out or set to null what did not apply
-    return {name: value for name, value in row.items() if value is not None}
+    # an earlier version left out or set to null what did not apply, and asked one provider or all
+    kept = {name: value for name, value in row.items() if value is not None}
+    if isinstance(kept.get("push"), str):
+        kept["push"] = [kept["push"]] if kept["push"] else []
+    return kept
 
 
 JOBS = Table("jobs", Job, indexes=("state", "parent", "contract_id", "created_at", "changed_at"), upgrade=_upgrade)

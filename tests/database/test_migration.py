@@ -53,6 +53,9 @@ def expected(table: str, row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         both = ("id", "bid_request_id", "job_id", "bidder")
         bid = {name: row[name] for name in {*of_bid, *both} if name in row}
         return table, {**{name: row[name] for name in row if name not in of_bid or name == "bidder"}, "bid": bid}
+    if table == "jobs":
+        # one provider was asked, or all
+        return table, {**row, "push": [row["push"]] if row["push"] else []}
     if table == "disputes":
         return table, {name: value for name, value in row.items() if name != "id"}
     if table == "contracts" and row.get("dispute"):

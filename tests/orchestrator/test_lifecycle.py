@@ -119,9 +119,9 @@ async def test_volunteer_compute_moves_no_money_and_needs_no_price(market: Marke
 
 async def test_push_asks_one_provider_alone(market: MarketOf) -> None:
     async with market() as m:
-        job_id = await m.post(spec(), push=m.provider.identity.peer_id)
+        job_id = await m.post(spec(), push=[m.provider.identity.peer_id])
         assert (await orchestrate_job(m.requester.ctx, job_id)).state == "settled"
-        job_id = await m.post(spec(), push=m.authority.identity.did)
+        job_id = await m.post(spec(), push=[m.authority.identity.did])
         with pytest.raises(NoBidError):
             await match.match(m.requester.ctx, job_id)
 

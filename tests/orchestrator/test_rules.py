@@ -37,10 +37,10 @@ async def test_the_orchestration_type_is_configured_and_overridden_per_job(marke
     async with market(requester=config(default_orchestration_type="push")) as m:
         with pytest.raises(UsageError) as caught:
             await m.post(spec())
-        assert "name a provider with --push" in caught.value.hint
-        pushed = await m.post(spec(), push=m.provider.identity.peer_id)
+        assert "name providers with --push" in caught.value.hint
+        pushed = await m.post(spec(), push=[m.provider.identity.peer_id])
         pulled = await m.post(spec(), pull=True)
-        assert (m.job(pushed).push, m.job(pulled).push) == (m.provider.identity.did, "")
+        assert (m.job(pushed).push, m.job(pulled).push) == ((m.provider.identity.did,), ())
         for job_id in (pushed, pulled):
             await match.match(m.requester.ctx, job_id)
         sent = [m.requester.ctx.store[BID_REQUESTS].first("job_id", job_id) for job_id in (pushed, pulled)]

@@ -124,7 +124,7 @@ async def test_a_job_for_some_providers_alone_waits_in_peace_for_them(tmp_path: 
                 way == "topic" and not m.requester.ctx.topics.subscribers("/lab/own")
             ):
                 await trio.sleep(0.02)
-        only = {"push": m.provider.identity.did} if way == "push" else {"topic": "/lab/own"}
+        only: dict[str, Any] = {"push": [m.provider.identity.did]} if way == "push" else {"topic": "/lab/own"}
         job_id = await m.post(spec(), **only)
         m.requester.orchestrate(job_id)
         await waits(m, job_id)
@@ -201,7 +201,7 @@ async def test_what_is_handed_out_fits_and_is_for_who_asks(tmp_path: Path, monke
         await asker.add_peer(m.requester.ctx.transport.describe())
         small = [await m.post(spec(name=f"job-{number}")) for number in range(3)]
         large = await m.post(spec(resources={**SMALL, "memory": "60MiB"}))
-        pushed = await m.post(spec(), push=m.provider.identity.did)
+        pushed = await m.post(spec(), push=[m.provider.identity.did])
         await m.provider.subscribe("/lab/own")
         with trio.fail_after(20):
             while not m.requester.ctx.topics.subscribers("/lab/own"):

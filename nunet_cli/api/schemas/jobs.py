@@ -38,7 +38,7 @@ class Job(Answer, kw_only=True):
     parent: str | None
     created_at: str
     changed_at: str
-    push: str | None
+    push: tuple[str, ...]
     limit: str
     paid: str | None
     bid_id: str | None
@@ -143,9 +143,10 @@ class Logs(Answer, kw_only=True):
 
 
 class MissedAnswer(Struct, forbid_unknown_fields=True, kw_only=True):
-    """What one provider answered, and what it missed."""
+    """What one provider answered, and what it missed; `bid` is the id of its bid."""
 
     peer: str
+    bid: str | None
     verdict: str
     reasons: list[str]
     missed: list[Comparison]
