@@ -36,7 +36,7 @@ COMMANDS: dict[str, Any] = {
     "contract resolve": schemas.ReceiptDocument, "allocation list": list[schemas.Allocation],
     "allocation show": schemas.Allocation, "capability show": schemas.CapabilityOverview,
     "preferences show": schemas.Preferences, "preferences set": schemas.Preferences, "peer list": list[schemas.Peer],
-    "peer show": schemas.Peer, "peer add": schemas.Peer, "peer remove": schemas.Peer, "peer ping": schemas.Ping,
+    "peer show": schemas.PeerDetail, "peer add": schemas.Peer, "peer remove": schemas.Peer, "peer ping": schemas.Ping,
     "topic list": list[schemas.Topic], "topic subscribe": schemas.Topic, "topic unsubscribe": schemas.Topic,
     "account balance": schemas.Account, "registry list": list[schemas.RegistryEntry],
     "registry contracts": list[schemas.RecordedContract],

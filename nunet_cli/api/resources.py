@@ -23,6 +23,7 @@ from nunet_cli.node import overview
 from nunet_cli.node.benchmark import probe_machine
 from nunet_cli.node.node import Node
 from nunet_cli.node.onboarding import parse_price
+from nunet_cli.orchestrator.telling import ask_capability
 from nunet_cli.records.allocations import ALLOCATION, ALLOCATIONS
 from nunet_cli.records.bids import BIDS, Weights
 from nunet_cli.records.limits import Limits
@@ -233,8 +234,10 @@ async def list_peers(request: Request) -> Response:
 
 
 async def show_peer(request: Request) -> Response:
-    """Return one peer."""
-    return answer(views.peer(node_of(request).ctx.peers.resolve(request.path_params["peer"])))
+    """Return one peer, with what it offers: it is asked, and has a second to answer."""
+    ctx = node_of(request).ctx
+    peer = ctx.peers.resolve(request.path_params["peer"])
+    return answer(views.peer_detail(peer, await ask_capability(ctx, peer)))
 
 
 async def add_peer(request: Request) -> Response:
@@ -306,7 +309,7 @@ ENDPOINTS = (
     Endpoint("/allocations/{allocation}", show_allocation, schemas.Allocation),
     Endpoint("/peers", list_peers, list[schemas.Peer], query=PAGING),
     Endpoint("/peers", add_peer, schemas.Peer, "POST", NewPeer, status=201),
-    Endpoint("/peers/{peer}", show_peer, schemas.Peer),
+    Endpoint("/peers/{peer}", show_peer, schemas.PeerDetail),
     Endpoint("/peers/{peer}", remove_peer, schemas.Peer, "DELETE"),
     Endpoint("/peers/{peer}/ping", ping_peer, schemas.Ping, "POST"),
     Endpoint("/topics", list_topics, list[schemas.Topic]),

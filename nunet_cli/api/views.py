@@ -8,7 +8,7 @@ from msgspec import to_builtins
 
 from nunet_cli import quantities
 from nunet_cli.network.addresses import format_address
-from nunet_cli.network.peers import Peer
+from nunet_cli.network.peers import Peer, Told
 from nunet_cli.node.node import Node
 from nunet_cli.orchestrator.logs import read_piece
 from nunet_cli.orchestrator.permissions import open_to_strangers
@@ -133,6 +133,11 @@ def peer(item: Peer) -> dict[str, Any]:
         "protocol": "" if item.version is None else ".".join(map(str, item.version)), "features": list(item.features),
         "problem": "" if problem is None else problem.message,
     }  # fmt: skip
+
+
+def peer_detail(item: Peer, told: Told | None) -> dict[str, Any]:
+    """Return a peer with what it told of its capability; null where it did not."""
+    return {**peer(item), "told": None if told is None else to_builtins(told._asdict())}
 
 
 def capability(node: Node) -> dict[str, Any]:

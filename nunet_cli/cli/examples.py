@@ -28,7 +28,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "node logs": ("nunet node logs -f", "nunet node logs --lines 200"),
     "node indices": ("nunet node indices", "nunet node indices --output json"),
     "job post": ("nunet job post job.yaml", "nunet job post - --push 12D3KooWMot5 --quiet < job.yaml"),
-    "job run": ("nunet job run job.yaml --output-dir results", "nunet job run job.yaml --push 12D3KooWMot5 --push 12D3"),
+    "job run": ("nunet job run job.yaml --output-dir results", "nunet job run - --push 12D3KooWMot5 --push 12D3KooWQm"),
     "job retry": ("nunet job retry job-1f2e", "nunet job retry job-1f2e job-77aa --failed --detach"),
     "job match": ("nunet job match job-1f2e", "nunet job match job-1f2e --timeout 30s"),
     "job request": ("nunet job request job-1f2e", "nunet job request job-1f2e --bid bid-5c"),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from nunet_cli.cli import complete
 from nunet_cli.cli.ids import id_argument
 from nunet_cli.cli.listing import Listing, list_command
-from nunet_cli.cli.output import Format, OutputOption, emit, fields
+from nunet_cli.cli.output import Format, OutputOption, emit, fields, price_text
 from nunet_cli.cli.state import connect
 
 app = typer.Typer()
@@ -36,10 +36,36 @@ def list_peers() -> Listing:
 
 @app.command("show")
 def show(peer: PeerArgument, output: OutputOption = Format.table) -> None:
-    """Show a peer."""
+    """Show a peer, and what it offers as it says itself."""
     with connect(read_only=True) as client:
         row = client.get(f"/peers/{peer}")
-    emit(row, output, lambda: fields(row))
+    told = row["told"]
+    emit(row, output, lambda: fields({**{k: v for k, v in row.items() if k != "told"}, **_offers(told)}))
+
+
+def _offers(told: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what a peer told of its capability, as people read it; nothing of it is checked."""
+    from nunet_cli.quantities import format_cores, format_duration, format_size, now, parse_time
+
+    if told is None:
+        return {"offers": "not told"}
+    ago = (now() - parse_time(told["at"])).total_seconds()
+    age = f"{format_duration(max(0, round(ago)))} ago" + (", with its last bid" if told["by"] == "bid" else "")
+    offered = told["offered"]
+    if offered is None:
+        return {"offers": "nothing to this node", "told": age}
+    left = offered["resources"]
+    return {
+        "offers": f"{format_cores(left['cpu']['cores'])}, {format_size(left['memory'])} of memory, "
+        f"{format_size(left['disk'])} of disk",
+        "cpu": " ".join(text for text in (left["cpu"]["model"], left["cpu"]["arch"]) if text),
+        "gpus": [f"{gpu['model'] or gpu['vendor']} {format_size(gpu['vram'])}".strip() for gpu in left["gpus"]],
+        "executors": offered["executors"] or "none for this node",
+        "price": price_text(offered["price"]) + ("" if offered["price"]["time_unit"] else " a job"),
+        "longest job": format_duration(offered["time"]["max"]) if offered["time"]["max"] else "",
+        "localities": [f"{item['kind']} {item['name']}" for item in offered["localities"]],
+        "busy": f"{told['load']:.0%}", "told": age,
+    }  # fmt: skip
 
 
 @app.command("add")

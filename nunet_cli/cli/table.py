@@ -67,7 +67,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "preferences show": ("preferences", "Show the preferences."),
     "preferences set": ("preferences", "Change the preferences."),
     "peer list": ("peer", "List the known peers, connected ones first."),
-    "peer show": ("peer", "Show a peer."),
+    "peer show": ("peer", "Show a peer, and what it offers as it says itself."),
     "peer add": ("peer", "Add a peer that discovery does not find, and connect to it."),
     "peer remove": ("peer", "Forget a peer."),
     "peer ping": ("peer", "Measure the round trip to a peer."),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
+from typing import Literal, NamedTuple
 
 import trio
 
@@ -19,6 +20,7 @@ from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import NotFoundError, NunetError, PeerError, UsageError
 from nunet_cli.network.addresses import Address, format_address, is_address, neighbourhood, parse_address
 from nunet_cli.network.envelope import MAX_SKEW
+from nunet_cli.records.capability import Capability
 from nunet_cli.records.identifiers import did_from_key, key_from_did, key_from_peer_id, peer_id_from_key
 from nunet_cli.records.messaging import PEERS, PeerRecord
 
@@ -38,6 +40,18 @@ FORGET_AFTER = timedelta(days=30)
 WRITE_EVERY = timedelta(days=1)
 Version = tuple[int, int]
 PROTOCOL_VERSION: Version = (1, 0)
+
+
+class Told(NamedTuple):
+    """What a peer told last of its capability: when, how, what it has left for this node, and how busy it is, 0 to 1.
+
+    `offered` is None where it offers this node nothing. It is the peer's word and no more.
+    """
+
+    at: str
+    by: Literal["answer", "bid"]
+    offered: Capability | None
+    load: float = 0.0
 
 
 @dataclass
@@ -71,6 +85,7 @@ class Peer:
     introduced: bool = False
     reached: bool = False
     stored: bool = False
+    told: Told | None = None
 
     @property
     def is_strange(self) -> bool:

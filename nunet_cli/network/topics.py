@@ -25,8 +25,9 @@ log = logging.getLogger("nunet.topics")
 BIDS = "/nunet/bids"
 # What this node can beyond version 1.0 of the protocol as it was first written; a new form of a message is named here,
 # and sent to those only who name it, too. `clock`: a pong carries the time. `origin`: a publication says where its
-# origin is.
-FEATURES = ("clock", "data", "origin")
+# origin is. `capability`: it tells what it offers when it is asked.
+TELLS_CAPABILITY = "capability"
+FEATURES = (TELLS_CAPABILITY, "clock", "data", "origin")
 TELL_SECONDS = 5.0
 MEASURE_SECONDS = 2.0
 # for the refusal to get out

@@ -49,6 +49,7 @@ from nunet_cli.orchestrator import (
     request,
     select,
     settle,
+    telling,
     work,
 )
 from nunet_cli.orchestrator.changes import find_job, resolve_replicas
@@ -107,7 +108,8 @@ class Node:
         ctx.begin_allocation = self._begin_allocation
         accounting.on_release, accounting.gives_way = ctx.work.wake, ctx.work.gives_way
         ctx.closings.begin = partial(closing.begin, ctx)
-        for room in (bid_answers, bid, work, request, contract_keeping, agreement, invoke, execute, settle, disputes):
+        rooms = bid_answers, bid, telling, work, request, contract_keeping, agreement, invoke, execute, settle, disputes
+        for room in rooms:
             room.register(ctx)
         cancel.register(ctx)
         allocation_cancel.register(ctx)

@@ -7,11 +7,23 @@ from typing import Annotated, Literal
 from msgspec import Struct
 
 from nunet_cli.records.bids import BidRequest
+from nunet_cli.records.capability import Capability
 from nunet_cli.records.contracts import Amount, Movement
 from nunet_cli.records.documents import Document
 from nunet_cli.records.fields import Did, Id, MaybeId, Text, Time
 from nunet_cli.records.limits import Limits
 from nunet_cli.records.results import Progress, Usage
+
+
+class AskCapability(Struct, forbid_unknown_fields=True, frozen=True):
+    """Ask what a provider has left for the sender, and its price."""
+
+
+class CapabilityTold(Struct, forbid_unknown_fields=True, frozen=True):
+    """What a provider has left for who asked, its price, and how busy it is, 0 to 1; nothing without `offered`."""
+
+    offered: Capability | None = None
+    load: Annotated[float, Limits(ge=0, le=1)] = 0.0
 
 
 class JobRequest(Struct, forbid_unknown_fields=True, frozen=True):

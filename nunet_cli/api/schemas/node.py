@@ -109,6 +109,25 @@ class Peer(Answer, kw_only=True):
     problem: str
 
 
+class Told(Struct, forbid_unknown_fields=True, kw_only=True):
+    """What a peer told of its capability, and when: in an answer or, where it gave none, with its last bid.
+
+    `offered` is what it has left for this node, with its price, null where that is nothing; `load` how busy it is, 0 to
+    1.
+    """
+
+    at: str
+    by: Literal["answer", "bid"]
+    offered: Capability | None
+    load: float
+
+
+class PeerDetail(Peer, kw_only=True):
+    """A peer with what it offers; `told` is null where it does not say."""
+
+    told: Told | None
+
+
 class Ping(Answer, kw_only=True):
     """A round trip, in milliseconds."""
 
