@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Annotated
 
@@ -64,6 +65,8 @@ class Topics:
         self._identity, self._transport, self._messenger, self._peers = identity, transport, messenger, peers
         self._agent = agent
         self.roles: tuple[str, ...] = ()
+        # what follows once a peer has said who it is, by its DID
+        self.on_introduced: Callable[[str], None] = lambda _did: None
         messenger.register("hello", Hello, self._on_hello)
         transport.on_connect.append(self._meet)
 
@@ -127,8 +130,11 @@ class Topics:
                 log.warning("%s: %s", peer.peer_id, peer.obstacle.message)
         if not peer.connected:
             return None
+        is_new = not peer.introduced
         peer.introduced, peer.failures = True, 0
         await self._peers.save(peer)
         self._transport.notify()
         self._messenger.outbox.wake()
+        if is_new:
+            self.on_introduced(message.sender)
         return None

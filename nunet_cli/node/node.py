@@ -107,6 +107,7 @@ class Node:
         self._discovery: Discovery | None = None
         ctx.begin_allocation = self._begin_allocation
         accounting.on_release, accounting.gives_way = ctx.work.wake, ctx.work.gives_way
+        ctx.topics.on_introduced = ctx.work.meet
         ctx.closings.begin = partial(closing.begin, ctx)
         rooms = bid_answers, bid, telling, work, request, contract_keeping, agreement, invoke, execute, settle, disputes
         for room in rooms:
@@ -357,6 +358,7 @@ class Node:
         """
         await self.accounting.set_registered_capability(capability, benchmark, options, price)
         await self._announce()
+        self.ctx.work.join()
 
     def get_available_capability(self) -> Capability:
         """Return registered minus allocated minus locked capability."""

@@ -18,6 +18,8 @@ from nunet_cli.records.jobs import Job
 # who waits for a provider, at most; the turns that are looked through at a time; seconds for which a bid request that
 # was handed to one provider is not handed to others
 MOST_WAITING, LOOKED_THROUGH, HANDED = 500, 1000, 2.0
+# peers that are asked together as they came, and the seconds for which one that comes again is not
+MOST_CAME, MEET_AGAIN = 4, 10.0
 # seconds for which nothing is kept for a provider that had bid requests to itself and did not bid; and those, for each
 # turn that was looked through, after which one that found nothing may have all looked through again: some 4 % of a core
 IDLE, LOOK_AGAIN = 60.0, 1e-4
@@ -165,13 +167,25 @@ def _place(turn: Turn) -> tuple[str, str]:
     return turn.since, turn.request.id
 
 
+class Look(NamedTuple):
+    """Why a provider looks for work: something was given back, peers came, or it is time to ask everybody."""
+
+    freed: bool
+    around: bool
+    came: list[str]
+
+
 class Work:
     """Who waits for room on this machine, and whether some was given back: for a provider that looks for work."""
 
     def __init__(self) -> None:
         # whether each takes what its own jobs give back without being asked
         self._waiting: OrderedDict[str, bool] = OrderedDict()
-        self._freed = trio.Event()
+        self._news = trio.Event()
+        self._freed = self._around = False
+        # who came and was not asked yet, and when those that came were last asked
+        self._came: dict[str, None] = {}
+        self._met: OrderedDict[str, float] = OrderedDict()
         # who was told of room while others waited too
         self._turns: set[str] = set()
         # bids for many units, each with the preferences and the price against which it was held last
@@ -241,11 +255,37 @@ class Work:
         if by and all(did == by and refills for did, refills in self._waiting.items()):
             # who could have it takes it
             return
-        self._freed.set()
+        self._freed = True
+        self._news.set()
 
-    async def wait(self, timeout: float) -> bool:
-        """Wait until something was given back, at most `timeout` seconds; say whether it was."""
-        with trio.move_on_after(timeout):
-            await self._freed.wait()
-        freed, self._freed = self._freed.is_set(), trio.Event()
-        return freed
+    def meet(self, did: str) -> None:
+        """Note that a peer has come: it may have work; one that comes again and again is not asked each time."""
+        now = trio.current_time()
+        if now < self._met.get(did, -MEET_AGAIN) + MEET_AGAIN or len(self._came) >= MOST_WAITING:
+            return
+        self._met[did] = now
+        self._met.move_to_end(did)
+        while len(self._met) > MOST_WAITING:
+            self._met.popitem(last=False)
+        self._came[did] = None
+        self._news.set()
+
+    def join(self) -> None:
+        """Note that this machine is offered from now on: everybody may have work."""
+        self._around = True
+        self._news.set()
+
+    async def wait(self, timeout: float) -> Look:
+        """Wait until there is a reason to look for work; after `timeout` seconds everybody is asked."""
+        with trio.move_on_after(timeout) as patience:
+            await self._news.wait()
+        came = list(self._came)[:MOST_CAME]
+        look = Look(self._freed, self._around or patience.cancelled_caught, came)
+        self._freed = self._around = False
+        for did in came:
+            del self._came[did]
+        # who is silent takes a second: what is given back meanwhile comes before the rest of those that came
+        self._news = trio.Event()
+        if self._came:
+            self._news.set()
+        return look

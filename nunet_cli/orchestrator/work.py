@@ -39,13 +39,15 @@ class HandingOut(HasAccounting, HasSearches, HasStanding, HasMessenger, HasPeers
 
 
 async def look_for_work(ctx: LookingForWork) -> None:
-    """Ask who has work whenever something is given back, and every `pull_interval`; until cancelled."""
+    """Ask who has work until cancelled: when this node or a peer joins, as something is given back, now and then."""
     while True:
-        freed = await ctx.work.wait(ctx.config.pull_interval)
+        look = await ctx.work.wait(ctx.config.pull_interval)
         if not ctx.accounting.is_onboarded():
             continue
         waiting = ctx.work.turns()
-        for did in waiting if freed else [*waiting, *_others(ctx, waiting)]:
+        asked = waiting if look.freed or look.around else []
+        more = _others(ctx, waiting) if look.around else look.came
+        for did in dict.fromkeys([*asked, *more]):
             left = ctx.accounting.available(ctx.store).resources
             if left.cpu.cores <= 0 or left.memory <= 0:
                 break

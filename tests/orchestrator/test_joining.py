@@ -1,0 +1,127 @@
+"""A provider looks for work at the moment it joins, and when a peer does; not each time that one comes again."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+import trio.testing
+
+from nunet_cli.config import Config
+from nunet_cli.node.node import Node
+from nunet_cli.node.opening import open_node
+from nunet_cli.orchestrator.searches import MEET_AGAIN, MOST_CAME, MOST_WAITING, Work
+from nunet_cli.records.bids import AskOpenRequests, OpenRequests
+from nunet_cli.records.offers import OnboardOptions
+from tests.conftest import config, open_market
+
+OFFER = OnboardOptions(price="0.2", cpu=0.3, memory="64MiB", disk="64MiB")
+
+
+def patient() -> Config:
+    """Return a configuration whose node asks nobody but on an occasion."""
+    return config(pull_interval=3600)
+
+
+@asynccontextmanager
+async def asked(folder: Path) -> AsyncIterator[tuple[Node, list[str]]]:
+    """Open a node that notes who asks it for work."""
+    async with open_node(folder, config()) as node:
+        who: list[str] = []
+
+        async def answer(message: Any) -> Any:
+            who.append(message.sender)
+            return "open_requests", OpenRequests()
+
+        node.ctx.messenger.register("ask_open_requests", AskOpenRequests, answer)
+        yield node, who
+
+
+async def is_asked(who: list[str], times: int) -> None:
+    with trio.fail_after(20):
+        while len(who) < times:
+            await trio.sleep(0.02)
+    # and no more often
+    with trio.move_on_after(0.5):
+        while len(who) == times:
+            await trio.sleep(0.02)
+    assert len(who) == times
+
+
+async def test_a_provider_that_starts_and_one_that_begins_to_offer_look_for_work_at_once(tmp_path: Path) -> None:
+    async with asked(tmp_path / "requester") as (requester, who):
+        async with open_node(tmp_path / "provider", patient()) as provider:
+            await provider.add_peer(requester.ctx.transport.describe())
+            with trio.fail_after(20):
+                while not provider.ctx.transport.connected():
+                    await trio.sleep(0.02)
+            # who offers nothing has nothing to look for
+            await is_asked(who, 0)
+            await provider.onboard(OFFER, None)
+            await is_asked(who, 1)
+        async with open_node(tmp_path / "provider", patient()) as provider:
+            await is_asked(who, 2)
+            assert set(who) == {provider.identity.did}
+
+
+async def test_a_peer_that_comes_again_and_again_is_asked_once(tmp_path: Path) -> None:
+    async with (
+        asked(tmp_path / "requester") as (requester, who),
+        open_node(tmp_path / "provider", patient()) as provider,
+    ):
+        await provider.onboard(OFFER, None)
+        await provider.add_peer(requester.ctx.transport.describe())
+        await is_asked(who, 1)
+        for _ in range(3):
+            connection = provider.ctx.transport.connection(requester.identity.public_key)
+            assert connection is not None
+            connection.close()
+            with trio.fail_after(20):
+                while provider.ctx.transport.connection(requester.identity.public_key) in (None, connection):
+                    await trio.sleep(0.02)
+        await is_asked(who, 1)
+
+
+async def test_a_job_that_waits_for_anybody_begins_when_a_provider_joins(tmp_path: Path) -> None:
+    async with open_node(tmp_path / "late", patient()) as late:
+        await late.onboard(OFFER, None)
+    async with open_market(tmp_path, onboard=OFFER) as m:
+        await m.provider.offboard()
+        text = {
+            "name": "test", "executor": {"type": "process", "command": ["true"]}, "price": "1",
+            "resources": {"cpu": 0.1, "memory": "16MiB", "disk": "1MiB"}, "time": {"deadline": "1h"},
+        }  # fmt: skip
+        job_id = await m.post(json.dumps(text))
+        m.requester.orchestrate(job_id)
+        with trio.fail_after(30):
+            while not m.job(job_id).waiting:
+                await trio.sleep(0.02)
+        async with open_node(tmp_path / "late", patient()) as late:
+            for node in (m.authority, m.requester):
+                await late.add_peer(node.ctx.transport.describe())
+            with trio.fail_after(30):
+                while m.job(job_id).state != "settled":
+                    await trio.sleep(0.02)
+
+
+async def test_of_many_that_come_together_a_few_are_asked_at_a_time(autojump_clock: Any) -> None:
+    work = Work()
+    for number in range(2 * MOST_WAITING):
+        work.meet(f"did:{number}")
+    work.wake()
+    look = await work.wait(3600)
+    assert (look.freed, look.around, look.came) == (True, False, [f"did:{number}" for number in range(MOST_CAME)])
+    seen = MOST_CAME
+    while (look := await work.wait(3600)).came:
+        assert not look.freed
+        assert len(look.came) <= MOST_CAME
+        seen += len(look.came)
+    assert seen == MOST_WAITING
+    assert look.around
+    work.meet(f"did:{MOST_WAITING - 1}")
+    assert trio.current_time() > MEET_AGAIN
+    assert (await work.wait(3600)).came == [f"did:{MOST_WAITING - 1}"]
+    work.meet(f"did:{MOST_WAITING - 1}")
+    assert (await work.wait(MEET_AGAIN / 2)).came == []
