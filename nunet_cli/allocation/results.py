@@ -21,7 +21,7 @@ from nunet_cli.tokenomics.payment import seconds_between
 log = logging.getLogger("nunet.results")
 
 
-class Resulting(HasBlobs, HasHome, HasStore, Protocol):
+class Resulting(HasHome, HasBlobs, HasStore, Protocol):
     """Makes the result of an allocation."""
 
 

@@ -43,6 +43,7 @@ from nunet_cli.network.blobs import Blobs
 from nunet_cli.orchestrator.needs import (
     Asking,
     HasAccounting,
+    HasBlobs,
     HasClosings,
     HasConfig,
     HasHome,
@@ -73,7 +74,7 @@ class Removing(HasHome, HasThreads, Protocol):
     """Removes what an allocation leaves behind."""
 
 
-class Signing(HasAccounting, HasClosings, HasConfig, HasIdentity, HasMessenger, HasStore, Protocol):
+class Signing(HasBlobs, HasAccounting, HasClosings, HasConfig, HasIdentity, HasMessenger, HasStore, Protocol):
     """Signs a result, and keeps it."""
 
 

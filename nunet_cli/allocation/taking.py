@@ -22,7 +22,7 @@ from nunet_cli.records.trees import TreeError
 log = logging.getLogger("nunet.part")
 
 
-class Keeping(HasBlobs, HasThreads, Protocol):
+class Keeping(HasThreads, HasBlobs, Protocol):
     """Takes outputs in."""
 
 

@@ -29,6 +29,7 @@ from nunet_cli.orchestrator.needs import (
     HasRoles,
     HasStanding,
     HasStore,
+    HasThreads,
     HasVerified,
 )
 from nunet_cli.orchestrator.request import ask_first, next_bid, release_forgotten, request
@@ -62,7 +63,9 @@ class Failing(HasClosings, GivingUp, Protocol):
     """Ends jobs that cannot be taken further."""
 
 
-class Orchestrating(HasAsked, HasRoles, HasVerified, Finding, HasClosings, HasHeard, HasProgress, HasBlobs, Protocol):
+class Orchestrating(
+    HasAsked, HasRoles, HasVerified, Finding, HasClosings, HasHeard, HasProgress, HasBlobs, HasThreads, Protocol
+):
     """Takes a job through every stage; it can do what closing a contract, following and settling need."""
 
 

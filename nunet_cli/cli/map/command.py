@@ -113,7 +113,7 @@ def map_items(
     ] = "1h",
     env: EnvOption = None,
     name: NameOption = "",
-    push: PushOption = "",
+    push: PushOption = None,
     pull: PullOption = False,
     topic: TopicOption = "",
     local: Annotated[bool, typer.Option("--local", help="Run it here: no node, no market, no sandbox.")] = False,
@@ -172,7 +172,7 @@ def map_items(
                 raise UsageError("--local runs commands of this machine: it has no images")
             _run_here(works, tally, document, jobs=jobs, tries=retries)
         else:
-            posted = {"push": push, "pull": pull, "topic": topic, "orchestrate": False}
+            posted = {"push": push or [], "pull": pull, "topic": topic, "orchestrate": False}
             _run_there(works, tally, document, posted, jobs=jobs, tries=retries)
     _conclude(tally, joblog.removeprefix("+"), asked_for_success=stop.why == "success")
 
