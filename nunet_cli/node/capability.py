@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from datetime import timedelta
 from functools import partial
 from typing import Any, Protocol
 
 import msgspec
-import trio
 from msgspec import structs
 
 from nunet_cli import quantities
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import StateError
+from nunet_cli.node.line import LEASES, Line, as_allocation, as_lock, sweep
 from nunet_cli.node.monitor import Monitor
 from nunet_cli.node.onboarding import checked, offer_of, price_option
 from nunet_cli.records.allocations import HOLDINGS, Holding
@@ -38,9 +37,6 @@ from nunet_cli.records.reading import decode_again
 log = logging.getLogger("nunet.capability")
 
 Source = Store | Transaction
-LEASES = ("lock", "place")
-# seconds between looks at the machine, for those who have lined up
-LINE_PAUSE = 5.0
 
 
 class Content(Protocol):
@@ -49,19 +45,16 @@ class Content(Protocol):
     total: int
 
 
-class CapabilityAccounting:
+class CapabilityAccounting(Line):
     """The node's capability: what is registered, and what each lock and each allocation holds of it."""
 
     def __init__(self, store: Store, monitor: Monitor) -> None:
-        self._store, self.monitor = store, monitor
+        super().__init__(store)
+        self.monitor = monitor
         self.content: Content | None = None
         self.executors: dict[str, str] = {}
         # what follows once something was given back: it is told by whom
         self.on_release: Callable[[str], None] = lambda _requester: None
-        # wakes those who have lined up
-        self._handed = trio.Event()
-        # whether a requester's jobs that have lined up let others have their turn first
-        self.gives_way: Callable[[str], bool] = lambda _requester: False
 
     def is_onboarded(self, source: Source | None = None) -> bool:
         """Say whether this node offers capability."""
@@ -208,16 +201,8 @@ class CapabilityAccounting:
         """
         self.executors, now = executors, quantities.utc_now()
         if any(len(row.expires_at) > 0 and row.expires_at <= now for row in self._store[HOLDINGS].by("kind", *LEASES)):
-            await self._store.change(self._sweep)
+            await self._store.change(sweep)
         return self.get_available_capability()
-
-    @staticmethod
-    def _sweep(t: Transaction) -> None:
-        # what has lapsed is looked through no more: a peer may have made many
-        now = quantities.utc_now()
-        for row in t[HOLDINGS].by("kind", *LEASES):
-            if row.expires_at and row.expires_at <= now:
-                t[HOLDINGS].remove(row.id)
 
     def get_available_capability(self) -> Capability:
         """Return what is left now, and what others leave of it: what they use of the machine is not to be had."""
@@ -260,39 +245,13 @@ class CapabilityAccounting:
             StateError: what is left does not suffice.
         """
         t[HOLDINGS].remove(bid_id)
-        self._sweep(t)
-        self._take(t, _lock(Holding(bid_id, "place", resources, job_id, until, "", requester, duration)))
-
-    def line_up(
-        self, t: Transaction, bid_id: str, job_id: str, resources: Resources, until: str, duration: int, requester: str
-    ) -> None:
-        """Note that a unit of a bid is to have what is given back next; until a time, unless it is invoked.
-
-        Args:
-            t: the change that this is part of.
-            bid_id: the unit.
-            job_id: its job.
-            resources: what it will need.
-            until: how long it waits to be invoked, RFC 3339.
-            duration: the seconds that the job may run.
-            requester: whose job it is, by DID.
-
-        Raises:
-            StateError: of those that wait there are enough for what the requester has running here; code `no_place`.
-        """
-        t[HOLDINGS].remove(bid_id)
-        self._sweep(t)
-        waiting = sum(row.requester == requester for row in t[HOLDINGS].by("kind", "place"))
-        running = sum(row.requester == requester for row in t[HOLDINGS].by("kind", "lock", "allocation"))
-        # one for each: those that began together may end together
-        if waiting >= running:
-            raise StateError("enough of your jobs wait for a place here", code="no_place")
-        t[HOLDINGS].put(Holding(bid_id, "place", resources.as_run(), job_id, until, "", requester, duration))
+        sweep(t)
+        self._take(t, as_lock(Holding(bid_id, "place", resources, job_id, until, "", requester, duration)))
 
     def is_locked(self, source: Source, bid_id: str) -> bool:
         """Say whether a bid's lock is there and has not expired."""
         row = source[HOLDINGS].get(bid_id)
-        return row is not None and row.expires_at > quantities.utc_now()
+        return row is not None and row.kind == "lock" and row.expires_at > quantities.utc_now()
 
     def allocate(
         self, t: Transaction, bid_id: str, allocation_id: str, resources: Resources, duration: int = 0
@@ -313,64 +272,13 @@ class CapabilityAccounting:
             self._hand_over(t)
             return
         crowded = self.crowded(resources, t)
-        self._take(t, _allocation(mine))
+        self._take(t, as_allocation(mine))
         if crowded:
             raise StateError(crowded, code="machine_busy")
 
     def holds(self, source: Source, requester: str) -> bool:
         """Say whether jobs of a requester run here, or have something locked."""
         return any(row.requester == requester for row in self.taken(source))
-
-    def is_in_line(self, source: Source, key: str) -> bool:
-        """Say whether a unit, or an allocation, waits for what is given back next."""
-        row = source[HOLDINGS].get(key)
-        return row is not None and row.kind == "place"
-
-    async def wait_in_line(self, allocation_id: str, until: float) -> bool:
-        """Wait until an allocation has what it has lined up for; False where it has not by a time, in trio's time."""
-        while self.is_in_line(self._store, allocation_id):
-            left = until - trio.current_time()
-            if left <= 0:
-                return False
-            handed = self._handed
-            with trio.move_on_after(min(left, LINE_PAUSE)) as patience:
-                await handed.wait()
-            if patience.cancelled_caught:
-                # others may use the machine less by now
-                await self._store.change(self._hand_over)
-        return True
-
-    def lines_up(self, source: Source, requester: str) -> bool:
-        """Say whether jobs of a requester wait for what is given back next."""
-        return any(row.requester == requester for row in source[HOLDINGS].by("kind", "place"))
-
-    def hand_over(self, t: Transaction, requester: str) -> bool:
-        """Give what is free to the first job of a requester that has lined up; return whether one has."""
-        before = len(t[HOLDINGS].by("kind", "place"))
-        self._hand_over(t, requester)
-        return len(t[HOLDINGS].by("kind", "place")) < before
-
-    def _hand_over(self, t: Transaction, only: str = "") -> None:
-        """Give what is free to those who have lined up, in their order; a unit that is not invoked yet has its lock."""
-        for row in t[HOLDINGS].by("kind", "place"):
-            if row.expires_at and row.expires_at <= quantities.utc_now():
-                continue
-            if row.requester != only if only else self.gives_way(row.requester):
-                continue
-            # an allocation's has no end
-            now_has = _lock(row) if row.expires_at else _allocation(row)
-            if not self.available(t).resources.fits(row.resources) or self.crowded(row.resources):
-                return
-            # it goes to the end of the table, which has no meaning for those that hold something
-            t[HOLDINGS].remove(row.id)
-            t[HOLDINGS].put(now_has)
-            t.then(self._wake_line)
-            if only:
-                return
-
-    def _wake_line(self) -> None:
-        self._handed.set()
-        self._handed = trio.Event()
 
     def _take(self, t: Transaction, holding: Holding) -> None:
         left, taken = self.available(t).resources, holding.resources.as_run()
@@ -384,7 +292,7 @@ class CapabilityAccounting:
         """Give back what a bid locked, or what an allocation has, to who is next in line; and sweep what has lapsed."""
         held = t[HOLDINGS].get(key)
         t[HOLDINGS].remove(key)
-        self._sweep(t)
+        sweep(t)
         self._hand_over(t)
         t.then(partial(self.on_release, held.requester if held is not None else ""))
 
@@ -413,13 +321,3 @@ class CapabilityAccounting:
         """Return the provider's price; nothing, for volunteer compute."""
         row = self._store[PREFERENCES].get("comparator")
         return row.price if row is not None else PriceBid()
-
-
-def _lock(place: Holding) -> Holding:
-    ends = quantities.parse_time(place.expires_at) + timedelta(seconds=place.duration)
-    return structs.replace(place, kind="lock", ends_at=quantities.format_time(ends))
-
-
-def _allocation(place: Holding) -> Holding:
-    ends = quantities.format_time(quantities.now() + timedelta(seconds=place.duration))
-    return structs.replace(place, kind="allocation", expires_at="", ends_at=ends)
