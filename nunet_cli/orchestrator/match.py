@@ -139,10 +139,7 @@ async def _search(ctx: Matching, job: Job, spec: JobSpec, timeout: float) -> Bid
         kept.set()
 
     named = [job.topic] if job.topic else []
-    publish = partial(publish_bid_request, ctx, request, *named, push=job.push, timeout=timeout, kept=kept)
-    # who has no room now may have some before all have answered
-    with ctx.searches.open(Turn(job.created_at, request, job)):
-        await meanwhile(keep, publish)
+    await meanwhile(keep, partial(publish_bid_request, ctx, request, *named, push=job.push, timeout=timeout, kept=kept))
     return request
 
 
