@@ -389,7 +389,7 @@ async def finish_allocation(ctx: Signing, allocation: Allocation, result: Result
                 Blobs.grant(t, cid, allocation.requester)
         for cid in inputs if contract.oracle else ():
             # an oracle may run the job again; what its requester has only named is not its to give
-            if ctx.blobs.may_have(t, cid, allocation.requester):
+            if Blobs.may_have(t, cid, allocation.requester):
                 Blobs.grant(t, cid, contract.oracle)
         for message in messages:
             ctx.messenger.outbox.enqueue(t, message)

@@ -94,7 +94,8 @@ class Blobs(Kept):
             if (cid, did) in self._brought:
                 self.grant(transaction, cid, did)
 
-    def may_have(self, source: Store | Transaction, cid: str, did: str) -> bool:
+    @staticmethod
+    def may_have(source: Store | Transaction, cid: str, did: str) -> bool:
         """Say whether a peer was granted a blob."""
         return source[GRANTS].has(f"{cid}/{did}")
 
