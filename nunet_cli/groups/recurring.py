@@ -15,6 +15,7 @@ from nunet_cli.errors import NunetError
 from nunet_cli.groups.ending import total_paid
 from nunet_cli.jobs.check import next_run
 from nunet_cli.jobs.spec import JobSpec
+from nunet_cli.orchestrator.cancel import has_put_back
 from nunet_cli.orchestrator.changes import advance, change_job, find_job
 from nunet_cli.orchestrator.needs import HasStore
 from nunet_cli.orchestrator.post import Asked, job_rows, put_job
@@ -38,7 +39,10 @@ async def run_recurring(ctx: HasStore, job_id: str, spec: JobSpec, run: Run) -> 
         for child_id in open_ones:
             await _run_once(child_id, run)
         if schedule.count and done >= schedule.count:
-            return await _settle(ctx, job_id)
+            settled = await _settle(ctx, job_id)
+            if settled is None:
+                continue
+            return settled
         due = job.next_run or (quantities.utc_now() if schedule.every else next_run(schedule, quantities.utc_now()))
         if due != job.next_run:
             await ctx.store.change(partial(_note_next, job_id=job_id, due=due))
@@ -78,13 +82,18 @@ def _add_run(t: Transaction, job_id: str, spec: JobSpec, number: int) -> None:
     t.save_event(job_id, "job_scheduled", next_run=due)
 
 
-async def _settle(ctx: HasStore, job_id: str) -> Job:
-    """End a job that has run as often as it should: a time that failed does not make it fail."""
+async def _settle(ctx: HasStore, job_id: str) -> Job | None:
+    """End a job that has run as often as it should; None where one of its times is to run again.
 
-    def change(t: Transaction) -> Job:
+    A time that failed does not make it fail.
+    """
+
+    def change(t: Transaction) -> Job | None:
         job = t[JOBS].one(job_id)
         if job.state == "settled":
             return job
+        if has_put_back(t, job):
+            return None
         paid = total_paid([t[JOBS].one(child_id) for child_id in job.children.values()])
         return advance(t, job_id, "settle", by=REQUESTER, said={"children": len(job.children), "paid": paid}, paid=paid)
 

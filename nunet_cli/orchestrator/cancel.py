@@ -114,9 +114,23 @@ async def cancel(ctx: Cancelling, job_id: str) -> Job:
 
 
 async def _cancel_group(ctx: Cancelling, job: Job) -> Job:
-    ended = await cancel_children(ctx, job, f"{job.name} was called off")
-    note = f"{ended} of {len(job.children)} children had ended" if ended else ""
-    return await ctx.store.change(lambda t: advance(t, job.id, "cancel", by=REQUESTER, said={"note": note}, note=note))
+    while True:
+        ended = await cancel_children(ctx, job, f"{job.name} was called off")
+        note = f"{ended} of {len(job.children)} children had ended" if ended else ""
+
+        def change(t: Transaction, note: str = note) -> Job | None:
+            if has_put_back(t, t[JOBS].one(job.id)):
+                return None
+            return advance(t, job.id, "cancel", by=REQUESTER, said={"note": note}, note=note)
+
+        done = await ctx.store.change(change)
+        if done is not None:
+            return done
+
+
+def has_put_back(t: Transaction, group: Job) -> bool:
+    """Say whether a child of a group is to run again by now: with its group ended, nobody would take it further."""
+    return bool(t[JOBS].page(1, parent=group.id, state="posted").rows)
 
 
 async def cancel_children(ctx: Cancelling, job: Job, why: str) -> int:

@@ -11,11 +11,13 @@ import trio.testing
 
 from nunet_cli import quantities
 from nunet_cli.errors import NunetError, StateError
+from nunet_cli.groups import recurring
 from nunet_cli.groups.again import run_again
 from nunet_cli.groups.group import outputs_of
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.node.opening import open_node
+from nunet_cli.orchestrator import cancel as cancelling
 from nunet_cli.orchestrator.cancel import cancel
 from nunet_cli.orchestrator.outputs import read_logs
 from nunet_cli.records.contract_records import CONTRACTS
@@ -208,6 +210,51 @@ async def test_a_group_that_was_called_off_goes_on_with_what_it_had_left(market:
         assert set(states(m, job_id).values()) == {"cancelled"}
         assert (await m.requester.retry_job(job_id)).runs == 3
         await settled(m, job_id)
+
+
+async def test_what_runs_again_while_its_group_is_called_off_is_called_off_as_well(
+    market: MarketOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with market() as m:
+        job_id = await m.post(batch("true", 3, outputs=[]))
+        child, whole = next(iter(m.job(job_id).children.values())), cancelling.cancel_children
+        attempts = [1, 2]
+
+        async def and_again(*arguments: Any) -> int:
+            done = await whole(*arguments)
+            if attempts:
+                # somebody else is as fast
+                attempts.pop()
+                await run_again(m.requester.ctx, child)
+            return done
+
+        monkeypatch.setattr(cancelling, "cancel_children", and_again)
+        with trio.fail_after(20):
+            await m.requester.cancel_job(job_id)
+        assert (m.job(job_id).state, m.job(child).attempt) == ("cancelled", 3)
+        # nobody would take it further
+        assert set(states(m, job_id).values()) == {"cancelled"}
+
+
+async def test_a_time_that_runs_again_as_the_last_one_is_over_is_run(
+    market: MarketOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with market() as m:
+        fields = {"type": "recurring", "schedule": {"every": "1s", "count": 1}}
+        job_id = await m.post(json.dumps(program("often", "exit 3", **fields)))
+        settle, attempts = recurring._settle, [1]
+
+        async def and_again(ctx: Any, group_id: str) -> Job | None:
+            if attempts:
+                attempts.pop()
+                await run_again(ctx, next(iter(m.job(group_id).children.values())))
+            return await settle(ctx, group_id)
+
+        monkeypatch.setattr(recurring, "_settle", and_again)
+        with trio.fail_after(30):
+            assert (await orchestrate_job(m.requester.ctx, job_id)).state == "settled"
+        (child,) = (m.job(child_id) for child_id in m.job(job_id).children.values())
+        assert (child.state, child.attempt) == ("failed", 2)
 
 
 async def test_a_deadline_that_has_passed_is_as_far_away_as_it_was(market: MarketOf) -> None:
