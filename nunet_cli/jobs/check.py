@@ -93,11 +93,7 @@ def _check_items(spec: JobSpec, where: str) -> None:
     assert batch is not None
     items.check_places(spec, where)
     size = len(encode_spec(structs.replace(spec, batch=None))) * batch.count
-    if size > items.MAX_ALL:
-        raise _wrong(
-            where + "batch", f"the specifications of all items come to {size} bytes, over {items.MAX_ALL}",
-            "put what is long into an input",
-        )  # fmt: skip
+    _check_size(size, where)
     names: dict[str, int] = {}
     # without values they differ in their number alone
     for index in range(batch.count) if batch.items else {0, batch.count - 1}:
@@ -105,6 +101,9 @@ def _check_items(spec: JobSpec, where: str) -> None:
         for path, text, most in items.lengths(item):
             if len(text) > most:
                 raise _wrong(at + path, f"over {most} characters with the item's values in it")
+            # a value may be in many places
+            size += len(text)
+        _check_size(size, where)
         if not _JOB_NAME.match(item.name):
             raise _wrong(at + "batch.name", f"not a name: {item.name!r}", "a letter or digit first")
         if item.name in names:
@@ -114,6 +113,14 @@ def _check_items(spec: JobSpec, where: str) -> None:
             )  # fmt: skip
         names[item.name] = index
         _check_files(item, at)
+
+
+def _check_size(size: int, where: str) -> None:
+    if size > items.MAX_ALL:
+        raise _wrong(
+            where + "batch", f"the specifications of all items come to over {items.MAX_ALL} bytes",
+            "put what is long into an input",
+        )  # fmt: skip
 
 
 class _Expressions:

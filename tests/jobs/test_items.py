@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -149,3 +150,13 @@ def test_the_line_of_a_file_of_items_is_said_where_an_item_is_wrong() -> None:
 def test_between_nodes_a_specification_has_no_items() -> None:
     with pytest.raises(UsageError, match="between nodes has no items"):
         decode_spec(encode_spec(batch([{"a": 1}])))
+
+
+def test_values_that_are_filled_in_again_and_again_do_not_fill_the_memory() -> None:
+    # 2 MB of values, and a line that names them 500 times; together it would be a gigabyte
+    lines = "\n".join(json.dumps({"a": f"{number:04}" + "x" * 196}) for number in range(MAX_ITEMS))
+    command = ["true", "{a}" * 500]
+    began = time.process_time()
+    with pytest.raises(UsageError, match="the specifications of all items come to over"):
+        batch("rows.jsonl", lambda name: read_items(lines, name), executor={"type": "process", "command": command})
+    assert time.process_time() - began < 10
