@@ -24,6 +24,7 @@ from nunet_cli.orchestrator.needs import (
     HasMessenger,
     HasStore,
     HasTasks,
+    HasWork,
 )
 from nunet_cli.orchestrator.retry import CANCEL_LIFETIME, note_called_off
 from nunet_cli.records.allocations import ALLOCATION_ENDS, ALLOCATIONS, Allocation
@@ -42,7 +43,11 @@ class CallingOff(Stopping, HasAccounting, HasClosings, HasTasks, HasIdentity, Ha
     """Calls off what has not started, and ends what has."""
 
 
-class CalledOff(CallingOff, Asking, Protocol):
+class Releasing(HasAccounting, HasWork, Protocol):
+    """Takes back what was locked."""
+
+
+class CalledOff(CallingOff, Releasing, Asking, Protocol):
     """Takes cancellations."""
 
 
@@ -71,12 +76,13 @@ async def _on_cancel(ctx: CalledOff, message: Incoming) -> Answer | Change:
     return "job_cancelled", JobCancelled(ctx.store[CONTRACTS].one(contract.id).result)
 
 
-def _release_change(ctx: HasAccounting, bid_id: str, requester: str) -> Change:
+def _release_change(ctx: Releasing, bid_id: str, requester: str) -> Change:
     """Return the change that gives back what a bid has locked."""
 
     def change(t: Transaction) -> Answer:
         bid = sent_bid(t, bid_id_of(bid_id), requester)
         ctx.accounting.release(t, bid_id)
+        t.then(partial(ctx.work.idle_locks.given_back, requester, bid_id))
         if is_unit(bid_id):
             # the bid for many stands
             t.save_event(bid.job_id, "lock_released", bid_id=bid_id)

@@ -22,6 +22,7 @@ from nunet_cli.jobs.spec import total_price
 from nunet_cli.matching.accept import accept
 from nunet_cli.matching.compare import compare
 from nunet_cli.network.messenger import Answer, Change, Incoming
+from nunet_cli.orchestrator.idle_locks import idle_reason
 from nunet_cli.orchestrator.needs import (
     HasAccounting,
     HasConfig,
@@ -160,6 +161,9 @@ async def answer_request(
         offered = bid
         # a unit of many is locked with its contract: others may have the rest meanwhile
         if request.count == 1 and (ctx.config.lock_on_bid or lock):
+            pause = ctx.work.idle_locks.pause(ctx.accounting, t, sender)
+            if pause:
+                return "decline", _taken(ctx, request, offer, idle_reason(pause), pause)
             resources = request.required_capability.resources
             until = bid.timeout if ctx.config.lock_on_bid else _lease_end(ctx)
             try:
@@ -170,6 +174,7 @@ async def answer_request(
                 # another took what was free when this one was compared
                 t.then(partial(ctx.work.note_waiting, sender))
                 return "decline", _taken(ctx, request, offer, error.message)
+            t.then(partial(ctx.work.idle_locks.note, sender, bid.id))
             offered = structs.replace(bid, resources_locked_until_timeout=True, timeout=until)
         now = quantities.utc_now()
         make_room(t, sender, now)
@@ -237,11 +242,11 @@ def _made_bid(source: Store | Transaction, request: BidRequest) -> Bid | None:
     return made[0].offer if made and made[0].direction == "sent" else None
 
 
-def _taken(ctx: HasIdentity, request: BidRequest, offer: Offer, reason: str) -> Decline:
-    """Return the refusal of a request that would have been accepted a moment ago."""
+def _taken(ctx: HasIdentity, request: BidRequest, offer: Offer, reason: str, free_in: float = BUSY_PAUSE) -> Decline:
+    """Return the refusal of a request that would have been accepted a moment ago, or is in so many seconds."""
     fields = (*offer.comparison.fields, Comparison("resources", "worse", reason=reason))
     comparison = CapabilityComparison(fields, "decline", (f"resources: {reason}",))
-    return Decline(request.id, request.job_id, ctx.identity.node_id, comparison, _soon(BUSY_PAUSE))
+    return Decline(request.id, request.job_id, ctx.identity.node_id, comparison, _soon(free_in))
 
 
 def _lease_end(ctx: HasConfig) -> str:

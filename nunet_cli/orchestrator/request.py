@@ -21,6 +21,7 @@ from nunet_cli.orchestrator.bid import Assessing, assess, busy_until, offered_un
 from nunet_cli.orchestrator.changes import advance, change_job, error_record, find_job
 from nunet_cli.orchestrator.choose import choose_bid
 from nunet_cli.orchestrator.going_on import No
+from nunet_cli.orchestrator.idle_locks import idle_reason
 from nunet_cli.orchestrator.locks import check_resource_lock, release_lock, release_message
 from nunet_cli.orchestrator.needs import (
     Asking,
@@ -322,6 +323,9 @@ def lock_resources(ctx: Locking, t: Transaction, record: BidRecord, request: Bid
     if offered_until(record) <= quantities.utc_now():
         # it is locked still, and no longer than that
         return "bid", bid
+    pause = ctx.work.idle_locks.pause(ctx.accounting, t, record.did)
+    if pause and not ctx.accounting.is_locked(t, record.id):
+        return _decline(ctx, t, record, idle_reason(pause), busy=True)
     until = quantities.format_time(quantities.now() + timedelta(seconds=ctx.config.lock_lease))
     resources = request.required_capability.resources
     try:
@@ -333,6 +337,7 @@ def lock_resources(ctx: Locking, t: Transaction, record: BidRecord, request: Bid
     locked = structs.replace(bid, resources_locked_until_timeout=True, timeout=until)
     transition(t, record, "lock", by=PROVIDER, bid=locked, offered_until=offered_until(record))
     t.save_event(record.job_id, "resources_locked", bid_id=record.id, until=until)
+    t.then(partial(ctx.work.idle_locks.note, record.did, record.id))
     return "bid", locked
 
 

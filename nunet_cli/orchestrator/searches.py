@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import trio
 
+from nunet_cli.orchestrator.idle_locks import IdleLocks
 from nunet_cli.records.bids import MOST_OPEN, BidRequest, CapabilityComparator
 from nunet_cli.records.capability import PriceBid, Resources
 from nunet_cli.records.jobs import Job
@@ -176,9 +177,13 @@ class Look(NamedTuple):
 
 
 class Work:
-    """Who waits for room on this machine, and whether some was given back: for a provider that looks for work."""
+    """Who waits for room on this machine, and whether some was given back: for a provider that looks for work.
+
+    And what came of the locks that it gave (`idle_locks`).
+    """
 
     def __init__(self) -> None:
+        self.idle_locks = IdleLocks()
         # whether each takes what its own jobs give back without being asked
         self._waiting: OrderedDict[str, bool] = OrderedDict()
         self._news = trio.Event()

@@ -10,16 +10,30 @@ from typing import Any
 import pytest
 import trio
 from msgspec import structs
+from trio.testing import MockClock
 
 from nunet_cli import quantities
+from nunet_cli.database.store import Store
 from nunet_cli.errors import NoBidError
 from nunet_cli.groups.orchestrate import orchestrate_job
+from nunet_cli.node.capability import CapabilityAccounting
+from nunet_cli.node.monitor import Monitor
 from nunet_cli.node.node import Node
 from nunet_cli.node.opening import open_node
-from nunet_cli.orchestrator import match, request, searches
+from nunet_cli.orchestrator import idle_locks, match, request, searches
+from nunet_cli.orchestrator.post import new_id
 from nunet_cli.records.allocations import HOLDINGS
-from nunet_cli.records.bids import BID_REQUESTS, BIDS, AskOpenRequests, CapabilityComparator, OpenRequests
+from nunet_cli.records.bids import (
+    BID_REQUESTS,
+    BIDS,
+    AskOpenRequests,
+    Bid,
+    BidRequest,
+    CapabilityComparator,
+    OpenRequests,
+)
 from nunet_cli.records.capability import Cpu, Resources
+from nunet_cli.records.messages import JobRequest
 from nunet_cli.records.messaging import OUTBOX
 from nunet_cli.records.offers import OnboardOptions
 from tests.conftest import Market, config, open_market
@@ -299,6 +313,76 @@ async def test_who_found_nothing_does_not_have_thousands_looked_through_all_the_
             # and is not kept out for long
             await trio.sleep(0.15)
             assert waiting.hand_out("did:key:asker", room, lambda _: True)
+
+
+@pytest.mark.parametrize("way", ["pulled", "requested"])
+async def test_who_locks_a_machine_again_and_again_for_nothing_keeps_it_from_nobody(tmp_path: Path, way: str) -> None:
+    brief = config(lock_lease=1, pull_interval=1)
+    async with (
+        open_market(tmp_path, onboard=OFFER, provider=brief) as m,
+        open_node(tmp_path / "liar", config()) as liar,
+        trio.open_nursery() as nursery,
+    ):
+        await liar.add_peer(m.provider.ctx.transport.describe())
+        job_id = await m.post(spec())
+        await match.match(m.requester.ctx, job_id)
+        (record,) = m.requester.ctx.store[BID_REQUESTS].by("job_id", job_id)
+        me, work = liar.identity, m.provider.ctx.work
+
+        def fresh() -> BidRequest:
+            return structs.replace(record.request, id=new_id("request"), job_id=new_id("job"), requester=me.node_id)
+
+        async def answer(_message: Any) -> Any:
+            return "open_requests", OpenRequests(tuple(fresh() for _ in range(20)))
+
+        async def lock_all() -> None:
+            did = m.provider.identity.did
+            while True:
+                own = fresh()
+                found = await liar.ctx.messenger.request(did, "bid_request", own, timeout=20)
+                if isinstance(found.body, Bid):
+                    await liar.ctx.messenger.request(did, "job_request", JobRequest(found.body.id, own), timeout=20)
+                await trio.sleep(0.02)
+
+        if way == "pulled":
+            liar.ctx.messenger.register("ask_open_requests", AskOpenRequests, answer)
+        else:
+            nursery.start_soon(lock_all)
+        with trio.fail_after(20):
+            # it has had the whole machine, for a lease
+            while not work.idle_locks.pause(m.provider.accounting, m.provider.ctx.store, me.did):
+                await trio.sleep(0.05)
+        for number in range(3):
+            job_id = await m.post(spec(name=f"job-{number}"))
+            with trio.fail_after(5):
+                await orchestrate_job(m.requester.ctx, job_id)
+        # who makes contracts of its locks has them
+        assert not work.idle_locks.pause(m.provider.accounting, m.provider.ctx.store, m.requester.identity.did)
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_is_given_back_soon_is_no_idle_lock_until_it_is_very_many(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    with Store(tmp_path) as store:
+        locks, did, accounting = idle_locks.IdleLocks(), "did:key:z", CapabilityAccounting(store, Monitor(tmp_path))
+
+        async def pause_after(bid_id: str, seconds: float, *, back: bool = True) -> float:
+            locks.note(did, bid_id)
+            await trio.sleep(seconds)
+            if back:
+                locks.given_back(did, bid_id)
+            return locks.pause(accounting, store, did)
+
+        assert [await pause_after(f"bid-{number}", 4) for number in range(15)] == [0.0] * 15
+        assert await pause_after("bid-15", 4) == 30
+        assert await pause_after("bid-16", 6) == 60
+        assert await pause_after("bid-17", 1, back=False) == 120
+        assert [await pause_after(f"bid-{number}", 6) for number in range(20, 26)][-1] == 600
+        await trio.sleep(600)
+        assert locks.pause(accounting, store, did) == 0
+        await trio.sleep(4000)
+        assert await pause_after("bid-30", 6) == 30
 
 
 async def test_who_hands_out_the_same_request_for_ever_gets_one_bid(tmp_path: Path) -> None:
