@@ -32,6 +32,7 @@ from nunet_cli.orchestrator.match import (
     publish_bid_request,
 )
 from nunet_cli.orchestrator.needs import HasStanding, HasStore
+from nunet_cli.orchestrator.searched import forget_searches
 from nunet_cli.orchestrator.searches import Turn
 from nunet_cli.orchestrator.select import rank_bids, why_none
 from nunet_cli.orchestrator.standing import GroupBids
@@ -173,8 +174,9 @@ async def _search(ctx: Finding, group: GroupBids, item: Job) -> BidRequest:
     kept = trio.Event()
 
     def change(t: Transaction) -> None:
+        forget_searches(t, whole.id)
         t[BID_REQUESTS].put(BidRequestRecord(request.id, whole.id, "sent", quantities.utc_now(), request))
-        change_job(t, whole.id, bid_request_id=request.id, waiting=None)
+        change_job(t, whole.id, bid_request_id=request.id)
         t.save_event(whole.id, "bid_request_sent", bid_request_id=request.id, count=count)
 
     async def keep() -> None:
@@ -203,6 +205,8 @@ async def _take_over(ctx: Finding, group: GroupBids, item: Job, request: BidRequ
             transition(
                 t, t[BIDS].one(place.bid.id), event, by=REQUESTER, score=place.score, rank=place.rank, why=place.why
             )  # fmt: skip
+        if ready:
+            change_job(t, group.group_id, waiting=None)
         t.save_event(group.group_id, "bids_ranked", bids=len(ranking.ranked), units=sum(i.bid.units for i in ready))
 
     await ctx.store.change(change)

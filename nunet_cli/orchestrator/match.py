@@ -12,7 +12,6 @@ from typing import Protocol
 
 import msgspec
 import trio
-from msgspec import structs
 
 from nunet_cli import quantities
 from nunet_cli.database.store import Transaction
@@ -34,6 +33,7 @@ from nunet_cli.orchestrator.needs import (
     HasTopics,
 )
 from nunet_cli.orchestrator.post import new_id
+from nunet_cli.orchestrator.searched import forget_searches
 from nunet_cli.orchestrator.searches import Turn
 from nunet_cli.orchestrator.select import First, Selecting, select_best_bid
 from nunet_cli.records.bids import BID_REQUESTS, BIDS, Bid, BidRequest, BidRequestRecord, Decline
@@ -145,12 +145,12 @@ async def _search(ctx: Matching, job: Job, spec: JobSpec, timeout: float) -> Bid
 
 def begin_search(t: Transaction, request: BidRequest) -> None:
     """Keep, as part of a change, that a bid request goes out for a job."""
+    forget_searches(t, request.job_id)
     t[BID_REQUESTS].put(BidRequestRecord(request.id, request.job_id, "sent", quantities.utc_now(), request))
     said = {"bid_request_id": request.id}
     t.save_event(request.job_id, "bid_request_sent", **said)
-    advance(
-        t, request.job_id, "search", by=REQUESTER, said=said, bid_request_id=request.id, error=None, waiting=None
-    )  # fmt: skip
+    # what it waits for, and since when, stands until that is known to be something else
+    advance(t, request.job_id, "search", by=REQUESTER, said=said, bid_request_id=request.id, error=None)
 
 
 async def expire(ctx: HasStore, job_id: str, error: NoBidError) -> None:
@@ -199,11 +199,9 @@ async def note_waiting(ctx: HasStore, job_id: str, until: str, what: str) -> Non
 
     def begin(t: Transaction) -> None:
         known = t[JOBS].one(job_id).waiting
-        if known is not None and known.for_ == what:
-            change_job(t, job_id, waiting=structs.replace(known, next_try=until))
-        else:
-            change_job(t, job_id, waiting=Waiting(what, until, quantities.utc_now()))
-            t.save_event(job_id, "job_waiting", reason=what, next_try=until)
+        since = known.since if known is not None and known.for_ == what else quantities.utc_now()
+        change_job(t, job_id, waiting=Waiting(what, until, since))
+        t.save_event(job_id, "job_waiting", reason=what, next_try=until)
 
     if until > quantities.utc_now():
         await ctx.store.change(begin)

@@ -17,10 +17,11 @@ from nunet_cli.database.store import Store
 from nunet_cli.errors import NoBidError
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.capability import CapabilityAccounting
+from nunet_cli.node.indices import differences
 from nunet_cli.node.monitor import Monitor
 from nunet_cli.node.node import Node
 from nunet_cli.node.opening import open_node
-from nunet_cli.orchestrator import idle_locks, match, request, searches
+from nunet_cli.orchestrator import idle_locks, match, request, searched, searches
 from nunet_cli.orchestrator.post import new_id
 from nunet_cli.records.allocations import HOLDINGS
 from nunet_cli.records.bids import (
@@ -149,6 +150,35 @@ async def test_a_job_for_some_providers_alone_waits_in_peace_for_them(tmp_path: 
         assert m.event_types(job_id).count("bid_request_sent") < 3
         await give_back(m.provider)
         await ends(m, job_id)
+
+
+async def test_a_job_that_waits_for_very_long_fills_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(match, "LONGEST_PAUSE", 0.01)
+    async with crowded(tmp_path) as m:
+        job_id = await m.post(spec())
+        m.requester.orchestrate(job_id)
+        await waits(m, job_id)
+        store, first = m.requester.ctx.store, m.job(job_id)
+        seen = {first.bid_request_id}
+        with trio.fail_after(30):
+            while len(seen) < 60:
+                seen.add(m.job(job_id).bid_request_id)
+                assert store[BID_REQUESTS].count("job_id", job_id) <= searched.MANY
+                await trio.sleep(0.005)
+        assert store[BIDS].count("job_id", job_id) <= searched.MANY
+        assert len(m.event_types(job_id)) <= 5 * searched.MANY
+        assert differences(store) == []
+        # what is kept says since when it waits
+        now = m.job(job_id).waiting
+        assert first.waiting is not None
+        assert now is not None
+        assert (now.since, now.for_) == (first.waiting.since, first.waiting.for_)
+        assert store[BID_REQUESTS].has(first.bid_request_id)
+        monkeypatch.undo()
+        await give_back(m.provider)
+        await ends(m, job_id)
+        assert m.job(job_id).waiting is None
+        assert differences(store) == []
 
 
 async def test_the_deadline_ends_the_wait(tmp_path: Path) -> None:
