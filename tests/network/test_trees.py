@@ -216,6 +216,18 @@ def test_too_many_entries_are_refused_and_empty_ones_count(tmp_path: Path, monke
         tree_head(entries)
 
 
+def test_there_is_an_end_to_what_is_looked_at_for_a_pattern_that_finds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(200):
+        (tmp_path / f"{number % 10}" / f"{number}").mkdir(parents=True)
+    with opened(tmp_path) as root:
+        assert look(root, Pattern(("**", "never"))).entries == []
+        monkeypatch.setattr(trees, "MAX_LOOKED_AT", 100)
+        with pytest.raises(TreeError, match="this one has more"):
+            look(root, Pattern(("**", "never")))
+
+
 def test_what_is_there_is_overwritten_and_no_link_is_followed(data: Path, tmp_path: Path) -> None:
     content, _ = packed(data)
     out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"

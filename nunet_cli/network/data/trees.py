@@ -31,6 +31,8 @@ from nunet_cli.records.trees import (
 )
 
 _COPY = 2**20
+# names that are looked at for a pattern, at most, however few it finds: a job makes folders faster than they are read
+MAX_LOOKED_AT = 10 * MAX_ENTRIES
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -49,6 +51,7 @@ class Found:
 
     entries: list[Entry] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
+    looked_at: int = 0
 
     @property
     def size(self) -> int:
@@ -95,7 +98,8 @@ def _look(
     """Look at one folder; return whether something in it was found."""
     with os.scandir(folder) as scanned:
         names = sorted(entry.name for entry in islice(scanned, MAX_ENTRIES + 1))
-    if len(names) > MAX_ENTRIES:
+    found.looked_at += len(names)
+    if max(len(names), len(found.left_out)) > MAX_ENTRIES or found.looked_at > MAX_LOOKED_AT:
         raise _too_many()
     is_any = False
     for name in names:
