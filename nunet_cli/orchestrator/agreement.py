@@ -17,6 +17,7 @@ from nunet_cli.network.messenger import Answer, Change, Incoming
 from nunet_cli.orchestrator.bid import Assessing, assess, offered_until, sent_bid
 from nunet_cli.orchestrator.contract import Validating, contract_text, validate_provider
 from nunet_cli.orchestrator.contract_keeping import contract_record
+from nunet_cli.orchestrator.idle_locks import idle_reason
 from nunet_cli.orchestrator.needs import Dealing, HasAccounting, HasClosings, HasIdentity, HasRoles
 from nunet_cli.orchestrator.permissions import check_dealing
 from nunet_cli.orchestrator.units import as_unit
@@ -155,8 +156,12 @@ def _take_unit(ctx: Agreeing, t: Transaction, unit: BidRecord, resources: Resour
     if not ctx.work.may_take(did):
         ctx.work.note_waiting(did, refills=True)
         raise StateError("others wait for a place here, and it is their turn", code="no_place")
+    pause = ctx.work.idle_locks.pause(accounting, t, did)
+    if pause:
+        raise StateError(idle_reason(pause), code="no_place")
     try:
         accounting.lock_capability(t, unit.id, unit.job_id, resources, lease, duration, did)
+        t.then(partial(ctx.work.idle_locks.note, did, unit.id))
     except StateError:
         others = ctx.work.others(did)
         if others or not accounting.holds(t, did):

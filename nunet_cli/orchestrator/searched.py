@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from nunet_cli.database.retention import has_contract
 from nunet_cli.database.store import Transaction
 from nunet_cli.records.bids import BID_REQUESTS, BIDS, BidRequestRecord
-from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.events import EVENTS
 
 # of a job's searches that came to nothing the first and the last are kept: bids may still come for those; the others go
@@ -38,4 +38,4 @@ def forget_searches(t: Transaction, job_id: str) -> None:
 
 def _came_to_nothing(t: Transaction, request: BidRequestRecord) -> bool:
     answers = t[BIDS].by("bid_request_id", request.id)
-    return all(row.direction == "received" and t[CONTRACTS].first("bid_id", row.id) is None for row in answers)
+    return all(row.direction == "received" and not has_contract(t, row.id) for row in answers)
