@@ -26,6 +26,7 @@ from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.opening import open_node
 from nunet_cli.orchestrator import contract, execute, invoke, match, outputs, request, settle
 from nunet_cli.orchestrator.changes import change_job
+from nunet_cli.orchestrator.locks import check_resource_lock
 from nunet_cli.orchestrator.retry import MAX_LAPSES
 from nunet_cli.records.allocations import ALLOCATIONS, HOLDINGS
 from nunet_cli.records.bids import BIDS, CapabilityComparator
@@ -178,7 +179,9 @@ async def test_a_provider_that_thinks_better_of_it_is_followed_by_the_next_bid(t
         job = await orchestrate_job(m.requester.ctx, job_id)
         assert job.state == "settled"
         assert m.balances()[second.identity.did] == quantities.parse_amount("100.5")
+        # both keep it: who declined, and who was declined
         assert "job_request_declined" in m.event_types(job_id)
+        assert "job_request_declined" in [event.type for _, event in m.provider.ctx.store.log(job_id)]
 
 
 async def test_when_everybody_declines_the_failure_says_what_each_said(market: MarketOf) -> None:
@@ -269,6 +272,17 @@ async def test_lock_on_bid_saves_the_job_request(market: MarketOf) -> None:
         assert (await orchestrate_job(m.requester.ctx, job_id)).state == "settled"
         assert "resources_locked" not in [event.type for _, event in m.provider.ctx.store.log()]
         nothing_is_left(m)
+        # a bid without a lock is no locked one, and neither is one whose lock has lapsed
+        m.provider.ctx.config.lock_on_bid = False
+        job = await match.match(m.requester.ctx, job_id := await m.post(spec()))
+        bid = m.requester.ctx.store[BIDS].one(job.bid_id).offer
+        assert not check_resource_lock(bid)
+        assert check_resource_lock(replace(bid, resources_locked_until_timeout=True))
+        past = "2026-01-01T00:00:00.000Z"
+        assert not check_resource_lock(replace(bid, resources_locked_until_timeout=True, timeout=past))
+        await request.request(m.requester.ctx, job_id)
+        assert "resources_locked" in [event.type for _, event in m.provider.ctx.store.log(job_id)]
+        assert (await orchestrate_job(m.requester.ctx, job_id)).state == "settled"
 
 
 @pytest.mark.parametrize(
@@ -336,6 +350,10 @@ async def test_an_entity_that_is_not_verified_gets_no_contract(market: MarketOf)
         with pytest.raises(DeclinedError):
             await orchestrate_job(m.requester.ctx, job_id)
         assert "not verified" in m.job(job_id).refusals[0].reason
+        # the requester has asked itself: the contract database had nothing to refuse
+        database = m.authority.identity.did
+        assert not await contract.validate_provider(m.requester.ctx, m.provider.identity.did, database)
+        assert await contract.validate_provider(m.provider.ctx, m.requester.identity.did, database)
         # what was locked for it is free at once, and not at the end of the lease
         with trio.fail_after(m.provider.ctx.config.lock_lease / 2):
             while m.provider.ctx.store[HOLDINGS].count():

@@ -119,6 +119,8 @@ async def test_a_requesters_rules_refuse_bids_and_its_wishes_rank_them(tmp_path:
         wish = {"rank": "node.localities.exists(l, l.name == 'SE')", "weight": 50}
         job = await match.match(m.requester.ctx, await m.post(spec(constraints={"soft": [wish]})))
         assert _chosen(m, job) == second.identity.did
+        order = [row.did for row in m.requester.get_registered_bids(job.bid_request_id)]
+        assert order == [second.identity.did, m.provider.identity.did]
         best = m.requester.ctx.store[BIDS].one(job.bid_id)
         assert "soft[0] (+50.0)" in best.why
         assert "0.3 NTX of 1 (+42.0)" in best.why

@@ -194,7 +194,9 @@ async def test_a_silent_client_is_dropped_after_the_handshake_timeout(tmp_path: 
 async def test_nobody_learns_of_a_contract_that_is_not_theirs(tmp_path: Path) -> None:
     async with open_market(tmp_path) as m:
         from nunet_cli.jobs.reader import read_spec
+        from nunet_cli.orchestrator.contract import check_contract
         from nunet_cli.orchestrator.post import process_job
+        from nunet_cli.records.contract_records import REGISTERED_CONTRACTS
         from nunet_cli.records.messages import CheckContract
 
         text = "name: x\nexecutor: {type: process, command: ['true']}\nprice: 1\n"
@@ -208,6 +210,10 @@ async def test_nobody_learns_of_a_contract_that_is_not_theirs(tmp_path: Path) ->
             await peer.envelope(type_, body)
             _, answer = await peer.until(ENVELOPE)
             assert json.loads(answer[64:])["body"]["code"] == "no_contract"
+        # its parties learn how it stands, by the same question
+        status = await check_contract(m.provider.ctx, job.contract_id)
+        kept = m.authority.ctx.store[REGISTERED_CONTRACTS].one(job.contract_id)
+        assert (status.state, status.proof, status.receipt) == ("settled", kept.proof, kept.receipt)
 
 
 async def test_times_at_the_edge_of_the_calendar_are_refused_like_others(node: Node) -> None:
