@@ -204,6 +204,9 @@ def describe(event: dict[str, Any]) -> tuple[str, str] | None:
     if kind == "job_request_declined":
         return "request", f"{short(data.get('bidder'))} declines: {data['reason']}"
     if kind == "job_requested":
+        if "locked_until" not in data:
+            # an item of a batch, which goes on under the bid that was made for all
+            return "request", f"goes to {short(data['bidder'])} under the bid for all items"
         return "request", f"{short(data['bidder'])} locked the resources until {data['locked_until'][11:19]}"
     if kind == "role_taken":
         setting = f"nunet config set {data['role'].replace('-', '_')} DID"

@@ -1,0 +1,23 @@
+"""What who follows a job is told of its events."""
+
+from typing import Any
+
+import pytest
+
+from nunet_cli.cli.progress import describe
+
+PEER = "12D3KooWMot5"
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"bid_id": "b", "bidder": PEER, "locked_until": "2026-11-26T10:11:12.000Z"}, "locked the resources until 10:11:12"),
+        # an item of a batch is under the bid that was made for all of them
+        ({"bid_id": "b", "bidder": PEER}, "under the bid for all items"),
+    ],
+)  # fmt: skip
+def test_a_request_is_told_with_and_without_a_lock_of_its_own(data: dict[str, Any], said: str) -> None:
+    stage, text = describe({"type": "job_requested", "data": data})
+    assert stage == "request"
+    assert said in text
