@@ -216,6 +216,17 @@ def asked_alone(m: Market) -> None:
     m.type("provider-b", "topic", "unsubscribe", "/lab/gpu")
 
 
+def chosen_by_hand(m: Market) -> None:
+    """The user selects the target: the dearer one of two bids is taken, and both providers by name."""
+    named = [option for name in ("provider-a", "provider-b") for option in ("--push", m.did[name])]
+    job = m.post(program("true"), *named)
+    m.stages(job, "match")
+    bids = {bid["peer"]: bid for bid in m.ask("requester", "bids", "list", job)}
+    assert bids.keys() == {m.did["provider-a"], m.did["provider-b"]}, bids
+    m.type("requester", "job", "request", job, "--bid", bids[m.did["provider-b"]]["id"])
+    assert m.run(job)["paid"] == "0.3"
+
+
 def set_while_it_runs(m: Market) -> None:
     """The orchestration type and the search timeout are changed at the running node, by the command line and its API."""
     m.type("requester", "config", "set", "default_orchestration_type", "push")
@@ -320,7 +331,7 @@ def the_books(m: Market) -> None:
 
 
 CHAPTERS: tuple[Callable[[Market], None], ...] = (
-    stage_by_stage, preferences, asked_alone, set_while_it_runs, nobody_takes_it, second_thoughts, called_off, many_as_one, judged, the_books,
+    stage_by_stage, preferences, asked_alone, chosen_by_hand, set_while_it_runs, nobody_takes_it, second_thoughts, called_off, many_as_one, judged, the_books,
 )  # fmt: skip
 
 
