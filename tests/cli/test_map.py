@@ -11,6 +11,7 @@ import pytest
 
 from nunet_cli.cli.app import Root, app, to_front, typer
 from tests.conftest import ROOT, nunet, wait_until
+from tests.terminal import Terminal, needs_tmux
 
 
 def run(*words: str, folder: Path, stdin: str = "", check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -81,6 +82,7 @@ def test_what_is_wrong_is_refused_before_anything_runs(tmp_path: Path) -> None:
         (["touch ran {%}", ":::", "a"], "there are no job slots"), (["--env", "NOT_THERE", "x", ":::", "a"], "'NOT_THERE'"),
         (["touch ran", ":::", "x" * 4100], "its command line has 4110 characters"),
         (["--image", "x", "touch ran", ":::", "a"], "it has no images"), (["--results", "a/b", "x", ":::", "a"], "--results"),
+        (["--name", "x" * 91, "touch ran", ":::", "a"], "--name: at most 90 characters"),
         (["-i", "nothere", "touch ran", ":::", "a"], "--input: there is no file nothere"),
     ):  # fmt: skip
         done = run(*words, folder=tmp_path, check=False)
@@ -231,3 +233,17 @@ def test_how_far_it_is_is_told_by_tenths_where_there_is_no_terminal(tmp_path: Pa
     lines = done.stderr.splitlines()
     assert len(lines) == 10
     assert lines[0].startswith(" 10%  2 of 20 done, 0 failed") and lines[-1].startswith("100%  20 of 20 done")
+
+
+@needs_tmux
+def test_a_terminal_has_a_bar_and_whole_lines(tmp_path: Path) -> None:
+    with Terminal(tmp_path, columns=120) as terminal:
+        terminal.type(
+            f"nunet map --local -j1 --bar 'until test -e {tmp_path}/{{}}; do sleep 0.05; done; echo {{}} is there' ::: a b"
+        )
+        terminal.wait_for("  0%  0 of 2 done, 0 failed, ? left")
+        (tmp_path / "a").touch()
+        terminal.wait_for("██████████░░░░░░░░░░  50%  1 of 2 done, 0 failed, ")
+        (tmp_path / "b").touch()
+        # the bar leaves nothing behind
+        terminal.wait_until(lambda screen: screen.rstrip().endswith("a is there\nb is there\n$"))

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from nunet_cli.jobs.replacements import Item
 
 app = typer.Typer()
+# of its name: the items' numbers are put behind it
+LONGEST_NAME = 90
 MOST_AT_ONCE = 1000
 
 
@@ -136,6 +138,8 @@ def map_items(
         raise UsageError("--resume and --resume-failed read a job log", hint="name it: --joblog FILE")
     reader = Reader("\\0" if null else delimiter, skip_blank=skip_blank)
     command, sources = typed(words or [], files or [], reader)
+    if len(name) > LONGEST_NAME:
+        raise UsageError(f"--name: at most {LONGEST_NAME} characters")
     if not command and not words and not files and sys.stdin.isatty():
         raise UsageError("nothing to run", hint="for example: nunet map --local 'wc -l {}' ::: *.txt")
     orders = Orders(
@@ -266,6 +270,7 @@ def _run_there(
 ) -> None:
     from nunet_cli.cli.authorities import choose
     from nunet_cli.cli.map.market import Market, interrupted, posting
+    from nunet_cli.cli.output import note
     from nunet_cli.cli.state import STATE, connect, is_embedded
 
     if STATE.node.startswith("http://") and (document.get("inputs") or works[0].sent or works[0].returned):
@@ -276,6 +281,9 @@ def _run_there(
         choose(client)
         asked = posting(document, works, jobs=jobs, folder=Path.cwd())
         batch = client.post("/orchestrator/postJob", {**asked, **posted})
+        if sys.stderr.isatty():
+            count = "one item" if len(works) == 1 else f"{len(works)} items"
+            note(f"nunet: {count}, at most {batch['limit']} NTX in all; see also: nunet job show {batch['id']}")
         market = Market(client, batch, works, tally, tries=tries)
         try:
             # only now: who interrupts the posting has nothing that runs

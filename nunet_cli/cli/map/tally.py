@@ -51,6 +51,7 @@ class Tally:
         self.failures: list[Outcome] = []
         self.succeeded = self.called_off = 0
         self.stopped_by: Outcome | None = None
+        self._draw()
 
     @property
     def halts(self) -> When:
