@@ -215,3 +215,47 @@ def test_nobody_reads_any_more(market: Path, tmp_path: Path) -> None:
         process.wait(timeout=60)
     batch = last_batch(market)
     assert batch["state"] == "cancelled"
+
+
+def test_what_somebody_else_calls_off_has_failed(market: Path, tmp_path: Path) -> None:
+    with started(
+        market, tmp_path, "--joblog", "log", "--retries", "2", "sleep {}", ":::", "0", "300", "301"
+    ) as process:
+        wait_until(lambda: (tmp_path / "log").exists() and log_of(tmp_path / "log"), what="the first one ended")
+        rows = json.loads(
+            nunet("job", "list", "--in", last_batch(market)["id"], "--output", "json", home=market).stdout
+        )
+        (second,) = [row["id"] for row in rows if row["name"] == "sleep-2"]
+        nunet("job", "cancel", second, home=market)
+        wait_until(lambda: len(log_of(tmp_path / "log")) == 2, what="the second one is told")
+        nunet("job", "cancel", last_batch(market)["id"], home=market)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert b"item 2 (300): its job is cancelled" in err
+    assert b"item 3 (301): its job is cancelled" in err
+    assert {number: line[6] for number, line in log_of(tmp_path / "log").items()} == {"1": "0", "2": "-1", "3": "-1"}
+
+
+def test_the_node_goes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUNET_NETWORK_NAME", f"gone-{os.getpid()}")
+    monkeypatch.setenv("NUNET_DEFAULT_SEARCH_TIMEOUT", "60s")
+    home = tmp_path / "other"
+    nunet("node", "start", home=home)
+    with started(home, tmp_path, "sleep 300", ":::", "a") as process:
+        wait_until(lambda: json.loads(nunet("job", "list", "--output", "json", home=home).stdout), what="it is posted")
+        nunet("node", "stop", home=home)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert b"does not answer" in err
+    assert b"the items are kept: once the node runs again, see nunet job show job-" in err
+
+
+def test_what_is_in_the_way_is_not_written_over(market: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.out").mkdir()
+    (tmp_path / "y.out").write_text("old")
+    done = run(market, tmp_path, "-k", "--return", "{}.out", "echo {} > {}.out", ":::", "x", "y", check=False)
+    assert (done.returncode, "item 1 (x): what it made cannot be brought here" in done.stderr) == (1, True), done.stderr
+    assert (list((tmp_path / "x.out").iterdir()), (tmp_path / "y.out").read_text()) == ([], "y\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.out", "y.out"]
+    run(market, tmp_path, "--return", "x.out", "mkdir x.out; touch x.out/{}", ":::", "new")
+    assert [path.name for path in (tmp_path / "x.out").iterdir()] == ["new"]

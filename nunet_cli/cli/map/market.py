@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import itertools
+import os
 import shutil
 import sys
 import tempfile
@@ -112,7 +114,7 @@ class Market:
                 child.id = event["job_id"]
                 self._hear(child, event)
             elif not event["child"] and event["type"] in _ENDS:
-                self._look_at_all()
+                self._hear_of_the_end()
             if self._tally.halts == "now":
                 self.call_off()
             elif self._tally.halts == "soon":
@@ -169,6 +171,16 @@ class Market:
         elif kind in _ENDS and not child.is_over:
             self._end(child, self._client.get(f"/jobs/{child.id}"))
 
+    def _hear_of_the_end(self) -> None:
+        """The batch has ended, unless some of it is run again: what has not ended with it goes no further."""
+        self._look_at_all()
+        if self._tally.left and self._client.get(f"/jobs/{self._batch['id']}")["state"] in _OVER:
+            for row in self._rows():
+                child = self._children[row["name"]]
+                if not child.is_over:
+                    child.is_over = True
+                    self._tally.ended(self._outcome(child, row))
+
     def _look_at_all(self, *, again: bool = True) -> int:
         """Look how each item stands that is not known to be over; return how many are not over now.
 
@@ -199,16 +211,24 @@ class Market:
             self._tally.will_not_run(child.work)
 
     def _end(self, child: Child, row: dict[str, Any], *, again: bool = True) -> None:
-        """Tell how an item ended; or have it run again, where it failed and there are tries left."""
+        """Tell how an item ended; or have it run `again`, where it failed and there are tries left.
+
+        Without `again` all are being called off; else it was somebody else who cancelled one, and so it has failed.
+        """
         state = row["state"]
         if state not in _OVER:
             # it runs again already, or is stuck
             return
-        if state == "cancelled":
+        if state == "cancelled" and not again:
             child.is_over = True
             self._tally.will_not_run(child.work)
             return
-        if state != "settled" and again and child.tries < self._tries and self._tally.halts == "never":
+        if (
+            state not in ("settled", "cancelled")
+            and again
+            and child.tries < self._tries
+            and self._tally.halts == "never"
+        ):
             child.tries += 1
             self._client.post(f"/jobs/{row['id']}/retry")
             return
@@ -280,6 +300,8 @@ def put(found: Path, target: Path) -> None:
         OSError: it cannot be written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_dir() and not found.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
     if found.is_dir() and target.is_dir():
         for entry in sorted(found.iterdir()):
             put(entry, target / entry.name)
@@ -287,7 +309,7 @@ def put(found: Path, target: Path) -> None:
     try:
         found.replace(target)
     except OSError:
-        # on another file system, or a folder in the place of a file, which is an error there, too
+        # on another file system; or a folder in the place of a file, which is an error there, too
         shutil.move(found, target)
 
 
