@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from tests import forks
-from tests.conftest import EXAMPLES, ROOT, Processes, nunet, onboarded, wait_until
+from tests.conftest import EXAMPLES, ROOT, Processes, needs_docker, nunet, onboarded, wait_until
+from tests.images import busybox_image
 
 SMALL = ("--price", "0.5", "--cpu", "0.2", "--memory", "64MiB", "--disk", "16MiB")
 PICTURES = 50
@@ -28,6 +29,7 @@ def market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name, value in {
             "NUNET_NETWORK_NAME": f"map-{folder.name}-{os.getpid()}", "NUNET_NETWORK_LISTEN": "127.0.0.1:0",
             "NUNET_EXECUTOR_PROCESS_FOREIGN": "unsandboxed", "NUNET_LIMITS_HEARTBEAT": "1s", "NUNET_LIMITS_LOG_SIZE": "4KiB",
+            "NUNET_EXECUTOR_DOCKER_IMAGES": "*",
         }.items():  # fmt: skip
             patch.setenv(name, value)
         providers = [folder / "p1", folder / "p2"]
@@ -259,3 +261,14 @@ def test_what_is_in_the_way_is_not_written_over(market: Path, tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.out", "y.out"]
     run(market, tmp_path, "--return", "x.out", "mkdir x.out; touch x.out/{}", ":::", "new")
     assert [path.name for path in (tmp_path / "x.out").iterdir()] == ["new"]
+
+
+@needs_docker
+def test_a_shell_of_an_image_reads_the_command(market: Path, tmp_path: Path) -> None:
+    with busybox_image(f"nunet-test-{os.getpid()}:map") as name:
+        (tmp_path / "in").write_text("b\na\n")
+        words = ["--image", name, "--transfer", "--return", "{}.sorted"]
+        done = run(market, tmp_path, *words, "sort {} | tee {}.sorted; test -e /bin/busybox", ":::", "in")
+        assert (done.stdout, (tmp_path / "in.sorted").read_text()) == ("a\nb\n", "a\nb\n")
+        cut = run(market, tmp_path, "--image", name, "dd if=/dev/zero bs={} count=1", ":::", "5000", check=False)
+        assert (cut.returncode, "item 1 (5000): its output is not whole" in cut.stderr) == (1, True), cut.stderr
