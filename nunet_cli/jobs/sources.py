@@ -22,13 +22,14 @@ class Source(NamedTuple):
     is_linked: bool = False
 
 
-def items_of(sources: Sequence[Source], *, columns: str = "", link: bool = False) -> list[Item]:
+def items_of(sources: Sequence[Source], *, columns: str = "", link: bool = False, together: int = 1) -> list[Item]:
     """Return the items that some sources make: every combination of their values, the last one's changing first.
 
     Args:
         sources: in their order; none is read much further than items may be taken, so one may be endless.
         columns: a regular expression by which each value is taken apart; empty leaves it whole.
         link: the sources are read side by side, and the short ones again from their beginning.
+        together: so many of what they make are one item, the last one perhaps fewer.
 
     Raises:
         UsageError: they make more than `MAX_ITEMS`; or the expression is none.
@@ -43,10 +44,11 @@ def items_of(sources: Sequence[Source], *, columns: str = "", link: bool = False
 
     groups: list[Rows] = []
     for source in sources:
-        rows = map(apart, source.values)
+        parts = map(apart, source.values)
         # of sources that are linked, the shortest ends them all
-        groups.append(_beside(groups.pop(), rows) if source.is_linked and groups else rows)
-    made = list(islice(_side_by_side(groups) if link else _combined(groups), MAX_ITEMS + 1))
+        groups.append(_beside(groups.pop(), parts) if source.is_linked and groups else parts)
+    rows = _side_by_side(groups) if link else _combined(groups)
+    made = list(islice(_chunks(rows, together), MAX_ITEMS + 1))
     if len(made) > MAX_ITEMS:
         raise UsageError(
             f"there are over {MAX_ITEMS} items, which is the most that can be taken at once",
@@ -83,6 +85,11 @@ def _with(head: Arguments, others: list[list[Arguments]]) -> Iterator[Arguments]
         return
     for row in others[0]:
         yield from _with(head + row, others[1:])
+
+
+def _chunks(rows: Iterator[Arguments], size: int) -> Iterator[Arguments]:
+    while chunk := list(islice(rows, size)):
+        yield tuple(argument for row in chunk for argument in row)
 
 
 def _some(rows: Rows) -> list[Arguments]:

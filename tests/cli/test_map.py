@@ -65,7 +65,7 @@ def test_what_is_wrong_is_refused_before_anything_runs(tmp_path: Path) -> None:
     (tmp_path / "bytes").write_bytes(b"a\n\xff\n")
     (tmp_path / "log").write_text("not a log\n")
     for words, message in (
-        (["-n", "2", "echo"], "-n of GNU parallel is not here\nhint: one command takes one item"),
+        (["-X", "echo"], "-X of GNU parallel is not here\nhint: -n says"), (["-n", "0", "echo"], "-n"),
         (["--pipe", "wc"], "--pipe of GNU parallel"), (["-kS", "host", "echo"], "No such option"),
         (["--transfer", "touch ran", ":::", "a", "b"], "item 2 (b): there is no file b"),
         (["--transfer", "touch ran", ":::", str(tmp_path / "a")], "is not below the folder"),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +53,21 @@ def peers(home: Path) -> int:
     return sum(1 for row in rows if row["connected"] and row["roles"])
 
 
-def run(home: Path, folder: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    return nunet("map", *SMALL, *words, home=home, cwd=folder, check=check)
+def run(home: Path, folder: Path, *words: str, check: bool = True, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return nunet("map", *SMALL, *words, home=home, cwd=folder, check=check, stdin=stdin)
 
 
-def started(market: Path, folder: Path, *words: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
+@contextmanager
+def started(market: Path, folder: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Give a map that runs; it does not outlive the context."""
+    with subprocess.Popen(
         [sys.executable, "-m", "nunet_cli", "--home", market, "map", *SMALL, *words], cwd=folder, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    ) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def last_batch(home: Path) -> dict[str, Any]:
@@ -160,6 +167,28 @@ def test_names_are_meant_as_they_are(market: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["1.x", "2.x"]
 
 
+def test_several_items_are_one_job(market: Path, tmp_path: Path) -> None:
+    """The last job has fewer files than the others."""
+    (tmp_path / "in").mkdir()
+    for name in "abcde":
+        (tmp_path / "in" / f"{name}[1].x").write_text(f"{name}\n")
+    script = "ls in; for f in {}; do cp $f ${f%.x}.y; done"
+    done = run(market, tmp_path, "-k", "-n", "2", "--joblog", "log", "--trc", "{.}.y", script, "::::", "-", check=True,
+               stdin="".join(f"in/{name}[1].x\n" for name in "abcde"))  # fmt: skip
+    assert done.stdout == "a[1].x\nb[1].x\nc[1].x\nd[1].x\ne[1].x\n"
+    assert {path.name: path.read_text() for path in (tmp_path / "in").glob("*.y")} == {
+        f"{name}[1].y": f"{name}\n" for name in "abcde"
+    }
+    assert [line[4] for _, line in sorted(log_of(tmp_path / "log").items())] == ["4", "4", "2"]
+    for number in range(120):
+        (tmp_path / f"{number}").write_text(f"{number}\n")
+    words = ("--transfer", "cat {}", ":::", *map(str, range(120)))
+    done = run(market, tmp_path, "-k", "-n", "50", *words)
+    assert done.stdout == "".join(f"{number}\n" for number in range(120))
+    refused = run(market, tmp_path, "-n", "120", *words, check=False)
+    assert (refused.returncode, "item 1: too many files go with it: 120 there" in refused.stderr) == (2, True)
+
+
 def test_failures_are_run_again_and_stop_the_rest(market: Path, tmp_path: Path) -> None:
     done = run(market, tmp_path, "--retries", "3", "echo try {}; exit 5", ":::", "x", check=False)
     assert (done.returncode, done.stdout) == (1, "try x\n")
@@ -196,7 +225,9 @@ def test_nobody_can_run_it(market: Path, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_calls_off_the_rest(market: Path, tmp_path: Path) -> None:
-    with started(market, tmp_path, "--joblog", "log", "-k", "sleep {}; echo {}", ":::", "0", *["300"] * 11) as process:
+    with started(
+        market, tmp_path, "-j4", "--joblog", "log", "-k", "sleep {}; echo {}", ":::", "0", *["300"] * 11
+    ) as process:
         log = tmp_path / "log"
         wait_until(lambda: log.exists() and log_of(log), what="the first one ended")
         process.send_signal(signal.SIGINT)

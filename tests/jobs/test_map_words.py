@@ -13,8 +13,8 @@ from nunet_cli.jobs.joblog import HEADER, Entry, is_failed, read_log
 from nunet_cli.jobs.sources import Source, items_of
 
 
-def rows(*sources: Source, columns: str = "", link: bool = False) -> list[tuple[str, ...]]:
-    found = items_of(sources, columns=columns, link=link)
+def rows(*sources: Source, columns: str = "", link: bool = False, together: int = 1) -> list[tuple[str, ...]]:
+    found = items_of(sources, columns=columns, link=link, together=together)
     assert [item.number for item in found] == list(range(1, len(found) + 1))
     return [item.arguments for item in found]
 
@@ -37,6 +37,13 @@ def test_columns_are_taken_apart() -> None:
     assert rows(Source(["a-b"]), Source(["c"]), columns="-") == [("a", "b", "c")]
     with pytest.raises(UsageError, match="--colsep"):
         rows(Source(["a"]), columns="(")
+
+
+def test_several_are_one_item() -> None:
+    assert rows(Source("abcde"), together=2) == [("a", "b"), ("c", "d"), ("e",)]
+    assert rows(Source(["a,b", "c,d", "e,f"]), columns=",", together=2) == [("a", "b", "c", "d"), ("e", "f")]
+    assert rows(Source("ab"), Source("xy"), together=3) == [("a", "x", "a", "y", "b", "x"), ("b", "y")]
+    assert len(rows(Source(map(str, range(3 * MAX_ITEMS))), together=3)) == MAX_ITEMS
 
 
 def test_no_more_items_are_read_than_there_may_be() -> None:

@@ -51,6 +51,20 @@ def test_a_quoted_command_means_nothing_to_a_shell() -> None:
     assert Command(["echo", "a b"], quoted=True).line(item("c d")) == "echo 'a b' 'c d'"
 
 
+def test_several_arguments_are_put_in_together_or_spread() -> None:
+    three = item("d/1.x", "2", "3 4")
+    for words, together, spread in (
+        (["echo", "pre{}post", "{.}"], "echo pred/1.x 2 '3 4'post d/1 2 '3 4'", "echo pred/1.xpost pre2post pre'3 4'post d/1 2 '3 4'"),
+        (["echo {/}{}"], "echo 1.x 2 '3 4'd/1.x 2 '3 4'", "echo 1.xd/1.x 22 '3 4''3 4'"), (["echo {2}a"], "echo 2a", "echo 2a"),
+        (["cat {} > {#}"], "cat d/1.x 2 '3 4' > 1", "cat d/1.x 2 '3 4' > 1"), (["echo"], "echo d/1.x 2 '3 4'", "echo d/1.x 2 '3 4'"),
+    ):  # fmt: skip
+        assert Command(words).line(three) == together
+        assert Command(words, is_spread=True).line(three) == spread
+    assert Command(["echo", "a {}"], quoted=True).line(three) == "echo 'a d/1.x' 'a 2' 'a 3 4'"
+    assert Template("{/}.{1}").each(three) == ["1.x.d/1.x", "2.d/1.x", "3 4.d/1.x"]
+    assert Template("{1}").each(three) == ["d/1.x"]
+
+
 @pytest.mark.parametrize("text", ["echo {%}", "echo {= s/a/b/ =}", "{1}{=uq=}"])
 def test_what_only_parallel_can_replace_is_refused(text: str) -> None:
     with pytest.raises(UsageError):

@@ -65,6 +65,12 @@ def map_items(
         str, typer.Option("--colsep", "-C", help="Take items apart into {1}, {2} and so on.", metavar="REGEXP")
     ] = "",
     link: Annotated[bool, typer.Option("--link", help="Read several ::: side by side.")] = False,
+    together: Annotated[
+        int, typer.Option("--max-args", "-n", help="So many items for one command.", metavar="COUNT", min=1)
+    ] = 1,
+    spread: Annotated[
+        int, typer.Option("--max-replace-args", "-N", help="The same, as {1}, {2} …, too.", metavar="COUNT", min=0)
+    ] = 0,
     skip_blank: Annotated[bool, typer.Option("--no-run-if-empty", "-r", help="Leave out blank items.")] = False,
     transfer: Annotated[bool, typer.Option("--transfer", help="Send the file that an item names.")] = False,
     transfers: Annotated[
@@ -143,10 +149,11 @@ def map_items(
     if not command and not words and not files and sys.stdin.isatty():
         raise UsageError("nothing to run", hint="for example: nunet map --local 'wc -l {}' ::: *.txt")
     orders = Orders(
-        Command(command, quoted=quote), [*(["{}"] if transfer or trc else []), *(transfers or [])],
+        Command(command, quoted=quote, is_spread=spread > 0),
+        [*(["{}"] if transfer or trc else []), *(transfers or [])],
         [*(trc or []), *(returns or [])], tag_string or "{}",
     )  # fmt: skip
-    items = items_of(sources, columns=colsep, link=link)
+    items = items_of(sources, columns=colsep, link=link, together=spread or together)
     past = _past(Path(joblog.removeprefix("+"))) if resume or resume_failed else {}
     works = _left(orders, items, past, again=resume_failed)
     if dry:
@@ -261,15 +268,23 @@ def _run_here(works: list[Work], tally: Tally, document: dict[str, Any], *, jobs
     except KeyboardInterrupt:
         note(f"\nnunet: interrupted: {tally.succeeded} done, {len(tally.failures)} failed, {tally.called_off} ended")
         raise typer.Exit(EXIT_INTERRUPTED) from None
+    except OSError as error:
+        raise _not_written(error) from None
     finally:
         tally.close()
+
+
+def _not_written(error: OSError) -> Exception:
+    """Return what is raised where output or the job log cannot be written."""
+    return error if isinstance(error, BrokenPipeError) else UsageError(f"cannot write: {error.strerror}")
 
 
 def _run_there(
     works: list[Work], tally: Tally, document: dict[str, Any], posted: dict[str, Any], *, jobs: int, tries: int
 ) -> None:
     from nunet_cli.cli.authorities import choose
-    from nunet_cli.cli.map.market import Market, interrupted, posting
+    from nunet_cli.cli.map.market import Market, interrupted
+    from nunet_cli.cli.map.posting import posting
     from nunet_cli.cli.output import note
     from nunet_cli.cli.state import STATE, connect, is_embedded
 
@@ -292,10 +307,10 @@ def _run_there(
         except KeyboardInterrupt:
             interrupted(market, batch, tally, embedded=embedded)
             raise typer.Exit(EXIT_INTERRUPTED) from None
-        except BrokenPipeError:
-            # nobody reads any more, as in `nunet map … | head`
+        except OSError as error:
+            # a full disk; or nobody reads any more, as in `nunet map … | head`
             market.leave()
-            raise
+            raise _not_written(error) from None
         finally:
             tally.close()
 

@@ -18,9 +18,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from nunet_cli.cli.map.market import put, size_of
 from nunet_cli.cli.map.orders import Sent, Work
 from nunet_cli.cli.map.outcome import NO_EXIT, SIGNALS, Outcome, Stream
+from nunet_cli.cli.map.placing import put, size_of
 from nunet_cli.cli.map.tally import Tally
 from nunet_cli.errors import UsageError
 from nunet_cli.jobs.globs import Pattern, split_glob

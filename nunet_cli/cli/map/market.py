@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import errno
-import itertools
-import os
-import shutil
 import sys
 import tempfile
 import time
@@ -21,57 +17,18 @@ from nunet_cli.api.client import ApiClient
 from nunet_cli.cli.job_logs import pieces
 from nunet_cli.cli.map.orders import Returned, Work
 from nunet_cli.cli.map.outcome import Outcome, Stream, exit_value_of
+from nunet_cli.cli.map.placing import put, size_of
+from nunet_cli.cli.map.posting import return_name
 from nunet_cli.cli.map.tally import Tally
 from nunet_cli.cli.output import note
 from nunet_cli.errors import EXIT_JOB_FAILED, NodeError, NunetError, StateError
-from nunet_cli.jobs.items import escape
 from nunet_cli.records.results import LOG_CUT
 
-ITEMS = "the items"
 _ENDS = {"job_settled", "job_failed", "job_cancelled", "job_expired", "job_disputed", "job_resolved", "job_stuck"}
 # a job in one of these has not been started
 _NOT_STARTED = {"posted", "matching", "matched", "requested"}
 _OVER = {"settled", "failed", "cancelled", "expired", "disputed", "resolved"}
 _RECONNECTS, _PAUSE, _CANCEL_TIMEOUT, _SETTLING = 5, 0.2, 60.0, 20.0
-
-
-def posting(document: dict[str, Any], works: list[Work], *, jobs: int, folder: Path) -> dict[str, Any]:
-    """Return what a node is asked to do.
-
-    Args:
-        document: a job specification without a command.
-        works: the items.
-        jobs: how many are looked after at once; 0 for the node's own number.
-        folder: what the names of files are relative to.
-    """
-    rows = []
-    for work in works:
-        row = {"seq": str(work.item.number), "command": work.line}
-        for number, sent in enumerate(work.sent, 1):
-            row |= {f"file{number}": str(sent.path), f"place{number}": sent.place}
-        for number, back in enumerate(work.returned, 1):
-            row[f"return{number}"] = back.place
-        rows.append(row)
-    executor = document["executor"]
-    # whatever an image begins with, a shell reads the command
-    shell = {"entrypoint": ["sh", "-c"], "command": ["{command}"]} if "image" in executor else {
-        "command": ["sh", "-c", "{command}"]}  # fmt: skip
-    environment = {name: escape(value) for name, value in executor.get("env", {}).items()}
-    first = works[0]
-    inputs = [{"path": f"{{file{n}}}", "to": f"{{place{n}}}"} for n in range(1, len(first.sent) + 1)]
-    inputs += [{name: escape(text) for name, text in item.items()} for item in document.get("inputs", [])]
-    outputs = [{"path": f"{{return{n}}}", "name": _name(n)} for n in range(1, len(first.returned) + 1)]
-    spec = {
-        **document, "type": "batch", "batch": {"items": ITEMS, "name": f"{document['name']}-{{seq}}", "parallel": jobs},
-        "executor": {**executor, **shell, "env": {**environment, "PARALLEL_SEQ": "{seq}"}},
-        "inputs": inputs, "outputs": outputs,
-    }  # fmt: skip
-    return {"spec": spec, "items": {ITEMS: rows}, "source": "nunet map", "folder": str(folder)}
-
-
-def _name(number: int) -> str:
-    """Return the name of an output: where it goes is known here alone."""
-    return f"return-{number}"
 
 
 @dataclass
@@ -285,38 +242,12 @@ class Market:
         with tempfile.TemporaryDirectory(prefix=".nunet-map-", dir=Path.cwd()) as folder:
             self._client.post(f"/jobs/{job_id}/outputs", {"folder": folder})
             for number, back in enumerate(returned, 1):
-                found = Path(folder) / _name(number)
+                found = Path(folder) / return_name(number)
                 if not back.is_pattern:
                     put(found, back.target)
                     continue
                 for entry in sorted(found.iterdir()):
                     put(entry, back.target / entry.name)
-
-
-def put(found: Path, target: Path) -> None:
-    """Move a file or folder to where it goes: a file replaces one, what is in a folder is added to one.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.is_dir() and not found.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
-    if found.is_dir() and target.is_dir():
-        for entry in sorted(found.iterdir()):
-            put(entry, target / entry.name)
-        return
-    try:
-        found.replace(target)
-    except OSError:
-        # on another file system; or a folder in the place of a file, which is an error there, too
-        shutil.move(found, target)
-
-
-def size_of(path: Path) -> int:
-    """Return the bytes of a file, or of all files in a folder."""
-    files = path.rglob("*") if path.is_dir() else iter((path,))
-    return sum(file.stat().st_size for file in itertools.filterfalse(Path.is_dir, files))
 
 
 def _seconds(text: str) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from nunet_cli.errors import UsageError
 
 _PIPE = "split the input into files first, for example with split -n, and send them with --transfer"
-_MANY = "one command takes one item here: put several into one line with xargs -n, and take them apart with --colsep"
+_MANY = "-n says how many items a command takes"
 _HOSTS = "providers are found on the market; --push PEER names one"
 _WHOLE = "what an item writes is printed whole, once it has ended"
 _STRINGS = "the replacement strings are as they are; {…} that are none of them are left alone"
@@ -16,7 +16,7 @@ _LOAD = "a provider takes a job only where it has room"
 _REASONS = {
     "--pipe --pipe-part --pipepart --spreadstdin --block --block-size --cat --fifo --recstart --recend --round-robin "
     "--round --tee": _PIPE,
-    "-n -N -X -L -l -s -x --max-args --max-replace-args --xargs --max-lines --max-chars": _MANY,
+    "-X -L -l -s -x --xargs --max-lines --max-chars": _MANY,
     "-S --sshlogin --sshloginfile --slf --ssh --onall --nonall --controlmaster -M --filter-hosts --hostgroups --hgrp "
     "--workdir --wd": _HOSTS,
     "-u --ungroup --line-buffer --lb --latest-line --ll --files --tmux": _WHOLE,

@@ -86,11 +86,15 @@ class Orders:
                     f"its command line has {len(line)} characters, the most are {MAX_VALUE}",
                     hint="put the script into a file, and send it with --input",
                 )
-            sent = tuple(_sent(template.fill(item)) for template in self._transfers)
+            sent = tuple(_sent(text) for template in self._transfers for text in template.each(item))
             places = [one.place for one in sent]
             if len(set(places)) < len(places):
                 raise UsageError("two files would go to the same place")
-            returned = tuple(_returned(template, item) for template in self._returns)
+            returned = tuple(
+                _returned(*texts)
+                for template in self._returns
+                for texts in zip(template.each(item), template.each(item, _literally), strict=True)
+            )
         except UsageError as error:
             raise UsageError(f"item {item.number} ({item.text}): {error.message}", hint=error.hint) from None
         return Work(item, line, sent, returned, self._tag.fill(item))
@@ -108,12 +112,11 @@ def _sent(text: str) -> Sent:
     return Sent(path, place)
 
 
-def _returned(template: Template, item: Item) -> Returned:
-    text = template.fill(item)
+def _returned(text: str, pattern: str) -> Returned:
+    """Return what comes back: `pattern` is the text with the signs of a pattern that are meant as such."""
     if not text or text.endswith("/"):
         raise UsageError(f"--return: {text!r} is not the name of a file", hint="a folder is named without a slash")
-    # signs of a pattern are those that were typed; what comes from an item is meant as it is
-    place = _inside(template.fill(item, _literally))
+    place = _inside(pattern)
     before, cut, _ = text.rpartition(_CUT)
     if not is_glob(place):
         return Returned(place, Path(text), is_pattern=False)
@@ -122,6 +125,7 @@ def _returned(template: Template, item: Item) -> Returned:
 
 
 def _literally(text: str) -> str:
+    """Return a pattern that finds a text: signs of a pattern mean something where they were typed, not in an item."""
     return "".join(_GLOB_SIGNS.get(letter, letter) for letter in text)
 
 

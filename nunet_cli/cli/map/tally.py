@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import IO
 
 from nunet_cli.cli.map.orders import Work
-from nunet_cli.cli.map.outcome import Outcome, Stream
+from nunet_cli.cli.map.outcome import NO_EXIT, Outcome, Stream
 from nunet_cli.cli.output import note
 from nunet_cli.jobs.halting import Halt, When
 from nunet_cli.jobs.joblog import HEADER
@@ -70,6 +71,8 @@ class Tally:
 
     def ended(self, outcome: Outcome) -> None:
         """Hear that an item ended, and will not be run again."""
+        if self._results is not None:
+            outcome = self._keep(outcome, self._results)
         if outcome.is_failed:
             self.failures.append(outcome)
         else:
@@ -111,10 +114,7 @@ class Tally:
             self._place += 1
 
     def _print(self, outcome: Outcome | None) -> None:
-        if outcome is None:
-            return
-        if self._results is not None:
-            self._keep(outcome, self._results)
+        if outcome is None or self._results is not None:
             return
         if self._bar is not None:
             self._bar.clear()
@@ -127,18 +127,26 @@ class Tally:
                 target.write(piece)
             target.flush()
 
-    def _keep(self, outcome: Outcome, folder: Path) -> None:
-        """Write what an item wrote where GNU parallel does: a folder for each source, in it one for each value."""
+    def _keep(self, outcome: Outcome, folder: Path) -> Outcome:
+        """Write what an item wrote where GNU parallel does: a folder for each source, in it one for each value.
+
+        It has failed where that cannot be.
+        """
         for number, value in enumerate(outcome.work.item.arguments, 1):
             # a name of dots alone would lead elsewhere
             name = value.translate(_ESCAPED)
             folder = folder / str(number) / (name if name.strip(".") else name.replace(".", "\\."))
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "seq").write_text(str(outcome.work.item.number))
         streams: tuple[Stream, ...] = ("stdout", "stderr")
-        for stream in streams:
-            with (folder / stream).open("wb") as file:
-                file.writelines(outcome.read(stream))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "seq").write_text(str(outcome.work.item.number))
+            for stream in streams:
+                with (folder / stream).open("wb") as file:
+                    file.writelines(outcome.read(stream))
+        except OSError as error:
+            problem = f"what it wrote cannot be kept: {error.strerror}"
+            return replace(outcome, problem=outcome.problem or problem, exit_value=outcome.exit_value or NO_EXIT)
+        return outcome
 
     def _say(self, text: str) -> None:
         if self._bar is not None:
