@@ -23,6 +23,8 @@ _REASONS = {
     "-I --replace --rpl --plus --parens --extensionreplace --er --basenamereplace --bnr --dirnamereplace --dnr "
     "--seqreplace --slotreplace --header": _STRINGS,
     "--load --memfree --memsuspend --noswap --nice --limit --delay": _LOAD,
+    "--basefile --bf": "--input FILE sends what all items need",
+    "--cleanup": "leave it out: nothing stays at a provider",
     "--retry-failed": "--resume-failed runs the same items again: give it the same items and command",
     "--shuf": "put shuf before it: shuf ITEMS | nunet map …",
     "--trim": "--colsep takes white space from the ends; else use sed before it",
