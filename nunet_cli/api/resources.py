@@ -28,6 +28,7 @@ from nunet_cli.records.allocations import ALLOCATION, ALLOCATIONS
 from nunet_cli.records.bids import BIDS, Weights
 from nunet_cli.records.limits import Limits
 from nunet_cli.records.offers import OnboardOptions
+from nunet_cli.records.shares import MOST_SHARES, MostPerRequester, Share
 
 PING_TIMEOUT = 5.0
 
@@ -80,6 +81,8 @@ class Preferences(Struct, forbid_unknown_fields=True):
     minimum_price: Annotated[str, Limits(max_length=40)] | None = None
     allow: tuple[str, ...] | None = None
     deny: tuple[str, ...] | None = None
+    shares: Annotated[tuple[Share, ...], Limits(max_length=MOST_SHARES)] | None = None
+    most_per_requester: MostPerRequester | None = None
     price: Annotated[str, Limits(max_length=60)] | None = None
 
 
@@ -168,9 +171,10 @@ async def set_preferences(request: Request) -> Response:
                 expressions.check(rule)
             except UsageError as error:
                 raise UsageError(f"{name}[{index}]: {error.message}", hint=error.hint, details=error.details) from None
-    changes: dict[str, Any] = {
-        name: value for name in ("rules", "bid_rules", "weights") if (value := getattr(body, name)) is not None
-    }
+    plain = ("rules", "bid_rules", "weights", "most_per_requester")
+    changes: dict[str, Any] = {name: value for name in plain if (value := getattr(body, name)) is not None}
+    if body.shares is not None:
+        changes["shares"] = tuple(_share(share, f"shares[{index}]") for index, share in enumerate(body.shares))
     if body.minimum_price is not None:
         try:
             changes["minimum_price"] = quantities.parse_amount(body.minimum_price)
@@ -186,6 +190,18 @@ async def set_preferences(request: Request) -> Response:
     comparator = msgspec.structs.replace(node.get_preferences(), **changes)
     await node.set_preferences(comparator, price)
     return answer(_preferences(node))
+
+
+def _share(share: Share, where: str) -> Share:
+    """Return a share as it is kept: of a requester by its DID, or by an expression about `peer`."""
+    try:
+        return msgspec.structs.replace(share, who=did_of(share.who))
+    except UsageError:
+        try:
+            expressions.check(share.who)
+        except UsageError as error:
+            raise UsageError(f"{where}: {error.message}", hint=error.hint, details=error.details) from None
+        return share
 
 
 def _preferences(node: Node) -> dict[str, Any]:

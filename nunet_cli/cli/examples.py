@@ -67,7 +67,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "capability benchmark": ("nunet capability benchmark", "nunet capability benchmark --output json"),
     "preferences show": ("nunet preferences show", "nunet preferences show --output json"),
     "preferences set": ("nunet preferences set --rule \"job.memory < quantity('4GiB')\" --minimum-price 0.1",
-                        "nunet preferences set --bid-rule 'peer.rtt_ms < 50.0' --weight price=80"),
+                        "nunet preferences set --share 'peer.rtt_ms < 5.0=3' --most-per-requester jobs=4"),
     "peer list": ("nunet peer list", "nunet peer list --filter roles~provider --output json"),
     "peer show": ("nunet peer show 12D3KooWMot5", "nunet peer show 12D3KooWMot5 --output json"),
     "peer add": ("nunet peer add 12D3KooWMot5M8NfiKTecanq4xvPUjqtxyLxU7QyV3cK7JxfmDEZ@192.0.2.7:9000",

@@ -20,12 +20,19 @@ def _render(row: dict[str, Any]) -> None:
         {
             "price": price_text(row["price"]), "minimum price": f"{row['minimum_price']} NTX a job",
             "allow": row["allow"], "deny": row["deny"],
+            "shares": [f"{share['who']} {share['weight']:g}" for share in row["shares"]],
+            "most per requester": _most_text(row["most_per_requester"]),
             "weights": [f"{name} {value:g}" for name, value in row["weights"].items()],
         }
     )  # fmt: skip
     for name, rules in (("accept jobs if", row["rules"]), ("take bids if", row["bid_rules"])):
         for rule in rules:
             typer.echo(f"{name}: {rule}")
+
+
+def _most_text(most: dict[str, Any]) -> list[str]:
+    share = [f"{most['share']:.0%} of the machine"] if most["share"] < 1 else []
+    return share + ([f"{most['jobs']} jobs"] if most["jobs"] else [])
 
 
 @app.command("show")
@@ -56,7 +63,23 @@ def set_preferences(
     ] = None,
     allow: Annotated[list[str] | None, typer.Option("--allow", help="Deal with these only.", metavar="DID")] = None,
     deny: Annotated[list[str] | None, typer.Option("--deny", help="Never deal with this one.", metavar="DID")] = None,
-    clear: Annotated[bool, typer.Option("--clear", help="Begin with no rules and lists.")] = False,
+    share: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--share",
+            help="As a provider, let this requester, or those for whom the CEL holds, have so many turns for one.",
+            metavar="WHO=WEIGHT",
+        ),
+    ] = None,
+    most: Annotated[
+        str | None,
+        typer.Option(
+            "--most-per-requester",
+            help="The most that one requester's jobs hold: share=0.5 of the machine, jobs=4 at a time, or both.",
+            metavar="LIMITS",
+        ),
+    ] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Begin with no rules, lists and limits.")] = False,
     output: OutputOption = Format.table,
 ) -> None:
     """Change the preferences; lists that are given replace those that were there.
@@ -64,10 +87,16 @@ def set_preferences(
     Expressions are CEL. They may name node, job, price, peer, bid and machine: for example
     --rule "job.memory < quantity('4GiB') && machine.cpu_load < 0.8".
     """
-    body: dict[str, Any] = {"rules": [], "bid_rules": [], "allow": [], "deny": []} if clear else {}
+    body: dict[str, Any] = {}
+    if clear:
+        body = {"rules": [], "bid_rules": [], "allow": [], "deny": [], "shares": [], "most_per_requester": {}}
     given = {"rules": rule, "bid_rules": bid_rule, "allow": allow, "deny": deny}
     body |= {name: value for name, value in given.items() if value}
     body |= {name: value for name, value in (("minimum_price", minimum_price), ("price", price)) if value is not None}
+    if share:
+        body["shares"] = [_share(text) for text in share]
+    if most is not None:
+        body["most_per_requester"] = _most(most)
     with connect() as client:
         if weight:
             body["weights"] = {**client.get("/preferences")["weights"], **_weights(weight)}
@@ -75,6 +104,27 @@ def set_preferences(
             raise UsageError("say what to change", hint="see: nunet preferences set --help")
         row = client.post("/preferences", body)
     emit(row, output, lambda: _render(row))
+
+
+def _share(text: str) -> dict[str, Any]:
+    who, _, weight = text.rpartition("=")
+    try:
+        return {"who": who.strip(), "weight": float(weight)}
+    except ValueError:
+        raise UsageError(f"--share: {text!r}", hint="write WHO=WEIGHT, for example did:key:z6Mk…=3") from None
+
+
+def _most(text: str) -> dict[str, Any]:
+    """Return the limits of `share=0.5,jobs=4`; an empty text is for none."""
+    found: dict[str, Any] = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        name, _, value = part.partition("=")
+        try:
+            found[name] = {"share": float, "jobs": int}[name](value)
+        except (KeyError, ValueError):
+            hint = "write share=0.5, jobs=4, or share=0.5,jobs=4"
+            raise UsageError(f"--most-per-requester: {part!r}", hint=hint) from None
+    return found
 
 
 def _weights(texts: list[str]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from msgspec import structs
 from nunet_cli import quantities
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import StateError
+from nunet_cli.matching.shares import over_cap
 from nunet_cli.node.line import LEASES, Line, as_allocation, as_lock, sweep
 from nunet_cli.node.monitor import Monitor
 from nunet_cli.node.onboarding import checked, offer_of, price_option
@@ -33,6 +34,7 @@ from nunet_cli.records.offers import (
     Registered,
 )
 from nunet_cli.records.reading import decode_again
+from nunet_cli.records.shares import MostPerRequester
 
 log = logging.getLogger("nunet.capability")
 
@@ -152,7 +154,7 @@ class CapabilityAccounting(Line):
             # offered no more, while some of it is still in use
             return registered
         for row in self.taken(source):
-            if at and row.ends_at and row.ends_at <= at:
+            if _is_free_at(row, at):
                 continue
             try:
                 left = left.minus(row.resources)
@@ -163,12 +165,23 @@ class CapabilityAccounting(Line):
             left = structs.replace(left, disk=max(0, left.disk - self.content.total))
         return structs.replace(registered, resources=left, executors=tuple(self.executors))
 
-    def earliest_start(self, source: Source, resources: Resources) -> str:
-        """Return when resources are free at the latest, by what runs and is locked; empty when they never are."""
+    def over_cap(self, source: Source, requester: str, resources: Resources, at: str = "") -> str:
+        """Return why a requester may not have one job more here, now or at a later time; empty where it may."""
+        most = self.get_preferences(source).most_per_requester
+        if most == MostPerRequester():
+            return ""
+        mine = [row for row in self.taken(source) if row.requester == requester and not _is_free_at(row, at)]
+        machine = self.get_registered_capability(source).resources
+        return over_cap(most, machine, [row.resources for row in mine], resources.as_run())
+
+    def earliest_start(self, source: Source, resources: Resources, requester: str = "") -> str:
+        """Return when resources are free at the latest for a requester, by what runs and is locked; empty for never."""
         now = quantities.utc_now()
         ends = sorted({row.ends_at for row in self.taken(source) if row.ends_at})
         for at in [now, *(end for end in ends if end > now)]:
-            if self.available(source, at).resources.fits(resources):
+            if not self.available(source, at).resources.fits(resources):
+                continue
+            if not requester or not self.over_cap(source, requester, resources, at):
                 return at
         return ""
 
@@ -242,11 +255,17 @@ class CapabilityAccounting(Line):
             requester: whose job it is, by DID.
 
         Raises:
-            StateError: what is left does not suffice.
+            StateError: what is left does not suffice, or the requester has as much as one may; code `over_cap`.
         """
         t[HOLDINGS].remove(bid_id)
         sweep(t)
+        self._check_cap(t, requester, resources)
         self._take(t, as_lock(Holding(bid_id, "place", resources, job_id, until, "", requester, duration)))
+
+    def _check_cap(self, t: Transaction, requester: str, resources: Resources) -> None:
+        why = self.over_cap(t, requester, resources) if requester else ""
+        if why:
+            raise StateError(why, code="over_cap")
 
     def is_locked(self, source: Source, bid_id: str) -> bool:
         """Say whether a bid's lock is there and has not expired."""
@@ -254,8 +273,9 @@ class CapabilityAccounting(Line):
         return row is not None and row.kind == "lock" and row.expires_at > quantities.utc_now()
 
     def allocate(
-        self, t: Transaction, bid_id: str, allocation_id: str, resources: Resources, duration: int = 0
-    ) -> None:
+        self, t: Transaction, bid_id: str, allocation_id: str, resources: Resources, duration: int = 0,
+        requester: str = "",
+    ) -> None:  # fmt: skip
         """Turn a bid's lock into an allocation; a lock that lapsed is made good if there is still room.
 
         One that has lined up stays in its line, with the allocation's name.
@@ -265,12 +285,14 @@ class CapabilityAccounting(Line):
         """
         held = t[HOLDINGS].get(bid_id)
         t[HOLDINGS].remove(bid_id)
-        job_id, requester = (held.job_id, held.requester) if held is not None else ("", "")
+        job_id, requester = (held.job_id, held.requester) if held is not None else ("", requester)
         mine = Holding(allocation_id, "place", resources, job_id, "", "", requester, duration)
         if held is not None and held.kind == "place":
             t[HOLDINGS].put(structs.replace(mine, resources=resources.as_run()))
             self._hand_over(t)
             return
+        if held is None or held.expires_at <= quantities.utc_now():
+            self._check_cap(t, requester, resources)
         crowded = self.crowded(resources, t)
         self._take(t, as_allocation(mine))
         if crowded:
@@ -321,3 +343,8 @@ class CapabilityAccounting(Line):
         """Return the provider's price; nothing, for volunteer compute."""
         row = self._store[PREFERENCES].get("comparator")
         return row.price if row is not None else PriceBid()
+
+
+def _is_free_at(row: Holding, at: str) -> bool:
+    """Say whether what somebody has is free again at a time; nothing is where no time is named."""
+    return bool(at and row.ends_at and row.ends_at <= at)

@@ -41,6 +41,10 @@ class Line(ABC):
     def crowded(self, resources: Resources, source: Source | None = None) -> str:
         """Return why others leave no room for a job on the machine; empty where they do."""
 
+    @abstractmethod
+    def over_cap(self, source: Source, requester: str, resources: Resources, at: str = "") -> str:
+        """Return why a requester may not have one job more here; empty where it may."""
+
     def line_up(
         self, t: Transaction, bid_id: str, job_id: str, resources: Resources, until: str, duration: int, requester: str
     ) -> None:
@@ -102,6 +106,9 @@ class Line(ABC):
             if row.expires_at and row.expires_at <= quantities.utc_now():
                 continue
             if row.requester != only if only else self.gives_way(row.requester):
+                continue
+            if row.requester and self.over_cap(t, row.requester, row.resources):
+                # it waits for one of its requester's own
                 continue
             # an allocation's has no end
             now_has = as_lock(row) if row.expires_at else as_allocation(row)

@@ -108,6 +108,7 @@ class Node:
         ctx.begin_allocation = self._begin_allocation
         accounting.on_release, accounting.gives_way = ctx.work.wake, ctx.work.gives_way
         ctx.topics.on_introduced = ctx.work.meet
+        ctx.work.weigh = partial(work.weigh, ctx)
         ctx.closings.begin = partial(closing.begin, ctx)
         rooms = bid_answers, bid, telling, work, request, contract_keeping, agreement, invoke, execute, settle, disputes
         for room in rooms:

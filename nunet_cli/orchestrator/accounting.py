@@ -18,8 +18,11 @@ class Accounting(Protocol):
     def available(self, source: Store | Transaction, at: str = "") -> Capability:
         """Return registered minus allocated minus locked capability, now or at a later time."""
 
-    def earliest_start(self, source: Store | Transaction, resources: Resources) -> str:
-        """Return when resources are free at the latest; empty when they never are."""
+    def earliest_start(self, source: Store | Transaction, resources: Resources, requester: str = "") -> str:
+        """Return when resources are free at the latest, for a requester; empty when they never are."""
+
+    def over_cap(self, source: Store | Transaction, requester: str, resources: Resources, at: str = "") -> str:
+        """Return why a requester may not have one job more, now or at a later time; empty where it may."""
 
     def load(self, source: Store | Transaction) -> float:
         """Return the share that is taken, 0 to 1."""
@@ -72,8 +75,9 @@ class Accounting(Protocol):
         """Say whether a bid's lock is there and has not expired."""
 
     def allocate(
-        self, t: Transaction, bid_id: str, allocation_id: str, resources: Resources, duration: int = 0
-    ) -> None:
+        self, t: Transaction, bid_id: str, allocation_id: str, resources: Resources, duration: int = 0,
+        requester: str = "",
+    ) -> None:  # fmt: skip
         """Turn a bid's lock into an allocation."""
 
     def release(self, t: Transaction, key: str) -> None:

@@ -138,7 +138,7 @@ async def _check_still_wanted(ctx: Agreeing, unit: BidRecord) -> None:
     if ctx.work.is_decided(bid_id, comparator, price):
         return
     request = ctx.store[BID_REQUESTS].one(unit.bid_request_id).request
-    later = ctx.accounting.earliest_start(ctx.store, request.required_capability.resources)
+    later = ctx.accounting.earliest_start(ctx.store, request.required_capability.resources, unit.did)
     comparison = (await assess(ctx, request, at=later)).comparison
     if comparison.verdict != "accept" or price != unit.offer.price:
         why = "; ".join(comparison.reasons) or "it has another price"

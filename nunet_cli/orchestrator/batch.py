@@ -186,8 +186,8 @@ async def _search(ctx: Finding, group: GroupBids, item: Job) -> BidRequest:
     named = [item.topic] if item.topic else []
     search = ctx.config.default_search_timeout
     publish = partial(publish_bid_request, ctx, request, *named, push=item.push, timeout=search, kept=kept)
-    # who has no room now may have some before all have answered
-    with ctx.searches.open(Turn(whole.created_at, request, whole)):
+    # one that declined, and has room a moment later, comes by itself
+    with ctx.searches.shown(Turn(whole.created_at, request, whole, is_out=True)):
         await meanwhile(keep, publish)
     return request
 

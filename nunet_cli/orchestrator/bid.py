@@ -21,6 +21,7 @@ from nunet_cli.jobs import expressions
 from nunet_cli.jobs.spec import total_price
 from nunet_cli.matching.accept import accept
 from nunet_cli.matching.compare import compare
+from nunet_cli.matching.shares import CAP
 from nunet_cli.network.messenger import Answer, Change, Incoming
 from nunet_cli.orchestrator.idle_locks import idle_reason
 from nunet_cli.orchestrator.needs import (
@@ -63,6 +64,7 @@ RELAYED_LIFETIME = 120
 BUSY_PAUSE = 10
 # offers to one requester that are kept here: a day's work of many machines; of more the oldest go that came to nothing
 MOST_OFFERS, LOOKED_AT = 2000, 50
+NOT_YOUR_TURN = "others wait for a place here, and it is their turn"
 # units that a bid takes at once
 MOST_AT_ONCE = 1000
 
@@ -151,6 +153,10 @@ async def answer_request(
         # no row and no event: whoever asks without end would fill the disk
         log.debug("declined %s of %s: %s", request.id, sender, "; ".join(offer.comparison.reasons))
         return "decline", Decline(request.id, request.job_id, ctx.identity.node_id, offer.comparison, free_at)
+    if not lock and request.count == 1 and not ctx.work.is_turn(sender):
+        ctx.work.note_waiting(sender)
+        ctx.work.wake_soon()
+        return "decline", _taken(ctx, request, offer, StateError(NOT_YOUR_TURN))
     bid = create_bid(ctx, request, offer)
 
     def change(t: Transaction) -> Answer:
@@ -163,7 +169,7 @@ async def answer_request(
         if request.count == 1 and (ctx.config.lock_on_bid or lock):
             pause = ctx.work.idle_locks.pause(ctx.accounting, t, sender)
             if pause:
-                return "decline", _taken(ctx, request, offer, idle_reason(pause), pause)
+                return "decline", _taken(ctx, request, offer, StateError(idle_reason(pause)), pause)
             resources = request.required_capability.resources
             until = bid.timeout if ctx.config.lock_on_bid else _lease_end(ctx)
             try:
@@ -173,7 +179,7 @@ async def answer_request(
             except StateError as error:
                 # another took what was free when this one was compared
                 t.then(partial(ctx.work.note_waiting, sender))
-                return "decline", _taken(ctx, request, offer, error.message)
+                return "decline", _taken(ctx, request, offer, error)
             t.then(partial(ctx.work.idle_locks.note, sender, bid.id))
             offered = structs.replace(bid, resources_locked_until_timeout=True, timeout=until)
         now = quantities.utc_now()
@@ -242,10 +248,13 @@ def _made_bid(source: Store | Transaction, request: BidRequest) -> Bid | None:
     return made[0].offer if made and made[0].direction == "sent" else None
 
 
-def _taken(ctx: HasIdentity, request: BidRequest, offer: Offer, reason: str, free_in: float = BUSY_PAUSE) -> Decline:
+def _taken(
+    ctx: HasIdentity, request: BidRequest, offer: Offer, error: StateError, free_in: float = BUSY_PAUSE
+) -> Decline:
     """Return the refusal of a request that would have been accepted a moment ago, or is in so many seconds."""
-    fields = (*offer.comparison.fields, Comparison("resources", "worse", reason=reason))
-    comparison = CapabilityComparison(fields, "decline", (f"resources: {reason}",))
+    name = CAP if error.code == "over_cap" else "resources"
+    fields = (*offer.comparison.fields, Comparison(name, "worse", reason=error.message))
+    comparison = CapabilityComparison(fields, "decline", (f"{name}: {error.message}",))
     return Decline(request.id, request.job_id, ctx.identity.node_id, comparison, _soon(free_in))
 
 
@@ -314,6 +323,9 @@ async def assess(ctx: Assessing, request: BidRequest, more: tuple[Comparison, ..
     crowded = ctx.accounting.crowded(required.resources) if fits and not at else ""
     if crowded:
         fields += (Comparison("machine", "worse", reason=crowded),)
+    over = ctx.accounting.over_cap(ctx.store, did, required.resources, at)
+    if over:
+        fields += (Comparison(CAP, "worse", reason=over),)
     judge = partial(accept, requester=did, price=cost, names=names)
     comparison = await ctx.judging.run_where(bool(comparator.rules), judge, fields, comparator)
     return Offer(comparison, price, available)
@@ -323,9 +335,10 @@ async def busy_until(ctx: Assessing, request: BidRequest, more: tuple[Comparison
     """Return when a job that is declined could begin here at the latest; empty where it never can.
 
     It is busy where it would take the job if nobody held anything: what is locked, what runs, and what other programs
-    use of the machine.
+    use of the machine; or if the requester's other jobs here had ended, where it may have no more of them at a time.
     """
-    start = ctx.accounting.earliest_start(ctx.store, request.required_capability.resources)
+    needs, did = request.required_capability.resources, request.requester.did
+    start = ctx.accounting.earliest_start(ctx.store, needs, did)
     if not start or (await assess(ctx, request, more, at=start)).comparison.verdict != "accept":
         return ""
     return max(start, _soon(BUSY_PAUSE)) if start <= quantities.utc_now() else start

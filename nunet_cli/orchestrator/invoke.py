@@ -258,7 +258,7 @@ def create_allocation(
         executor=",".join(needs.executors), created_at=quantities.utc_now(),
     )  # fmt: skip
     try:
-        ctx.accounting.allocate(t, contract.bid_id, allocation.id, needs.resources, needs.time.max)
+        ctx.accounting.allocate(t, contract.bid_id, allocation.id, needs.resources, needs.time.max, contract.requester)
         keep_proof(ctx, t, contract.id, body.proof, spec=body.spec, document=body.contract)
     except StateError as error:
         raise NunetError(f"the allocation cannot be made: {error.message}", code="allocation_error") from None

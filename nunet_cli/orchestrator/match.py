@@ -139,7 +139,11 @@ async def _search(ctx: Matching, job: Job, spec: JobSpec, timeout: float) -> Bid
         kept.set()
 
     named = [job.topic] if job.topic else []
-    await meanwhile(keep, partial(publish_bid_request, ctx, request, *named, push=job.push, timeout=timeout, kept=kept))
+    # one that declined, and has room a moment later, comes by itself
+    with ctx.searches.shown(Turn(job.created_at, request, job, is_out=True)):
+        await meanwhile(
+            keep, partial(publish_bid_request, ctx, request, *named, push=job.push, timeout=timeout, kept=kept)
+        )
     return request
 
 

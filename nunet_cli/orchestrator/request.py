@@ -17,7 +17,7 @@ from nunet_cli.errors import ContractError, DeclinedError, NunetError, RejectedM
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.matching.rank import SOON, start_delay
 from nunet_cli.network.messenger import Answer, Change, Incoming
-from nunet_cli.orchestrator.bid import Assessing, assess, busy_until, offered_until, sent_bid
+from nunet_cli.orchestrator.bid import NOT_YOUR_TURN, Assessing, assess, busy_until, offered_until, sent_bid
 from nunet_cli.orchestrator.changes import advance, change_job, error_record, find_job
 from nunet_cli.orchestrator.choose import choose_bid
 from nunet_cli.orchestrator.going_on import No
@@ -326,6 +326,9 @@ def lock_resources(ctx: Locking, t: Transaction, record: BidRecord, request: Bid
     pause = ctx.work.idle_locks.pause(ctx.accounting, t, record.did)
     if pause and not ctx.accounting.is_locked(t, record.id):
         return _decline(ctx, t, record, idle_reason(pause), busy=True)
+    if not ctx.work.is_turn(record.did) and not ctx.accounting.is_locked(t, record.id):
+        t.then(ctx.work.wake_soon)
+        return _decline(ctx, t, record, NOT_YOUR_TURN, busy=True)
     until = quantities.format_time(quantities.now() + timedelta(seconds=ctx.config.lock_lease))
     resources = request.required_capability.resources
     try:
@@ -334,6 +337,8 @@ def lock_resources(ctx: Locking, t: Transaction, record: BidRecord, request: Bid
         )  # fmt: skip
     except StateError as error:
         return _decline(ctx, t, record, error.message, busy=True)
+    if not bid.resources_locked_until_timeout:
+        t.then(partial(ctx.work.served, record.did))
     locked = structs.replace(bid, resources_locked_until_timeout=True, timeout=until)
     transition(t, record, "lock", by=PROVIDER, bid=locked, offered_until=offered_until(record))
     t.save_event(record.job_id, "resources_locked", bid_id=record.id, until=until)

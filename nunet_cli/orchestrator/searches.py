@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from nunet_cli.records.jobs import Job
 MOST_WAITING, LOOKED_THROUGH, HANDED = 500, 1000, 2.0
 # peers that are asked together as they came, and the seconds for which one that comes again is not
 MOST_CAME, MEET_AGAIN = 4, 10.0
+# seconds within which who was declined waits for its turn
+SOON = 0.25
 # seconds for which nothing is kept for a provider that had bid requests to itself and did not bid; and those, for each
 # turn that was looked through, after which one that found nothing may have all looked through again: some 4 % of a core
 IDLE, LOOK_AGAIN = 60.0, 1e-4
@@ -36,11 +39,15 @@ class _Out:
 
 
 class Turn(NamedTuple):
-    """A job that waits for a provider with room: since when it has, its bid request, and the job itself."""
+    """A job that waits for a provider with room: since when it has, its bid request, and the job itself.
+
+    While its search is out, it waits for those alone who said that they were busy (`is_out`).
+    """
 
     since: str
     request: BidRequest
     job: Job
+    is_out: bool = False
 
 
 class Searches:
@@ -67,10 +74,7 @@ class Searches:
 
     @contextlib.contextmanager
     def out(self, request_id: str) -> Iterator[None]:
-        """Count the answers to a bid request as long as it is out, however many look at it."""
-        if request_id in self._out:
-            yield
-            return
+        """Count the answers to a bid request as long as it is out."""
         self._out[request_id] = _Out()
         try:
             yield
@@ -105,11 +109,16 @@ class Searches:
     @contextlib.contextmanager
     def open(self, turn: Turn) -> Iterator[None]:
         """Let providers that look for work have a bid request, as long as its job waits."""
+        with self.shown(turn), self.out(turn.request.id):
+            yield
+
+    @contextlib.contextmanager
+    def shown(self, turn: Turn) -> Iterator[None]:
+        """Let providers that look for work have a bid request that is out."""
         bisect.insort(self._turns, turn, key=_place)
         self._open.add(turn.job.id)
         try:
-            with self.out(turn.request.id):
-                yield
+            yield
         finally:
             self._turns.remove(turn)
             self._open.discard(turn.job.id)
@@ -186,13 +195,21 @@ class Work:
         self.idle_locks = IdleLocks()
         # whether each takes what its own jobs give back without being asked
         self._waiting: OrderedDict[str, bool] = OrderedDict()
+        # how many turns a requester has for one of another
+        self.weigh: Callable[[str], float] = lambda _did: 1.0
+        # by requester: the turns that it has had, in those of one of weight 1
+        self._had: dict[str, float] = {}
+        # and when it had the last one
+        self._last: dict[str, float] = {}
         self._news = trio.Event()
         self._freed = self._around = False
+        self._soon = math.inf
         # who came and was not asked yet, and when those that came were last asked
         self._came: dict[str, None] = {}
         self._met: OrderedDict[str, float] = OrderedDict()
         # who was told of room while others waited too
         self._turns: set[str] = set()
+        self._taken = trio.Event()
         # bids for many units, each with the preferences and the price against which it was held last
         self._decided: OrderedDict[str, tuple[CapabilityComparator, PriceBid]] = OrderedDict()
 
@@ -203,9 +220,14 @@ class Work:
             did: the requester.
             refills: it has a bid for many units, and takes the next one itself when one of its own ends.
         """
+        if did not in self._waiting:
+            # who was away has saved nothing up, and who comes has not had less than the others
+            self._had[did] = max(self._had.get(did, 0.0), min(map(self._had.__getitem__, self._waiting), default=0.0))
         self._waiting[did] = refills and self._waiting.get(did, True)
         while len(self._waiting) > MOST_WAITING:
-            self._waiting.popitem(last=False)
+            gone, _ = self._waiting.popitem(last=False)
+            self._had.pop(gone, None)
+            self._last.pop(gone, None)
 
     def others(self, did: str) -> bool:
         """Say whether another requester waits."""
@@ -229,6 +251,22 @@ class Work:
     def took_turn(self, did: str) -> None:
         """Note that a requester has had its turn."""
         self._turns.discard(did)
+        self._taken.set()
+        self._taken = trio.Event()
+
+    async def turn_taken(self, did: str, patience: float) -> bool:
+        """Wait until a requester has had its turn, and say whether it has; after so many seconds it is another's."""
+        with trio.move_on_after(patience):
+            while did in self._turns:
+                await self._taken.wait()
+        is_taken = did not in self._turns
+        self._turns.discard(did)
+        return is_taken
+
+    def pass_over(self, did: str) -> None:
+        """Note that a requester could not take its turn: those that had as many are asked before it."""
+        if did in self._waiting:
+            self._waiting.move_to_end(did)
 
     def decide(self, bid_id: str, comparator: CapabilityComparator, price: PriceBid) -> None:
         """Note under which preferences, and at which price, a bid for many units was found to hold still."""
@@ -242,24 +280,56 @@ class Work:
         return self._decided.get(bid_id) == (comparator, price)
 
     def turns(self) -> list[str]:
-        """Return who waits, in the order of their turns."""
-        return list(self._waiting)
+        """Return who waits, in the order of their turns; of those that had as many, who had none for longest first."""
+        return sorted(self._waiting, key=lambda did: (self._had[did], self._last.get(did, 0.0)))
+
+    def is_turn(self, did: str) -> bool:
+        """Say whether a requester may have what is free: nobody waits, or it is the one whose turn is next."""
+        return did in self._turns or next(iter(self.turns()), did) == did
 
     def served(self, did: str) -> None:
-        """Let the others have their turn before one that has had it."""
+        """Let the others have their turns before one that has had it; of weight 3 it has three for one of theirs.
+
+        Each has a count of what it has had, and the one with the least is next ("stride scheduling": Waldspurger,
+        1995).
+        """
         if did in self._waiting:
+            self._had[did] += 1 / self.weigh(did)
+            self._last[did] = trio.current_time()
             self._waiting.move_to_end(did)
 
     def forget(self, did: str) -> None:
         """Note that a requester waits for nothing."""
         self._waiting.pop(did, None)
         self._turns.discard(did)
+        if not self._waiting:
+            self._had.clear()
+            self._last.clear()
+        while len(self._had) > 2 * MOST_WAITING:
+            gone = next(other for other in self._had if other not in self._waiting)
+            del self._had[gone]
+            self._last.pop(gone, None)
 
     def wake(self, by: str = "") -> None:
         """Note that there is room, or that there may be more than before; `by` is whose job gave it back."""
         if by and all(did == by and refills for did, refills in self._waiting.items()):
             # who could have it takes it
             return
+        self._freed = True
+        self._news.set()
+
+    def wake_soon(self) -> None:
+        """Note that there is room which one could not have whose turn it is not: whose it is may not want it.
+
+        In a moment: who was declined just now waits only once it knows that.
+        """
+        self._soon = min(self._soon, trio.current_time() + SOON)
+        self._news.set()
+
+    def look_again(self, look: Look) -> None:
+        """Note that what made a provider look for work is a reason still."""
+        self._around |= look.around
+        self._came = dict.fromkeys([*look.came, *self._came])
         self._freed = True
         self._news.set()
 
@@ -284,6 +354,10 @@ class Work:
         """Wait until there is a reason to look for work; after `timeout` seconds everybody is asked."""
         with trio.move_on_after(timeout) as patience:
             await self._news.wait()
+        if not (self._freed or self._around or self._came):
+            await trio.sleep_until(min(self._soon, trio.current_time() + SOON))
+        self._freed |= self._soon <= trio.current_time()
+        self._soon = math.inf
         came = list(self._came)[:MOST_CAME]
         look = Look(self._freed, self._around or patience.cancelled_caught, came)
         self._freed = self._around = False

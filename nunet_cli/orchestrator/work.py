@@ -10,13 +10,21 @@ from typing import Protocol
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError
 from nunet_cli.matching.accept import unwanted
+from nunet_cli.matching.shares import weight_of
 from nunet_cli.network.messenger import Answer, Incoming
 from nunet_cli.network.topics import BIDS as BID_TOPIC
 from nunet_cli.orchestrator.bid import RELAYED_LIFETIME, Bidding, answer_request
-from nunet_cli.orchestrator.needs import HasAccounting, HasMessenger, HasPeers, HasSearches, HasStanding, HasTransport
+from nunet_cli.orchestrator.needs import (
+    HasAccounting,
+    HasMessenger,
+    HasPeers,
+    HasSearches,
+    HasStanding,
+    HasStore,
+    HasTransport,
+)
 from nunet_cli.orchestrator.searches import Turn
-from nunet_cli.orchestrator.standing import Standing
-from nunet_cli.records.bids import AskOpenRequests, BidRequest, OpenRequests
+from nunet_cli.records.bids import BIDS, AskOpenRequests, BidRecord, BidRequest, OpenRequests
 from nunet_cli.records.capability import Resources
 
 log = logging.getLogger("nunet.work")
@@ -31,7 +39,7 @@ class LookingForWork(Bidding, HasMessenger, HasTransport, Protocol):
     """Asks who has work, and bids for it."""
 
 
-class HandingOut(HasAccounting, HasSearches, HasStanding, HasMessenger, HasPeers, Protocol):
+class HandingOut(HasAccounting, HasSearches, HasStore, HasStanding, HasMessenger, HasPeers, Protocol):
     """Says which of its jobs wait."""
 
 
@@ -56,8 +64,12 @@ async def look_for_work(ctx: LookingForWork) -> None:
             ):
                 # what it has a contract for already
                 ctx.work.served(did)
-                continue
-            await _ask(ctx, did, left, one_of=len(waiting))
+                ctx.work.look_again(look)
+                break
+            if await _ask(ctx, did, left, one_of=len(waiting)):
+                # whose turn is next may be another's, or its own once more
+                ctx.work.look_again(look)
+                break
 
 
 def _others(ctx: LookingForWork, waiting: list[str]) -> list[str]:
@@ -65,8 +77,11 @@ def _others(ctx: LookingForWork, waiting: list[str]) -> list[str]:
     return there[:MOST_ASKED]
 
 
-async def _ask(ctx: LookingForWork, did: str, left: Resources, *, one_of: int) -> None:
-    """Ask a requester what waits, and bid for it; of several that wait each gets one job at a time."""
+async def _ask(ctx: LookingForWork, did: str, left: Resources, *, one_of: int) -> bool:
+    """Ask a requester what waits, and bid for it; of several that wait each gets one job at a time: say whether it did.
+
+    How often it has its turn, the preferences say.
+    """
     ctx.work.give_turn(did)
     try:
         answer = await ctx.messenger.request(did, "ask_open_requests", AskOpenRequests(left), timeout=PATIENCE)
@@ -74,21 +89,34 @@ async def _ask(ctx: LookingForWork, did: str, left: Resources, *, one_of: int) -
         found = said.requests
         if not found and said.takes:
             # under a bid that it has already
+            taken = one_of > 1 and await ctx.work.turn_taken(did, PATIENCE)
+            # who lets the others wait for nothing has had its turn
             ctx.work.served(did)
-        elif not found:
+            return taken
+        if not found:
             ctx.work.forget(did)
         for request in found:
             if not await _bid(ctx, request, did):
-                ctx.work.served(did)
+                ctx.work.pass_over(did)
+                ctx.work.took_turn(did)
                 break
+            # a unit of a bid for many is taken with its contract
+            taken = request.count == 1 or one_of == 1 or await ctx.work.turn_taken(did, PATIENCE)
+            if request.count == 1:
+                ctx.work.took_turn(did)
+            ctx.work.served(did)
             if one_of > 1:
-                ctx.work.served(did)
-                # the next one's turn; this one's comes again
-                ctx.work.wake()
-                break
+                return taken
     except NunetError as error:
         log.debug("looking for work at %s: %s", did, error)
         ctx.work.forget(did)
+    return False
+
+
+def weigh(ctx: LookingForWork, did: str) -> float:
+    """Return how many turns the preferences give a requester for one of another."""
+    peer = ctx.peers.find(did)
+    return weight_of(ctx.accounting.get_preferences().shares, did, peer.rtt if peer is not None else None)
 
 
 async def _bid(ctx: LookingForWork, request: BidRequest, did: str) -> bool:
@@ -119,7 +147,7 @@ def register(ctx: HandingOut) -> None:
             return "open_requests", OpenRequests()
         did, left = message.sender, message.body.resources
         peer = ctx.peers.find(did)
-        is_for = partial(_is_for, ctx.standing, did, peer.topics if peer is not None else ())
+        is_for = partial(_is_for, ctx, did, peer.topics if peer is not None else ())
         takes = ctx.standing.note_room(did, left)
         return "open_requests", OpenRequests(tuple(ctx.searches.hand_out(did, left, is_for)), takes)
 
@@ -127,13 +155,19 @@ def register(ctx: HandingOut) -> None:
     ctx.messenger.register("open_requests", OpenRequests)
 
 
-def _is_for(standing: Standing, did: str, topics: Container[str], turn: Turn) -> bool:
+def _is_for(ctx: HandingOut, did: str, topics: Container[str], turn: Turn) -> bool:
     """Say whether a job that waits is one that a provider may have, and has not made a bid for that stands.
 
     One of a topic is for its subscribers alone.
     """
-    if did in turn.job.excluded or standing.stands(turn.job.id, did):
+    if did in turn.job.excluded or ctx.standing.stands(turn.job.id, did):
+        return False
+    if turn.is_out and not any(row.free_at for row in _answers(ctx, turn.request.id, did)):
         return False
     if turn.job.push:
         return did in turn.job.push
     return turn.request.topic == BID_TOPIC or turn.request.topic in topics
+
+
+def _answers(ctx: HasStore, request_id: str, did: str) -> tuple[BidRecord, ...]:
+    return tuple(ctx.store[BIDS].page(1, bid_request_id=request_id, did=did).rows)

@@ -10,6 +10,7 @@ from nunet_cli.records.capability import Capability, PriceBid, Resources
 from nunet_cli.records.fields import PLAIN, Did, Id, Many, MaybeId, Name, Text, Time, TimeOrNone
 from nunet_cli.records.limits import Limits
 from nunet_cli.records.machine import CLOCK, PROVIDER, REQUESTER, Machine, Move
+from nunet_cli.records.shares import MOST_SHARES, MostPerRequester, Share
 from nunet_cli.records.table import Table
 
 # bid requests that are handed out at a time, and the units that one may ask for
@@ -75,7 +76,8 @@ class CapabilityComparator(Struct, forbid_unknown_fields=True, frozen=True):
 
     As a provider it accepts jobs for which every rule of `rules` (CEL) holds; as a requester it takes bids for which
     every rule of `bid_rules` holds, and ranks them by `weights`. `minimum_price` is micro-NTX for a whole job; `allow`
-    and `deny` hold DIDs of the other party, and an empty `allow` admits everybody.
+    and `deny` hold DIDs of the other party, and an empty `allow` admits everybody. Of the requesters that wait for a
+    provider each has its turn, as often as `shares` say, and none holds more than `most_per_requester`.
     """
 
     rules: Annotated[tuple[Rule, ...], Limits(max_length=32)] = ()
@@ -84,6 +86,8 @@ class CapabilityComparator(Struct, forbid_unknown_fields=True, frozen=True):
     minimum_price: Annotated[int, Limits(ge=0)] = 0
     allow: Annotated[tuple[Did, ...], Many] = ()
     deny: Annotated[tuple[Did, ...], Many] = ()
+    shares: Annotated[tuple[Share, ...], Limits(max_length=MOST_SHARES)] = ()
+    most_per_requester: MostPerRequester = field(default_factory=MostPerRequester)
 
 
 class BidRequest(Struct, forbid_unknown_fields=True, frozen=True):

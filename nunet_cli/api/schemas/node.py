@@ -12,6 +12,7 @@ from nunet_cli.records.bids import Weights
 from nunet_cli.records.capability import Capability, PriceBid, Resources
 from nunet_cli.records.offers import Benchmark, OnboardOptions
 from nunet_cli.records.results import Usage
+from nunet_cli.records.shares import MostPerRequester, Share
 
 
 class Allocation(Answer, kw_only=True):
@@ -84,6 +85,8 @@ class Preferences(Answer, kw_only=True):
     minimum_price: str
     allow: list[str]
     deny: list[str]
+    shares: list[Share]
+    most_per_requester: MostPerRequester
     price: PriceBid
 
 

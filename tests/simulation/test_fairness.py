@@ -1,0 +1,149 @@
+"""A provider's machine among the requesters that wait for it: turns, shares of them, and the most that one may have."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from msgspec import structs
+
+from nunet_cli.node.node import Node
+from nunet_cli.records.allocations import ALLOCATIONS
+from nunet_cli.records.bids import BIDS, CapabilityComparator
+from nunet_cli.records.shares import MostPerRequester, Share
+from tests.simulation.harness import Simulation, run
+
+SECONDS = 10.0
+NO_DEADLINE = {"max_duration": 60}
+
+
+async def three(sim: Simulation, *, cores: float, **preferences: Any) -> tuple[Node, Node, Node]:
+    """Open an authority, a provider with so many places, and two requesters; return the last three."""
+    await sim.start("authority", roles=("contract-database", "oracle"))
+    provider = await sim.start("first", knows=("authority",))
+    await sim.onboard(provider, cores=cores, comparator=CapabilityComparator(**preferences))
+    nodes = [await sim.start(name, knows=("authority", "first")) for name in ("requester", "other")]
+    return provider, nodes[0], nodes[1]
+
+
+async def post(sim: Simulation, node: Node, count: int, **fields: Any) -> list[str]:
+    return [
+        await sim.post(node, name=f"job-{number}", seconds=SECONDS, time=NO_DEADLINE, price="1", **fields)
+        for number in range(count)
+    ]
+
+
+def begun(provider: Node) -> Counter[str]:
+    """Return how many jobs of each requester have begun at a provider."""
+    return Counter(row.requester for row in provider.ctx.store[ALLOCATIONS].all())
+
+
+async def until_begun(provider: Node, count: int, within: float) -> Counter[str]:
+    with trio.fail_after(within):
+        while sum(begun(provider).values()) < count:
+            await trio.sleep(0.1)
+    return begun(provider)
+
+
+def states(node: Node, jobs: Sequence[str]) -> set[str]:
+    return {node.get_job(job).state for job in jobs}
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+def test_one_job_is_served_within_two_job_lengths_beside_a_hundred(tmp_path: Path, cores: float) -> None:
+    async def main(sim: Simulation) -> None:
+        provider, many, one = await three(sim, cores=cores)
+        await post(sim, many, 100)
+        # all of them wait, and some run
+        await until_begun(provider, 2 * int(cores), 120)
+        begin = trio.current_time()
+        (job_id,) = await post(sim, one, 1)
+        with trio.fail_after(10 * SECONDS):
+            while one.get_job(job_id).state != "settled":
+                await trio.sleep(0.1)
+        # it waits for a place for one length at most, and runs for one
+        assert trio.current_time() - begin <= 2 * SECONDS + 3
+        assert begun(provider)[many.identity.did] < 100
+
+    run(main, tmp_path)
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_shares_of_three_to_one_are_kept(tmp_path: Path, cores: float) -> None:
+    async def main(sim: Simulation) -> None:
+        provider, much, little = await three(sim, cores=cores)
+        did = much.identity.did
+        share = Share(did if cores == 1 else f"peer.did == '{did}'", 3.0)
+        comparator = structs.replace(provider.get_preferences(), shares=(share,))
+        await provider.set_preferences(comparator)
+        await post(sim, much, 32)
+        await post(sim, little, 16)
+        # once both wait for places
+        before = await until_begun(provider, 4, 600)
+        after = await until_begun(provider, 36, 3600)
+        count = after - before
+        assert sum(count.values()) >= 32
+        assert 2.5 <= count[did] / count[little.identity.did] <= 3.6, count
+
+    run(main, tmp_path)
+
+
+def test_without_shares_they_have_as_many_turns(tmp_path: Path) -> None:
+    async def main(sim: Simulation) -> None:
+        provider, first, second = await three(sim, cores=2)
+        await post(sim, first, 20)
+        await post(sim, second, 20)
+        before = await until_begun(provider, 4, 600)
+        count = await until_begun(provider, 28, 3600) - before
+        assert abs(count[first.identity.did] - count[second.identity.did]) <= 4, count
+
+    run(main, tmp_path)
+
+
+@pytest.mark.parametrize("most", [MostPerRequester(jobs=2), MostPerRequester(share=0.5)])
+def test_no_requester_has_more_than_one_may_and_says_that_it_is_busy(tmp_path: Path, most: MostPerRequester) -> None:
+    async def main(sim: Simulation) -> None:
+        provider, requester, other = await three(sim, cores=4, most_per_requester=most)
+        jobs = await post(sim, requester, 8)
+        await until_begun(provider, 2, 60)
+        with trio.fail_after(300):
+            while not all(requester.get_job(job).waiting for job in jobs if requester.get_job(job).state == "matching"):
+                await trio.sleep(0.1)
+        waiting = [job for job in jobs if requester.get_job(job).state == "matching"]
+        assert waiting
+        declines = [row for row in requester.ctx.store[BIDS].by("job_id", waiting[0]) if row.kind == "decline"]
+        # busy, and not never; `job explain` shows the reasons
+        assert all(row.free_at for row in declines)
+        assert any("preferences.most_per_requester: one requester may have" in text
+                   for row in declines for text in row.reasons), declines  # fmt: skip
+        # the rest of the machine is another's
+        (job_id,) = await post(sim, other, 1)
+        with trio.fail_after(60):
+            while other.get_job(job_id).state != "settled":
+                await trio.sleep(0.05)
+        with trio.fail_after(600):
+            while states(requester, jobs) != {"settled"}:
+                mine = [row for row in provider.accounting.taken(provider.ctx.store)
+                        if row.requester == requester.identity.did]  # fmt: skip
+                assert len(mine) <= 2, mine
+                await trio.sleep(0.05)
+
+    run(main, tmp_path)
+
+
+def test_a_job_over_the_share_is_refused_for_ever(tmp_path: Path) -> None:
+    async def main(sim: Simulation) -> None:
+        _, requester, _ = await three(sim, cores=4, most_per_requester=MostPerRequester(share=0.5))
+        (job_id,) = await post(sim, requester, 1, resources={"cpu": 3, "memory": "1GiB", "disk": "1GiB"})
+        with trio.fail_after(60):
+            while requester.get_job(job_id).state != "expired":
+                await trio.sleep(0.1)
+        (row,) = requester.ctx.store[BIDS].by("job_id", job_id)
+        assert (row.kind, row.free_at) == ("decline", "")
+        assert row.reasons == (
+            "preferences.most_per_requester: one requester may have 50% of the cores here at a time",
+        )
+
+    run(main, tmp_path)
