@@ -229,8 +229,14 @@ def _no_bid(rows: list[BidRecord], others: list[str]) -> NoBidError:
             f"no provider has room: {', '.join(parts)}", code="busy", details={**details, "start": free[0]},
             hint="the job waits; see for what with: nunet job explain JOB",
         )  # fmt: skip
+    if any(row.kind == "bid" and row.verdict not in BID.ends for row in rows):
+        # they stood, and do no more: a new search brings others
+        return NoBidError(
+            f"the bids stand no more{''.join(f', {part}' for part in parts)}", code="bids_over",
+            details={**details, "start": quantities.utc_now()}, hint="the job is offered again",
+        )  # fmt: skip
     return NoBidError(
-        f"no acceptable bid: {', '.join(parts) or 'the bids are no longer valid'}",
+        f"no acceptable bid: {', '.join(parts)}",
         hint="see whose clock is wrong with: nunet doctor" if clocks else "see why with: nunet job explain JOB",
         details=details,
     )

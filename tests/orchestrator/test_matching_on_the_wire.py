@@ -147,8 +147,8 @@ async def test_an_idle_machine_is_preferred_at_equal_price_and_a_busy_one_says_w
         for node in (m.authority, m.requester):
             await second.add_peer(node.ctx.transport.describe())
         await _providers(m, 2)
-        half = m.provider.accounting.get_available_capability().resources.memory // 2
-        resources = m.provider.accounting.get_available_capability().resources
+        resources = m.provider.get_registered_capability().resources
+        half = resources.memory // 2
         taken = structs.replace(resources, memory=half, disk=0, cpu=structs.replace(resources.cpu, cores=0), gpus=())
         await lock(m.provider, taken, 60)
         await m.requester.accounting.set_preferences(CapabilityComparator(weights=Weights(distance=0)))

@@ -347,7 +347,7 @@ async def test_who_found_nothing_does_not_have_thousands_looked_through_all_the_
 
 @pytest.mark.parametrize("way", ["pulled", "requested"])
 async def test_who_locks_a_machine_again_and_again_for_nothing_keeps_it_from_nobody(tmp_path: Path, way: str) -> None:
-    brief = config(lock_lease=1, pull_interval=1)
+    brief = config(lock_lease=3, pull_interval=1)
     async with (
         open_market(tmp_path, onboard=OFFER, provider=brief) as m,
         open_node(tmp_path / "liar", config()) as liar,
@@ -384,7 +384,7 @@ async def test_who_locks_a_machine_again_and_again_for_nothing_keeps_it_from_nob
                 await trio.sleep(0.05)
         for number in range(3):
             job_id = await m.post(spec(name=f"job-{number}"))
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 await orchestrate_job(m.requester.ctx, job_id)
         # who makes contracts of its locks has them
         assert not work.idle_locks.pause(m.provider.accounting, m.provider.ctx.store, m.requester.identity.did)
