@@ -54,7 +54,9 @@ class Here:
         self._running: set[subprocess.Popen[bytes]] = set()
         self._turn = threading.Lock()
         self._stops = False
-        self._ended: queue.SimpleQueue[Outcome | Work] = queue.SimpleQueue()
+        # what is told, and what its teller waits for
+        self._told: queue.SimpleQueue[tuple[Outcome | Work, threading.Event]] = queue.SimpleQueue()
+        self._unheard: set[threading.Event] = set()
 
     def run(self) -> None:
         """Run all items until each has ended, or it is time to stop; Ctrl-C ends them all."""
@@ -65,8 +67,6 @@ class Here:
                     thread.start()
                 while self._tally.left:
                     self._hear()
-                    if self._tally.halts != "never":
-                        self._stop(now=self._tally.halts == "now")
             except KeyboardInterrupt:
                 self._end_all(threads)
                 # what had ended by then is told, and the rest was called off
@@ -82,19 +82,37 @@ class Here:
             thread.join()
 
     def _hear(self) -> None:
-        news = self._ended.get()
+        news, heard = self._told.get()
         if isinstance(news, Outcome):
             self._tally.ended(news)
         else:
             self._tally.will_not_run(news)
+        if self._tally.halts != "never":
+            self._stop(now=self._tally.halts == "now")
+        heard.set()
+
+    def _tell(self, news: Outcome | Work) -> None:
+        """Tell how an item ended, and wait until it was heard: it may be time to stop."""
+        heard = threading.Event()
+        with self._turn:
+            if not self._stops:
+                self._unheard.add(heard)
+            else:
+                heard.set()
+        self._told.put((news, heard))
+        heard.wait()
+        with self._turn:
+            self._unheard.discard(heard)
 
     def _stop(self, *, now: bool) -> None:
         with self._turn:
             left, self._waiting = self._waiting, []
             for work in reversed(left):
-                self._ended.put(work)
+                self._told.put((work, threading.Event()))
             if now:
                 self._stops = True
+                for heard in self._unheard:
+                    heard.set()
                 for process in self._running:
                     _end(process)
 
@@ -108,7 +126,7 @@ class Here:
                 outcome = self._run(work, Path(tempfile.mkdtemp(dir=folder)))
                 if self._stops or not left or not isinstance(outcome, Outcome) or not outcome.is_failed:
                     break
-            self._ended.put(outcome)
+            self._tell(outcome)
 
     def _run(self, work: Work, folder: Path) -> Outcome | Work:
         """Run an item; what is returned is the work alone where it was called off."""
