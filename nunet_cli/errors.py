@@ -47,6 +47,10 @@ class UsageError(NunetError):
     default_code = "bad_input"
 
 
+# the code of the error which says that nobody has kept what a job wrote
+LOGS_GONE = "logs_gone"
+
+
 class NotFoundError(UsageError):
     """The id or name that was given is not known here."""
 

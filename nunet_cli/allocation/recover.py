@@ -9,7 +9,7 @@ from typing import Protocol
 import trio
 
 from nunet_cli.allocation.reexecute import HasSecondRuns, leftovers
-from nunet_cli.allocation.results import called_off_result, failed_result
+from nunet_cli.allocation.results import called_off_result, failed_result, with_logs
 from nunet_cli.allocation.run import Allocating, finish_allocation, make_parts, run_allocation
 from nunet_cli.errors import NunetError, StateError
 from nunet_cli.executor.base import Lasting
@@ -91,7 +91,7 @@ async def _recover(ctx: Recovering, allocation: Allocation) -> None:
         if contract.called_off_at:
             # the requester was told that it ends, which it has
             result = called_off_result(allocation)
-        await finish_allocation(ctx, allocation, result)
+        await finish_allocation(ctx, allocation, await with_logs(ctx, result))
         await ctx.threads.run(remove_folder, allocation_folder(ctx.home, allocation.id))
 
 

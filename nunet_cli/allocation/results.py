@@ -9,6 +9,7 @@ import msgspec
 
 from nunet_cli import quantities
 from nunet_cli.allocation.pod import Ended
+from nunet_cli.errors import NunetError
 from nunet_cli.executor.files import allocation_folder
 from nunet_cli.orchestrator.needs import HasBlobs, HasHome, HasStore
 from nunet_cli.records.allocations import Allocation
@@ -21,7 +22,11 @@ from nunet_cli.tokenomics.payment import seconds_between
 log = logging.getLogger("nunet.results")
 
 
-class Resulting(HasHome, HasBlobs, HasStore, Protocol):
+class TakingLogs(HasHome, HasBlobs, Protocol):
+    """Keeps what a job has written."""
+
+
+class Resulting(TakingLogs, HasStore, Protocol):
     """Makes the result of an allocation."""
 
 
@@ -66,9 +71,7 @@ _REASONS = {
 
 async def result_of(ctx: Resulting, allocation: Allocation, ended: Ended) -> Result:
     """Take the logs in as blobs and return the result; shielded, as the job has ended."""
-    folder = allocation_folder(ctx.home, allocation.id)
-    written = [file for name in ("stdout", "stderr") if (file := folder / name).exists()]
-    logs = dict(zip((file.name for file in written), await ctx.blobs.add_files(*written), strict=True))
+    logs = await _take_logs(ctx, allocation.id)
     exit_, ended_at = ended.exit, ended.at or quantities.utc_now()
     reason, message = exit_.reason, _REASONS.get(exit_.reason, "")
     if not reason and exit_.exit_code != 0:
@@ -88,6 +91,31 @@ async def result_of(ctx: Resulting, allocation: Allocation, ended: Ended) -> Res
         stdout_size=stdout_size, stderr_cid=stderr_cid, stderr_size=stderr_size, reason=reason, message=message[:4000],
         fault="job" if reason else "",
     )  # fmt: skip
+
+
+async def _take_logs(ctx: TakingLogs, allocation_id: str) -> dict[str, tuple[str, int]]:
+    """Take in as content what an allocation has written; return content id and size by the stream's name."""
+    folder = allocation_folder(ctx.home, allocation_id)
+    written = [file for name in ("stdout", "stderr") if (file := folder / name).exists()]
+    return dict(zip((file.name for file in written), await ctx.blobs.add_files(*written), strict=True))
+
+
+async def with_logs(ctx: TakingLogs, result: Result) -> Result:
+    """Return the result of a job that came to no end of its own, with what it wrote until then.
+
+    Where that cannot be kept, as on a full disk, the result is what it was.
+    """
+    if result.stdout_cid or result.stderr_cid:
+        return result
+    try:
+        logs = await _take_logs(ctx, result.allocation_id)
+    except (NunetError, OSError) as error:
+        log.warning("what allocation %s wrote cannot be kept: %s", result.allocation_id, error)
+        return result
+    (stdout_cid, stdout_size), (stderr_cid, stderr_size) = logs.get("stdout", ("", 0)), logs.get("stderr", ("", 0))
+    return msgspec.structs.replace(
+        result, stdout_cid=stdout_cid, stdout_size=stdout_size, stderr_cid=stderr_cid, stderr_size=stderr_size
+    )
 
 
 def _is_paid_per_result(ctx: HasStore, allocation: Allocation) -> bool:

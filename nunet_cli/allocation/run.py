@@ -22,6 +22,7 @@ from nunet_cli.allocation.place import LiningUp, wait_for_place
 from nunet_cli.allocation.pod import Ended, run_pod, run_single
 from nunet_cli.allocation.results import (
     Resulting,
+    TakingLogs,
     broken_result,
     called_off_result,
     failed_result,
@@ -30,6 +31,7 @@ from nunet_cli.allocation.results import (
     result_of,
     said_of,
     seconds_left,
+    with_logs,
 )
 from nunet_cli.database.store import Transaction
 from nunet_cli.database.transition import transition
@@ -78,7 +80,7 @@ class Signing(HasBlobs, HasAccounting, HasClosings, HasConfig, HasIdentity, HasM
     """Signs a result, and keeps it."""
 
 
-class Ending(Removing, Signing, Protocol):
+class Ending(Removing, TakingLogs, Signing, Protocol):
     """Ends an allocation."""
 
 
@@ -307,13 +309,15 @@ async def _called_off(ctx: Performing, actor: AllocationActor, spec: JobSpec) ->
 
 
 async def _end(ctx: Ending, parts: list[Part], allocation: Allocation, result: Result) -> None:
-    """Sign the result; keep it, free the capability and queue the news in one change; then clean up.
+    """Sign the result, with what the job wrote; keep it, free the capability and queue the news; then clean up.
 
     Where that cannot be kept, as on a full disk, what the job left is removed first, and it is tried again until it
     can: nothing but this allocation waits for it. What is refused for another reason would be refused for ever: the
     allocation ends as failed then.
     """
     pause, clean = END_PAUSE, False
+    with trio.CancelScope(shield=True):
+        result = await with_logs(ctx, result)
     while True:
         with trio.CancelScope(shield=True):
             try:

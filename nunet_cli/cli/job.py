@@ -270,8 +270,11 @@ def follow_job(
             error = error or problem
     if show_logs and job["result"] is not None:
         # as if it had run here: what it wrote, and nothing else on standard output
-        print_logs(client, job["id"])
-        print_logs(client, job["id"], stream="stderr", out=sys.stderr)
+        try:
+            print_logs(client, job["id"])
+            print_logs(client, job["id"], stream="stderr", out=sys.stderr)
+        except NunetError as problem:
+            error = error or problem
         for path in files["files"]:
             note(path)
     elif plain:

@@ -6,7 +6,8 @@ import base64
 import sys
 from typing import IO, TYPE_CHECKING, Any, TextIO
 
-from nunet_cli.errors import NunetError, StateError
+from nunet_cli.cli.output import note
+from nunet_cli.errors import LOGS_GONE, NunetError, StateError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,7 +87,11 @@ def _print_one(client: ApiClient, job_id: str, name: str, stream: str, target: I
     except NunetError as error:
         if error.code == StateError.default_code:
             return False
-        raise
+        if error.code != LOGS_GONE:
+            raise
+        # the others' are here
+        note(f"nunet: {name}: {error.message}")
+        return False
     target.write(b"" if last.endswith(b"\n") else b"\n")
     target.flush()
     return True
@@ -114,7 +119,7 @@ def _follow_all(client: ApiClient, names: dict[str, str], stream: str, target: I
                 rest = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
                 write(names[job_id], lines)
         except NunetError as error:
-            if error.code != StateError.default_code:
+            if error.code not in (StateError.default_code, LOGS_GONE):
                 raise
         write(names[job_id], [rest] if rest else [])
 
@@ -123,11 +128,17 @@ def _follow_all(client: ApiClient, names: dict[str, str], stream: str, target: I
             done.result()
 
 
+def begins(event: dict[str, Any], attempt: int) -> bool:
+    """Say whether an attempt of the job that is followed begins with an event."""
+    again = event["type"] in ("job_posted", "job_matching")
+    return again and not event.get("child") and event["data"].get("attempt", 1) >= attempt
+
+
 def _wait_started(client: ApiClient, job_id: str) -> None:
     """Return once a job's present attempt has been started, or has ended without."""
     attempt = client.get(f"/jobs/{job_id}")["attempt"]
     begun = attempt == 1
     for event in client.events(f"/jobs/{job_id}/events", follow=1):
-        begun = begun or (event["type"] == "job_posted" and event["data"].get("attempt", 1) >= attempt)
+        begun = begun or begins(event, attempt)
         if begun and event["type"] in STARTED:
             return

@@ -10,7 +10,7 @@ import typer
 from nunet_cli.cli import complete
 from nunet_cli.cli.ids import given_id, id_argument
 from nunet_cli.cli.job import FolderOption, JobArgument, app, next_command
-from nunet_cli.cli.job_logs import print_logs
+from nunet_cli.cli.job_logs import begins, print_logs
 from nunet_cli.cli.listing import Listing, Window, list_command
 from nunet_cli.cli.output import Format, OutputOption, QuietOption, clean, dump, emit, fields, note, short, table
 from nunet_cli.cli.results import results_folder
@@ -248,7 +248,7 @@ def events(
     """Print everything that happened to a job, in order."""
     import json
 
-    from nunet_cli.cli.progress import ENDS, begins
+    from nunet_cli.cli.progress import ENDS
 
     with connect(read_only=not follow) as client:
         path = f"/jobs/{job}/events"

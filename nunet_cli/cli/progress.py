@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from nunet_cli.api.client import ApiClient
-from nunet_cli.cli.job_logs import pieces
+from nunet_cli.cli.job_logs import begins, pieces
 from nunet_cli.cli.output import note, short
 from nunet_cli.errors import DeclinedError, NodeError, NunetError
 from nunet_cli.quantities import format_size
@@ -137,11 +137,6 @@ class Follower:
             self._view.line(f"        | {rest.decode(errors='replace')}", "dim")
 
 
-def begins(event: dict[str, Any], attempt: int) -> bool:
-    """Say whether an attempt of the job that is followed begins with an event."""
-    return event["type"] == "job_posted" and not event.get("child") and event["data"].get("attempt", 1) >= attempt
-
-
 def _left(until: float | None) -> float | None:
     """Return the seconds that are left.
 
@@ -170,7 +165,10 @@ def describe(event: dict[str, Any]) -> tuple[str, str] | None:
     if kind == "job_matching":
         if "retry" not in data:
             return "match", f"again: {data['message']}" if "message" in data else "asking for bids"
-        return "match", f"again (attempt {data['retry'] + 1}): {data.get('message') or data['reason']}"
+        return (
+            "match",
+            f"again (attempt {data.get('attempt', data['retry'] + 1)}): {data.get('message') or data['reason']}",
+        )
     if kind == "bid_received":
         return "match", f"bid of {data['price']} NTX from {short(data['bidder'])}"
     if kind == "bid_declined":

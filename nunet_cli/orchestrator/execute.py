@@ -17,7 +17,7 @@ from msgspec import structs
 
 from nunet_cli import quantities
 from nunet_cli.database.store import Store, Transaction
-from nunet_cli.errors import NotFoundError, NunetError, PeerError, RejectedMessageError, StateError
+from nunet_cli.errors import LOGS_GONE, NotFoundError, NunetError, PeerError, RejectedMessageError, StateError
 from nunet_cli.executor.files import allocation_folder
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.tree import loose_patterns, output_names
@@ -149,6 +149,8 @@ async def _read_log(ctx: Telling, contract_id: str, body: JobLogs) -> tuple[byte
         cid = result.stdout_cid if body.stream == "stdout" else result.stderr_cid
         if not cid:
             return b"", True
+        if not ctx.blobs.has(cid):
+            raise NotFoundError("the provider does not keep what the job wrote any more", code=LOGS_GONE)
         path, ended = ctx.blobs.path(cid), True
     data = await ctx.threads.run(read_piece, path, body.offset)
     return data, ended and len(data) < LOG_PIECE

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Protocol
 
 import trio
+from msgspec import structs
 
 from nunet_cli.database.store import Transaction
-from nunet_cli.errors import PeerError, RejectedMessageError, StateError
+from nunet_cli.errors import LOGS_GONE, NotFoundError, PeerError, RejectedMessageError, StateError
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.tree import loose_patterns
 from nunet_cli.network.data.trees import entries_of, opened, unpack
@@ -203,21 +204,21 @@ async def read_logs(
 
     Raises:
         StateError: the job has not been started, or there was no such attempt.
+        NotFoundError: nobody has kept what it wrote; code `logs_gone`.
         PeerError: the provider does not answer.
     """
     if attempt and attempt != job.attempt:
-        result = next((past.result for past in job.past if past.number == attempt), None)
-        if result is None:
+        past = next((past for past in job.past if past.number == attempt), None)
+        if past is None or (past.result is None and not past.contract_id):
             raise StateError(f"job {job.id} has no logs of an attempt {attempt}")
-        cid = result.stdout_cid if stream == "stdout" else result.stderr_cid
-        data = await ctx.threads.run(read_piece, ctx.blobs.path(cid), offset) if cid else b""
-        return data, len(data) < LOG_PIECE
+        # as the job was then
+        is_here = past.result is not None and ctx.blobs.has(past.result.stdout_cid or past.result.stderr_cid)
+        job = structs.replace(job, result=past.result, contract_id=past.contract_id, collected=is_here)
     if job.result is not None and job.collected:
-        cid = job.result.stdout_cid if stream == "stdout" else job.result.stderr_cid
-        if not cid:
-            return b"", True
-        data = await ctx.threads.run(read_piece, ctx.blobs.path(cid), offset)
-        return data, len(data) < LOG_PIECE
+        return await _read_kept(ctx, job, job.result, stream, offset)
+    if job.result is not None:
+        # of a job that ended by itself the provider would have it
+        _check_kept(job, job.result)
     contract = ctx.store[CONTRACTS].get(job.contract_id)
     if contract is None or contract.state in ("proposed", "refused"):
         raise StateError(f"job {job.id} is {job.state}: it has no logs yet")
@@ -238,3 +239,29 @@ async def read_logs(
     if len(chunk.data) >= room:
         return chunk.data[: room - 1] + CUT, True
     return chunk.data, chunk.ended
+
+
+async def _read_kept(ctx: Reading, job: Job, result: Result, stream: str, offset: int) -> tuple[bytes, bool]:
+    """Return a piece of a log that was fetched, and whether it is the last."""
+    _check_kept(job, result)
+    cid = result.stdout_cid if stream == "stdout" else result.stderr_cid
+    if not cid:
+        return b"", True
+    if not ctx.blobs.has(cid):
+        raise NotFoundError(f"what job {job.id} wrote is not here", code=LOGS_GONE)
+    data = await ctx.threads.run(read_piece, ctx.blobs.path(cid), offset)
+    return data, len(data) < LOG_PIECE
+
+
+def _check_kept(job: Job, result: Result) -> None:
+    """Refuse to call empty what a job wrote that was ended, and of which its provider has kept nothing.
+
+    Raises:
+        StateError: it had not been started.
+        NotFoundError: it is gone.
+    """
+    if result.stdout_cid or result.stderr_cid or result.state == "completed" or result.fault == "job":
+        return
+    if not result.allocation_id:
+        raise StateError(f"job {job.id} is {job.state}: it had not been started, and has no logs")
+    raise NotFoundError(f"what job {job.id} wrote is gone: its provider has kept nothing of it", code=LOGS_GONE)

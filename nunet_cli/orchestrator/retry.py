@@ -20,7 +20,7 @@ from nunet_cli.orchestrator.needs import HasHeard, HasMessenger, HasProgress, Ha
 from nunet_cli.records.bids import BIDS
 from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.identifiers import content_id
-from nunet_cli.records.jobs import JOBS, Attempt, Job, Refusal
+from nunet_cli.records.jobs import JOBS, Attempt, ErrorRecord, Job, Refusal
 from nunet_cli.records.machine import PROVIDER, REQUESTER
 from nunet_cli.records.messages import JobCancel
 
@@ -47,13 +47,32 @@ def has_next_bid(job: Job) -> bool:
 
 
 def search_again(t: Transaction, job: Job, provider: str, said: dict[str, Any]) -> Job:
-    """Put a job back into the search as a new attempt, without the provider that failed."""
+    """Put a job back into the search as a new attempt, without the provider that failed; how it went stays with it.
+
+    Args:
+        t: the change.
+        job: the job.
+        provider: the DID of the one that failed.
+        said: why, with `reason` and, where there is one, `message`; `paid` is what the attempt cost, where it is known.
+    """
+    error = ErrorRecord(str(said["reason"]), str(said.get("message", "")))
+    past = _past(structs.replace(job, error=error, paid=said.get("paid", job.paid)), "failed", quantities.utc_now())
+    number = {"retry": job.attempts + 1, "attempt": job.attempt + 1}
     return advance(
-        t, job.id, "search_again", by=REQUESTER, said={"retry": job.attempts + 1, **said}, attempts=job.attempts + 1,
-        excluded=tuple(sorted({*job.excluded, provider})), contract_id="", bid_id="", allocation_id="", result=None,
-        collected=False, shortlist=(), place=0, given_up=False, usage=None, heard_at="", late=False,
-        remark="", remarks=0,
+        t, job.id, "search_again", by=REQUESTER, said={**number, **said}, attempts=job.attempts + 1,
+        attempt=job.attempt + 1, past=past, excluded=tuple(sorted({*job.excluded, provider})), contract_id="",
+        bid_id="", allocation_id="", result=None, collected=False, shortlist=(), place=0, given_up=False, usage=None,
+        heard_at="", late=False, remark="", remarks=0,
     )  # fmt: skip
+
+
+def _past(job: Job, state: str, ended_at: str) -> tuple[Attempt, ...]:
+    """Return how a job has run before, with the attempt that it gives up now."""
+    attempt = Attempt(
+        job.attempt, state, ended_at, job.bid_id, job.contract_id, job.allocation_id, job.paid, job.result, job.error,
+        job.called_off,
+    )  # fmt: skip
+    return (*job.past, attempt)[-MAX_PAST:]
 
 
 def look_again(t: Transaction, job: Job, said: dict[str, Any]) -> bool:
@@ -127,10 +146,6 @@ def start_over(t: Transaction, job: Job, spec: JobSpec | None = None, push: tupl
         StateError: it has not ended, or is settled.
     """
     now = quantities.now()
-    past = Attempt(
-        job.attempt, job.state, job.changed_at, job.bid_id, job.contract_id, job.allocation_id, job.paid, job.result,
-        job.error, job.called_off,
-    )  # fmt: skip
     begun = job.created_at if spec is not None else job.run_at or job.created_at
     fields: dict[str, Any] = {}
     if spec is not None:
@@ -141,8 +156,8 @@ def start_over(t: Transaction, job: Job, spec: JobSpec | None = None, push: tupl
     said = {"name": job.name, "kind": job.kind, "attempt": job.attempt + 1}
     return advance(
         t, job.id, "retry", by=REQUESTER, said=said, attempt=job.attempt + 1, run_at=quantities.format_time(now),
-        past=(*job.past, past)[-MAX_PAST:], bid_request_id="", shortlist=(), place=0, tries=0, attempts=0, lapses=0,
-        excluded=(), refusals=(), given_up=False, waiting=None, next_run="", bid_id="", contract_id="",
+        past=_past(job, job.state, job.changed_at), bid_request_id="", shortlist=(), place=0, tries=0, attempts=0,
+        lapses=0, excluded=(), refusals=(), given_up=False, waiting=None, next_run="", bid_id="", contract_id="",
         allocation_id="", heard_at="", remark="", remarks=0, usage=None, result=None, late=False, collected=False,
         paid=None, error=None, message=None, note=None, called_off="", **fields,
     )  # fmt: skip

@@ -71,10 +71,10 @@ class Job(Struct, frozen=True, rename={"children": "units"}):
     `spec` is the whole specification as JSON, `limit` the most it may cost in micro-NTX. `children` are those of a
     group by name, `members` those of a pod. `push` are the DIDs of the only providers that are asked. `shortlist` are
     bids, the best first, and `place` is the one whose turn it is. `excluded` are the DIDs of providers that may not
-    have it any more. `late` says that its result came after it had been given up. `attempts` counts the providers that
-    `retry` has given it beside the first, `attempt` how often a person has run it, the last time at `run_at`, and
-    `past` has how it ran before. `called_off` says why its group did not let it run to its end. `item` has the values
-    that an item of a batch was made with.
+    have it any more. `late` says that its result came after it had been given up. `attempt` is how often it has run, by
+    `retry` of the job or of a person, and `past` has how it ran before; `attempts` counts those of the job's own
+    `retry` since a person ran it last, at `run_at`. `called_off` says why its group did not let it run to its end.
+    `item` has the values that an item of a batch was made with.
     """
 
     id: str

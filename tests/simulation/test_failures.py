@@ -76,6 +76,14 @@ def test_a_provider_that_is_gone_for_good_is_replaced_within_a_minute(tmp_path: 
         await sim.until(lambda: not held(sim), 3600)
         assert (balance(sim, "requester"), balance(sim, "second")) == (OPENING - 2 * QUARTER, OPENING + 2 * QUARTER)
         check_documents(requester)
+        # the first attempt is kept with the job, as one that a person runs again is
+        job, first = requester.get_job(job_id), contract_with(sim, "first")
+        assert (job.attempt, job.attempts, [past.number for past in job.past]) == (2, 1, [1])
+        (past,) = job.past
+        assert (past.state, past.contract_id) == ("failed", first.id)
+        assert past.error is not None
+        assert past.error.code == "provider_silent"
+        assert [event.data["attempt"] for _, event in requester.ctx.store.log(job_id) if "retry" in event.data] == [2]
         return again, states[job_id]
 
     again, state = run(main, tmp_path)
