@@ -139,6 +139,11 @@ async def find_units(ctx: Finding, group: GroupBids) -> None:
         if not group.waiting:
             await news.wait()
             continue
+        if group.dropped:
+            # whoever bids, and takes it back, is not asked all the time
+            await trio.sleep(doubled(FIRST_PAUSE, group.dropped - 1))
+            if not group.waiting:
+                continue
         item = find_job(ctx.store, group.next())
         request = await _search(ctx, group, item)
         error = await _take_over(ctx, group, item, request)

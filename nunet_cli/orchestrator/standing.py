@@ -17,7 +17,9 @@ from nunet_cli.records.capability import Resources
 # of a contract, and a place in a line is worth nothing if it takes long to come free
 SHORT = 60.0
 # a bidder that had no place for one more is asked again after so many seconds, if nothing happens before
-LATER = 5.0
+LATER, MOST_DOUBLED = 5.0, 6
+# how often in a row one that says that it has room may have none after all
+BELIEVED = 3
 
 
 @dataclass(slots=True)
@@ -30,6 +32,8 @@ class StandingBid:
     number: int = 0
     ahead: bool = False
     full_until: float = 0.0
+    # how often in a row it had no place after all
+    turned_down: int = 0
 
     def has_room(self, now: float) -> bool:
         """Say whether one unit more may be taken."""
@@ -45,15 +49,6 @@ class StandingBid:
         return name
 
 
-class _Waiter:
-    """An item that waits for a unit."""
-
-    def __init__(self, job_id: str) -> None:
-        self.job_id, self.event = job_id, trio.Event()
-        self.bid: BidRecord | None = None
-        self.error: NoBidError | None = None
-
-
 class Taken(NamedTuple):
     """A unit that an item has: the bid, and the name of the unit."""
 
@@ -61,10 +56,20 @@ class Taken(NamedTuple):
     name: str
 
 
+class _Waiter:
+    """An item that waits for a unit."""
+
+    def __init__(self, job_id: str) -> None:
+        self.job_id, self.event = job_id, trio.Event()
+        self.taken: Taken | None = None
+        self.error: NoBidError | None = None
+
+
 class GroupBids:
     """The bids that stand for the items of one batch, the best first, and the items that wait, in their order.
 
     `settling` are those whose program has ended, and which have given their units back; `on_end` is called with each.
+    `dropped` counts the bids that were over when an item was to be taken, since the last item ended.
     """
 
     def __init__(self, group_id: str, order: Iterable[str]) -> None:
@@ -74,6 +79,7 @@ class GroupBids:
         self.bids: dict[str, StandingBid] = {}
         self.waiting: dict[str, _Waiter] = {}
         self.settling: set[str] = set()
+        self.dropped = 0
         self.on_end: Callable[[], None] = lambda: None
         self.news = trio.Event()
 
@@ -99,8 +105,8 @@ class GroupBids:
             self.waiting.pop(job_id, None)
         if waiter.error is not None:
             raise waiter.error
-        assert waiter.bid is not None
-        return Taken(waiter.bid, self.bids[waiter.bid.did].taken[job_id])
+        assert waiter.taken is not None
+        return waiter.taken
 
     def next(self) -> str:
         """Return which of those that wait comes first in the batch."""
@@ -112,8 +118,7 @@ class GroupBids:
         for standing in self.bids.values():
             while self.waiting and standing.has_room(now):
                 waiter = self.waiting.pop(self.next())
-                standing.take(waiter.job_id)
-                waiter.bid = standing.bid
+                waiter.taken = Taken(standing.bid, standing.take(waiter.job_id))
                 waiter.event.set()
         if self.waiting:
             self.wake()
@@ -165,10 +170,11 @@ class Standing:
     def ended(self, group_id: str, job_id: str, seconds: float) -> None:
         """Note that the program of an item has ended, after so many seconds: its unit is another's."""
         group = self._groups.get(group_id)
-        standing = group.give_back(job_id) if group is not None else None
-        if group is None or standing is None:
+        if group is None:
             return
-        standing.ahead = seconds <= SHORT
+        standing = group.give_back(job_id)
+        if standing is not None:
+            standing.ahead, standing.turned_down, group.dropped = seconds <= SHORT, 0, 0
         group.settling.add(job_id)
         group.fill()
         group.on_end()
@@ -190,9 +196,11 @@ class Standing:
             return
         if stands:
             standing.units = min(standing.units, len(standing.taken))
-            standing.full_until = trio.current_time() + LATER
+            standing.full_until = trio.current_time() + LATER * 2 ** min(standing.turned_down, MOST_DOUBLED)
+            standing.turned_down += 1
         elif group.bids.get(standing.bid.did) is standing:
             del group.bids[standing.bid.did]
+            group.dropped += 1
         group.wake()
 
     def note_room(self, did: str, left: Resources) -> bool:
@@ -202,11 +210,15 @@ class Standing:
             standing = group.bids.get(did)
             if standing is None or group.needs is None or not group.waiting:
                 continue
+            if standing.turned_down > BELIEVED and trio.current_time() < standing.full_until:
+                # it has said so before, and had none
+                continue
             has_work = True
             more = left.times(group.needs, len(group.waiting))
             for _ in range(more):
                 left = left.minus(group.needs)
-            standing.units = max(standing.units, len(standing.taken) + more)
+            # what has lined up there has a place before it
+            standing.units = max(standing.units, min(standing.units, len(standing.taken)) + more)
             standing.full_until = 0.0
             group.fill()
         return has_work
