@@ -25,7 +25,7 @@ from nunet_cli.node.node import Node
 from nunet_cli.node.onboarding import parse_price
 from nunet_cli.orchestrator.telling import ask_capability
 from nunet_cli.records.allocations import ALLOCATION, ALLOCATIONS
-from nunet_cli.records.bids import BIDS, Weights
+from nunet_cli.records.bids import BIDS, Weights, bid_id_of, is_unit
 from nunet_cli.records.limits import Limits
 from nunet_cli.records.offers import OnboardOptions
 from nunet_cli.records.shares import MOST_SHARES, MostPerRequester, Share
@@ -219,16 +219,22 @@ async def indices(request: Request) -> Response:
 
 
 async def list_bids(request: Request) -> Response:
-    """Return bids, declines and silences in the order in which they were made; of one job with `job=`."""
-    node, job = node_of(request), request.query_params.get("job")
-    where = {"job_id": node.get_job(job).id} if job else {}
+    """Return bids, declines and silences in the order in which they were made; of one job with `job=`.
+
+    Those of an item that has a unit of a bid for its whole batch are the batch's.
+    """
+    node, named = node_of(request), request.query_params.get("job")
+    where = {}
+    if named:
+        job = node.get_job(named)
+        where = {"bid_request_id": job.bid_request_id} if is_unit(job.bid_id) else {"job_id": job.id}
     return listed(request, node.ctx.store[BIDS], views.bid, **where)
 
 
 async def show_bid(request: Request) -> Response:
-    """Return one bid."""
+    """Return one bid; of a unit the bid that it is of."""
     bids = node_of(request).ctx.store[BIDS]
-    return answer(views.bid(bids.resolve(request.path_params["bid"], what="bid")))
+    return answer(views.bid(bids.resolve(bid_id_of(request.path_params["bid"]), what="bid")))
 
 
 async def list_allocations(request: Request) -> Response:

@@ -50,6 +50,10 @@ def test_a_sweep_of_twenty_of_which_two_fail(processes: Processes, tmp_path: Pat
     assert "too large: 7" in typed("job", "logs", "--stderr", failed[0])[0]
     shown = typed("job", "show", failed[0])[0]
     assert "number=7, factor=2" in shown
+    # an item has a part of the bid for all of them, and what is printed of it can be pasted
+    bid = json.loads(typed("job", "show", failed[0], "-o", "json")[0])["bid_id"]
+    assert bid.partition(".")[0] in typed("bids", "list", failed[0])[0]
+    assert bid.partition(".")[0] in typed("bids", "show", bid)[0]
     why = typed("job", "explain", sweep)[0]
     assert "18 settled, 2 failed" in why
     assert "point-7, point-13" in why
