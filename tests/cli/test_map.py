@@ -205,7 +205,10 @@ def test_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
         wait_until(lambda: all(path.exists() and path.read_text() for path in running), what="both run")
         wait_until(lambda: len(log_of(tmp_path / "log")) == 1, what="the first one is logged")
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        try:
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, "interrupted: 1 done, 0 failed, 3 ended" in err) == (130, True), err
     for path in running:
         with pytest.raises(ProcessLookupError):

@@ -27,6 +27,7 @@ from nunet_cli.jobs.globs import Pattern, split_glob
 
 HOST = ":"
 _AT_ONCE = 1 << 16
+_AGAIN = 0.5
 _NOT_STARTED = "it could not be started: "
 
 
@@ -82,7 +83,7 @@ class Here:
             thread.join()
 
     def _hear(self) -> None:
-        news, heard = self._told.get()
+        news, heard = self._next()
         if isinstance(news, Outcome):
             self._tally.ended(news)
         else:
@@ -90,6 +91,12 @@ class Here:
         if self._tally.halts != "never":
             self._stop(now=self._tally.halts == "now")
         heard.set()
+
+    def _next(self) -> tuple[Outcome | Work, threading.Event]:
+        while True:
+            # a Ctrl-C that comes just before the waiting begins does not end it: it is seen when it begins again
+            with contextlib.suppress(queue.Empty):
+                return self._told.get(timeout=_AGAIN)
 
     def _tell(self, news: Outcome | Work) -> None:
         """Tell how an item ended, and wait until it was heard: it may be time to stop."""
