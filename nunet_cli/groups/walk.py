@@ -131,7 +131,9 @@ class _Walk:
                 await self._walk(nursery)
 
     async def _walk(self, nursery: trio.Nursery) -> None:
-        nursery.start_soon(self._hear_of_others, self._ctx.store.news(self._job.id))
+        store = self._ctx.store
+        changed, told = store.news(self._job.id), store.log(self._job.id)
+        nursery.start_soon(self._hear_of_others, changed, told[-1][0] if told else 0)
         self._look()
         while not self.stopped_by:
             self._wake = trio.Event()
@@ -227,13 +229,17 @@ class _Walk:
                 return
             await changed.wait()
 
-    async def _hear_of_others(self, changed: trio.Event) -> None:
+    async def _hear_of_others(self, changed: trio.Event, seen: int) -> None:
         """Hear of children that a person has run again: that is said in the group's log."""
+        store = self._ctx.store
         while True:
             await changed.wait()
-            changed = self._ctx.store.news(self._job.id)
-            self._look()
-            self._wake.set()
+            changed, told = store.news(self._job.id), store.log(self._job.id, after=seen)
+            seen = told[-1][0] if told else seen
+            if any(event.type == "job_retried" for _, event in told):
+                # of thousands of children this takes long, and most of what is said of a group is of its search
+                self._look()
+                self._wake.set()
 
 
 def _said(error: NunetError) -> str:
