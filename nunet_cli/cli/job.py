@@ -241,6 +241,7 @@ def follow_job(
     Raises:
         NunetError: it did not end well, or not in time.
     """
+    from nunet_cli.cli.counted import MANY
     from nunet_cli.cli.progress import TIMED_OUT, Follower, error_of
 
     plain = quiet or output is not Format.table
@@ -284,7 +285,9 @@ def follow_job(
             from nunet_cli.cli.receipt import print_receipt
 
             print_receipt(client, job)
-        for path in files["files"]:
+        many = len(job["children"]) >= MANY and bool(files["files"])
+        # of many jobs the folder is enough; JSON has all files
+        for path in [files["folder"]] if many else files["files"]:
             typer.echo(path)
     if error is not None:
         raise error

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 FOLLOW_WAIT = 5
 MOST_AT_ONCE = 64
+LAST_BYTES = 1000
 STARTED = {"job_running", "job_completed", "job_failed", "job_cancelled", "job_expired"}
 
 
@@ -36,6 +37,22 @@ def pieces(client: ApiClient, job: str, stream: str, *, follow: bool, attempt: i
         data = base64.b64decode(piece["data"])
         yield data
         offset, ended = piece["next_offset"], piece["ended"] or (not follow and not data)
+
+
+def tail(client: ApiClient, job: str) -> str:
+    """Return the last line that a job wrote, of its standard error where there is any; empty where it wrote nothing.
+
+    Raises:
+        NunetError: it has no result, or its provider does not answer.
+    """
+    result = client.get(f"/jobs/{job}")["result"]
+    if result is None:
+        return ""
+    stream = "stderr" if result["stderr_size"] else "stdout"
+    offset = max(0, result[f"{stream}_size"] - LAST_BYTES)
+    piece = client.get(f"/jobs/{job}/logs", stream=stream, offset=offset, wait=0)
+    lines = base64.b64decode(piece["data"]).decode(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def print_logs(

@@ -31,6 +31,7 @@ class LiveView:
         self._live = Live(console=console(stderr=True), refresh_per_second=REFRESH, transient=True)
         self._bids: dict[str, list[Row]] = {}
         self._transfers: dict[str, dict[str, Any]] = {}
+        self._counted: tuple[int, int] | None = None
         self._spinner = Spinner("dots", Text("posted"))
         # lines come from the follower and from the one that reads the logs
         self._turn = threading.Lock()
@@ -54,6 +55,11 @@ class LiveView:
         """Say what is waited for."""
         self._spinner.update(text=Text(clean(what)))
         self._show()
+
+    def count(self, ended: int, total: int, text: str) -> None:
+        """Show of a job with many children how many have ended, and how that is said."""
+        self._counted = ended, total
+        self.waits_for(text)
 
     def search(self, key: str) -> None:
         """Begin a table of answers."""
@@ -101,7 +107,14 @@ class LiveView:
                 bar = ProgressBar(total=total or None, completed=item["done"], width=BAR)
                 grid.add_row(Text(clean(item["what"])), bar, Text(sizes))
             parts.append(grid)
-        self._live.update(Group(*parts, self._spinner))
+        if self._counted is not None:
+            ended, total = self._counted
+            grid = Table.grid(padding=(0, 1))
+            grid.add_row(self._spinner, ProgressBar(total=total, completed=ended, width=BAR))
+            parts.append(grid)
+        else:
+            parts.append(self._spinner)
+        self._live.update(Group(*parts))
 
 
 def _bid_table(rows: list[Row]) -> Table:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from nunet_cli.api.client import ApiClient
+from nunet_cli.cli.counted import MANY, Counted
 from nunet_cli.cli.job_logs import begins, pieces
 from nunet_cli.cli.output import note, short
 from nunet_cli.errors import DeclinedError, NodeError, NunetError
@@ -33,7 +34,8 @@ LAST_LINES = 2.0
 class Follower:
     """A context that prints a job's events until its end: lines, or on a terminal a live view with the job's output.
 
-    What happened before the `attempt` that it follows is left out.
+    What happened before the `attempt` that it follows is left out. Of a job with many children it is counted how far
+    it is, and told which ones failed.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Follower:
         self._attempt, self._begun = attempt, attempt == 1
         self._view: LiveView | None = None
         self._reader: threading.Thread | None = None
+        self._counted: Counted | None = None
 
     def __enter__(self) -> Follower:
         if sys.stderr.isatty() and not self._quiet:
@@ -72,6 +75,9 @@ class Follower:
             DeclinedError: it takes longer.
         """
         failures = 0
+        row = self._client.get(f"/jobs/{self._job_id}")
+        if len(row["children"]) >= MANY and row["kind"] == "group":
+            self._counted = Counted(self._client, row)
         while True:
             try:
                 stream = self._client.events(
@@ -97,6 +103,9 @@ class Follower:
     def _show(self, event: dict[str, Any]) -> None:
         kind, child = event["type"], event.get("child", "")
         line = describe(event)
+        if self._counted is not None:
+            self._count(self._counted, event, line)
+            return
         text = f"{line[0]:<9} {f'{child}: ' if child else ''}{line[1]}" if line else ""
         if self._view is None:
             if line and not self._quiet:
@@ -123,6 +132,18 @@ class Follower:
         if kind == "job_running" and not child and event["data"].get("allocation_id") and self._show_logs:
             self._reader = threading.Thread(target=self._print_output, daemon=True)
             self._reader.start()
+
+    def _count(self, counted: Counted, event: dict[str, Any], line: tuple[str, str] | None) -> None:
+        if event["type"] == "progress" or (self._quiet and self._view is None):
+            return
+        for stage, text in counted.tell(event, line):
+            if self._view is None:
+                note(f"{stage:<9} {text}")
+            else:
+                self._view.line(f"{stage:<9} {text}")
+        if self._view is not None:
+            done, lost, total = counted.counts
+            self._view.count(done + lost, total, counted.text())
 
     def _print_output(self) -> None:
         """Print what the job writes, line by line, as it comes; what goes wrong with it is told by the events."""

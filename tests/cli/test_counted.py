@@ -1,0 +1,80 @@
+"""Of a job with many children it is told how far it is, and which ones failed; not what happens to each."""
+
+import base64
+from typing import Any
+
+from nunet_cli.cli.counted import MOST_FAILURES, MOST_REMARKS, Counted
+from nunet_cli.cli.progress import describe
+
+
+class Logs:
+    """Gives what a child wrote."""
+
+    def get(self, path: str, **query: Any) -> dict[str, Any]:
+        name = path.split("/")[2]
+        if not path.endswith("/logs"):
+            return {"result": {"stdout_size": 4, "stderr_size": 12 if name == "id-7" else 0}}
+        text = b"first\nlast\n\n" if query["stream"] == "stderr" else b"out\n"
+        return {"data": base64.b64encode(text[query["offset"] :]).decode()}
+
+
+def counted(count: int, done: int = 0) -> Counted:
+    rows = [{"name": f"p-{n}", "id": f"id-{n}", "state": "settled" if n < done else "posted"} for n in range(count)]
+    return Counted(Logs(), {"children": rows})  # type: ignore[arg-type]  # all that it is asked for
+
+
+def told(one: Counted, kind: str, child: str = "", **data: Any) -> list[str]:
+    event = {"type": kind, "child": child, "job_id": "job-1", "data": data}
+    return [f"{stage} {text}" for stage, text in one.tell(event, describe(event))]
+
+
+def test_a_hundred_children_are_about_twenty_lines() -> None:
+    one, lines = counted(100), []
+    for number in range(100):
+        name = f"p-{number}"
+        lines += told(one, "job_matching", name)
+        lines += told(one, "job_running", name, allocation_id="a")
+        lines += told(one, "job_completed", name, usage={"wall_seconds": 1, "cpu_seconds": 1}, reason="")
+        lines += told(one, "job_settled", name, paid="1")
+    # with the last one the whole has ended, which is told then
+    assert len(lines) == 19
+    assert lines[0] == "execute 5 of 100 done"
+    assert lines[-1] == "execute 95 of 100 done"
+    assert one.counts == (100, 0, 100)
+
+
+def test_a_failure_is_told_with_the_last_line_that_it_wrote_and_taken_back_when_it_runs_again() -> None:
+    one = counted(100)
+    assert told(one, "job_failed", "p-7", message="it exited with 3") == ["execute p-7: it exited with 3: last"]
+    assert told(one, "job_failed", "p-8", message="it exited with 3") == ["execute p-8: it exited with 3: out"]
+    assert told(one, "job_failed", "p-7", message="it exited with 3") == []
+    assert one.counts == (0, 2, 100)
+    told(one, "job_posted", "p-7", attempt=2)
+    assert one.text() == "0 of 100 done, 1 failed"
+
+
+def test_what_had_settled_before_counts() -> None:
+    one = counted(20, done=19)
+    assert told(one, "job_settled", "p-3", paid="1") == []
+    told(one, "job_running", "p-19", allocation_id="a")
+    assert one.text() == "19 of 20 done, 1 running"
+
+
+def test_one_reason_of_many_children_is_told_once_and_there_is_an_end_to_reasons_and_failures() -> None:
+    one = counted(1000)
+    waits = {"reason": "all are busy", "next_try": "2026-11-26T10:11:12.000Z"}
+    assert told(one, "job_waiting", "p-1", **waits) == ["match p-1: waiting: all are busy; next try at 10:11:12 UTC"]
+    assert told(one, "job_waiting", "p-2", **waits) == []
+    more = [told(one, "job_waiting", "p-2", **waits | {"reason": f"reason {n}"}) for n in range(50)]
+    assert sum(map(len, more)) == MOST_REMARKS - 1
+    failed = [line for n in range(200) for line in told(one, "job_failed", f"p-{n}", message="bad")]
+    assert sum(line.endswith(": bad: out") for line in failed) == MOST_FAILURES - 1
+    assert sum("not told of" in line for line in failed) == 1
+
+
+def test_of_the_whole_it_is_told_what_it_waits_for_and_how_it_ends_but_not_each_bid() -> None:
+    one = counted(20)
+    assert told(one, "bid_received", price="1", bidder="12D3KooWMot5") == []
+    assert told(one, "bids_ranked", bids=2, units=16) == ["match 2 bids, for 16 at once"]
+    assert told(one, "bids_ranked", bids=1, units=8) == []
+    assert told(one, "job_settled", children=20, paid="4") == ["settle all 20 children settled: 4 NTX paid"]
