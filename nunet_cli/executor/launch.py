@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import marshal
 import os
 import resource
 import signal
@@ -218,7 +219,7 @@ def _options(task: Task, limits: dict[str, int], group: Group | None, user: int 
 
 def _run(options: dict[str, Any], given: list[int], output: int) -> subprocess.Popen[bytes]:
     """Start the launcher: with nothing of the job's on its command line, in its environment or as its folder."""
-    told = sandbox.sealed(json.dumps(options).encode())
+    told = sandbox.sealed(marshal.dumps(options))
     try:
         return subprocess.Popen(
             [sys.executable, "-I", "-S", str(_LAUNCHER), str(told)], cwd="/", env=sandbox.OUTSIDE,

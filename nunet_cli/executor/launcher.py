@@ -1,7 +1,8 @@
 """Run by the process executor as a script of its own: sets limits on itself, then becomes the sandbox or the command.
 
-Its one argument is a descriptor of a JSON object; nothing of the job is on its command line, in its environment or in
-its working folder. Only the last step, `become`, knows the job's environment, and only where there is no sandbox.
+Its one argument is a descriptor of its options, as `marshal` writes them; nothing of the job is on its command line, in
+its environment or in its working folder. Only the last step, `become`, knows the job's environment, and only where
+there is no sandbox. Every job begins with this program: of the library it imports only what is quick.
 
     groups          files of control groups to join
     limits          {name of a resource limit: value}
@@ -19,12 +20,13 @@ its working folder. Only the last step, `become`, knows the job's environment, a
 
 import ctypes
 import fcntl
-import json
+import marshal
 import os
 import resource
-import signal
 import sys
 
+# `json` and `signal` would take as long to import as Python takes to start
+SIGKILL = 9
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
 CLONE_NEWNS, MS_BIND, MS_REC, MS_PRIVATE = 0x20000, 0x1000, 0x4000, 0x40000
 # user, PID, network, mount, IPC, UTS and control group
@@ -36,7 +38,7 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 def main() -> None:
     """Do what the options say, in their order; exit 127 when the command is not there, 126 when it cannot be run."""
     with os.fdopen(int(sys.argv[1]), "rb") as file:
-        options = json.load(file)
+        options = marshal.load(file)
     # opened with the rights of now, joined when this program, which is larger than many a job, is about to go
     groups = [os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in options["groups"]]
     set_limits(options["limits"])
@@ -95,7 +97,7 @@ def put_on_stage(stage: dict[str, str]) -> None:
 def follow_parent(parent: int) -> None:
     """End when the parent does; it may have ended already."""
     if sys.platform == "linux":
-        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        LIBC.prctl(PR_SET_PDEATHSIG, SIGKILL)
     if os.getppid() != parent:
         sys.exit(125)
 
@@ -111,7 +113,7 @@ def enter(descriptor: int, processes: int) -> None:
     if child:
         _, status = os.waitpid(child, 0)
         os._exit(min(255, abs(os.waitstatus_to_exitcode(status))))
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    LIBC.prctl(PR_SET_PDEATHSIG, SIGKILL)
     LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     os.chdir("/job")
 
