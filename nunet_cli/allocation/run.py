@@ -67,6 +67,8 @@ log = logging.getLogger("nunet.allocation")
 RESULT_LIFETIME = 14 * 86400
 PROGRESS_INTERVAL = 0.25
 END_PAUSE, MAX_END_PAUSE = 1.0, 60.0
+# bytes of inputs that are brought while an allocation waits for its place: more take room that it does not have yet
+EARLY = 2**24
 JOB_FAULTS = {"no_workdir", "inputs_too_large", "bad_text", "bad_place"}
 END_EVENTS = {"completed": "complete", "failed": "fail", "cancelled": "cancel"}
 LATE_JOB_FAULTS = {"no_program", "no_image", "image_not_allowed"}
@@ -164,6 +166,7 @@ async def _run(ctx: Performing, actor: AllocationActor, spec: JobSpec, *, attach
     """Run the programs and return the result; None when the requester called them off."""
 
     async def begin() -> None:
+        await wait_for_place(ctx, actor)
         actor.allocation = await _begin(ctx, actor.allocation)
 
     async def started(part: Part) -> None:
@@ -173,7 +176,7 @@ async def _run(ctx: Performing, actor: AllocationActor, spec: JobSpec, *, attach
     async def run() -> Ended:
         if attached:
             actor.began.set()
-        else:
+        elif spec.pod or sum(item.size for item in spec.inputs) > EARLY:
             await wait_for_place(ctx, actor)
         if spec.pod:
             if not attached:
