@@ -18,6 +18,7 @@ from benchmarks.lines import Benchmark, Line, Options, SkippedError, document, h
 BENCHMARKS = {
     "startup": "what a command costs before it does anything, over a bare Typer program and over Python itself",
     "lifecycle": "a job from post to settled among three nodes, over its cryptography, commits and round trips",
+    "batch": "batches over their items alone, beside xargs, Dask and Slurm; one job behind another's five hundred",
     "store": "operations of the store over plain sqlite3 with the same bytes",
     "messages": "envelopes checked over raw Ed25519 verifications",
     "data": "a large file from one node to another over openssl and a socket",

@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +50,18 @@ class NodeProcess:
 
 @dataclass
 class Market:
-    """Three nodes that know each other."""
+    """Three nodes that know each other, or more; `env` is the environment of commands for them."""
 
     authority: NodeProcess
     provider: NodeProcess
     requester: NodeProcess
+    others: tuple[NodeProcess, ...] = ()
+    env: dict[str, str] = field(default_factory=dict)
 
     @property
-    def nodes(self) -> tuple[NodeProcess, NodeProcess, NodeProcess]:
-        """All three."""
-        return self.authority, self.provider, self.requester
+    def nodes(self) -> tuple[NodeProcess, ...]:
+        """All of them."""
+        return self.authority, self.provider, self.requester, *self.others
 
     def run_job(self) -> float:
         """Post a job that does nothing, and follow its events until it has settled; return the seconds between.
@@ -131,22 +133,41 @@ def running(name: str, home: Path, *options: str, env: dict[str, str] | None = N
 
 
 @contextlib.contextmanager
-def open_market(folder: Path, *, docker: bool = False) -> Iterator[Market]:
-    """Run an authority, a provider and a requester that know each other, for the duration of the context."""
-    env = environment(folder, docker=docker)
-    homes = {name: folder / name for name in ("authority", "provider", "requester")}
-    offer = ("--cpu", "1", "--memory", "1GiB", "--disk", "1GiB", "--price", "0.001") if docker else OFFER
-    nunet(homes["provider"], "onboard", *offer, "--no-benchmark", env=env)
+def open_market(
+    folder: Path, *, docker: bool = False, offer: Sequence[str] = (), also: Sequence[str] = (),
+    settings: Mapping[str, str] | None = None,
+) -> Iterator[Market]:  # fmt: skip
+    """Run an authority, a provider and a requester that know each other, for the duration of the context.
+
+    Args:
+        folder: where their homes are made.
+        docker: whether the provider uses a Docker Engine.
+        offer: what it offers, as options of `nunet onboard`.
+        also: the names of more nodes; one whose name begins with `provider` offers the same.
+        settings: variables for all of them.
+    """
+    env = environment(folder, docker=docker) | dict(settings or {})
+    homes = {name: folder / name for name in ("authority", "provider", "requester", *also)}
+    if not offer:
+        offer = ("--cpu", "1", "--memory", "1GiB", "--disk", "1GiB", "--price", "0.001") if docker else OFFER
+    providers = [name for name in homes if name.startswith("provider")]
+    for name in providers:
+        nunet(homes[name], "onboard", *offer, "--no-benchmark", env=env)
     with contextlib.ExitStack() as stack:
         nodes = {
             name: stack.enter_context(running(name, home, *(ROLES if name == "authority" else ()), env=env))
             for name, home in homes.items()
         }
         addresses = {name: node.client.get("/whoami")["addresses"][0] for name, node in nodes.items()}
-        for one, other in (("provider", "authority"), ("requester", "authority"), ("requester", "provider")):
-            nodes[one].client.post("/peers", {"address": addresses[other]})
-        wait_until(lambda: connected(nodes["requester"]) == 2 and connected(nodes["provider"]) == 2, "the connections")
-        yield Market(**nodes)
+        requesters = [name for name in homes if name not in ("authority", *providers)]
+        for name in (*providers, *requesters):
+            for other in ("authority", *(providers if name in requesters else ())):
+                nodes[name].client.post("/peers", {"address": addresses[other]})
+        # more of them may find each other besides
+        least = dict.fromkeys(providers, 1 + len(requesters)) | dict.fromkeys(requesters, 1 + len(providers))
+        wait_until(lambda: all(connected(nodes[name]) >= count for name, count in least.items()), "the connections")
+        others = tuple(nodes[name] for name in also)
+        yield Market(nodes["authority"], nodes["provider"], nodes["requester"], others, env)
 
 
 def connected(node: NodeProcess) -> int:
