@@ -173,11 +173,11 @@ def _party(
 
 
 def _held(home: Path, name: str) -> list[str]:
-    """Return what a provider holds still; a lock that became no contract lapses by itself, when its lease is over."""
+    """Return what a provider holds still; what became no contract lapses by itself, when its lease is over."""
     lease = quantities.format_time(quantities.now() + LOCK_LEASE)
     wrong = [
         f"{name} holds the {row['kind']} {row['id']} for job {row['job_id']}" for row in rows(home, "holdings")
-        if row.get("kind") == "allocation" or (row.get("kind") == "lock" and row["expires_at"] > lease)
+        if row.get("kind") and (not row["expires_at"] or row["expires_at"] > lease)
     ]  # fmt: skip
     running = [row for row in rows(home, "allocations") if row["state"] not in ALLOCATION_ENDS]
     return wrong + [f"{name}: the allocation {row['id']} is {row['state']}" for row in running]
