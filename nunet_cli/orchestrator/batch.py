@@ -20,6 +20,7 @@ from nunet_cli.errors import NoBidError, NunetError
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.orchestrator.changes import advance, change_job, find_job
 from nunet_cli.orchestrator.contract import Contracting, propose_at_once
+from nunet_cli.orchestrator.locks import release_message
 from nunet_cli.orchestrator.match import (
     Matching,
     askable,
@@ -31,12 +32,12 @@ from nunet_cli.orchestrator.match import (
     note_waiting,
     publish_bid_request,
 )
-from nunet_cli.orchestrator.needs import HasStanding, HasStore
+from nunet_cli.orchestrator.needs import HasAccounting, HasMessenger, HasStanding, HasStore
 from nunet_cli.orchestrator.searched import forget_searches
 from nunet_cli.orchestrator.searches import Turn
 from nunet_cli.orchestrator.select import rank_bids, why_none
 from nunet_cli.orchestrator.standing import GroupBids
-from nunet_cli.orchestrator.units import as_unit
+from nunet_cli.orchestrator.units import as_unit, bid_of
 from nunet_cli.records.bids import BID_REQUESTS, BIDS, MOST_UNITS, BidRequest, BidRequestRecord
 from nunet_cli.records.jobs import JOBS, Job, Refusal
 from nunet_cli.records.machine import REQUESTER
@@ -55,11 +56,11 @@ class Finding(HasStanding, Matching, Protocol):
     """Finds bids for many units."""
 
 
-class TakingUnits(HasStanding, Contracting, Protocol):
+class TakingUnits(HasAccounting, HasStanding, Contracting, Protocol):
     """Takes units of bids that stand."""
 
 
-class Leaving(HasStanding, HasStore, Protocol):
+class Leaving(HasStanding, HasMessenger, HasStore, Protocol):
     """Gives units back."""
 
 
@@ -73,15 +74,21 @@ async def take_unit(ctx: TakingUnits, job: Job) -> bool:
         NoBidError: nobody can run it, or nobody had room until its deadline.
     """
     group = ctx.standing.of(job.parent) if job.parent else None
-    if group is None or job.excluded or job.refusals:
+    if group is None:
         return False
+    # also one that goes its own way from here on: a provider has failed it
     ctx.standing.leave(job.parent, job.id)
+    if job.excluded or job.refusals:
+        return False
     spec = decode_spec(job.spec)
     if spec.time.start > quantities.utc_now():
         return False
     try:
         with trio.move_on_after(_left(spec.time.deadline)):
             taken = await group.take(job.id)
+            while not group.hold_against(ctx.accounting.get_preferences()):
+                # whom the owner would not take any more is given nothing more
+                taken = await group.take(job.id)
             await ctx.store.change(partial(_taken, ctx, job_id=job.id, bid_id=taken.bid.id, name=taken.name))
             return True
     except NoBidError as error:
@@ -111,9 +118,14 @@ async def put_back(ctx: Leaving, job_id: str, error: NunetError) -> None:
     cause = str(error.details.get("cause", ""))
     job = find_job(ctx.store, job_id)
     ctx.standing.turned_down(job.parent, job_id, stands=cause in FULL)
+    bid = bid_of(ctx.store, job.bid_id) if cause in SILENT else None
+    # it may have locked the unit, and its answer not have arrived
+    release = release_message(ctx, job.bid_id, bid.did) if bid is not None else None
 
     def change(t: Transaction) -> None:
         current = t[JOBS].one(job_id)
+        if release is not None:
+            ctx.messenger.outbox.enqueue(t, release)
         refusals = current.refusals
         if cause not in FULL | OVER | SILENT:
             refusals = (*refusals, Refusal(current.bid_id, "", error.message))
@@ -200,6 +212,7 @@ async def _search(ctx: Finding, group: GroupBids, item: Job) -> BidRequest:
 async def _take_over(ctx: Finding, group: GroupBids, item: Job, request: BidRequest) -> NoBidError | None:
     """Let the bids stand that can be taken; return why there is none, where there is none."""
     now = quantities.utc_now()
+    group.hold_against(ctx.accounting.get_preferences())
     ranking = await rank_bids(ctx, item, request.id, now)
     ready = ranking.ready(now)
 

@@ -35,7 +35,7 @@ from nunet_cli.orchestrator.needs import (
 from nunet_cli.orchestrator.retry import has_next_bid
 from nunet_cli.orchestrator.select import missing_kycs
 from nunet_cli.orchestrator.units import as_unit, bid_of
-from nunet_cli.records.bids import BidRecord
+from nunet_cli.records.bids import BidRecord, is_unit
 from nunet_cli.records.contract_records import CONTRACTS, ContractRecord
 from nunet_cli.records.contracts import (
     DATABASE,
@@ -43,6 +43,7 @@ from nunet_cli.records.contracts import (
     ORACLE,
     PROVIDER,
     REQUESTER,
+    SIGN_WITHIN,
     UNVERIFIED,
     Contract,
     Terms,
@@ -144,8 +145,12 @@ async def _propose(ctx: Contracting, job: Job) -> ContractRecord:
     paid = check_payment_info(bid.offer.price, bid.offer.time.duration)
     database = await ctx.roles.wait(DATABASE, paid=paid)
     oracle = await ctx.roles.wait(ORACLE, paid=paid)
-    # a contract database that is away is asked again, for as long as the provider's lock holds
-    if not await _ask_until(ctx, job.id, bid.offer.timeout, partial(validate_provider, ctx, bid.did, database)):
+    # a contract database that is away is asked again, for as long as the provider's lock holds; nothing is locked for a
+    # unit of a bid that stands before it has its contract
+    until = bid.offer.timeout
+    if is_unit(bid.id):
+        until = max(until, quantities.format_time(quantities.now() + SIGN_WITHIN))
+    if not await _ask_until(ctx, job.id, until, partial(validate_provider, ctx, bid.did, database)):
         raise ContractError(f"the provider {bid.did} is not verified", code=PROVIDER_REFUSED)
     document = generate_job_contract(ctx, job, bid, database, oracle)
     return await ctx.store.change(lambda t: _keep_proposal(t, t[JOBS].one(job.id), bid, document))

@@ -92,7 +92,8 @@ async def next_stage(ctx: Orchestrating, job: Job) -> None:
 
 async def _contract(ctx: ClosingContract, job_id: str) -> None:
     try:
-        await close_contract(ctx, job_id)
+        job = await close_contract(ctx, job_id)
+        ctx.standing.agreed(job.parent, job_id)
     except ContractError as error:
         if error.code == PROVIDER_REFUSED and is_unit(find_job(ctx.store, job_id).bid_id):
             await put_back(ctx, job_id, error)

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import trio
 
 from nunet_cli.errors import NoBidError
-from nunet_cli.records.bids import BidRecord, unit_id
+from nunet_cli.records.bids import BidRecord, CapabilityComparator, unit_id
 from nunet_cli.records.capability import Resources
 
 # the next contract is made while the job before runs where such jobs take no more seconds than that: it saves the time
 # of a contract, and a place in a line is worth nothing if it takes long to come free
 SHORT = 60.0
 # a bidder that had no place for one more is asked again after so many seconds, if nothing happens before
-LATER, MOST_DOUBLED = 5.0, 6
-# how often in a row one that says that it has room may have none after all
-BELIEVED = 3
+LATER = 5.0
+# one that has said so often in a row that it has room, and then had none, is not believed for a while, which doubles
+BELIEVED, FIRST_DOUBT, LONGEST_DOUBT = 4, 1.0, 60.0
 
 
 @dataclass(slots=True)
@@ -29,11 +29,12 @@ class StandingBid:
     bid: BidRecord
     units: int
     taken: dict[str, str] = field(default_factory=dict)
-    number: int = 0
     ahead: bool = False
     full_until: float = 0.0
-    # how often in a row it had no place after all
-    turned_down: int = 0
+    # whether it has said that it has room, how often in a row it then had none; until when it is not believed
+    said_room: bool = False
+    in_vain: int = 0
+    doubted_until: float = 0.0
 
     def has_room(self, now: float) -> bool:
         """Say whether one unit more may be taken."""
@@ -42,11 +43,17 @@ class StandingBid:
             return True
         return self.ahead and now >= self.full_until and count < self.units * 2
 
-    def take(self, job_id: str) -> str:
-        """Take a unit for a job; return its name."""
-        self.number += 1
-        name = self.taken[job_id] = unit_id(self.bid.id, self.number)
-        return name
+    def note_full(self, now: float) -> None:
+        """Note that there was no room for one that was to have a unit."""
+        if self.said_room:
+            # those that were refused together count once
+            self.said_room = False
+            self.in_vain += 1
+            if self.in_vain >= BELIEVED:
+                pause = min(LONGEST_DOUBT, FIRST_DOUBT * 2.0 ** min(self.in_vain - BELIEVED, 10))
+                self.doubted_until = now + pause
+        self.units = min(self.units, len(self.taken))
+        self.full_until = now + LATER
 
 
 class Taken(NamedTuple):
@@ -76,11 +83,15 @@ class GroupBids:
         self.group_id = group_id
         self._order = {job_id: place for place, job_id in enumerate(order)}
         self.needs: Resources | None = None
+        # under which preferences the bids were taken
+        self.preferences: CapabilityComparator | None = None
         self.bids: dict[str, StandingBid] = {}
         self.waiting: dict[str, _Waiter] = {}
         self.settling: set[str] = set()
         self.dropped = 0
         self.on_end: Callable[[], None] = lambda: None
+        # how many units of each bid were ever taken: none has the name of another
+        self._numbers: dict[str, int] = {}
         self.news = trio.Event()
 
     def wake(self) -> None:
@@ -94,19 +105,23 @@ class GroupBids:
         Raises:
             NoBidError: nobody can run it.
         """
-        waiter = self.waiting[job_id] = _Waiter(job_id)
-        self.fill()
-        try:
-            await waiter.event.wait()
-        except BaseException:
-            self.give_back(job_id)
-            raise
-        finally:
-            self.waiting.pop(job_id, None)
-        if waiter.error is not None:
-            raise waiter.error
-        assert waiter.taken is not None
-        return waiter.taken
+        while True:
+            waiter = self.waiting[job_id] = _Waiter(job_id)
+            self.fill()
+            try:
+                await waiter.event.wait()
+            except BaseException:
+                if self.give_back(job_id) is not None:
+                    self.fill()
+                raise
+            finally:
+                self.waiting.pop(job_id, None)
+            if waiter.error is not None:
+                raise waiter.error
+            assert waiter.taken is not None
+            if any(job_id in standing.taken for standing in self.bids.values()):
+                return waiter.taken
+            # the bid was over before this one could take its unit: it waits for another
 
     def next(self) -> str:
         """Return which of those that wait comes first in the batch."""
@@ -118,10 +133,21 @@ class GroupBids:
         for standing in self.bids.values():
             while self.waiting and standing.has_room(now):
                 waiter = self.waiting.pop(self.next())
-                waiter.taken = Taken(standing.bid, standing.take(waiter.job_id))
+                number = self._numbers[standing.bid.id] = self._numbers.get(standing.bid.id, 0) + 1
+                waiter.taken = Taken(standing.bid, unit_id(standing.bid.id, number))
+                standing.taken[waiter.job_id] = waiter.taken.name
                 waiter.event.set()
         if self.waiting:
             self.wake()
+
+    def hold_against(self, preferences: CapabilityComparator) -> bool:
+        """Say whether the bids were taken under these preferences; where they were not, none stands any more."""
+        if self.preferences == preferences:
+            return True
+        self.bids.clear()
+        self.preferences = preferences
+        self.wake()
+        return False
 
     def fail(self, error: NoBidError) -> None:
         """Tell those who wait that nobody can run them."""
@@ -138,7 +164,7 @@ class GroupBids:
         elif before.bid.id != bid.id:
             # what it has room for comes on top of what it runs already
             units = len(before.taken) + bid.offer.units
-            self.bids[bid.did] = StandingBid(bid, units, before.taken, ahead=before.ahead)
+            self.bids[bid.did] = replace(before, bid=bid, units=units, full_until=0.0)
 
     def give_back(self, job_id: str) -> StandingBid | None:
         """Give back the unit that an item has; return its bid, or None where it has none."""
@@ -174,7 +200,7 @@ class Standing:
             return
         standing = group.give_back(job_id)
         if standing is not None:
-            standing.ahead, standing.turned_down, group.dropped = seconds <= SHORT, 0, 0
+            standing.ahead, group.dropped = seconds <= SHORT, 0
         group.settling.add(job_id)
         group.fill()
         group.on_end()
@@ -188,6 +214,13 @@ class Standing:
         if group.give_back(job_id) is not None:
             group.fill()
 
+    def agreed(self, group_id: str, job_id: str) -> None:
+        """Note that a provider has taken an item: it had the room that it said to have."""
+        group = self._groups.get(group_id)
+        for standing in group.bids.values() if group is not None else ():
+            if job_id in standing.taken:
+                standing.in_vain = 0
+
     def turned_down(self, group_id: str, job_id: str, *, stands: bool) -> None:
         """Note that a provider did not take an item: its bid `stands`, and has no room just now, or is over."""
         group = self._groups.get(group_id)
@@ -195,9 +228,7 @@ class Standing:
         if group is None or standing is None:
             return
         if stands:
-            standing.units = min(standing.units, len(standing.taken))
-            standing.full_until = trio.current_time() + LATER * 2 ** min(standing.turned_down, MOST_DOUBLED)
-            standing.turned_down += 1
+            standing.note_full(trio.current_time())
         elif group.bids.get(standing.bid.did) is standing:
             del group.bids[standing.bid.did]
             group.dropped += 1
@@ -210,8 +241,8 @@ class Standing:
             standing = group.bids.get(did)
             if standing is None or group.needs is None or not group.waiting:
                 continue
-            if standing.turned_down > BELIEVED and trio.current_time() < standing.full_until:
-                # it has said so before, and had none
+            if trio.current_time() < standing.doubted_until:
+                # it would have those that others could run
                 continue
             has_work = True
             more = left.times(group.needs, len(group.waiting))
@@ -219,7 +250,7 @@ class Standing:
                 left = left.minus(group.needs)
             # what has lined up there has a place before it
             standing.units = max(standing.units, min(standing.units, len(standing.taken)) + more)
-            standing.full_until = 0.0
+            standing.full_until, standing.said_room = 0.0, True
             group.fill()
         return has_work
 
