@@ -81,15 +81,16 @@ def _release_change(ctx: Releasing, bid_id: str, requester: str) -> Change:
 
     def change(t: Transaction) -> Answer:
         bid = sent_bid(t, bid_id_of(bid_id), requester)
+        may_release = not is_unit(bid_id) and bid.verdict != "released" and BID.may(bid.verdict, "release")
+        if not may_release and not ctx.accounting.has(t, bid_id):
+            # there is nothing to be released, and who says so again and again leaves no trace
+            return "job_cancelled", JobCancelled()
         ctx.accounting.release(t, bid_id)
         t.then(partial(ctx.work.idle_locks.given_back, requester, bid_id))
-        if is_unit(bid_id):
-            # the bid for many stands
-            t.save_event(bid.job_id, "lock_released", bid_id=bid_id)
-            return "job_cancelled", JobCancelled()
-        if BID.may(bid.verdict, "release"):
+        if may_release:
+            # of a bid for many, which stands, it is a unit
             transition(t, bid, "release", by=REQUESTER, bid=structs.replace(bid.offer, valid_offer=False))
-        t.save_event(bid.job_id, "lock_released", bid_id=bid.id)
+        t.save_event(bid.job_id, "lock_released", bid_id=bid_id)
         return "job_cancelled", JobCancelled()
 
     return change

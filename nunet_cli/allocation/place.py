@@ -35,6 +35,8 @@ async def wait_for_place(ctx: LiningUp, actor: AllocationActor) -> None:
     while not await ctx.accounting.wait_in_line(
         actor.allocation_id, min(until, trio.current_time() + ctx.config.limits.heartbeat)
     ):
+        if not ctx.accounting.is_onboarded():
+            raise ExecutorError("this machine is offered no more", code="no_place")
         if trio.current_time() >= until:
             raise ExecutorError("no place came free in time", code="no_place")
         # a sign of life

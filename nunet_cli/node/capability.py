@@ -120,6 +120,7 @@ class CapabilityAccounting(Line):
 
         def change(t: Transaction) -> None:
             t[REGISTERED_CAPABILITY].remove("registered")
+            self.disband(t)
             t.save_event("", "offboarded")
 
         await self._store.change(change)
@@ -297,6 +298,10 @@ class CapabilityAccounting(Line):
         self._take(t, as_allocation(mine))
         if crowded:
             raise StateError(crowded, code="machine_busy")
+
+    def has(self, source: Source, key: str) -> bool:
+        """Say whether a bid, a unit or an allocation holds something here, or is in the line."""
+        return source[HOLDINGS].has(key)
 
     def holds(self, source: Source, requester: str) -> bool:
         """Say whether jobs of a requester run here, or have something locked."""

@@ -34,6 +34,10 @@ class Line(ABC):
         self.gives_way: Callable[[str], bool] = lambda _requester: False
 
     @abstractmethod
+    def is_onboarded(self, source: Source | None = None) -> bool:
+        """Say whether this node offers capability."""
+
+    @abstractmethod
     def available(self, source: Source, at: str = "") -> Capability:
         """Return what is left."""
 
@@ -77,10 +81,13 @@ class Line(ABC):
         return row is not None and row.kind == "place"
 
     async def wait_in_line(self, allocation_id: str, until: float) -> bool:
-        """Wait until an allocation has what it has lined up for; False where it has not by a time, in trio's time."""
+        """Wait until an allocation has what it has lined up for; False where it has not by a time, in trio's time.
+
+        Where the machine is offered no more, nobody has anything from now on.
+        """
         while self.is_in_line(self._store, allocation_id):
             left = until - trio.current_time()
-            if left <= 0:
+            if left <= 0 or not self.is_onboarded():
                 return False
             handed = self._handed
             with trio.move_on_after(min(left, LINE_PAUSE)) as patience:
@@ -101,9 +108,16 @@ class Line(ABC):
         return len(t[HOLDINGS].by("kind", "place")) < before
 
     def _hand_over(self, t: Transaction, only: str = "") -> None:
-        """Give what is free to those who have lined up, in their order; a unit that is not invoked yet has its lock."""
+        """Give what is free to those who have lined up, in their order; a unit that is not invoked yet has its lock.
+
+        One that needs more than there is keeps its requester's others waiting behind it, and nobody else's: what one
+        has given back is not kept for another's larger job.
+        """
+        waits: set[str] = set()
         for row in t[HOLDINGS].by("kind", "place"):
             if row.expires_at and row.expires_at <= quantities.utc_now():
+                continue
+            if row.requester in waits:
                 continue
             if row.requester != only if only else self.gives_way(row.requester):
                 continue
@@ -113,13 +127,18 @@ class Line(ABC):
             # an allocation's has no end
             now_has = as_lock(row) if row.expires_at else as_allocation(row)
             if not self.available(t).resources.fits(row.resources) or self.crowded(row.resources, t):
-                return
+                waits.add(row.requester)
+                continue
             # it goes to the end of the table, which has no meaning for those that hold something
             t[HOLDINGS].remove(row.id)
             t[HOLDINGS].put(now_has)
             t.then(self._wake_line)
             if only:
                 return
+
+    def disband(self, t: Transaction) -> None:
+        """Have all who have lined up look again, as part of a change that offers the machine no more."""
+        t.then(self._wake_line)
 
     def _wake_line(self) -> None:
         self._handed.set()

@@ -56,6 +56,9 @@ class Accounting(Protocol):
     ) -> None:
         """Note that a unit of a bid is to have what is given back next."""
 
+    def has(self, source: Store | Transaction, key: str) -> bool:
+        """Say whether a bid, a unit or an allocation holds something here, or is in the line."""
+
     def holds(self, source: Store | Transaction, requester: str) -> bool:
         """Say whether jobs of a requester run here, or have something locked."""
 

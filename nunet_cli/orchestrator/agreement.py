@@ -21,7 +21,7 @@ from nunet_cli.orchestrator.idle_locks import idle_reason
 from nunet_cli.orchestrator.needs import Dealing, HasAccounting, HasClosings, HasIdentity, HasRoles
 from nunet_cli.orchestrator.permissions import check_dealing
 from nunet_cli.orchestrator.units import as_unit
-from nunet_cli.records.bids import BID, BID_REQUESTS, BIDS, BidRecord, bid_id_of, is_unit
+from nunet_cli.records.bids import BID, BID_REQUESTS, BIDS, BidRecord, bid_id_of, is_unit, unit_number
 from nunet_cli.records.capability import Resources
 from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.contracts import DATABASE, ORACLE, PROVIDER, REQUESTER, UNVERIFIED, Contract
@@ -116,6 +116,8 @@ def _open_bid(ctx: HasAccounting, source: Store | Transaction, contract: Contrac
         StateError: it was released.
     """
     bid = sent_bid(source, bid_id_of(contract.bid_id), sender)
+    if is_unit(contract.bid_id) and not unit_number(contract.bid_id):
+        raise ContractError(f"{contract.bid_id} is no unit of a bid", code="no_bid_here")
     if is_unit(contract.bid_id) != (source[BID_REQUESTS].one(bid.bid_request_id).request.count > 1):
         raise ContractError(f"no bid {contract.bid_id} was made to you", code="no_bid_here")
     if bid.verdict == "taken":
@@ -161,7 +163,6 @@ def _take_unit(ctx: Agreeing, t: Transaction, unit: BidRecord, resources: Resour
         raise StateError(idle_reason(pause), code="no_place")
     try:
         accounting.lock_capability(t, unit.id, unit.job_id, resources, lease, duration, did)
-        t.then(partial(ctx.work.idle_locks.note, did, unit.id))
     except StateError:
         others = ctx.work.others(did)
         if others or not accounting.holds(t, did):
@@ -169,6 +170,7 @@ def _take_unit(ctx: Agreeing, t: Transaction, unit: BidRecord, resources: Resour
             raise StateError("there is no room, and others wait for it" if others else "there is no room",
                              code="no_place") from None  # fmt: skip
         accounting.line_up(t, unit.id, unit.job_id, resources, lease, duration, did)
+    t.then(partial(ctx.work.idle_locks.note, did, unit.id))
     t.then(partial(ctx.work.took_turn, did))
     bid = t[BIDS].one(bid_id_of(unit.id))
     until = quantities.now() + timedelta(seconds=ctx.config.bid_timeout)

@@ -218,11 +218,15 @@ def make_room(t: Transaction, did: str, now: str) -> None:
     for old in t[BIDS].page(LOOKED_AT, did=did, verdict="offered").rows:
         if old.direction != "sent":
             continue
+        stands = offered_until(old) >= now
+        if stands and t[BID_REQUESTS].one(old.bid_request_id).request.count > 1:
+            # units of it may be taken yet
+            continue
         if has_contract(t, old.id):
             # an earlier version did not say so with the bid
             transition(t, old, "take", by=REQUESTER)
             gone += 1
-        elif offered_until(old) < now:
+        elif not stands:
             t[BIDS].remove(old.id)
             t[BID_REQUESTS].remove(old.bid_request_id)
             # the job may be this node's own: a peer names what it likes

@@ -20,6 +20,8 @@ from nunet_cli.records.contract_records import CONTRACTS
 # contract in between; the pause after the first time beyond that, which doubles, and the longest; and after how long
 # what was is forgotten
 SHORT, MANY_SHORT, FIRST_PAUSE, LONGEST_PAUSE, MEMORY = 5.0, 60.0, 30.0, 600.0, 3600.0
+# one that is given back at once counts so many seconds: what is kept of it here is kept for days
+LEAST = 1.0
 # of so many requesters, and of so many locks of each, it is remembered
 MOST_REQUESTERS, MOST_LOCKS = 1000, 100
 
@@ -70,12 +72,12 @@ class IdleLocks:
             contract = source[CONTRACTS].first("bid_id", bid_id)
             if contract is not None and contract.proof is not None:
                 sheet.times, sheet.until, sheet.short = 0, 0.0, 0.0
-            elif held is None and accounting.is_locked(source, bid_id):
+            elif held is None and (accounting.is_locked(source, bid_id) or accounting.is_in_line(source, bid_id)):
                 continue
-            elif held is None or held > SHORT or sheet.short + held > MANY_SHORT:
+            elif held is None or held > SHORT or sheet.short + max(held, LEAST) > MANY_SHORT:
                 in_vain, sheet.short = True, 0.0
             else:
-                sheet.short += held
+                sheet.short += max(held, LEAST)
             del sheet.locks[bid_id]
         if now > sheet.until + MEMORY:
             sheet.times = 0

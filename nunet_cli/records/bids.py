@@ -267,7 +267,7 @@ BID = Machine(
 
 
 # a unit of a bid for many is named by the bid and a number
-_MARK = "."
+_MARK, _DIGITS = ".", 12
 
 
 def unit_id(bid_id: str, number: int) -> str:
@@ -283,3 +283,10 @@ def is_unit(bid_id: str) -> bool:
 def bid_id_of(name: str) -> str:
     """Return the id of the bid that an id names, or of which it names a unit."""
     return name.partition(_MARK)[0]
+
+
+def unit_number(name: str) -> int:
+    """Return which unit of a bid an id names, from 1 on; 0 where it names none in the form that is written here."""
+    digits = name.partition(_MARK)[2]
+    is_plain = digits.isascii() and digits.isdecimal() and len(digits) <= _DIGITS and not digits.startswith("0")
+    return int(digits) if is_plain else 0

@@ -1,0 +1,322 @@
+"""Bids for many units that stand, and those who misuse them: what is given to whom, and what is kept of it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from msgspec import structs
+
+from nunet_cli import quantities
+from nunet_cli.node.opening import open_node
+from nunet_cli.orchestrator import bid as bids
+from nunet_cli.orchestrator.standing import BELIEVED, LONGEST_DOUBT, Standing, Taken
+from nunet_cli.records.allocations import ALLOCATIONS, HOLDINGS
+from nunet_cli.records.bids import BIDS, Bid, BidRecord, CapabilityComparator, NodeID, TimeBid, unit_id, unit_number
+from nunet_cli.records.capability import Cpu, PriceBid, Resources
+from nunet_cli.records.contract_records import CONTRACTS
+from nunet_cli.records.messages import JobCancel
+from tests.conftest import Market, MarketFactory, config, open_market
+from tests.orchestrator.test_units import OFFER, PLACES, batch, begun, children, proposal, propose, standing
+
+LATER = "2999-01-01T00:00:00.000Z"
+
+
+def made(bid_id: str, did: str = "did:key:zA", units: int = 1, seconds: int = 3600) -> BidRecord:
+    node = NodeID("", "", "", did)
+    offer = Bid(bid_id, "request", "group", node, PriceBid(), TimeBid(LATER, seconds), LATER, "spec", units=units)
+    return BidRecord(bid_id, "bid", "received", did, "request", "group", LATER, node, offer)
+
+
+# -- the requester's half ----------------------------------------------------------------------------------------------
+
+
+async def test_one_whose_bid_is_over_before_it_took_its_unit_waits_for_another() -> None:
+    all_bids = Standing()
+    with all_bids.open("group", ["one", "two", "three"]) as group, trio.fail_after(10):
+        group.stand(made("bid-a", units=2))
+        for name in ("one", "two"):
+            assert (await group.take(name)).bid.id == "bid-a"
+        found: list[Taken] = []
+
+        async def wait() -> None:
+            found.append(await group.take("three"))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            # the program of the first ends, its unit is the third's; the provider is found to be gone before that runs
+            all_bids.ended("group", "one", 1.0)
+            all_bids.turned_down("group", "two", stands=False)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not found
+            # the same bid stands again, as one who is back is asked: its units have other names than those before
+            group.stand(made("bid-a", units=1))
+            group.fill()
+        assert found == [Taken(made("bid-a", units=1), unit_id("bid-a", 4))]
+
+
+async def test_one_whose_bid_is_replaced_before_it_took_its_unit_has_that_of_the_first() -> None:
+    all_bids = Standing()
+    with all_bids.open("group", ["one"]) as group, trio.fail_after(10):
+        found: list[Taken] = []
+
+        async def wait() -> None:
+            found.append(await group.take("one"))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            group.stand(made("bid-a"))
+            group.fill()
+            group.stand(made("bid-b"))
+        assert found == [Taken(made("bid-a"), unit_id("bid-a", 1))]
+
+
+async def test_a_unit_whose_item_waits_no_more_is_anothers_at_once() -> None:
+    all_bids = Standing()
+    with all_bids.open("group", ["one", "two"]) as group, trio.fail_after(10):
+        scope, found = trio.CancelScope(), list[Taken]()
+
+        async def give_up() -> None:
+            with scope:
+                await group.take("one")
+
+        async def wait() -> None:
+            found.append(await group.take("two"))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(give_up)
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            scope.cancel()
+            # before it has heard of it
+            group.stand(made("bid-a"))
+            group.fill()
+        assert [taken.name for taken in found] == [unit_id("bid-a", 2)]
+
+
+async def test_who_says_again_and_again_that_it_has_room_and_has_none_is_not_believed(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    all_bids, plenty = Standing(), Resources(Cpu(64.0), 2**40, 2**40)
+    with all_bids.open("group", ["one"]) as group:
+        group.needs = Resources(Cpu(0.1), 2**20, 2**20)
+        group.stand(made("bid-liar", "did:key:zLiar", units=1))
+
+        async def refused(times: int) -> int:
+            """Let an item wait, the provider say that it has room and then decline; return how often it had the item."""
+            had = 0
+            for _ in range(times):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(group.take, "one")
+                    await trio.testing.wait_all_tasks_blocked()
+                    all_bids.note_room("did:key:zLiar", plenty)
+                    await trio.testing.wait_all_tasks_blocked()
+                    had += "one" in group.bids["did:key:zLiar"].taken
+                    all_bids.turned_down("group", "one", stands=True)
+                    nursery.cancel_scope.cancel()
+            return had
+
+        # the first is the unit of its bid, which nobody has counted against it
+        assert await refused(100) == BELIEVED + 1
+        await trio.sleep(LONGEST_DOUBT)
+        assert await refused(100) == 1
+        # one that then takes an item is believed as before
+        await trio.sleep(LONGEST_DOUBT)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(group.take, "one")
+            await trio.testing.wait_all_tasks_blocked()
+            all_bids.note_room("did:key:zLiar", plenty)
+        all_bids.agreed("group", "one")
+        all_bids.leave("group", "one")
+        assert await refused(1) + await refused(1) >= 1
+
+
+async def test_a_provider_that_is_put_aside_is_given_no_more_items(tmp_path: Path) -> None:
+    async with open_market(tmp_path, onboard=OFFER) as m:
+        job_id = await m.post(batch(30, 0.3))
+        m.requester.orchestrate(job_id)
+        with trio.fail_after(60):
+            while len(begun(m.provider)) <= PLACES:
+                await trio.sleep(0.02)
+            await m.requester.set_preferences(CapabilityComparator(deny=(m.provider.identity.did,)))
+            now = quantities.utc_now()
+            while m.job(job_id).state not in ("failed", "settled"):
+                await trio.sleep(0.05)
+        items = children(m, job_id)
+        states = {item.state for item in items}
+        assert states == {"settled", "expired"}
+        made_then = [row for row in m.requester.ctx.store[CONTRACTS].all() if row.created_at > now]
+        assert not made_then, [row.created_at for row in made_then]
+
+
+async def test_an_item_waits_for_a_contract_database_that_is_away_also_when_its_batchs_bid_is_old(
+    tmp_path: Path,
+) -> None:
+    # a bid that stands is older than it says, and who is verified is known for a minute
+    async with (
+        open_node(tmp_path / "provider", config(bid_timeout=3)) as provider,
+        open_node(tmp_path / "requester", config()) as requester,
+    ):
+        await provider.onboard(structs.replace(OFFER, cpu=0.1), None)
+        await requester.add_peer(provider.ctx.transport.describe())
+        async with open_node(tmp_path / "authority", config(), roles=("contract-database", "oracle")) as authority:
+            for node in (provider, requester):
+                await node.add_peer(authority.ctx.transport.describe())
+            m = Market(requester, provider, authority, tmp_path)
+            job_id = await m.post(batch(4, 2.0))
+            requester.orchestrate(job_id)
+            with trio.fail_after(60):
+                while len(begun(provider)) < 2:
+                    await trio.sleep(0.02)
+            did = authority.identity.did
+        for node in (provider, requester):
+            for who in (provider.identity.did, requester.identity.did):
+                node.ctx.verified.forget(did, who)
+        with trio.fail_after(60):
+            events: list[str] = []
+            while "contract_database_unanswered" not in events:
+                await trio.sleep(0.05)
+                events = [kind for item in children(m, job_id) for kind in m.event_types(item.id)]
+        async with open_node(tmp_path / "authority", config(), roles=("contract-database", "oracle")) as authority:
+            for node in (provider, requester):
+                await node.add_peer(authority.ctx.transport.describe())
+            with trio.fail_after(60):
+                while requester.get_job(job_id).state not in ("failed", "settled"):
+                    await trio.sleep(0.05)
+        assert [item.state for item in children(m, job_id)] == ["settled"] * 4
+
+
+# -- the provider's half -----------------------------------------------------------------------------------------------
+
+
+async def cancel(m: Market, bid_id: str) -> None:
+    await m.requester.ctx.messenger.request(m.provider.identity.did, "job_cancel", JobCancel(bid_id=bid_id), timeout=20)
+
+
+@pytest.mark.parametrize("name", ["", "0", "007", "1.2", "-1", "one", "9" * 40])
+async def test_what_is_no_unit_in_the_form_that_is_written_here_is_refused(market: MarketFactory, name: str) -> None:
+    async with market(onboard=OFFER) as m:
+        _, bid = await standing(m, 2)
+        kept = m.provider.ctx.store[CONTRACTS].count()
+        answer = await propose(m, proposal(m, bid, 50, bid_id=f"{bid.id}.{name}"))
+        assert getattr(answer, "code", answer) == "no_bid_here"
+        assert m.provider.ctx.store[CONTRACTS].count() == kept
+
+
+def test_a_unit_has_one_name() -> None:
+    assert [unit_number(unit_id("bid-a", number)) for number in (1, 10, 10_000)] == [1, 10, 10_000]
+    assert [unit_number(name) for name in ("bid-a", "bid-a.", "bid-a.01", "bid-a.1.2", "bid-a.\u0663")] == [0] * 5
+
+
+async def test_what_is_given_back_again_and_again_leaves_no_trace(market: MarketFactory) -> None:
+    async with market(onboard=OFFER) as m:
+        _, bid = await standing(m, 2)
+        assert getattr(await propose(m, proposal(m, bid, 50)), "contract", None) is not None
+        assert m.provider.ctx.store[HOLDINGS].has(unit_id(bid.id, 50))
+        for _ in range(5):
+            await cancel(m, unit_id(bid.id, 50))
+            await cancel(m, unit_id(bid.id, 777))
+        assert not m.provider.ctx.store[HOLDINGS].has(unit_id(bid.id, 50))
+        seen = [event.type for _, event in m.provider.ctx.store.log(bid.job_id)]
+        assert seen.count("lock_released") == 1
+        # the bid for many stands
+        assert m.provider.ctx.store[BIDS].one(bid.id).verdict == "offered"
+
+
+async def test_who_lines_up_and_gives_back_without_end_has_to_wait(market: MarketFactory) -> None:
+    async with market(onboard=structs.replace(OFFER, cpu=0.1)) as m:
+        _, bid = await standing(m, 2)
+        with trio.fail_after(30):
+            while not m.provider.ctx.store[ALLOCATIONS].by("state", "running"):
+                await trio.sleep(0.02)
+            agreed, refused = 0, ""
+            for number in range(100, 300):
+                answer = await propose(m, proposal(m, bid, number, f"job-{number}"))
+                if getattr(answer, "contract", None) is None:
+                    refused = str(answer)
+                    break
+                agreed += 1
+                await cancel(m, unit_id(bid.id, number))
+        assert "came to no contract" in refused
+        assert 50 <= agreed <= 70, agreed
+
+
+async def test_a_bid_of_which_units_may_be_taken_stays_where_one_requester_has_caused_very_many(
+    market: MarketFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bids, "MOST_OFFERS", 2)
+    async with market(onboard=OFFER) as m:
+        _, bid = await standing(m, 4)
+        with trio.fail_after(30):
+            while len(begun(m.provider)) < PLACES:
+                await trio.sleep(0.02)
+        store = m.provider.ctx.store
+        row = store[BIDS].one(bid.id)
+        old = [structs.replace(row, id=f"bid-old-{at}", offered_until="2020-01-01T00:00:00.000Z") for at in range(3)]
+
+        def change(t: Any) -> None:
+            for other in old:
+                t[BIDS].put(other)
+            bids.make_room(t, row.did, quantities.utc_now())
+
+        await store.change(change)
+        assert store[BIDS].one(bid.id).verdict == "offered"
+        assert not any(store[BIDS].has(other.id) for other in old)
+
+
+# -- the line ----------------------------------------------------------------------------------------------------------
+
+
+async def test_what_one_gives_back_is_not_kept_for_anothers_larger_job(market: MarketFactory) -> None:
+    async with market(onboard=structs.replace(OFFER, cpu=0.5)) as m:
+        books, store = m.provider.accounting, m.provider.ctx.store
+        small, large = Resources(Cpu(0.1), 2**20), Resources(Cpu(0.3), 2**20)
+
+        def fill(t: Any) -> None:
+            books.lock_capability(t, "large-1", "job-1", large, LATER, 5, "did:key:zlarge")
+            books.lock_capability(t, "small-1", "job-2", small, LATER, 5, "did:key:zsmall")
+            books.lock_capability(t, "small-2", "job-3", small, LATER, 5, "did:key:zsmall")
+            books.line_up(t, "large-2", "job-4", large, LATER, 5, "did:key:zlarge")
+            books.line_up(t, "small-3", "job-5", small, LATER, 5, "did:key:zsmall")
+            books.line_up(t, "small-4", "job-6", small, LATER, 5, "did:key:zsmall")
+
+        await store.change(fill)
+        await store.change(lambda t: books.release(t, "small-1"))
+        kinds = {row.id: row.kind for row in store[HOLDINGS].all()}
+        assert (kinds["small-3"], kinds["small-4"], kinds["large-2"]) == ("lock", "place", "place")
+        # and the larger one has what its own requester gives back
+        await store.change(lambda t: books.release(t, "large-1"))
+        kinds = {row.id: row.kind for row in store[HOLDINGS].all()}
+        assert (kinds["small-4"], kinds["large-2"]) == ("place", "lock")
+
+
+async def test_offboarding_waits_for_what_runs_and_not_for_what_is_in_the_line(tmp_path: Path) -> None:
+    async with (
+        open_market(tmp_path, onboard=OFFER) as m,
+        open_node(tmp_path / "second", config()) as second,
+    ):
+        for node in (m.authority, m.requester):
+            await second.add_peer(node.ctx.transport.describe())
+        # none takes a minute, which is known beforehand here
+        job_id = await m.post(batch(PLACES * 2, 3, time={"max_duration": "60s"}))
+        m.requester.orchestrate(job_id)
+        with trio.fail_after(60):
+            while len(m.provider.ctx.store[HOLDINGS].by("kind", "place")) < PLACES:
+                await trio.sleep(0.02)
+            while len(m.provider.ctx.store[ALLOCATIONS].by("state", "created")) < PLACES:
+                await trio.sleep(0.02)
+            await second.onboard(OFFER, None)
+            await m.provider.offboard()
+            assert len(begun(m.provider)) == PLACES
+            assert not list(m.provider.ctx.store[HOLDINGS].all())
+            while m.job(job_id).state not in ("failed", "settled"):
+                await trio.sleep(0.05)
+        items = children(m, job_id)
+        assert [item.state for item in items] == ["settled"] * (PLACES * 2)
+        # it was no failure of theirs, and cost nothing
+        assert sorted(item.lapses for item in items) == [0] * PLACES + [1] * PLACES
+        assert {item.attempt for item in items} == {1}
+        assert len(begun(second)) == PLACES
