@@ -209,15 +209,25 @@ class _Walk:
             self._note_end(name, await while_full(self._ctx, child_id, go_through))
         except NunetError as error:
             log.info("child %s of %s: %s", name, self._job.id, error)
-            self.failures[name] = error
-            if find_job(self._ctx.store, child_id).state not in DONE:
-                # it has not ended by itself, and nobody would take it further
-                left = await cancel.call_off(self._ctx, child_id, error.message, error_record(error))
-                self.stuck |= set() if left.state in DONE else {name}
+            await self._give_up(name, child_id, error)
+        except Exception as error:
+            # this node's own fault: as much as any failure it is that of one child, and the others go on
+            self._ctx.supervisor.note("child", error)
+            found = NunetError("the node could not take it further", code="internal", hint="see: nunet node logs")
+            self.stuck.add(name)
+            if await self._ctx.supervisor.watch("child", self._give_up, name, child_id, found):
+                self.stuck -= {name} if find_job(self._ctx.store, child_id).state in DONE else set()
         finally:
             self._running.discard(name)
             self._ctx.standing.leave(self._job.id, child_id)
             self._wake.set()
+
+    async def _give_up(self, name: str, child_id: str, error: NunetError) -> None:
+        self.failures[name] = error
+        if find_job(self._ctx.store, child_id).state not in DONE:
+            # it has not ended by itself, and nobody would take it further
+            left = await cancel.call_off(self._ctx, child_id, error.message, error_record(error))
+            self.stuck |= set() if left.state in DONE else {name}
 
     async def _hear_of_place(self, name: str, child_id: str) -> None:
         """Find out when a child has got a provider: others are to run there."""

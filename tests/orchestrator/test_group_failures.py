@@ -11,9 +11,10 @@ import trio
 from nunet_cli.errors import JobFailedError, UsageError
 from nunet_cli.groups.group import logs_of, outputs_of
 from nunet_cli.groups.orchestrate import orchestrate_job
+from nunet_cli.groups.walk import run_group
 from nunet_cli.jobs.reader import read_spec
 from nunet_cli.node.opening import open_node
-from nunet_cli.records.jobs import JOBS
+from nunet_cli.records.jobs import JOBS, Job
 from tests.conftest import Market, config, open_market
 
 MarketOf = Callable[..., Any]
@@ -68,6 +69,22 @@ async def test_two_of_six_items_fail_and_the_others_settle_and_are_paid(market: 
         assert not any(balance for name, balance in m.balances().items() if name.startswith("escrow:"))
         (end,) = [event for _, event in m.requester.ctx.store.log(job_id) if event.type == "job_failed"]
         assert (end.data["children"], end.data["failed"], end.data["paid"]) == (6, 2, "1")
+
+
+async def test_what_goes_wrong_in_the_node_itself_with_one_item_keeps_none_of_the_others(market: MarketOf) -> None:
+    async with market() as m:
+        job_id = await m.post(batch("echo {index} > o", 4))
+        ctx = m.requester.ctx
+
+        async def run(child_id: str) -> Job:
+            if child_id == m.job(job_id).children["sweep-1"]:
+                raise ZeroDivisionError("in the node")
+            return await orchestrate_job(ctx, child_id)
+
+        with pytest.raises(JobFailedError, match="1 of 4 failed: sweep-1: the node could not"), trio.fail_after(60):
+            await run_group(ctx, job_id, run)
+        assert states(m, job_id) == {f"sweep-{n}": "cancelled" if n == 1 else "settled" for n in range(4)}
+        assert ctx.supervisor.failures["child: ZeroDivisionError"] == 1
 
 
 async def test_what_is_linked_to_a_child_that_failed_does_not_run_and_says_why(market: MarketOf) -> None:
