@@ -30,6 +30,7 @@ from nunet_cli.api.common import (
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NotFoundError, StateError, UsageError
 from nunet_cli.groups.group import logs_of, outputs_of
+from nunet_cli.groups.mended import mend
 from nunet_cli.jobs.items import MAX_ITEMS, Row, values_of
 from nunet_cli.jobs.reader import no_items, placed, read_spec, spec_from_object
 from nunet_cli.jobs.spec import MOST_PUSHED, JobSpec, PeerName
@@ -57,21 +58,17 @@ MAX_POSTING = 16 * 2**20
 RUN_AGAIN = "run it again: nunet job retry {}"
 
 
-class Posting(Struct, forbid_unknown_fields=True):
-    """A job to post: the specification as text or as an object, and where its paths start.
+class Written(Struct, forbid_unknown_fields=True):
+    """A specification as text or as an object, and where its paths start.
 
-    `push` names the only providers to ask, instead of those of the specification. `items` has the items of batches that
-    the specification names as a file or a pattern: by that name, the values of each.
+    `items` has the items of batches that the specification names as a file or a pattern: by that name, the values of
+    each.
     """
 
     spec: dict[str, Any] | None = None
     spec_text: Annotated[str, Limits(max_length=300_000)] = ""
     source: Annotated[str, Limits(max_length=4000)] = "job.yaml"
     folder: Annotated[str, Limits(max_length=4000)] = ""
-    push: Annotated[tuple[PeerName, ...], Limits(max_length=MOST_PUSHED)] = ()
-    pull: bool = False
-    topic: Annotated[str, Limits(max_length=200)] = ""
-    orchestrate: bool = True
     items: dict[str, Annotated[tuple[dict[str, str], ...], Limits(max_length=MAX_ITEMS)]] = {}
 
     def load(self, name: str) -> list[Row]:
@@ -83,6 +80,32 @@ class Posting(Struct, forbid_unknown_fields=True):
         if name not in self.items:
             return no_items(name)
         return [Row(values_of(values, f"item {number}")) for number, values in enumerate(self.items[name])]
+
+    def read(self) -> tuple[JobSpec, Path]:
+        """Return the specification, and its folder.
+
+        Raises:
+            UsageError: there is none, it is wrong, or the folder is no absolute path.
+        """
+        if (self.spec is None) == (not self.spec_text):
+            raise UsageError("give either `spec` or `spec_text`")
+        if self.spec is not None:
+            spec = spec_from_object(self.spec, source=self.source, load=self.load)
+        else:
+            spec = read_spec(self.spec_text, source=self.source, load=self.load)
+        folder = Path(self.folder or "/")
+        if not folder.is_absolute():
+            raise UsageError(f"`folder` must be an absolute path: {self.folder!r}")
+        return spec, folder
+
+
+class Posting(Written):
+    """A job to post; `push` names the only providers to ask, instead of those of the specification."""
+
+    push: Annotated[tuple[PeerName, ...], Limits(max_length=MOST_PUSHED)] = ()
+    pull: bool = False
+    topic: Annotated[str, Limits(max_length=200)] = ""
+    orchestrate: bool = True
 
 
 class OutputRequest(Struct, forbid_unknown_fields=True):
@@ -101,15 +124,7 @@ class StageOptions(Struct, forbid_unknown_fields=True):
 async def post_job(request: Request) -> Response:
     """Post a job (seed 1: `POST /orchestrator/postJob`), and orchestrate it at once unless told otherwise."""
     node, body = node_of(request), await body_of(request, Posting, MAX_POSTING)
-    if (body.spec is None) == (not body.spec_text):
-        raise UsageError("give either `spec` or `spec_text`")
-    if body.spec is not None:
-        spec = spec_from_object(body.spec, source=body.source, load=body.load)
-    else:
-        spec = read_spec(body.spec_text, source=body.source, load=body.load)
-    folder = Path(body.folder or "/")
-    if not folder.is_absolute():
-        raise UsageError(f"`folder` must be an absolute path: {body.folder!r}")
+    spec, folder = body.read()
     try:
         job = await process_job(
             node.ctx, spec, folder=folder, push=body.push, pull=body.pull, topic=body.topic,
@@ -205,9 +220,16 @@ async def run_job(request: Request) -> Response:
 
 
 async def retry_job(request: Request) -> Response:
-    """Run a job again that did not end well, or what failed in a group, as a new attempt, in the background."""
-    node, job = job_of(request)
-    done = await node.retry_job(job.id)
+    """Run a job again that did not end well, or what failed in a group, as a new attempt, in the background.
+
+    With a specification, as that has it now.
+    """
+    (node, job), body = job_of(request), await body_of(request, Written, MAX_POSTING)
+    mended = None
+    if body.spec is not None or body.spec_text:
+        spec, folder = body.read()
+        mended = await mend(node.ctx, job.id, spec, folder)
+    done = await node.retry_job(job.id, mended)
     return answer({**views.job(done.job), "again": done.runs}, status=202)
 
 
@@ -292,7 +314,7 @@ ENDPOINTS = (
     }),
     Endpoint("/jobs/{job}", show_job, schemas.JobDetail),
     Endpoint("/jobs/{job}/run", run_job, schemas.Job, "POST", status=202),
-    Endpoint("/jobs/{job}/retry", retry_job, schemas.JobAgain, "POST", status=202),
+    Endpoint("/jobs/{job}/retry", retry_job, schemas.JobAgain, "POST", Written, status=202),
     Endpoint("/jobs/{job}/cancel", cancel_job, schemas.Job, "POST"),
     Endpoint("/jobs/{job}/outputs", job_outputs, schemas.Outputs, "POST", OutputRequest),
     Endpoint("/jobs/{job}/stages/{stage}", run_stage, schemas.Job, "POST", StageOptions),

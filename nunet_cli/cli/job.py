@@ -68,6 +68,17 @@ def _read(spec: str) -> dict[str, Any]:
     return {"spec_text": text, "source": str(path), "folder": str(path.parent.absolute())}
 
 
+def read_with_items(spec: str) -> dict[str, Any]:
+    """Return a posting with the items of its batches; whether their inputs are there is looked at by the node."""
+    from nunet_cli.cli.items import ItemFiles
+    from nunet_cli.jobs.reader import read_spec
+
+    posting = _read(spec)
+    files = ItemFiles(Path(posting["folder"]))
+    read_spec(posting["spec_text"], source=posting["source"], load=files.load)
+    return {**posting, "items": files.sent}
+
+
 def _check(posting: dict[str, Any]) -> JobSpec:
     """Refuse a bad specification, or one whose files are not there, before a node is started for it.
 

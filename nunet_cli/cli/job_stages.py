@@ -21,11 +21,12 @@ from nunet_cli.cli.job import (
     has_own_node,
     next_command,
     outcome,
+    read_with_items,
 )
 from nunet_cli.cli.output import Format, OutputOption, QuietOption, emit, note
 from nunet_cli.cli.results import check_results_folder
 from nunet_cli.cli.state import connect
-from nunet_cli.errors import NunetError
+from nunet_cli.errors import NunetError, UsageError
 
 __all__ = ["app"]
 
@@ -128,6 +129,9 @@ def retry(
     failed: Annotated[
         bool, typer.Option("--failed", help="Leave alone those that did not fail; what a group does in any case.")
     ] = False,
+    spec: Annotated[
+        str, typer.Option("--spec", help="Run it as this specification has it now, with its inputs.", metavar="SPEC")
+    ] = "",
     local: Annotated[
         bool, typer.Option("--local", help="Run provider, contract database and oracle here, on loopback.")
     ] = False,
@@ -141,8 +145,15 @@ def retry(
 
     Of a group or batch it is what failed in it, and what did not run because of that; then the group goes on. A job
     that was cancelled, or that nobody took, is run again where it is named. How it went before stays with the job.
+
+    It is the same job, with the inputs that it was posted with; with `--spec` a batch, or a single job, has those that
+    the specification names now, and all else that it says. Items are told by their names.
     """
     from nunet_cli.cli.authorities import choose
+
+    if spec and len(jobs) > 1:
+        raise UsageError("--spec is of one job")
+    written = read_with_items(spec) if spec else None
 
     embedded, until = has_own_node(detach=detach), ends_at(timeout)
     if not detach:
@@ -153,7 +164,7 @@ def retry(
             choose(client)
         rows = [client.get(f"/jobs/{job}") for job in dict.fromkeys(jobs)]
         chosen = [row for row in rows if not failed or row["state"] in ("failed", "expired")]
-        again = [client.post(f"/jobs/{row['id']}/retry") for row in chosen]
+        again = [client.post(f"/jobs/{row['id']}/retry", written) for row in chosen]
         for row in again:
             if detach:
                 emit(row, output, partial(typer.echo, row["id"]), quiet=quiet)

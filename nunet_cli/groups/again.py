@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import StateError
+from nunet_cli.groups.mended import Mended, start_over_as
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.spec import JobSpec
 from nunet_cli.jobs.tree import Arrangement, arrange
 from nunet_cli.orchestrator.changes import change_job
 from nunet_cli.orchestrator.needs import HasStore
 from nunet_cli.orchestrator.retry import start_over
-from nunet_cli.records.jobs import JOB_ENDS, JOBS, Job
+from nunet_cli.records.jobs import JOB_ENDS, JOBS, Job, is_lost
 
 
 class Again(NamedTuple):
@@ -24,19 +25,24 @@ class Again(NamedTuple):
     runs: int
 
 
-async def run_again(ctx: HasStore, job_id: str) -> Again:
+async def run_again(ctx: HasStore, job_id: str, mended: Mended | None = None) -> Again:
     """Put a job that did not end well back to its beginning; of a group, what failed in it and what did not run then.
 
     What a child of a group is put back for goes on with its group, and with the children that did not run because of
     it. All of that is one change.
 
+    Args:
+        ctx: the node's parts.
+        job_id: the job.
+        mended: what jobs are from now on that are not to run as they did.
+
     Raises:
         StateError: it has not ended, is settled, or is not to be run again by itself.
     """
-    return await ctx.store.change(partial(_run_again, job_id=job_id))
+    return await ctx.store.change(partial(_run_again, job_id=job_id, mended=mended or {}))
 
 
-def _run_again(t: Transaction, job_id: str) -> Again:
+def _run_again(t: Transaction, job_id: str, mended: Mended) -> Again:
     job = t[JOBS].one(job_id)
     parent = t[JOBS].get(job.parent) if job.parent else None
     if job.kind == "member" or (parent is not None and parent.kind == "replicas"):
@@ -48,7 +54,7 @@ def _run_again(t: Transaction, job_id: str) -> Again:
         raise StateError(f"job {job.id} is {job.state}: {why}")
     arranged = _linked(parent)
     if parent is None or arranged is None:
-        count = _put_back(t, job)
+        count = _put_back(t, job, mended=mended)
     else:
         names = [job.name, *(name for name in _after(arranged, job.name) if _did_not_run(t, parent, name))]
         count = sum(_put_back(t, t[JOBS].one(parent.children[name]), parent, arranged) for name in names)
@@ -61,13 +67,22 @@ def _run_again(t: Transaction, job_id: str) -> Again:
     return Again(t[JOBS].one(job.id), change_job(t, top.id, orchestrate=True), count)
 
 
-def _put_back(t: Transaction, job: Job, parent: Job | None = None, arranged: Arrangement | None = None) -> int:
+def _put_back(
+    t: Transaction,
+    job: Job,
+    parent: Job | None = None,
+    arranged: Arrangement | None = None,
+    mended: Mended | None = None,
+) -> int:
     """Put back a job, or what failed in a group and the group with it; return how many jobs with a contract that are.
 
     `arranged` has the links of the parent: what they brought is brought again.
     """
     spec: JobSpec | None = arranged.children[job.name] if arranged is not None else None
     push = parent.push if parent is not None else ()
+    if mended and job.id in mended:
+        start_over_as(t, job, mended[job.id])
+        return 1
     if job.kind == "job":
         start_over(t, job, spec, push)
         return 1
@@ -75,7 +90,7 @@ def _put_back(t: Transaction, job: Job, parent: Job | None = None, arranged: Arr
     for child_id in job.children.values():
         child = t[JOBS].one(child_id)
         if _is_lost(child, job):
-            count += _put_back(t, child, job, inside)
+            count += _put_back(t, child, job, inside, mended)
     if job.state not in JOB_ENDS:
         _wake(t, job, count)
     elif count or decode_spec(job.spec).type == "recurring":
@@ -89,7 +104,7 @@ def _is_lost(child: Job, parent: Job) -> bool:
         return child.state in JOB_ENDS - {"settled"}
     if child.kind == "group" and child.state == "running":
         return True
-    return child.state in ("failed", "expired") or (child.state == "cancelled" and bool(child.called_off))
+    return is_lost(child)
 
 
 def _linked(group: Job | None) -> Arrangement | None:

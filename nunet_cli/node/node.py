@@ -23,6 +23,7 @@ from nunet_cli.config import MOST_TOPICS
 from nunet_cli.errors import NunetError, StateError, UsageError
 from nunet_cli.executor.base import Executor
 from nunet_cli.groups import again, orchestrate
+from nunet_cli.groups.mended import Mended
 from nunet_cli.network.addresses import Address, parse_peer
 from nunet_cli.network.discovery import Discovery
 from nunet_cli.network.identity import Identity
@@ -243,13 +244,17 @@ class Node:
             fields = {"code": error.code, "message": error.message, "hint": error.hint, "exit_code": error.exit_code}
             await self.ctx.store.save_event(job_id, "job_stuck", **fields)
 
-    async def retry_job(self, job_id: str) -> again.Again:
+    async def retry_job(self, job_id: str, mended: Mended | None = None) -> again.Again:
         """Run a job again that did not end well, or what failed in a group, in the background.
+
+        Args:
+            job_id: the job.
+            mended: what jobs are from now on that are not to run as they did.
 
         Raises:
             StateError: it has not ended, is settled, or nothing failed in it.
         """
-        done = await again.run_again(self.ctx, job_id)
+        done = await again.run_again(self.ctx, job_id, mended)
         if done.top.id in self._orchestrating:
             # it may have been at its end when this was kept
             self._once_more.add(done.top.id)

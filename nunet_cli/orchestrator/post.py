@@ -87,6 +87,17 @@ async def process_job(
     return job
 
 
+async def take_in(ctx: TakingIn, spec: JobSpec, folder: Path) -> JobSpec:
+    """Return the specification of a job that is there already with its inputs by content id, as they are now.
+
+    Raises:
+        UsageError: an input is not there, or too large; or a verifier's key is not known.
+    """
+    _check_verifiers(ctx, spec)
+    # which provider is asked stays as it is
+    return await _complete(ctx, structs.replace(spec, push=()), folder, "", {})
+
+
 def _check_verifiers(ctx: HasConfig, spec: JobSpec) -> None:
     """Refuse a job that names a verifier whose key nobody configured: anybody could sign in its name."""
     for name in (name for part in programs(spec) for name in part.kycs):

@@ -206,3 +206,8 @@ JOB_ENDS = JOB.ends
 def machine_of(job: Job) -> Machine:
     """Return the machine that a job follows."""
     return JOB if job.kind == "job" else GROUP
+
+
+def is_lost(child: Job) -> bool:
+    """Say whether a child of a group failed, or did not run because others had; not whether a person called it off."""
+    return child.state in ("failed", "expired") or (child.state == "cancelled" and bool(child.called_off))
