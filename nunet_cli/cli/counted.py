@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from nunet_cli.api.client import ApiClient
@@ -113,11 +114,13 @@ class Counted:
             more = "more that fail are counted, and not told of"
             return [("execute", more)] if self._failures == MOST_FAILURES + 1 else []
         data = event["data"]
-        why = data.get("message") or data.get("reason") or event["type"].removeprefix("job_")
-        try:
-            wrote = tail(self._client, self._ids[name])
-        except NunetError:
-            wrote = ""
+        why, wrote = data.get("message") or data.get("reason") or event["type"].removeprefix("job_"), ""
+        with contextlib.suppress(NunetError):
+            row = self._client.get(f"/jobs/{self._ids[name]}")
+            why = row["error"]["message"] if row["error"] is not None else why
+            wrote = tail(self._client, row)
+        # what it says beside is the same for all
+        why = why.partition("; ")[0]
         return [("execute", f"{name}: {why}" + (f": {wrote[:LONGEST]}" if wrote else ""))]
 
     def _once(self, name: str, line: tuple[str, str] | None) -> list[tuple[str, str]]:

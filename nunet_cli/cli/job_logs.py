@@ -39,18 +39,18 @@ def pieces(client: ApiClient, job: str, stream: str, *, follow: bool, attempt: i
         offset, ended = piece["next_offset"], piece["ended"] or (not follow and not data)
 
 
-def tail(client: ApiClient, job: str) -> str:
+def tail(client: ApiClient, row: dict[str, Any]) -> str:
     """Return the last line that a job wrote, of its standard error where there is any; empty where it wrote nothing.
 
     Raises:
         NunetError: it has no result, or its provider does not answer.
     """
-    result = client.get(f"/jobs/{job}")["result"]
+    result = row["result"]
     if result is None:
         return ""
     stream = "stderr" if result["stderr_size"] else "stdout"
     offset = max(0, result[f"{stream}_size"] - LAST_BYTES)
-    piece = client.get(f"/jobs/{job}/logs", stream=stream, offset=offset, wait=0)
+    piece = client.get(f"/jobs/{row['id']}/logs", stream=stream, offset=offset, wait=0)
     lines = base64.b64decode(piece["data"]).decode(errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 

@@ -13,7 +13,8 @@ class Logs:
     def get(self, path: str, **query: Any) -> dict[str, Any]:
         name = path.split("/")[2]
         if not path.endswith("/logs"):
-            return {"result": {"stdout_size": 4, "stderr_size": 12 if name == "id-7" else 0}}
+            result = {"stdout_size": 4, "stderr_size": 12 if name == "id-7" else 0}
+            return {"id": name, "error": {"message": "it exited with 3; no outputs"}, "result": result}
         text = b"first\nlast\n\n" if query["stream"] == "stderr" else b"out\n"
         return {"data": base64.b64encode(text[query["offset"] :]).decode()}
 
@@ -45,9 +46,9 @@ def test_a_hundred_children_are_about_twenty_lines() -> None:
 
 def test_a_failure_is_told_with_the_last_line_that_it_wrote_and_taken_back_when_it_runs_again() -> None:
     one = counted(100)
-    assert told(one, "job_failed", "p-7", message="it exited with 3") == ["execute p-7: it exited with 3: last"]
-    assert told(one, "job_failed", "p-8", message="it exited with 3") == ["execute p-8: it exited with 3: out"]
-    assert told(one, "job_failed", "p-7", message="it exited with 3") == []
+    assert told(one, "job_failed", "p-7", reason="exit_code") == ["execute p-7: it exited with 3: last"]
+    assert told(one, "job_failed", "p-8", reason="exit_code") == ["execute p-8: it exited with 3: out"]
+    assert told(one, "job_failed", "p-7", reason="exit_code") == []
     assert one.counts == (0, 2, 100)
     told(one, "job_posted", "p-7", attempt=2)
     assert one.text() == "0 of 100 done, 1 failed"
@@ -67,8 +68,8 @@ def test_one_reason_of_many_children_is_told_once_and_there_is_an_end_to_reasons
     assert told(one, "job_waiting", "p-2", **waits) == []
     more = [told(one, "job_waiting", "p-2", **waits | {"reason": f"reason {n}"}) for n in range(50)]
     assert sum(map(len, more)) == MOST_REMARKS - 1
-    failed = [line for n in range(200) for line in told(one, "job_failed", f"p-{n}", message="bad")]
-    assert sum(line.endswith(": bad: out") for line in failed) == MOST_FAILURES - 1
+    failed = [line for n in range(200) for line in told(one, "job_failed", f"p-{n}", reason="exit_code")]
+    assert sum(line.endswith(": it exited with 3: out") for line in failed) == MOST_FAILURES - 1
     assert sum("not told of" in line for line in failed) == 1
 
 

@@ -64,3 +64,34 @@ def test_a_nightly_job_keeps_the_last_results_and_is_silent(processes: Processes
     failed = script(shell, "nightly.sh", str(bad), "kept", home=home, folder=tmp_path)
     assert failed.returncode == 1
     assert "the job exited with 1" in failed.stdout
+
+
+def fallen(point: int) -> str:
+    """Return where the ball of a point is in the end."""
+    mass, height, drag, speed = point % 5 + 1, float(point * 10), (point % 9 + 1) / 10, 0.0
+    for _ in range((point % 4 + 1) * 100):
+        speed += (9.81 - drag / mass * speed) / 100
+        height -= speed / 100
+    return f"{height:.3f}"
+
+
+def test_a_sweep_whose_failures_are_looked_at_mended_and_run_again(processes: Processes, tmp_path: Path) -> None:
+    home, count = processes.requester, 48
+    processes.start(home)
+    done = script("sh", "sweep/sweep.sh", str(count), home=home, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    # what was looked at
+    assert "46 settled, 2 failed" in done.stdout
+    assert "no mass in in.txt: the ball cannot fall" in done.stdout
+    table = done.stdout.partition("point,drag,seconds,height\n")[2].splitlines()
+    assert [line.split(",")[::3] for line in table] == [[str(n), fallen(n)] for n in range(1, count + 1)]
+    # what was told: few lines for many jobs, each failure with its last line, and only what failed once more
+    assert len(done.stderr.splitlines()) < 60, done.stderr
+    assert done.stderr.count("the job exited with 3: no mass in in.txt") == 2
+    assert "attempt 2" in done.stderr
+    assert "settle    all 48 children settled" in done.stderr
+    (sweep,) = json.loads(nunet("job", "list", "--output", "json", home=home).stdout)
+    shown = json.loads(nunet("job", "show", sweep["id"], "--output", "json", home=home).stdout)
+    assert (shown["state"], shown["attempt"]) == ("settled", 2)
+    again = [child["name"] for child in shown["children"] if child["attempt"] == 2]
+    assert again == ["point-7", "point-47"]
