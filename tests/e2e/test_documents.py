@@ -110,6 +110,18 @@ def test_a_command_for_every_file(tmp_path: Path) -> None:
     assert "in/5.ppm" in said.rpartition("Seq\t")[2]
 
 
+def test_a_sweep_as_a_batch(tmp_path: Path) -> None:
+    said = typed(
+        "docs/how-to/batches.md", tmp_path, before=in_folder(tmp_path), NUNET_NETWORK_NAME=own_network("batches")
+    )
+    for text in (
+        "batch.yaml: valid", "execute   point-7: the job exited with 3: no mass in in.txt", "exit code 1",
+        "23 settled, 1 failed", "in/7.txt", "attempt 2", "all 24 children settled",
+    ):  # fmt: skip
+        assert text in said, text
+    assert len(list((tmp_path / "sweep" / "results").glob("point-*/height"))) == 24
+
+
 def test_a_private_network(tmp_path: Path) -> None:
     said = typed("docs/how-to/private-network.md", tmp_path, before=in_folder(tmp_path))
     assert "contract-database, oracle" in said
