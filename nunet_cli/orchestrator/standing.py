@@ -246,8 +246,7 @@ class Standing:
                 continue
             has_work = True
             more = left.times(group.needs, len(group.waiting))
-            for _ in range(more):
-                left = left.minus(group.needs)
+            left = left.minus_times(group.needs, more)
             # what has lined up there has a place before it
             standing.units = max(standing.units, min(standing.units, len(standing.taken)) + more)
             standing.full_until, standing.said_room = 0.0, True

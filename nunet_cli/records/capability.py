@@ -75,6 +75,15 @@ class Resources(Struct, forbid_unknown_fields=True, frozen=True):
                 raise ValueError("gpus")
         return Resources(cpu=structs.replace(self.cpu, cores=cores), memory=memory, disk=disk, gpus=tuple(gpus))
 
+    def minus_times(self, other: Resources, count: int) -> Resources:
+        """Return what is left after `other` is taken so many times.
+
+        Raises:
+            ValueError: a dimension would become negative; the text names it.
+        """
+        cpu = structs.replace(other.cpu, cores=round(other.cpu.cores * count, 3))
+        return self.minus(Resources(cpu, other.memory * count, other.disk * count, other.gpus * count))
+
     def fits(self, other: Resources) -> bool:
         """Say whether `other` can be taken from this."""
         try:
@@ -84,7 +93,21 @@ class Resources(Struct, forbid_unknown_fields=True, frozen=True):
         return True
 
     def times(self, other: Resources, most: int) -> int:
-        """Return how many times `other` can be taken from this, at most so many."""
+        """Return how many times `other` can be taken from this, at most so many.
+
+        A peer names what it likes, and as many of it: only devices are counted one by one.
+        """
+        pairs = [
+            (round(self.cpu.cores * 1000), round(other.cpu.cores * 1000)),
+            (self.memory, other.memory),
+            (self.disk, other.disk),
+            (len(self.gpus), len(other.gpus)),
+        ]
+        if any(there < needed for there, needed in pairs):
+            return 0
+        most = min([most, *(there // needed for there, needed in pairs if needed)])
+        if not other.gpus:
+            return most
         left, count = self, 0
         while count < most and left.fits(other):
             left, count = left.minus(other), count + 1
