@@ -36,7 +36,7 @@ from nunet_cli.orchestrator.needs import HasAccounting, HasMessenger, HasStandin
 from nunet_cli.orchestrator.searched import forget_searches
 from nunet_cli.orchestrator.searches import Turn
 from nunet_cli.orchestrator.select import rank_bids, why_none
-from nunet_cli.orchestrator.standing import GroupBids
+from nunet_cli.orchestrator.standing import GroupBids, Taken
 from nunet_cli.orchestrator.units import as_unit, bid_of
 from nunet_cli.records.bids import BID_REQUESTS, BIDS, MOST_UNITS, BidRequest, BidRequestRecord
 from nunet_cli.records.jobs import JOBS, Job, Refusal
@@ -89,7 +89,7 @@ async def take_unit(ctx: TakingUnits, job: Job) -> bool:
             while not group.hold_against(ctx.accounting.get_preferences()):
                 # whom the owner would not take any more is given nothing more
                 taken = await group.take(job.id)
-            await ctx.store.change(partial(_taken, ctx, job_id=job.id, bid_id=taken.bid.id, name=taken.name))
+            await ctx.store.change(partial(_take, ctx, job_id=job.id, taken=taken))
             return True
     except NoBidError as error:
         await expire(ctx, job.id, error)
@@ -103,8 +103,11 @@ def _left(deadline: str) -> float:
     return max(0.0, (quantities.parse_time(deadline) - quantities.now()).total_seconds()) if deadline else float("inf")
 
 
-def _taken(ctx: Contracting, t: Transaction, job_id: str, bid_id: str, name: str) -> None:
-    bid = t[BIDS].one(bid_id)
+def _take(ctx: Contracting, t: Transaction, job_id: str, taken: Taken) -> None:
+    bid, name = taken
+    if not t[BIDS].has(bid.id):
+        # nothing had come of it in many searches: it was forgotten, and stands
+        t[BIDS].put(bid)
     said = {"bid_id": name, "bidder": bid.bidder.peer_id}
     job = advance(
         t, job_id, "take", by=REQUESTER, said=said, bid_id=name, bid_request_id=bid.bid_request_id, waiting=None,

@@ -17,7 +17,7 @@ from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.spec import JobSpec, encode_spec
 from nunet_cli.orchestrator.changes import advance, find_job, let_go
 from nunet_cli.orchestrator.needs import HasHeard, HasMessenger, HasProgress, HasStore
-from nunet_cli.records.bids import BIDS
+from nunet_cli.records.bids import BIDS, is_unit
 from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.identifiers import content_id
 from nunet_cli.records.jobs import JOBS, Attempt, ErrorRecord, Job, Refusal
@@ -101,7 +101,9 @@ async def give_up(ctx: GivingUp, job_id: str, error: NunetError) -> bool:
     """
     job = find_job(ctx.store, job_id)
     contract = ctx.store[CONTRACTS].get(job.contract_id)
-    if contract is None or not (may_retry(job) or (has_next_bid(job) and job.state == "contracted")):
+    # what has not begun goes on with the next bid; an item under a bid for many, with another provider's
+    has_another = job.state == "contracted" and (has_next_bid(job) or is_unit(job.bid_id))
+    if contract is None or not (may_retry(job) or has_another):
         return False
     body = JobCancel(contract_id=contract.id)
     message = ctx.messenger.outbox.outgoing(contract.provider, "job_cancel", body, lifetime=CANCEL_LIFETIME)
@@ -123,6 +125,14 @@ async def give_up(ctx: GivingUp, job_id: str, error: NunetError) -> bool:
                 said={**said, "refused_by": peer, "reason": error.message}, place=current.place + 1, contract_id="",
                 refusals=(*current.refusals, Refusal(current.bid_id, peer, error.message)), given_up=True,
             )  # fmt: skip
+        elif current.state == "contracted" and is_unit(current.bid_id) and not may_retry(current):
+            # the place was another's by the time: that may be had again
+            if error.code != "allocation_error" or not look_again(t, current, said):
+                excluded = tuple(sorted({*current.excluded, contract.provider}))
+                advance(
+                    t, job_id, "search_again", by=REQUESTER, said=said, contract_id="", bid_id="", bid_request_id="",
+                    excluded=excluded, given_up=True,
+                )  # fmt: skip
         else:
             search_again(t, current, contract.provider, said)
 

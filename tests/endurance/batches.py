@@ -71,7 +71,8 @@ class Plan:
         lengths = tuple(dice.choice([0.0, dice.uniform(0, LONGEST)]) for _ in range(items))
         return cls(
             role, victim, lost, dice.uniform(0, 0.9), dice.choice([0.0, dice.uniform(0, 0.3)]), away,
-            dice.choice([0.1, 0.25, 0.5]), 2, failing, lengths,
+            # what a provider has lost is to be tried again; nobody else's absence is an item's failure
+            dice.choice([0.1, 0.25, 0.5]), 2 if role == PROVIDER else 0, failing, lengths,
         )  # fmt: skip
 
     def job(self, number: int) -> dict[str, Any]:

@@ -152,6 +152,57 @@ async def test_a_provider_that_is_put_aside_is_given_no_more_items(tmp_path: Pat
         assert not made_then, [row.created_at for row in made_then]
 
 
+async def test_a_bid_that_was_forgotten_and_stands_is_taken_all_the_same(tmp_path: Path) -> None:
+    async with open_market(tmp_path, onboard=OFFER) as m:
+        job_id = await m.post(batch(12, 0.3))
+        m.requester.orchestrate(job_id)
+        with trio.fail_after(60):
+            while len(begun(m.provider)) <= PLACES:
+                await trio.sleep(0.02)
+            (bid,) = m.requester.ctx.store[BIDS].all()
+            # as after many searches that came to nothing
+            await m.requester.ctx.store.change(lambda t: t[BIDS].remove(bid.id))
+            while m.job(job_id).state not in ("failed", "settled"):
+                await trio.sleep(0.05)
+        assert {item.state for item in children(m, job_id)} == {"settled"}
+        assert m.requester.ctx.store[BIDS].one(bid.id).offer == bid.offer
+
+
+@pytest.mark.parametrize("is_room_taken", [True, False])
+async def test_an_item_whose_provider_does_not_start_it_goes_on_without_a_retry(
+    tmp_path: Path, is_room_taken: bool
+) -> None:
+    async with open_market(tmp_path, onboard=OFFER) as m, open_node(tmp_path / "second", config()) as second:
+        for node in (m.authority, m.requester):
+            await second.add_peer(node.ctx.transport.describe())
+        # none takes a minute, which is known beforehand here
+        job_id = await m.post(batch(6, 1.0, time={"max_duration": "60s"}))
+        provider, store = m.provider, m.provider.ctx.store
+        agreed = store.news(children(m, job_id)[PLACES].id)
+
+        def breaks(t: Any) -> None:
+            """Let the place be another's, or its contract not be here, by the time that it is invoked."""
+            (contract,) = t[CONTRACTS].by("bid_id", unit_id(next(iter(t[BIDS].all())).id, PLACES + 1))
+            assert t[ALLOCATIONS].first("contract_id", contract.id) is None
+            if is_room_taken:
+                t[HOLDINGS].remove(contract.bid_id)
+                left = provider.accounting.available(t).resources
+                if left.cpu.cores:
+                    provider.accounting.lock_capability(t, "bid-of-another", "job-x", left, LATER, 5, "did:key:zB")
+            else:
+                t[CONTRACTS].remove(contract.id)
+
+        m.requester.orchestrate(job_id)
+        with trio.fail_after(90):
+            await agreed.wait()
+            await store.change(breaks)
+            await second.onboard(OFFER, None)
+            while m.job(job_id).state not in ("failed", "settled"):
+                await trio.sleep(0.05)
+        items = children(m, job_id)
+        assert [(item.state, item.attempt) for item in items] == [("settled", 1)] * 6
+
+
 async def test_an_item_waits_for_a_contract_database_that_is_away_also_when_its_batchs_bid_is_old(
     tmp_path: Path,
 ) -> None:
