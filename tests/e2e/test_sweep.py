@@ -64,8 +64,8 @@ def test_a_sweep_of_twenty_of_which_two_fail(processes: Processes, tmp_path: Pat
     # mended, and run again
     mended.touch()
     _, told = typed("job", "retry", sweep, "--output-dir", "results")
-    assert "point-7" in told
-    assert "point-8: running" not in told
+    assert "19 of 20 done" in told
+    assert "point-8" not in told
     written = {path.parent.name: int(path.read_text()) for path in (tmp_path / "results").glob("*/out")}
     assert [written[f"point-{n}"] for n in (7, 13)] == [107 * 2, 113 * 2]
     assert len(written) == 20
