@@ -120,12 +120,11 @@ def _open_bid(ctx: HasAccounting, source: Store | Transaction, contract: Contrac
         raise ContractError(f"{contract.bid_id} is no unit of a bid", code="no_bid_here")
     if is_unit(contract.bid_id) != (source[BID_REQUESTS].one(bid.bid_request_id).request.count > 1):
         raise ContractError(f"no bid {contract.bid_id} was made to you", code="no_bid_here")
-    if bid.verdict == "taken":
-        raise ContractError("there is a contract for this bid already", code="bid_used")
     if offered_until(bid) <= quantities.utc_now() and not ctx.accounting.is_locked(source, bid.id):
         raise ContractError(f"the bid timed out at {offered_until(bid)}", code="bid_timeout")
-    # what was released is locked for nobody any more
-    BID.move(bid, "lock", PROVIDER, None)
+    if bid.verdict != "taken":
+        # what was released is locked for nobody any more; that it has its contract is said with that
+        BID.move(bid, "lock", PROVIDER, None)
     return as_unit(bid, contract.bid_id, contract.job_id, contract.terms.spec_cid)
 
 

@@ -52,10 +52,10 @@ def states(node: Node, jobs: Sequence[str]) -> set[str]:
 
 
 @pytest.mark.parametrize("cores", [1, 3])
-def test_one_job_is_served_within_two_job_lengths_beside_a_hundred(tmp_path: Path, cores: float) -> None:
+def test_one_job_is_served_within_two_job_lengths_beside_forty(tmp_path: Path, cores: float) -> None:
     async def main(sim: Simulation) -> None:
         provider, many, one = await three(sim, cores=cores)
-        await post(sim, many, 100)
+        await post(sim, many, 40)
         # all of them wait, and some run
         await until_begun(provider, 2 * int(cores), 120)
         begin = trio.current_time()
@@ -65,17 +65,16 @@ def test_one_job_is_served_within_two_job_lengths_beside_a_hundred(tmp_path: Pat
                 await trio.sleep(0.1)
         # it waits for a place for one length at most, and runs for one
         assert trio.current_time() - begin <= 2 * SECONDS + 3
-        assert begun(provider)[many.identity.did] < 100
+        assert begun(provider)[many.identity.did] < 40
 
     run(main, tmp_path)
 
 
-@pytest.mark.parametrize("cores", [1, 2])
-def test_shares_of_three_to_one_are_kept(tmp_path: Path, cores: float) -> None:
+def test_shares_of_three_to_one_are_kept(tmp_path: Path) -> None:
     async def main(sim: Simulation) -> None:
-        provider, much, little = await three(sim, cores=cores)
+        provider, much, little = await three(sim, cores=2)
         did = much.identity.did
-        share = Share(did if cores == 1 else f"peer.did == '{did}'", 3.0)
+        share = Share(f"peer.did == '{did}'", 3.0)
         comparator = structs.replace(provider.get_preferences(), shares=(share,))
         await provider.set_preferences(comparator)
         await post(sim, much, 32)
@@ -93,11 +92,11 @@ def test_shares_of_three_to_one_are_kept(tmp_path: Path, cores: float) -> None:
 def test_without_shares_they_have_as_many_turns(tmp_path: Path) -> None:
     async def main(sim: Simulation) -> None:
         provider, first, second = await three(sim, cores=2)
-        await post(sim, first, 20)
-        await post(sim, second, 20)
+        await post(sim, first, 12)
+        await post(sim, second, 12)
         before = await until_begun(provider, 4, 600)
-        count = await until_begun(provider, 28, 3600) - before
-        assert abs(count[first.identity.did] - count[second.identity.did]) <= 4, count
+        count = await until_begun(provider, 18, 3600) - before
+        assert abs(count[first.identity.did] - count[second.identity.did]) <= 3, count
 
     run(main, tmp_path)
 
