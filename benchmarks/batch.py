@@ -264,7 +264,9 @@ def follow(market: Market, spec: dict[str, Any]) -> str:
     client = market.requester.client
     job_id: str = client.post("/orchestrator/postJob", {"spec": spec}, timeout=PATIENCE)["id"]
     wait_until(
-        lambda: client.page("/jobs", parent="", limit=1, newest=True).rows[0]["state"] in JOB_ENDS, "the batch", PATIENCE
+        lambda: client.page("/jobs", parent="", limit=1, newest=True).rows[0]["state"] in JOB_ENDS,
+        "the batch",
+        PATIENCE,
     )
     return job_id
 

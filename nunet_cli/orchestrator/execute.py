@@ -50,6 +50,8 @@ log = logging.getLogger("nunet.execute")
 
 # so many of what a provider remarks on a job are events: it may say something else with each sign of life
 MOST_REMARKS = 20
+# why an allocation that had lined up failed
+NO_PLACE = "no_place"
 _RUNS = ("contracted", "invoked", "running")
 
 
@@ -250,7 +252,9 @@ def result_change(ctx: Taking, contract: ContractRecord, document: Document) -> 
         mine = job is not None and job.contract_id == contract.id
         if job is not None and mine and (job.state in _RUNS or _is_late(job, result)):
             _complete(t, job, result)
-            t.then(partial(ctx.standing.ended, job.parent, job.id, result.usage.wall_seconds))
+            # where it was not even begun, others take too long for another to line up behind them
+            seconds = math.inf if result.reason == NO_PLACE else result.usage.wall_seconds
+            t.then(partial(ctx.standing.ended, job.parent, job.id, seconds))
         elif result.state == "completed" and is_first:
             # the job goes on without it, or was called off; it will be paid, so it is fetched, too: see `closing`
             t[LATE_RESULTS].put(LateResult(contract.id))

@@ -151,7 +151,8 @@ def _fail_or_retry(t: Transaction, job: Job, result: Result, money: dict[str, st
     # what it says to have done, and nobody could fetch or verify in time, is its failure as well
     not_delivered = result.state == "completed" and money["message"].startswith(NOT_DELIVERED)
     # it waited for its turn there, and this never came
-    if result.reason == "no_place" and job.state == "completed" and look_again(t, job, {"reason": result.reason}):
+    if result.reason == "no_place" and job.state == "completed":
+        look_again(t, job, {"reason": result.reason}, counts=False)
         return t[JOBS].one(job.id)
     if (result.fault == "provider" or not_delivered) and job.state == "completed" and may_retry(job):
         provider = t[CONTRACTS].one(job.contract_id).provider

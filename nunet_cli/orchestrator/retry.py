@@ -75,12 +75,15 @@ def _past(job: Job, state: str, ended_at: str) -> tuple[Attempt, ...]:
     return (*job.past, attempt)[-MAX_PAST:]
 
 
-def look_again(t: Transaction, job: Job, said: dict[str, Any]) -> bool:
-    """Put a job back into the search where what it was offered lapsed by nobody's doing; False after a few times."""
-    if job.lapses >= MAX_LAPSES:
+def look_again(t: Transaction, job: Job, said: dict[str, Any], *, counts: bool = True) -> bool:
+    """Put a job back into the search where what it was offered lapsed by nobody's doing.
+
+    False after a few times, of those that count.
+    """
+    if counts and job.lapses >= MAX_LAPSES:
         return False
     advance(
-        t, job.id, "search_again", by=REQUESTER, said=said, lapses=job.lapses + 1, contract_id="", bid_id="",
+        t, job.id, "search_again", by=REQUESTER, said=said, lapses=job.lapses + counts, contract_id="", bid_id="",
         shortlist=(), place=0, allocation_id="", result=None, collected=False, usage=None,
     )  # fmt: skip
     return True
