@@ -167,16 +167,17 @@ async def test_one_for_which_no_place_comes_free_in_time_is_searched_for_again(
     monkeypatch.setattr(contracts, "SLACK", timedelta(seconds=2))
     offer = structs.replace(OFFER, cpu=0.1)
     async with open_market(tmp_path, onboard=offer) as m:
-        items = [{"seconds": "8"}, {"seconds": "0"}]
-        text = batch(items, time={"max_duration": "20s"})
-        job_id = await m.post(text.replace("0.2", "{seconds}"))
+        job_id = await m.post(batch(2, 5, time={"max_duration": "20s"}))
         with trio.fail_after(60):
             assert (await orchestrate_job(m.requester.ctx, job_id)).state == "settled"
-        first, second = children(m, job_id)
-        told = [event.data for _, event in m.requester.ctx.store.log(second.id) if event.type == "job_matching"]
-        # it does not line up there once more: what runs takes too long
-        assert [data["reason"] for data in told] == ["no_place"]
-        assert (first.lapses, second.lapses, second.attempt) == (0, 0, 1)
+        store = m.requester.ctx.store
+        told = [
+            [event.data["reason"] for _, event in store.log(item.id) if event.type == "job_matching"]
+            for item in children(m, job_id)
+        ]
+        # either may be the first there; the other does not line up once more: what runs takes too long
+        assert sorted(told) == [[], ["no_place"]]
+        assert {(item.lapses, item.attempt) for item in children(m, job_id)} == {(0, 1)}
 
 
 # -- the provider's half -----------------------------------------------------------------------------------------------
