@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--role", action="append", choices=ROLES, help="whom to kill; may be repeated")
     parser.add_argument("--long", type=float, default=LONG, help="the share of runs with a process away for 11 to 15 s")
+    parser.add_argument("--away", type=float, help="let whoever is killed be away for so many seconds, always")
     parser.add_argument("--folder", type=Path, help="for the homes; a temporary one by default")
     parser.add_argument("--verbose", action="store_true", help="a line for each run")
     asked = parser.parse_args(arguments)
@@ -288,6 +289,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 markets[-1].start(*NAMES)
             market = markets[-1]
             plan = Plan.draw(asked.seed, number, roles, asked.items, long=asked.long)
+            if asked.away is not None:
+                plan = replace(plan, away=asked.away, lost=False)
             outcome = Run(market, number, plan).go()
             outcomes.append(outcome)
             if not outcome.wrong and number == asked.first + asked.runs - 1:

@@ -9,13 +9,17 @@ import trio.testing
 from msgspec import structs
 
 from nunet_cli import quantities
+from nunet_cli.errors import ContractError
 from nunet_cli.node.opening import open_node
 from nunet_cli.orchestrator import bid as bids
+from nunet_cli.orchestrator.batch import put_back
+from nunet_cli.orchestrator.changes import advance
 from nunet_cli.orchestrator.standing import BELIEVED, LONGEST_DOUBT, Standing, Taken
 from nunet_cli.records.allocations import ALLOCATIONS, HOLDINGS
 from nunet_cli.records.bids import BIDS, Bid, BidRecord, CapabilityComparator, NodeID, TimeBid, unit_id, unit_number
 from nunet_cli.records.capability import Cpu, PriceBid, Resources
 from nunet_cli.records.contract_records import CONTRACTS
+from nunet_cli.records.machine import REQUESTER
 from nunet_cli.records.messages import JobCancel
 from tests.conftest import Market, MarketFactory, config, open_market
 from tests.orchestrator.test_units import OFFER, PLACES, batch, begun, children, proposal, propose, standing
@@ -150,6 +154,25 @@ async def test_a_provider_that_is_put_aside_is_given_no_more_items(tmp_path: Pat
         assert states == {"settled", "expired"}
         made_then = [row for row in m.requester.ctx.store[CONTRACTS].all() if row.created_at > now]
         assert not made_then, [row.created_at for row in made_then]
+
+
+async def test_what_a_silent_provider_may_have_locked_is_given_back(market: MarketFactory) -> None:
+    async with market(onboard=OFFER) as m:
+        ctx, (bid_id, bid) = m.requester.ctx, await standing(m, 2)
+        name = unit_id(bid_id, 50)
+        with trio.fail_after(30):
+            # an item that has asked for a unit, and has no answer
+            (child,) = children(m, await m.post(batch(1)))
+            answer = await propose(m, proposal(m, bid, 50, child.id))
+            assert getattr(answer, "contract", None) is not None
+            await ctx.store.change(
+                lambda t: advance(t, child.id, "take", by=REQUESTER, bid_id=name, bid_request_id=bid.bid_request_id)
+            )
+            assert m.provider.ctx.store[HOLDINGS].has(name)
+            await put_back(ctx, child.id, ContractError("no answer", details={"cause": "peer_silent"}))
+            while m.provider.ctx.store[HOLDINGS].has(name):
+                await trio.sleep(0.02)
+        assert (m.job(child.id).state, m.job(child.id).refusals) == ("matching", ())
 
 
 async def test_a_bid_that_was_forgotten_and_stands_is_taken_all_the_same(tmp_path: Path) -> None:
