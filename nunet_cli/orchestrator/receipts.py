@@ -12,7 +12,7 @@ from nunet_cli.errors import (
 )
 from nunet_cli.orchestrator.changes import advance, change_job, error_record
 from nunet_cli.orchestrator.contract_keeping import note_balance, set_contract
-from nunet_cli.orchestrator.retry import look_again, may_retry, search_again
+from nunet_cli.orchestrator.retry import MAX_IN_VAIN, look_again, may_retry, search_again, search_elsewhere
 from nunet_cli.records.contract_records import CONTRACTS, STATEMENTS, ContractRecord, Statement
 from nunet_cli.records.contracts import DATABASE, ORACLE, PROVIDER, REQUESTER, Receipt
 from nunet_cli.records.documents import Document
@@ -152,7 +152,12 @@ def _fail_or_retry(t: Transaction, job: Job, result: Result, money: dict[str, st
     not_delivered = result.state == "completed" and money["message"].startswith(NOT_DELIVERED)
     # it waited for its turn there, and this never came
     if result.reason == "no_place" and job.state == "completed":
-        look_again(t, job, {"reason": result.reason}, counts=False)
+        provider, said = t[CONTRACTS].one(job.contract_id).provider, {"reason": result.reason}
+        had = sum(row.provider == provider for row in t[CONTRACTS].by("job_id", job.id))
+        if had >= MAX_IN_VAIN:
+            # one that says so for ever would keep it for ever
+            return search_elsewhere(t, job, provider, said)
+        look_again(t, job, said, counts=False)
         return t[JOBS].one(job.id)
     if (result.fault == "provider" or not_delivered) and job.state == "completed" and may_retry(job):
         provider = t[CONTRACTS].one(job.contract_id).provider

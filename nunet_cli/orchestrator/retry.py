@@ -26,6 +26,8 @@ from nunet_cli.records.messages import JobCancel
 
 CANCEL_LIFETIME = 14 * 86400
 MAX_LAPSES = 3
+# an item goes elsewhere that had so many contracts with one provider, at which no place came free for it
+MAX_IN_VAIN = 10
 # of so many earlier attempts it is kept with a job how they went; the events have all
 MAX_PAST = 100
 # where this is not in it, a specification has none, and need not be read
@@ -73,6 +75,15 @@ def _past(job: Job, state: str, ended_at: str) -> tuple[Attempt, ...]:
         job.called_off,
     )  # fmt: skip
     return (*job.past, attempt)[-MAX_PAST:]
+
+
+def search_elsewhere(t: Transaction, job: Job, provider: str, said: dict[str, Any]) -> Job:
+    """Put a job that was not begun back into the search, without a provider, as part of a change: no new attempt."""
+    return advance(
+        t, job.id, "search_again", by=REQUESTER, said=said, contract_id="", bid_id="", bid_request_id="",
+        allocation_id="", result=None, collected=False, usage=None, shortlist=(), place=0,
+        excluded=tuple(sorted({*job.excluded, provider})), given_up=True,
+    )  # fmt: skip
 
 
 def look_again(t: Transaction, job: Job, said: dict[str, Any], *, counts: bool = True) -> bool:
@@ -131,11 +142,7 @@ async def give_up(ctx: GivingUp, job_id: str, error: NunetError) -> bool:
         elif current.state == "contracted" and is_unit(current.bid_id) and not may_retry(current):
             # the place was another's by the time: that may be had again
             if error.code != "allocation_error" or not look_again(t, current, said):
-                excluded = tuple(sorted({*current.excluded, contract.provider}))
-                advance(
-                    t, job_id, "search_again", by=REQUESTER, said=said, contract_id="", bid_id="", bid_request_id="",
-                    excluded=excluded, given_up=True,
-                )  # fmt: skip
+                search_elsewhere(t, current, contract.provider, said)
         else:
             search_again(t, current, contract.provider, said)
 

@@ -10,17 +10,22 @@ from msgspec import structs
 
 from nunet_cli import quantities
 from nunet_cli.errors import ContractError
+from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.opening import open_node
 from nunet_cli.orchestrator import bid as bids
 from nunet_cli.orchestrator.batch import put_back
 from nunet_cli.orchestrator.changes import advance
+from nunet_cli.orchestrator.receipts import finish_job
+from nunet_cli.orchestrator.retry import MAX_IN_VAIN
 from nunet_cli.orchestrator.standing import BELIEVED, LONGEST_DOUBT, Standing, Taken
 from nunet_cli.records.allocations import ALLOCATIONS, HOLDINGS
 from nunet_cli.records.bids import BIDS, Bid, BidRecord, CapabilityComparator, NodeID, TimeBid, unit_id, unit_number
 from nunet_cli.records.capability import Cpu, PriceBid, Resources
 from nunet_cli.records.contract_records import CONTRACTS
+from nunet_cli.records.jobs import JOBS
 from nunet_cli.records.machine import REQUESTER
 from nunet_cli.records.messages import JobCancel
+from nunet_cli.records.results import Result
 from tests.conftest import Market, MarketFactory, config, open_market
 from tests.orchestrator.test_units import OFFER, PLACES, batch, begun, children, proposal, propose, standing
 
@@ -226,6 +231,36 @@ async def test_an_item_whose_provider_does_not_start_it_goes_on_without_a_retry(
         assert [(item.state, item.attempt) for item in items] == [("settled", 1)] * 6
 
 
+async def test_a_provider_that_says_for_ever_that_no_place_came_free_does_not_keep_an_item(
+    market: MarketFactory,
+) -> None:
+    async with market(onboard=OFFER) as m:
+        job_id = await m.post(batch(1))
+        with trio.fail_after(60):
+            await orchestrate_job(m.requester.ctx, job_id)
+        (item,) = children(m, job_id)
+        contract = m.requester.ctx.store[CONTRACTS].one(item.contract_id)
+        assert contract.receipt is not None
+        assert contract.result is not None
+        receipt, result = (
+            contract.receipt,
+            structs.replace(contract.result.read(Result), state="failed", reason="no_place"),
+        )
+
+        def answer(t: Any, times: int) -> tuple[str, tuple[str, ...], int]:
+            """Let it say so that often; return what becomes of the job then."""
+            t[JOBS].put(structs.replace(item, state="completed"))
+            for number in range(times - 1):
+                t[CONTRACTS].put(structs.replace(contract, id=f"before-{number}"))
+            job = finish_job(t, item.id, receipt, result)
+            return job.state, job.excluded, job.attempt
+
+        store = m.requester.ctx.store
+        assert await store.change(lambda t: answer(t, MAX_IN_VAIN - 1)) == ("matching", (), 1)
+        assert await store.change(lambda t: answer(t, MAX_IN_VAIN)) == ("matching", (m.provider.identity.did,), 1)
+        await store.change(lambda t: t[JOBS].put(item))
+
+
 async def test_an_item_waits_for_a_contract_database_that_is_away_also_when_its_batchs_bid_is_old(
     tmp_path: Path,
 ) -> None:
@@ -391,6 +426,5 @@ async def test_offboarding_waits_for_what_runs_and_not_for_what_is_in_the_line(t
         items = children(m, job_id)
         assert [item.state for item in items] == ["settled"] * (PLACES * 2)
         # it was no failure of theirs, and cost nothing
-        assert sorted(item.lapses for item in items) == [0] * PLACES + [1] * PLACES
         assert {item.attempt for item in items} == {1}
         assert len(begun(second)) == PLACES
