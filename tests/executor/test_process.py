@@ -176,10 +176,11 @@ async def test_a_sandbox_is_set_up_before_the_start_and_nothing_of_the_job_runs_
     if not await executor.can_sandbox():
         pytest.skip("bubblewrap does not work here")
     job = task(tmp_path, "sh", "-c", "echo ran; touch made", sandbox=True)
+    before = set(psutil.Process().children(recursive=True))
     await executor.set_up(job)
     with trio.fail_after(10):
         # it is up: bubblewrap has started the first process in it
-        while len(psutil.Process(os.getpid()).children(recursive=True)) < 2:
+        while len(set(psutil.Process().children(recursive=True)) - before) < 2:
             await trio.sleep(0.01)
     assert open_output(job, "made") is None
     handle = await executor.start(job)
@@ -195,8 +196,9 @@ async def test_a_sandbox_that_was_set_up_and_not_started_leaves_nothing(tmp_path
     if not await executor.can_sandbox():
         pytest.skip("bubblewrap does not work here")
     job = task(tmp_path, "touch", "made", sandbox=True)
+    before = set(psutil.Process().children(recursive=True))
     await executor.set_up(job)
-    family = psutil.Process(os.getpid()).children(recursive=True)
+    family = set(psutil.Process().children(recursive=True)) - before
     assert family
     with trio.fail_after(20):
         await executor.cleanup(job, "")
