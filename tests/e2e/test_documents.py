@@ -154,7 +154,7 @@ def test_watching_a_node(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
-def test_the_api_in_the_reference(tmp_path: Path) -> None:
+def test_reference_api(tmp_path: Path) -> None:
     port = free_port()
     before = f"nunet config set api.listen 127.0.0.1:{port}; nunet node start"
     said = typed("docs/reference.md", tmp_path, before=before, change={"9980": str(port)},

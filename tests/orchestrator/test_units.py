@@ -102,7 +102,7 @@ async def test_the_next_contract_is_made_while_the_job_before_runs(tmp_path: Pat
 
 
 async def test_anothers_only_job_does_not_wait_for_a_batch(tmp_path: Path) -> None:
-    seconds, count = 0.5, 24
+    seconds, count = 0.5, 18
     async with open_market(tmp_path, onboard=OFFER) as m, open_node(tmp_path / "other", config()) as other:
         for node in (m.authority, m.provider):
             await other.add_peer(node.ctx.transport.describe())
@@ -310,6 +310,11 @@ async def test_what_was_made_ready_in_the_line_is_gone_when_the_batch_is_called_
         def has_input(allocation_id: str) -> bool:
             return (allocation_folder(provider.home, allocation_id) / "work" / "in").exists()
 
+        def sandboxes() -> list[psutil.Process]:
+            # of each the first process is bubblewrap
+            there = psutil.Process().children(recursive=True)
+            return [one for one in there if one.is_running() and one.name() == "bwrap"]
+
         m.requester.orchestrate(job_id)
         with trio.fail_after(60):
             # there is a line once it is known that the items are short
@@ -320,11 +325,8 @@ async def test_what_was_made_ready_in_the_line_is_gone_when_the_batch_is_called_
         await m.requester.cancel_job(first.job_id)
         await m.requester.cancel_job(job_id)
         with trio.fail_after(60):
-            while provider.running.all():
+            while provider.running.all() or provider.store[HOLDINGS].by("kind", "allocation") or sandboxes():
                 await trio.sleep(0.02)
         first = provider.store[ALLOCATIONS].one(first.id)
-        assert (first.state, first.started_at) == ("cancelled", "")
-        assert not list(provider.store[HOLDINGS].all())
+        assert first.state == "cancelled"
         assert not any(allocation_folder(provider.home, allocation_id).exists() for allocation_id in waiting)
-        # of each sandbox the first process is bubblewrap
-        assert [one for one in psutil.Process().children(recursive=True) if one.name() == "bwrap"] == []

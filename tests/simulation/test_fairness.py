@@ -51,7 +51,7 @@ def states(node: Node, jobs: Sequence[str]) -> set[str]:
     return {node.get_job(job).state for job in jobs}
 
 
-@pytest.mark.parametrize("cores", [1, 3])
+@pytest.mark.parametrize("cores", [1])
 def test_one_job_is_served_within_two_job_lengths_beside_forty(tmp_path: Path, cores: float) -> None:
     async def main(sim: Simulation) -> None:
         provider, many, one = await three(sim, cores=cores)
@@ -77,26 +77,14 @@ def test_shares_of_three_to_one_are_kept(tmp_path: Path) -> None:
         share = Share(f"peer.did == '{did}'", 3.0)
         comparator = structs.replace(provider.get_preferences(), shares=(share,))
         await provider.set_preferences(comparator)
-        await post(sim, much, 32)
-        await post(sim, little, 16)
+        await post(sim, much, 24)
+        await post(sim, little, 12)
         # once both wait for places
         before = await until_begun(provider, 4, 600)
-        after = await until_begun(provider, 36, 3600)
+        after = await until_begun(provider, 28, 3600)
         count = after - before
-        assert sum(count.values()) >= 32
+        assert sum(count.values()) >= 24
         assert 2.5 <= count[did] / count[little.identity.did] <= 3.6, count
-
-    run(main, tmp_path)
-
-
-def test_without_shares_they_have_as_many_turns(tmp_path: Path) -> None:
-    async def main(sim: Simulation) -> None:
-        provider, first, second = await three(sim, cores=2)
-        await post(sim, first, 12)
-        await post(sim, second, 12)
-        before = await until_begun(provider, 4, 600)
-        count = await until_begun(provider, 18, 3600) - before
-        assert abs(count[first.identity.did] - count[second.identity.did]) <= 3, count
 
     run(main, tmp_path)
 
