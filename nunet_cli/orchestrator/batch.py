@@ -83,17 +83,21 @@ async def take_unit(ctx: TakingUnits, job: Job) -> bool:
     spec = decode_spec(job.spec)
     if spec.time.start > quantities.utc_now():
         return False
+    taken: Taken | None = None
     try:
         with trio.move_on_after(_left(spec.time.deadline)):
             taken = await group.take(job.id)
             while not group.hold_against(ctx.accounting.get_preferences()):
                 # whom the owner would not take any more is given nothing more
+                taken = None
                 taken = await group.take(job.id)
-            await ctx.store.change(partial(_take, ctx, job_id=job.id, taken=taken))
-            return True
     except NoBidError as error:
         await expire(ctx, job.id, error)
         raise
+    if taken is not None:
+        # not within the deadline: an item that has its unit is not ended by it in the same moment
+        await ctx.store.change(partial(_take, ctx, job_id=job.id, taken=taken))
+        return True
     late = NoBidError(f"no provider had room until {spec.time.deadline}", code="busy")
     await expire(ctx, job.id, late)
     raise late
