@@ -49,6 +49,7 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 MailProg=/bin/true
 NodeName={host} NodeAddr=127.0.0.1 CPUs={slots}
+SchedulerParameters=batch_sched_delay=0,sched_min_interval=0
 PartitionName=bench Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
 

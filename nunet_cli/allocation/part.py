@@ -15,7 +15,7 @@ from nunet_cli import quantities
 from nunet_cli.allocation.taking import Keeping, take_in
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError
-from nunet_cli.executor.base import NODE_LABEL, Executor, ExecutorError, Exit, Given, Task, make_scratch
+from nunet_cli.executor.base import NODE_LABEL, Executor, ExecutorError, Exit, Given, SettingUp, Task, make_scratch
 from nunet_cli.executor.files import allocation_folder
 from nunet_cli.jobs.spec import HealthSpec, JobSpec, ServiceSpec, output_name
 from nunet_cli.network.data.trees import entries_of
@@ -51,6 +51,7 @@ class Part:
     job_id: str
     requester: str
     handle: str = ""
+    is_set_up: bool = False
     started_at: str = ""
     spent: Usage = field(default_factory=Usage)
     progress: Progress | None = None
@@ -156,6 +157,18 @@ def _unpacked_size(inputs: Sequence[Given]) -> int:
         )
     except TreeError as error:
         raise ExecutorError(f"an input is no folder: {error.message}", code="bad_place") from None
+
+
+async def set_up(part: Part) -> None:
+    """Have what the program runs in set up, where its executor can, before it may start; it is not cancelled half-way.
+
+    Raises:
+        ExecutorError: it cannot be.
+    """
+    if isinstance(part.executor, SettingUp):
+        with trio.CancelScope(shield=True):
+            part.is_set_up = True
+            await part.executor.set_up(part.task)
 
 
 async def start(part: Part, started: Started) -> None:

@@ -17,7 +17,7 @@ import trio
 
 from nunet_cli import quantities
 from nunet_cli.allocation.actor import AllocationActor, HasRunning
-from nunet_cli.allocation.part import Making, Part, Preparing, collect, make_part, prepare, start
+from nunet_cli.allocation.part import Making, Part, Preparing, collect, make_part, prepare, set_up, start
 from nunet_cli.allocation.place import LiningUp, wait_for_place
 from nunet_cli.allocation.pod import Ended, run_pod, run_single
 from nunet_cli.allocation.results import (
@@ -169,6 +169,12 @@ async def _run(ctx: Performing, actor: AllocationActor, spec: JobSpec, *, attach
         await wait_for_place(ctx, actor)
         actor.allocation = await _begin(ctx, actor.allocation)
 
+    async def make_ready() -> None:
+        (part,) = actor.parts
+        await prepare(ctx, part, [])
+        if ctx.accounting.is_in_line(ctx.store, actor.allocation_id):
+            await set_up(part)
+
     async def started(part: Part) -> None:
         actor.allocation = await _note_started(ctx, actor.allocation, part)
         actor.began.set()
@@ -185,7 +191,7 @@ async def _run(ctx: Performing, actor: AllocationActor, spec: JobSpec, *, attach
         (part,) = actor.parts
         if not attached:
             # nothing has been started before that it may have been is on the disk
-            await meanwhile(begin, partial(prepare, ctx, part, []))
+            await meanwhile(begin, make_ready)
             await start(part, started)
         return await run_single(ctx, part, started)
 
@@ -342,7 +348,7 @@ async def _end(ctx: Ending, parts: list[Part], allocation: Allocation, result: R
 
 async def _clean_up(ctx: Removing, parts: list[Part], allocation_id: str) -> None:
     for part in parts:
-        if part.handle:
+        if part.handle or part.is_set_up:
             try:
                 await part.executor.cleanup(part.task, part.handle)
             except Exception as error:

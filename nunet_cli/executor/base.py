@@ -138,6 +138,14 @@ class Executor(Protocol):
 
 
 @runtime_checkable
+class SettingUp(Protocol):
+    """An executor that can set up, before a job may start, what the job will run in."""
+
+    async def set_up(self, task: Task) -> None:
+        """Set it up as far as nothing of the job runs yet; `cleanup` takes it away where the job is not started."""
+
+
+@runtime_checkable
 class Lasting(Protocol):
     """An executor whose jobs go on without the node, and so can be left behind by one that was ended."""
 

@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import trio
@@ -50,6 +51,8 @@ class ProcessExecutor:
 
     def __init__(self) -> None:
         self._running: dict[str, Running] = {}
+        # sandboxes that are up, and at whose gate a command waits for its start
+        self._ready: dict[str, Running] = {}
         self._limiter = trio.CapacityLimiter(256)
         self._machine = Machine(self._limiter)
         self._sandbox: bool | None = None
@@ -106,8 +109,32 @@ class ProcessExecutor:
         if task.sandbox and not await self.can_sandbox():
             raise ExecutorError("this machine has no sandbox for a process job", code="no_sandbox")
 
+    async def set_up(self, task: Task) -> None:
+        """Put the sandbox up: the command waits at its gate. It takes longer than all that a start takes besides."""
+        if task.sandbox:
+            # of an earlier run of the node, which had not come to the start
+            await trio.to_thread.run_sync(cgroup.sweep, task.allocation_id, limiter=self._limiter)
+            self._ready[task.allocation_id] = await self._launch(task)
+
     async def start(self, task: Task) -> str:
         """Start the command; the handle is its process id. Cancelled or failed, it leaves nothing behind."""
+        running = self._ready.pop(task.allocation_id, None) or await self._launch(task)
+        running.started = time.monotonic()
+        self._running[task.allocation_id] = running
+        try:
+            await launch.open_gate(running, task.resources.cpu.share)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                running.kill()
+                try:
+                    await running.gone()
+                finally:
+                    await self.cleanup(task, "")
+            raise
+        return str(running.popen.pid)
+
+    async def _launch(self, task: Task) -> Running:
+        """Start the launcher; in a sandbox the command waits."""
         check_texts(task)
         try:
             # its own modes do not keep a service from being started again
@@ -134,23 +161,11 @@ class ProcessExecutor:
             raise ExecutorError(f"the job's control group cannot be made: {error}", code="no_control_group") from None
         try:
             # in this thread, not a worker's: the parent-death signal follows the thread that made the process
-            running = launch.launch(task, environment, _limits(task), group, user)
+            return launch.launch(task, environment, _limits(task), group, user)
         except (OSError, ValueError) as error:
             if group is not None:
                 group.remove()
             raise ExecutorError(f"the process cannot be started: {error}") from None
-        self._running[task.allocation_id] = running
-        try:
-            await launch.open_gate(running, task.resources.cpu.share)
-        except BaseException:
-            with trio.CancelScope(shield=True):
-                running.kill()
-                try:
-                    await running.gone()
-                finally:
-                    await self.cleanup(task, "")
-            raise
-        return str(running.popen.pid)
 
     async def attach(self, task: Task, handle: str) -> bool:
         """A process does not outlive its node: there is nothing to find, and what is left of it is removed."""
@@ -245,13 +260,17 @@ class ProcessExecutor:
 
     async def cleanup(self, task: Task, handle: str) -> None:
         """Forget the job, and what the kernel holds of it."""
-        running = self._running.pop(task.allocation_id, None)
+        waiting = self._ready.pop(task.allocation_id, None)
+        if waiting is not None:
+            await trio.to_thread.run_sync(waiting.kill, limiter=self._limiter)
+            await waiting.gone()
+        running = self._running.pop(task.allocation_id, waiting)
         if running is not None:
             await trio.to_thread.run_sync(running.close, limiter=self._limiter)
 
     def kill_all(self) -> None:
         """End every job at once: for a node that stops."""
-        for running in self._running.values():
+        for running in (*self._running.values(), *self._ready.values()):
             running.kill()
 
 

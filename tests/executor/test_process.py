@@ -169,3 +169,39 @@ async def test_the_nodes_of_a_process_find_out_about_the_sandbox_once(monkeypatc
     assert not await ProcessExecutor().try_sandbox()
     assert not await ProcessExecutor().can_sandbox()
     assert asked == [False, True, False, False]
+
+
+async def test_a_sandbox_is_set_up_before_the_start_and_nothing_of_the_job_runs_until_then(tmp_path: Path) -> None:
+    executor = ProcessExecutor()
+    if not await executor.can_sandbox():
+        pytest.skip("bubblewrap does not work here")
+    job = task(tmp_path, "sh", "-c", "echo ran; touch made", sandbox=True)
+    before = set(psutil.Process().children(recursive=True))
+    await executor.set_up(job)
+    with trio.fail_after(10):
+        # it is up: bubblewrap has started the first process in it
+        while len(set(psutil.Process().children(recursive=True)) - before) < 2:
+            await trio.sleep(0.01)
+    assert open_output(job, "made") is None
+    handle = await executor.start(job)
+    with trio.fail_after(30):
+        assert (await executor.wait(job, handle)).exit_code == 0
+    await executor.cleanup(job, handle)
+    assert job.stdout.read_text() == "ran\n"
+    assert open_output(job, "made") is not None
+
+
+async def test_a_sandbox_that_was_set_up_and_not_started_leaves_nothing(tmp_path: Path) -> None:
+    executor = ProcessExecutor()
+    if not await executor.can_sandbox():
+        pytest.skip("bubblewrap does not work here")
+    job = task(tmp_path, "touch", "made", sandbox=True)
+    before = set(psutil.Process().children(recursive=True))
+    await executor.set_up(job)
+    family = set(psutil.Process().children(recursive=True)) - before
+    assert family
+    with trio.fail_after(20):
+        await executor.cleanup(job, "")
+    _, alive = psutil.wait_procs(family, timeout=5)
+    assert not alive
+    assert open_output(job, "made") is None

@@ -6,12 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import trio
 from msgspec import structs
 
 from nunet_cli import quantities
 from nunet_cli.errors import NunetError, StateError
+from nunet_cli.executor.files import allocation_folder
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.node import Node
 from nunet_cli.node.opening import open_node
@@ -289,3 +291,41 @@ async def test_who_lines_up_has_what_is_given_back_in_the_same_change(market: Ma
         await store.change(lambda t: books.line_up(t, "four", "job-4", part, "2020-01-01T00:00:00.000Z", 5, did))
         await store.change(partial(books.release, key="allocation-2"))
         assert not list(store[HOLDINGS].all())
+
+
+async def test_what_was_made_ready_in_the_line_is_gone_when_the_batch_is_called_off(tmp_path: Path) -> None:
+    """Small inputs are in their places, and sandboxes are up: nothing of the job has run in them, and nothing stays."""
+    (tmp_path / "in").write_text("given")
+    async with open_market(tmp_path, onboard=OFFER) as m:
+        provider = m.provider.ctx
+        # nodes that other tests have had in this process may have left some
+        others = set(psutil.Process().children(recursive=True))
+        spec = batch(12, 5, inputs=[{"path": str(tmp_path / "in"), "to": "in"}])
+        job_id = await m.post(spec)
+
+        def in_line() -> list[str]:
+            return [row.id for row in provider.store[ALLOCATIONS].by("state", "created")]
+
+        def has_input(allocation_id: str) -> bool:
+            return (allocation_folder(provider.home, allocation_id) / "work" / "in").exists()
+
+        def sandboxes() -> list[psutil.Process]:
+            # of each the first process is bubblewrap
+            there = set(psutil.Process().children(recursive=True)) - others
+            return [one for one in there if one.is_running() and one.name() == "bwrap"]
+
+        m.requester.orchestrate(job_id)
+        with trio.fail_after(60):
+            # there is a line once it is known that the items are short
+            while sum(map(has_input, in_line())) < PLACES:
+                await trio.sleep(0.02)
+        waiting = in_line()
+        first = provider.store[ALLOCATIONS].one(waiting[-1])
+        await m.requester.cancel_job(first.job_id)
+        await m.requester.cancel_job(job_id)
+        with trio.fail_after(60):
+            while provider.running.all() or provider.store[HOLDINGS].by("kind", "allocation") or sandboxes():
+                await trio.sleep(0.02)
+        first = provider.store[ALLOCATIONS].one(first.id)
+        assert first.state == "cancelled"
+        assert not any(allocation_folder(provider.home, allocation_id).exists() for allocation_id in waiting)
