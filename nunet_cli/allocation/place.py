@@ -15,6 +15,8 @@ from nunet_cli.records.contracts import Contract
 from nunet_cli.records.results import Progress
 
 WAITING = "waiting for a place"
+# seconds in a line after which others' places may come free earlier
+LONGEST = 90.0
 
 
 class LiningUp(HasAccounting, HasConfig, HasStore, Protocol):
@@ -25,13 +27,14 @@ async def wait_for_place(ctx: LiningUp, actor: AllocationActor) -> None:
     """Wait until an allocation has what it needs, telling its requester so; most have it from the beginning.
 
     Raises:
-        ExecutorError: it would not have its time before the contract's deadline any more; code `no_place`.
+        ExecutorError: those before it take too long, or it would not have its time before the contract's deadline any
+            more; code `no_place`.
     """
     if not ctx.accounting.is_in_line(ctx.store, actor.allocation_id):
         return
     contract = ctx.store[CONTRACTS].one(actor.allocation.contract_id).document.read(Contract)
     left = (quantities.parse_time(contract.terms.deadline) - quantities.now()).total_seconds()
-    until = trio.current_time() + left - contract.terms.max_duration
+    until = trio.current_time() + min(left - contract.terms.max_duration, LONGEST)
     while not await ctx.accounting.wait_in_line(
         actor.allocation_id, min(until, trio.current_time() + ctx.config.limits.heartbeat)
     ):

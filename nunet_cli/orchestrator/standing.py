@@ -13,8 +13,9 @@ from nunet_cli.errors import NoBidError
 from nunet_cli.records.bids import BidRecord, CapabilityComparator, unit_id
 from nunet_cli.records.capability import Resources
 
-# the next contract is made while the job before runs where such jobs take no more seconds than that: it saves the time
-# of a contract, and a place in a line is worth nothing if it takes long to come free
+# the next contract is made while the job before runs unless such jobs take more seconds than that: it saves the time of
+# a contract, and a place in a line is worth nothing if it takes long to come free. As long as none has ended they may
+# be short; a provider lets go of what stays in its line for longer
 SHORT = 60.0
 # a bidder that had no place for one more is asked again after so many seconds, if nothing happens before
 LATER = 5.0
@@ -29,19 +30,23 @@ class StandingBid:
     bid: BidRecord
     units: int
     taken: dict[str, str] = field(default_factory=dict)
-    ahead: bool = False
+    # how many contracts were made under it; whether the next is made while the job before runs
+    agreed: int = 0
+    ahead: bool = True
     full_until: float = 0.0
     # whether it has said that it has room, how often in a row it then had none; until when it is not believed
     said_room: bool = False
     in_vain: int = 0
     doubted_until: float = 0.0
 
-    def has_room(self, now: float) -> bool:
-        """Say whether one unit more may be taken."""
-        count = len(self.taken)
-        if count < self.units:
-            return True
-        return self.ahead and now >= self.full_until and count < self.units * 2
+    def has_room(self) -> bool:
+        """Say whether one unit more may be taken that is begun at once."""
+        return len(self.taken) < self.units
+
+    def may_line_up(self, now: float) -> bool:
+        """Say whether one unit more may be taken that waits for what is given back next; first come those that run."""
+        is_full = self.agreed >= self.units and now >= self.full_until
+        return self.ahead and is_full and len(self.taken) < self.units * 2
 
     def note_full(self, now: float) -> None:
         """Note that there was no room for one that was to have a unit."""
@@ -128,17 +133,27 @@ class GroupBids:
         return min(self.waiting, key=lambda job_id: self._order.get(job_id, 0))
 
     def fill(self) -> None:
-        """Give what is free to those who wait, the best bids and the first items first."""
+        """Give what is free to those who wait, the best bids and the first items first; nobody lines up before."""
         now = trio.current_time()
         for standing in self.bids.values():
-            while self.waiting and standing.has_room(now):
-                waiter = self.waiting.pop(self.next())
-                number = self._numbers[standing.bid.id] = self._numbers.get(standing.bid.id, 0) + 1
-                waiter.taken = Taken(standing.bid, unit_id(standing.bid.id, number))
-                standing.taken[waiter.job_id] = waiter.taken.name
-                waiter.event.set()
+            while self.waiting and standing.has_room():
+                self._give(standing)
+        lines = [standing for standing in self.bids.values() if standing.may_line_up(now)]
+        while self.waiting and lines:
+            # the shortest line, for its places
+            shortest = min(lines, key=lambda standing: len(standing.taken) / max(1, standing.units))
+            self._give(shortest)
+            if not shortest.may_line_up(now):
+                lines.remove(shortest)
         if self.waiting:
             self.wake()
+
+    def _give(self, standing: StandingBid) -> None:
+        waiter = self.waiting.pop(self.next())
+        number = self._numbers[standing.bid.id] = self._numbers.get(standing.bid.id, 0) + 1
+        waiter.taken = Taken(standing.bid, unit_id(standing.bid.id, number))
+        standing.taken[waiter.job_id] = waiter.taken.name
+        waiter.event.set()
 
     def hold_against(self, preferences: CapabilityComparator) -> bool:
         """Say whether the bids were taken under these preferences; where they were not, none stands any more."""
@@ -160,7 +175,7 @@ class GroupBids:
         """Let a bid stand; a newer one of the same provider takes the place of the one before."""
         before = self.bids.get(bid.did)
         if before is None:
-            self.bids[bid.did] = StandingBid(bid, bid.offer.units, ahead=bid.offer.time.duration <= SHORT)
+            self.bids[bid.did] = StandingBid(bid, bid.offer.units)
         elif before.bid.id != bid.id:
             # what it has room for comes on top of what it runs already
             units = len(before.taken) + bid.offer.units
@@ -217,9 +232,14 @@ class Standing:
     def agreed(self, group_id: str, job_id: str) -> None:
         """Note that a provider has taken an item: it had the room that it said to have."""
         group = self._groups.get(group_id)
-        for standing in group.bids.values() if group is not None else ():
+        if group is None:
+            return
+        for standing in group.bids.values():
             if job_id in standing.taken:
                 standing.in_vain = 0
+                standing.agreed += 1
+                if standing.agreed == standing.units:
+                    group.fill()
 
     def turned_down(self, group_id: str, job_id: str, *, stands: bool) -> None:
         """Note that a provider did not take an item: its bid `stands`, and has no room just now, or is over."""

@@ -45,6 +45,7 @@ async def test_one_whose_bid_is_over_before_it_took_its_unit_waits_for_another()
     all_bids = Standing()
     with all_bids.open("group", ["one", "two", "three"]) as group, trio.fail_after(10):
         group.stand(made("bid-a", units=2))
+        group.bids["did:key:zA"].ahead = False
         for name in ("one", "two"):
             assert (await group.take(name)).bid.id == "bid-a"
         found: list[Taken] = []
@@ -337,7 +338,7 @@ async def test_what_is_given_back_again_and_again_leaves_no_trace(market: Market
 
 async def test_who_lines_up_and_gives_back_without_end_has_to_wait(market: MarketFactory) -> None:
     async with market(onboard=structs.replace(OFFER, cpu=0.1)) as m:
-        _, bid = await standing(m, 2)
+        _, bid = await standing(m, 2, parallel=1)
         with trio.fail_after(30):
             while not m.provider.ctx.store[ALLOCATIONS].by("state", "running"):
                 await trio.sleep(0.02)

@@ -12,6 +12,7 @@ import trio
 from msgspec import structs
 
 from nunet_cli import quantities
+from nunet_cli.allocation import place
 from nunet_cli.errors import NunetError, StateError
 from nunet_cli.executor.files import allocation_folder
 from nunet_cli.groups.orchestrate import orchestrate_job
@@ -84,8 +85,7 @@ async def test_a_batch_takes_units_of_one_bid_and_its_items_begin_in_their_order
 
 async def test_the_next_contract_is_made_while_the_job_before_runs(tmp_path: Path) -> None:
     async with open_market(tmp_path, onboard=OFFER) as m:
-        # none takes a minute, which is known beforehand here: no more than that is allowed
-        job_id = await m.post(batch(PLACES * 2, 60, time={"max_duration": "60s"}))
+        job_id = await m.post(batch(PLACES * 2, 60))
         m.requester.orchestrate(job_id)
         with trio.fail_after(30):
             while len(m.provider.ctx.store[HOLDINGS].by("kind", "place")) < PLACES:
@@ -99,6 +99,30 @@ async def test_the_next_contract_is_made_while_the_job_before_runs(tmp_path: Pat
             while list(m.provider.ctx.store[HOLDINGS].all()):
                 await trio.sleep(0.02)
         assert len(begun(m.provider)) == PLACES
+
+
+async def test_nothing_lines_up_any_more_behind_items_that_take_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(place, "LONGEST", 0.5)
+    async with open_market(tmp_path, onboard=OFFER) as m:
+        job_id = await m.post(batch(PLACES * 2, 5))
+        m.requester.orchestrate(job_id)
+
+        def given_up() -> list[str]:
+            rows = m.provider.ctx.store[ALLOCATIONS].by("state", "failed")
+            return [row.job_id for row in rows if row.error == "no place came free in time"]
+
+        with trio.fail_after(60):
+            while len(given_up()) < PLACES:
+                await trio.sleep(0.02)
+            while m.job(job_id).state != "settled":
+                await trio.sleep(0.02)
+        # each once: they waited for a place from then on, and have had one
+        items = children(m, job_id)
+        assert sorted(given_up()) == sorted(item.id for item in items[PLACES:])
+        assert len(list(m.requester.ctx.store[CONTRACTS].all())) == PLACES * 3
+        assert sum(quantities.parse_amount(item.paid or "0") for item in items) == quantities.parse_amount("1.2")
 
 
 async def test_anothers_only_job_does_not_wait_for_a_batch(tmp_path: Path) -> None:
@@ -182,9 +206,10 @@ async def test_one_for_which_no_place_comes_free_in_time_is_searched_for_again(
 # -- the provider's half -----------------------------------------------------------------------------------------------
 
 
-async def standing(m: Market, count: int = 4) -> tuple[str, Any]:
+async def standing(m: Market, count: int = 4, parallel: int = 0) -> tuple[str, Any]:
     """Return a bid for many units that stands at the provider, and the request that it answers."""
-    job_id = await m.post(batch(count, 60))
+    how = {"parallel": parallel} if parallel else {}
+    job_id = await m.post(batch(count, 60, batch={"items": count, **how}))
     with trio.move_on_after(20):
         m.requester.orchestrate(job_id)
         while not list(m.requester.ctx.store[BIDS].all()):
@@ -222,7 +247,7 @@ async def test_a_proposal_that_does_not_follow_from_the_bid_is_refused(
     market: MarketFactory, number: int | None, changes: dict[str, Any], code: str
 ) -> None:
     async with market(onboard=structs.replace(OFFER, cpu=0.1)) as m:
-        _, bid = await standing(m)
+        _, bid = await standing(m, parallel=1)
         with trio.fail_after(20):
             while not m.provider.ctx.store[ALLOCATIONS].by("state", "running"):
                 await trio.sleep(0.02)
