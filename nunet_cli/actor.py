@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,9 +69,8 @@ class Actor:
             while True:
                 await self.handle_message(await self.receive_message())
         finally:
-            self.mailbox.close()
-            while True:
-                try:
+            # nothing comes in between: what is closed gives nothing out any more
+            with suppress(trio.WouldBlock, trio.EndOfChannel):
+                while True:
                     self.mailbox.receive_nowait().done.set()
-                except (trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
-                    break
+            self.mailbox.close()

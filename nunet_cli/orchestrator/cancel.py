@@ -204,9 +204,10 @@ async def _is_recorded(ctx: Registering, job: Job, contract: ContractRecord) -> 
 
 async def _cancel_contract(ctx: Settling, job: Job) -> Job:
     contract = ctx.store[CONTRACTS].one(job.contract_id)
+    # also where the result is here: whatever that says, the job is not to be tried again
+    await ctx.store.change(lambda t: note_called_off(t, contract.id, "cancel"))
     if job.state != "completed":
         body = JobCancel(contract_id=contract.id)
-        await ctx.store.change(lambda t: note_called_off(t, contract.id, "cancel"))
         try:
             await execute.take_result(ctx, contract, await _ask_to_stop(ctx, contract, body))
         except NunetError as error:

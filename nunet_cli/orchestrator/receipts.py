@@ -150,18 +150,23 @@ def _fail_or_retry(t: Transaction, job: Job, result: Result, money: dict[str, st
     """Fail a job, or where the failure was the provider's and the job allows it, look for another provider."""
     # what it says to have done, and nobody could fetch or verify in time, is its failure as well
     not_delivered = result.state == "completed" and money["message"].startswith(NOT_DELIVERED)
+    contract = t[CONTRACTS].one(job.contract_id)
     # it waited for its turn there, and this never came
-    if result.reason == "no_place" and job.state == "completed":
-        provider, said = t[CONTRACTS].one(job.contract_id).provider, {"reason": result.reason}
-        had = sum(row.provider == provider for row in t[CONTRACTS].by("job_id", job.id))
+    waits = result.reason == "no_place" and job.state == "completed"
+    tries = (result.fault == "provider" or not_delivered) and job.state == "completed" and may_retry(job)
+    if (waits or tries) and (job.called_off or contract.called_off_by == "cancel"):
+        # nobody would take it further
+        return advance(t, job.id, "cancel", by=DATABASE, about=contract.id, said=money, paid=money["paid"])
+    if waits:
+        said = {"reason": result.reason}
+        had = sum(row.provider == contract.provider for row in t[CONTRACTS].by("job_id", job.id))
         if had >= MAX_IN_VAIN:
             # one that says so for ever would keep it for ever
-            return search_elsewhere(t, job, provider, said)
+            return search_elsewhere(t, job, contract.provider, said)
         look_again(t, job, said, counts=False)
         return t[JOBS].one(job.id)
-    if (result.fault == "provider" or not_delivered) and job.state == "completed" and may_retry(job):
-        provider = t[CONTRACTS].one(job.contract_id).provider
-        return search_again(t, job, provider, {"reason": result.reason or "not_delivered", **money})
+    if tries:
+        return search_again(t, job, contract.provider, {"reason": result.reason or "not_delivered", **money})
     message = result.message or result.reason or "the contract was refunded"
     code = result.reason or "job_failed"
     if result.state == "completed":

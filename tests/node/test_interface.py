@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
-from nunet_cli.actor import Actor
+from nunet_cli.actor import MAILBOX_SIZE, Actor
 from nunet_cli.config import MOST_TOPICS
 from nunet_cli.errors import ContractError, NotFoundError, StateError, UsageError
 from nunet_cli.network.topics import BIDS
@@ -220,3 +221,21 @@ async def test_the_requester_reads_the_state_that_the_provider_tells(market: Mar
         state = await execute.job_sync(m.requester.ctx, row)
         assert state.state == "completed"
         assert state.result is not None
+
+
+async def test_who_waits_in_the_mailbox_of_an_actor_that_ends_is_not_left_waiting() -> None:
+    busy = trio.Event()
+
+    async def work(_: Any) -> None:
+        busy.set()
+        await trio.sleep_forever()
+
+    actor = Actor({"work": work})
+    with trio.fail_after(10):
+        async with trio.open_nursery() as senders, trio.open_nursery() as nursery:
+            nursery.start_soon(actor.run_mailbox)
+            for _ in range(MAILBOX_SIZE + 3):
+                senders.start_soon(actor.send_message, "work")
+            await busy.wait()
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()

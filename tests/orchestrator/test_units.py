@@ -101,6 +101,28 @@ async def test_the_next_contract_is_made_while_the_job_before_runs(tmp_path: Pat
         assert len(begun(m.provider)) == PLACES
 
 
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_batch_that_is_called_off_as_its_provider_gives_the_line_up_has_nothing_left(
+    tmp_path: Path, late: bool
+) -> None:
+    async with open_market(tmp_path, onboard=OFFER) as m:
+        job_id = await m.post(batch(PLACES * 2, 30))
+        m.requester.orchestrate(job_id)
+        store = m.provider.ctx.store
+        with trio.fail_after(30):
+            while len(store[ALLOCATIONS].by("state", "running")) < PLACES:
+                await trio.sleep(0.02)
+            while len(store[ALLOCATIONS].by("state", "created")) < PLACES:
+                await trio.sleep(0.02)
+            await m.provider.accounting.offboard()
+            while late and not any(item.result for item in children(m, job_id)):
+                await trio.sleep(0.001)
+            await m.requester.cancel_job(job_id)
+        # none is put back into a search that nobody goes on with
+        assert [item.state for item in children(m, job_id)] == ["cancelled"] * PLACES * 2
+        assert m.job(job_id).state == "cancelled"
+
+
 async def test_nothing_lines_up_any_more_behind_items_that_take_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
