@@ -26,8 +26,9 @@ from nunet_cli.orchestrator.accounting import Accounting
 from nunet_cli.orchestrator.going_on import Asked, Closings, Heard, JobLocks, JobProgress, Verified
 from nunet_cli.orchestrator.judging import Judging
 from nunet_cli.orchestrator.roles import Roles
-from nunet_cli.orchestrator.searches import Searches, Work
+from nunet_cli.orchestrator.searches import Searches
 from nunet_cli.orchestrator.standing import Standing
+from nunet_cli.orchestrator.turns import Work
 from nunet_cli.supervise import Supervisor
 from nunet_cli.threads import Threads
 

@@ -254,9 +254,12 @@ class Standing:
             group.dropped += 1
         group.wake()
 
-    def note_room(self, did: str, left: Resources) -> bool:
-        """Note that a provider whose bids stand has room for more; return whether there are items for it."""
-        has_work = False
+    def note_room(self, did: str, left: Resources) -> tuple[bool, Resources | None]:
+        """Note that a provider whose bids stand has room for more; return whether there are items for it.
+
+        Where there are only such as need more than it has left, the second is what these need.
+        """
+        has_work, larger = False, None
         for group in self._groups.values():
             standing = group.bids.get(did)
             if standing is None or group.needs is None or not group.waiting:
@@ -264,14 +267,17 @@ class Standing:
             if trio.current_time() < standing.doubted_until:
                 # it would have those that others could run
                 continue
-            has_work = True
             more = left.times(group.needs, len(group.waiting))
+            if not more:
+                larger = larger or group.needs
+                continue
+            has_work = True
             left = left.minus_times(group.needs, more)
             # what has lined up there has a place before it
             standing.units = max(standing.units, min(standing.units, len(standing.taken)) + more)
             standing.full_until, standing.said_room = 0.0, True
             group.fill()
-        return has_work
+        return has_work, None if has_work else larger
 
     def stands(self, group_id: str, did: str) -> bool:
         """Say whether a bid of a provider stands for a batch."""

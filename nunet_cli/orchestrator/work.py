@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Container
 from functools import partial
-from typing import Protocol
+from typing import Literal, Protocol
 
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError
@@ -66,7 +66,11 @@ async def look_for_work(ctx: LookingForWork) -> None:
                 ctx.work.served(did)
                 ctx.work.look_again(look)
                 break
-            if await _ask(ctx, did, left, one_of=len(waiting)):
+            became = await _ask(ctx, did, left, one_of=len(waiting))
+            if became == "saved":
+                # until more is given back
+                break
+            if became == "taken":
                 # whose turn is next may be another's, or its own once more
                 ctx.work.look_again(look)
                 break
@@ -77,10 +81,14 @@ def _others(ctx: LookingForWork, waiting: list[str]) -> list[str]:
     return there[:MOST_ASKED]
 
 
-async def _ask(ctx: LookingForWork, did: str, left: Resources, *, one_of: int) -> bool:
-    """Ask a requester what waits, and bid for it; of several that wait each gets one job at a time: say whether it did.
+Became = Literal["taken", "left", "saved"]
 
-    How often it has its turn, the preferences say.
+
+async def _ask(ctx: LookingForWork, did: str, left: Resources, *, one_of: int) -> Became:
+    """Ask a requester what waits, and bid for it; return what became of what this machine has left.
+
+    Of several that wait each gets one job at a time; how often it has its turn, the preferences say. It has *taken* what
+    it needs, or what there is is *left* to the others, or it is *saved*: its job needs more, and it is its turn.
     """
     ctx.work.give_turn(did)
     try:
@@ -92,8 +100,13 @@ async def _ask(ctx: LookingForWork, did: str, left: Resources, *, one_of: int) -
             taken = one_of > 1 and await ctx.work.turn_taken(did, PATIENCE)
             # who lets the others wait for nothing has had its turn
             ctx.work.served(did)
-            return taken
-        if not found:
+            return "taken" if taken else "left"
+        if not found and said.needs is not None and _could_have(ctx, did, said.needs):
+            ctx.work.note_waiting(did)
+            if ctx.work.save_for(did):
+                return "saved"
+            ctx.work.served(did)
+        elif not found:
             ctx.work.forget(did)
         for request in found:
             if not await _bid(ctx, request, did):
@@ -106,11 +119,17 @@ async def _ask(ctx: LookingForWork, did: str, left: Resources, *, one_of: int) -
                 ctx.work.took_turn(did)
             ctx.work.served(did)
             if one_of > 1:
-                return taken
+                return "taken" if taken else "left"
     except NunetError as error:
         log.debug("looking for work at %s: %s", did, error)
         ctx.work.forget(did)
-    return False
+    return "left"
+
+
+def _could_have(ctx: LookingForWork, did: str, needs: Resources) -> bool:
+    """Say whether a requester's job needs no more than there will be, once others have given back what they have."""
+    books, store = ctx.accounting, ctx.store
+    return bool(books.earliest_start(store, needs, did)) and not books.over_cap(store, did, needs)
 
 
 def weigh(ctx: LookingForWork, did: str) -> float:
@@ -148,8 +167,11 @@ def register(ctx: HandingOut) -> None:
         did, left = message.sender, message.body.resources
         peer = ctx.peers.find(did)
         is_for = partial(_is_for, ctx, did, peer.topics if peer is not None else ())
-        takes = ctx.standing.note_room(did, left)
-        return "open_requests", OpenRequests(tuple(ctx.searches.hand_out(did, left, is_for)), takes)
+        takes, larger = ctx.standing.note_room(did, left)
+        found, needs = ctx.searches.hand_out(did, left, is_for)
+        if not (takes or found):
+            return "open_requests", OpenRequests(needs=needs or larger)
+        return "open_requests", OpenRequests(tuple(found), takes)
 
     ctx.messenger.register("ask_open_requests", AskOpenRequests, on_question)
     ctx.messenger.register("open_requests", OpenRequests)

@@ -162,11 +162,13 @@ class AskOpenRequests(Struct, forbid_unknown_fields=True, frozen=True):
 class OpenRequests(Struct, forbid_unknown_fields=True, frozen=True):
     """The bid requests that wait for a provider, those that have waited longest first.
 
-    `takes` says that what waits is taken under a bid for many units which the provider has made already.
+    `takes` says that what waits is taken under a bid for many units which the provider has made already. Where nothing
+    waits that fits into what the provider has left, `needs` is what the first one needs that does not.
     """
 
     requests: Annotated[tuple[BidRequest, ...], Limits(max_length=MOST_OPEN)] = ()
     takes: bool = False
+    needs: Resources | None = None
 
 
 class BidRequestRecord(Struct, frozen=True):

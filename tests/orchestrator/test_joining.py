@@ -12,7 +12,7 @@ import trio.testing
 from nunet_cli.config import Config
 from nunet_cli.node.node import Node
 from nunet_cli.node.opening import open_node
-from nunet_cli.orchestrator.searches import MEET_AGAIN, MOST_CAME, MOST_WAITING, Work
+from nunet_cli.orchestrator.turns import MEET_AGAIN, MOST_CAME, MOST_WAITING, Work
 from nunet_cli.records.bids import AskOpenRequests, OpenRequests
 from nunet_cli.records.offers import OnboardOptions
 from tests.conftest import config, open_market

@@ -161,7 +161,7 @@ async def test_anothers_only_job_does_not_wait_for_a_batch(tmp_path: Path) -> No
         one = await there.post(batch(1, seconds))
         with trio.fail_after(60):
             assert (await orchestrate_job(other.ctx, one)).state == "settled"
-        # how soon depends on how fast its search was heard of; that it has its turns is held to in `test_fairness`
+        # how soon depends on how fast its search was heard of; that it has its turns is held to in `simulation/test_fairness`
         assert m.job(job_id).state == "running"
         with trio.fail_after(60):
             while m.job(job_id).state != "settled":

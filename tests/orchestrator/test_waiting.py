@@ -338,11 +338,11 @@ async def test_who_found_nothing_does_not_have_thousands_looked_through_all_the_
                 own = structs.replace(record.request, id=f"request-{number}")
                 stack.enter_context(waiting.open(searches.Turn("", own, structs.replace(m.job(job_id), id=own.id))))
             for _ in range(10):
-                assert waiting.hand_out("did:key:asker", room, is_for) == []
+                assert waiting.hand_out("did:key:asker", room, is_for)[0] == []
             assert looks == searches.LOOKED_THROUGH
             # and is not kept out for long
             await trio.sleep(0.15)
-            assert waiting.hand_out("did:key:asker", room, lambda _: True)
+            assert waiting.hand_out("did:key:asker", room, lambda _: True)[0]
 
 
 @pytest.mark.parametrize("way", ["pulled", "requested"])
@@ -469,7 +469,7 @@ async def test_a_bid_that_comes_too_late_for_what_was_handed_out_is_freed_once(t
         m.requester.orchestrate(job_id)
         await waits(m, job_id)
         did, room = m.provider.identity.did, Resources(cpu=Cpu(cores=8), memory=2**30, disk=2**30)
-        (request_of,) = m.requester.ctx.searches.hand_out(did, room, lambda _: True)
+        (request_of,), _ = m.requester.ctx.searches.hand_out(did, room, lambda _: True)
         assert request_of.job_id == job_id
         assert not m.requester.ctx.searches.take_handed(job_id, m.authority.identity.did)
         assert m.requester.ctx.searches.take_handed(job_id, did)

@@ -9,9 +9,12 @@ import pytest
 import trio
 from msgspec import structs
 
+from nunet_cli.network.messenger import Answer, Incoming
 from nunet_cli.node.node import Node
+from nunet_cli.orchestrator.turns import LONGEST_SAVING
 from nunet_cli.records.allocations import ALLOCATIONS
-from nunet_cli.records.bids import BIDS, CapabilityComparator
+from nunet_cli.records.bids import BIDS, AskOpenRequests, CapabilityComparator, OpenRequests
+from nunet_cli.records.capability import Cpu, Resources
 from nunet_cli.records.shares import MostPerRequester, Share
 from tests.simulation.harness import Simulation, run
 
@@ -66,6 +69,56 @@ def test_one_job_is_served_within_two_job_lengths_beside_forty(tmp_path: Path, c
         # it waits for a place for one length at most, and runs for one
         assert trio.current_time() - begin <= 2 * SECONDS + 3
         assert begun(provider)[many.identity.did] < 40
+
+    run(main, tmp_path)
+
+
+async def many_small(sim: Simulation, node: Node) -> list[str]:
+    """Post jobs of one core that never end all at once."""
+    return [
+        await sim.post(node, name=f"small-{number}", seconds=SECONDS - 3 + number % 4 * 2, time=NO_DEADLINE, price="1")
+        for number in range(24)
+    ]
+
+
+def test_a_job_that_needs_most_of_the_machine_has_its_turn_beside_small_ones(tmp_path: Path) -> None:
+    async def main(sim: Simulation) -> None:
+        provider, many, one = await three(sim, cores=4)
+        await many_small(sim, many)
+        await until_begun(provider, 6, 120)
+        begin = trio.current_time()
+        large = {"cpu": 3, "memory": "64MiB", "disk": "64MiB"}
+        (job_id,) = await post(sim, one, 1, resources=large)
+        with trio.fail_after(10 * SECONDS):
+            while one.get_job(job_id).state != "settled":
+                await trio.sleep(0.1)
+        # what is given back is saved for it: that takes as long as the longest of the small ones
+        assert trio.current_time() - begin <= SECONDS + 3 + SECONDS + 3
+        # and no longer than it is needed
+        with trio.fail_after(150):
+            while begun(provider)[many.identity.did] < 24:
+                await trio.sleep(0.1)
+
+    run(main, tmp_path)
+
+
+def test_who_says_what_it_needs_and_never_takes_it_costs_the_others_little(tmp_path: Path) -> None:
+    async def main(sim: Simulation) -> None:
+        provider, many, liar = await three(sim, cores=4)
+        asked = list[str]()
+
+        async def answer(message: Incoming) -> Answer:
+            asked.append(message.sender)
+            return "open_requests", OpenRequests(needs=Resources(Cpu(4), 2**20, 2**20))
+
+        liar.ctx.messenger.register("ask_open_requests", AskOpenRequests, answer)
+        provider.ctx.work.note_waiting(liar.identity.did)
+        await many_small(sim, many)
+        begin = trio.current_time()
+        # alone they take 60 seconds
+        await until_begun(provider, 24, 400)
+        assert asked
+        assert trio.current_time() - begin <= 60 + LONGEST_SAVING + 2 * SECONDS
 
     run(main, tmp_path)
 
