@@ -79,15 +79,15 @@ class AllocationActor(Actor):
     async def stop(self, *types: str) -> None:
         """End every program, or those of some executors; what cannot be ended is said, and keeps no other from it."""
         for part in self.parts:
-            if part.is_set_up and not part.handle:
-                # it was not started: nothing of the job is in it
-                await part.executor.cleanup(part.task, "")
-            if part.handle and (not types or part.task.spec.type in types):
-                try:
+            try:
+                if part.is_set_up and not part.handle:
+                    # it was not started: nothing of the job is in it
+                    await part.executor.cleanup(part.task, "")
+                if part.handle and (not types or part.task.spec.type in types):
                     await part.executor.stop(part.task, part.handle)
-                except Exception as error:
-                    # an engine says what it likes
-                    log.warning("%s cannot be stopped: %s", part.task.allocation_id, error)
+            except Exception as error:
+                # an engine says what it likes
+                log.warning("%s cannot be stopped: %s", part.task.allocation_id, error)
 
 
 class Running:

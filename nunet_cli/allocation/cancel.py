@@ -39,7 +39,7 @@ class Stopping(HasRunning, HasStore, Protocol):
     """Ends allocations that run."""
 
 
-class CallingOff(Stopping, HasAccounting, HasClosings, HasTasks, HasIdentity, HasMessenger, Protocol):
+class CallingOff(Stopping, HasAccounting, HasClosings, HasTasks, HasIdentity, HasMessenger, HasWork, Protocol):
     """Calls off what has not started, and ends what has."""
 
 
@@ -84,6 +84,8 @@ def _release_change(ctx: Releasing, bid_id: str, requester: str) -> Change:
         may_release = not is_unit(bid_id) and bid.verdict != "released" and BID.may(bid.verdict, "release")
         if not may_release and not ctx.accounting.has(t, bid_id):
             # there is nothing to be released, and who says so again and again leaves no trace
+            if is_unit(bid_id):
+                t.then(partial(ctx.work.give_back_first, bid_id))
             return "job_cancelled", JobCancelled()
         ctx.accounting.release(t, bid_id)
         t.then(partial(ctx.work.idle_locks.given_back, requester, bid_id))
@@ -136,6 +138,7 @@ def _unstarted_change(ctx: CallingOff, contract: ContractRecord) -> Change:
             t.then(lambda: ctx.supervisor.start_soon(ctx.nursery, "calling off", _end_allocation, ctx, key))
         elif current.result is None:
             ctx.accounting.release(t, contract.bid_id)
+            t.then(partial(ctx.work.idle_locks.given_back, contract.requester, contract.bid_id))
             current = structs.replace(current, result=document)
             t[CONTRACTS].put(current)
             t.then(partial(ctx.closings.look, current.id))

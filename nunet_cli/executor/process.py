@@ -261,12 +261,15 @@ class ProcessExecutor:
     async def cleanup(self, task: Task, handle: str) -> None:
         """Forget the job, and what the kernel holds of it."""
         waiting = self._ready.pop(task.allocation_id, None)
-        if waiting is not None:
-            await trio.to_thread.run_sync(waiting.kill, limiter=self._limiter)
-            await waiting.gone()
         running = self._running.pop(task.allocation_id, waiting)
-        if running is not None:
-            await trio.to_thread.run_sync(running.close, limiter=self._limiter)
+        try:
+            if waiting is not None:
+                await trio.to_thread.run_sync(waiting.kill, limiter=self._limiter)
+                await waiting.gone()
+        finally:
+            if running is not None:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(running.close, limiter=self._limiter)
 
     def kill_all(self) -> None:
         """End every job at once: for a node that stops."""

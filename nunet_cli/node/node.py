@@ -70,6 +70,8 @@ PROBE_INTERVAL = 30.0
 CARE_AFTER = 600.0
 FORGET_INTERVAL = 3600.0
 ROLES = ("contract-database", "oracle")
+# the program has ended, and nobody is paid yet
+DONE_UNPAID = ("completed", "verified")
 OPEN_STATES = sorted({*JOB.states, *GROUP.states} - JOB_ENDS - {"disputed"})
 
 
@@ -177,7 +179,9 @@ class Node:
 
     async def _take_up_jobs(self) -> None:
         for job in self.ctx.store[JOBS].by("state", *OPEN_STATES):
-            if job.orchestrate:
+            group = self.ctx.store[JOBS].get(job.parent) if job.parent and job.state in DONE_UNPAID else None
+            # of a group that was called off what had been done by then is settled
+            if job.orchestrate or (group is not None and group.state in JOB_ENDS):
                 self.orchestrate(job.id)
         for job in self.ctx.store[JOBS].by("state", "disputed"):
             if job.kind == "replicas":
@@ -262,15 +266,29 @@ class Node:
         return done
 
     async def cancel_job(self, job_id: str) -> Job:
-        """Stop orchestrating a job and call it off."""
+        """Stop orchestrating a job and call it off; what cannot be called off any more goes on to its settlement."""
         scope = self._orchestrating.get(job_id)
         if scope is not None:
             scope.cancel()
         else:
             # what goes on with it is its group
             self.ctx.job_locks.interrupt(job_id)
-        async with self.ctx.job_locks.hold(job_id):
-            return await cancel.cancel(self.ctx, job_id)
+        try:
+            async with self.ctx.job_locks.hold(job_id):
+                return await cancel.cancel(self.ctx, job_id)
+        finally:
+            if scope is not None:
+                self._go_on(job_id)
+
+    def _go_on(self, job_id: str) -> None:
+        """Take what is left of a job that was called off to its end: what was done already is settled."""
+        job = self.get_job(job_id)
+        left = [child.id for child in self.ctx.store[JOBS].by("parent", job_id) if child.state in DONE_UNPAID]
+        for open_id in (job_id, *left) if job.state not in JOB_ENDS else left:
+            if open_id in self._orchestrating:
+                # it is just being stopped
+                self._once_more.add(open_id)
+            self.orchestrate(open_id)
 
     def _begin_allocation(self, allocation_id: str) -> None:
         self.supervisor.start_soon(self.ctx.nursery, "allocation", run_allocation, self.ctx, allocation_id)

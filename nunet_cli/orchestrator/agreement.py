@@ -154,6 +154,8 @@ def _take_unit(ctx: Agreeing, t: Transaction, unit: BidRecord, resources: Resour
         StateError: there is no room for it; code `no_place`.
     """
     did, duration, accounting = unit.did, unit.offer.time.duration, ctx.accounting
+    if ctx.work.was_given_back(unit.id):
+        raise StateError("it was given back already", code="no_bid_here")
     if not ctx.work.may_take(did):
         ctx.work.note_waiting(did, refills=True)
         raise StateError("others wait for a place here, and it is their turn", code="no_place")

@@ -19,7 +19,7 @@ from nunet_cli.database.transition import transition
 from nunet_cli.errors import NoBidError, NunetError
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.orchestrator.changes import advance, change_job, find_job
-from nunet_cli.orchestrator.contract import Contracting, propose_at_once
+from nunet_cli.orchestrator.contract import TRANSIENT, Contracting, propose_at_once
 from nunet_cli.orchestrator.locks import release_message
 from nunet_cli.orchestrator.match import (
     Matching,
@@ -48,7 +48,7 @@ log = logging.getLogger("nunet.batch")
 # what a provider says whose bid stands, and which has no room just now; and those after which another bid is needed
 FULL = frozenset({"no_place", "not_available", "machine_busy"})
 OVER = frozenset({"bid_timeout", "no_bid_here", "offer_changed", "not_offered", "not_wanted", "illegal_transition"})
-SILENT = frozenset({"peer_silent", "peer_unreachable", "clock_differs", "internal"})
+SILENT = TRANSIENT
 FIRST_PAUSE, BUSY_PAUSE = 1.0, 5.0
 
 
@@ -121,20 +121,25 @@ def _take(ctx: Contracting, t: Transaction, job_id: str, taken: Taken) -> None:
 
 
 async def put_back(ctx: Leaving, job_id: str, error: NunetError) -> None:
-    """Let an item that a provider did not take wait for another unit; for bids of its own, where it is its fault."""
+    """Let an item that a provider did not take wait for another unit; for bids of its own, where it is its fault.
+
+    Whoever refuses one item after the other is at fault itself, and gets no more of them.
+    """
     cause = str(error.details.get("cause", ""))
     job = find_job(ctx.store, job_id)
     ctx.standing.turned_down(job.parent, job_id, stands=cause in FULL)
-    bid = bid_of(ctx.store, job.bid_id) if cause in SILENT else None
+    bid = bid_of(ctx.store, job.bid_id)
+    is_its_own = cause not in FULL | OVER | SILENT
+    is_barred = is_its_own and bid is not None and ctx.standing.refused(job.parent, bid.did)
     # it may have locked the unit, and its answer not have arrived
-    release = release_message(ctx, job.bid_id, bid.did) if bid is not None else None
+    release = release_message(ctx, job.bid_id, bid.did) if bid is not None and cause in SILENT else None
 
     def change(t: Transaction) -> None:
         current = t[JOBS].one(job_id)
         if release is not None:
             ctx.messenger.outbox.enqueue(t, release)
         refusals = current.refusals
-        if cause not in FULL | OVER | SILENT:
+        if is_its_own and not is_barred:
             refusals = (*refusals, Refusal(current.bid_id, "", error.message))
         advance(
             t, job_id, "search_again", by=REQUESTER, said={"reason": cause or error.code, "message": error.message},
@@ -220,6 +225,8 @@ async def _take_over(ctx: Finding, group: GroupBids, item: Job, request: BidRequ
     """Let the bids stand that can be taken; return why there is none, where there is none."""
     now = quantities.utc_now()
     group.hold_against(ctx.accounting.get_preferences())
+    # those that refuse what they have bid for are as if they were not there
+    item = structs.replace(item, excluded=(*item.excluded, *group.barred()))
     ranking = await rank_bids(ctx, item, request.id, now)
     ready = ranking.ready(now)
 

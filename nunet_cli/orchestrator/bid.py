@@ -166,10 +166,11 @@ async def answer_request(
             return "bid", known
         offered = bid
         # a unit of many is locked with its contract: others may have the rest meanwhile
-        if request.count == 1 and (ctx.config.lock_on_bid or lock):
-            pause = ctx.work.idle_locks.pause(ctx.accounting, t, sender)
-            if pause:
-                return "decline", _taken(ctx, request, offer, StateError(idle_reason(pause)), pause)
+        locks = request.count == 1 and (ctx.config.lock_on_bid or lock)
+        pause = ctx.work.idle_locks.pause(ctx.accounting, t, sender) if locks or request.count > 1 else 0.0
+        if pause:
+            return "decline", _taken(ctx, request, offer, StateError(idle_reason(pause)), pause)
+        if locks:
             resources = request.required_capability.resources
             until = bid.timeout if ctx.config.lock_on_bid else _lease_end(ctx)
             try:

@@ -235,8 +235,10 @@ def contract_text(
 
 async def _agree(ctx: Contracting, contract: ContractRecord) -> ContractRecord:
     """Get the provider's signature under the very same text, and put this node's own under it, which comes last."""
-    # trouble that passes costs a provider the job only where another one is next
-    until = "" if has_next_bid(find_job(ctx.store, contract.job_id)) else contract.document.read(Contract).sign_by
+    # trouble that passes costs a provider the job only where another one is next, as for an item of a batch
+    job = find_job(ctx.store, contract.job_id)
+    goes_on = has_next_bid(job) or is_unit(contract.bid_id)
+    until = "" if goes_on else contract.document.read(Contract).sign_by
     try:
         agreed = await _ask_until(ctx, contract.job_id, until, partial(_ask_to_sign, ctx, contract), who=PROVIDER)
     except NunetError as error:

@@ -1,7 +1,8 @@
-"""Locks that came to nothing: who has this machine kept, and makes no contract, waits before it may lock here again.
+"""Locks that came to nothing: who has this machine kept, and no job begun, waits before it may lock here again.
 
-A lock costs a requester nothing. Without this, one that takes another as soon as the last has lapsed keeps the machine
-from everybody, for ever. It is kept in memory alone, and for each identity: one that is new has a clean sheet.
+A lock costs a requester nothing, and a contract whose job is never begun gives its deposit back. Without this, one that
+takes another as soon as the last has lapsed keeps the machine from everybody, for ever. It is kept in memory alone, and
+for each identity: one that is new has a clean sheet.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import trio
 
 from nunet_cli.database.store import Store, Transaction
 from nunet_cli.orchestrator.accounting import Accounting
-from nunet_cli.records.contract_records import CONTRACTS
 
 # seconds for which a machine may be kept and given back, as by who takes another's bid, and for which in all without a
 # contract in between; the pause after the first time beyond that, which doubles, and the longest; and after how long
@@ -62,6 +62,12 @@ class IdleLocks:
             since, _ = sheet.locks[bid_id]
             sheet.locks[bid_id] = since, trio.current_time() - since
 
+    def kept(self, did: str, bid_id: str) -> None:
+        """Note that a job was to be begun with what was locked: its requester may begin anew with a clean sheet."""
+        sheet = self._sheets.get(did)
+        if sheet is not None and sheet.locks.pop(bid_id, None) is not None:
+            sheet.times, sheet.until, sheet.short = 0, 0.0, 0.0
+
     def pause(self, accounting: Accounting, source: Store | Transaction, did: str) -> float:
         """Return for how many seconds a requester may not lock; 0 for one that may."""
         sheet, now = self._sheets.get(did), trio.current_time()
@@ -69,12 +75,9 @@ class IdleLocks:
             return 0.0
         in_vain = False
         for bid_id, (_, held) in list(sheet.locks.items()):
-            contract = source[CONTRACTS].first("bid_id", bid_id)
-            if contract is not None and contract.proof is not None:
-                sheet.times, sheet.until, sheet.short = 0, 0.0, 0.0
-            elif held is None and (accounting.is_locked(source, bid_id) or accounting.is_in_line(source, bid_id)):
+            if held is None and (accounting.is_locked(source, bid_id) or accounting.is_in_line(source, bid_id)):
                 continue
-            elif held is None or held > SHORT or sheet.short + max(held, LEAST) > MANY_SHORT:
+            if held is None or held > SHORT or sheet.short + max(held, LEAST) > MANY_SHORT:
                 in_vain, sheet.short = True, 0.0
             else:
                 sheet.short += max(held, LEAST)

@@ -29,6 +29,7 @@ from nunet_cli.orchestrator.needs import (
     HasMessenger,
     HasPeers,
     HasStore,
+    HasWork,
 )
 from nunet_cli.orchestrator.permissions import Permitting, check_dealing, may_use
 from nunet_cli.orchestrator.post import new_id
@@ -57,7 +58,7 @@ class Allocating(HasAccounting, HasClosings, Protocol):
     """Makes allocations."""
 
 
-class Starting(BeginsAllocations, Allocating, HasJudging, HasPeers, Checking, Protocol):
+class Starting(BeginsAllocations, Allocating, HasJudging, HasPeers, HasWork, Checking, Protocol):
     """Makes allocations, and has them begun."""
 
 
@@ -174,6 +175,9 @@ async def start_allocation(
         # a stranger's: it is checked off the event loop, once
         spec = await ctx.judging.run(decode_spec, invocation.spec)
         _check_bid_for(ctx, spec, contract)
+        if ctx.accounting.has(ctx.store, contract.bid_id):
+            # what becomes of it from here on is not its requester's doing
+            ctx.work.idle_locks.kept(sender, contract.bid_id)
         needs = required_capability(spec)
         await ctx.peers.note_useful(sender, contract.contract_database, contract.oracle)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import structs
 
+from nunet_cli import quantities
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import (
     DisputedError,
@@ -141,7 +142,7 @@ def finish_job(t: Transaction, job_id: str, receipt: Document, result: Result) -
         if job.state == "completed":
             advance(t, job_id, "verify", by=ORACLE, about=about, said={"verdict": "verified"})
         return advance(t, job_id, "settle", by=DATABASE, about=about, said=money, **fields)
-    if result.state == "cancelled":
+    if result.state == "cancelled" and (job.called_off or t[CONTRACTS].one(about).called_off_at):
         return advance(t, job_id, "cancel", by=DATABASE, about=about, said=money, paid=content.paid)
     return _fail_or_retry(t, job, result, money)
 
@@ -151,9 +152,14 @@ def _fail_or_retry(t: Transaction, job: Job, result: Result, money: dict[str, st
     # what it says to have done, and nobody could fetch or verify in time, is its failure as well
     not_delivered = result.state == "completed" and money["message"].startswith(NOT_DELIVERED)
     contract = t[CONTRACTS].one(job.contract_id)
-    # it waited for its turn there, and this never came
-    waits = result.reason == "no_place" and job.state == "completed"
-    tries = (result.fault == "provider" or not_delivered) and job.state == "completed" and may_retry(job)
+    # it waited for its turn there, and this never came: for that nobody is paid
+    never_begun = (
+        result.fault == "provider" and result.reason == "no_place" and not quantities.parse_amount(money["paid"])
+    )
+    waits = never_begun and job.state == "completed"
+    # nobody here called it off
+    gave_up = result.state == "cancelled"
+    tries = (result.fault == "provider" or not_delivered or gave_up) and job.state == "completed" and may_retry(job)
     if (waits or tries) and (job.called_off or contract.called_off_by == "cancel"):
         # nobody would take it further
         return advance(t, job.id, "cancel", by=DATABASE, about=contract.id, said=money, paid=money["paid"])

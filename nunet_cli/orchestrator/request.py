@@ -157,6 +157,13 @@ def _give_up_shortlist(t: Transaction, job: Job) -> Job:
         return advance(
             t, job.id, "search_again", by=REQUESTER, said=said, tries=job.tries + 1, shortlist=(), place=0
         )  # fmt: skip
+    refused = _who_refused(t, job)
+    if refused and _has_others(t, job, {*job.excluded, *refused}):
+        # these are not asked again; whoever bids and takes it back ends nobody's job that others would run
+        return advance(
+            t, job.id, "search_again", by=REQUESTER, said=said, tries=job.tries + 1, shortlist=(), place=0,
+            excluded=tuple(sorted({*job.excluded, *refused})),
+        )  # fmt: skip
     bids = [t[BIDS].get(bid_id) for bid_id in job.shortlist]
     has_lapsed = any(bid is not None and bid.verdict == "lapsed" for bid in bids)
     # this node was away, or slow, while they stood: nobody has declined the job
@@ -168,6 +175,19 @@ def _give_up_shortlist(t: Transaction, job: Job) -> Job:
         return search_again(t, job, bid.did if bid is not None else "", {"reason": "declined", **said})
     error = error_record(_all_declined(job))
     return advance(t, job.id, "fail", by=REQUESTER, said=said, error=error)
+
+
+def _who_refused(t: Transaction, job: Job) -> set[str]:
+    """Return who bid for a job, and then would not take it: not those that are busy, or whose bids were over."""
+    refused = {refusal.bid for refusal in job.refusals if not refusal.busy}
+    bids = [bid for bid in map(t[BIDS].get, job.shortlist) if bid is not None and bid.id in refused]
+    return {bid.did for bid in bids if bid.verdict != "lapsed"}
+
+
+def _has_others(t: Transaction, job: Job, but: set[str]) -> bool:
+    """Say whether others would run a job: they bid for it too, and were not asked, or are busy just now."""
+    rows = [row for row in t[BIDS].by("bid_request_id", job.bid_request_id) if row.did not in but]
+    return any(row.free_at if row.kind == "decline" else row.verdict in ("offered", "later") for row in rows)
 
 
 def _all_declined(job: Job) -> DeclinedError:

@@ -139,8 +139,8 @@ async def give_up(ctx: GivingUp, job_id: str, error: NunetError) -> bool:
                 said={**said, "refused_by": peer, "reason": error.message}, place=current.place + 1, contract_id="",
                 refusals=(*current.refusals, Refusal(current.bid_id, peer, error.message)), given_up=True,
             )  # fmt: skip
-        elif current.state == "contracted" and is_unit(current.bid_id) and not may_retry(current):
-            # the place was another's by the time: that may be had again
+        elif current.state == "contracted" and is_unit(current.bid_id):
+            # nothing was begun. The place was another's by the time: that may be had again
             if error.code != "allocation_error" or not look_again(t, current, said):
                 search_elsewhere(t, current, contract.provider, said)
         else:

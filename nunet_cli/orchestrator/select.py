@@ -74,7 +74,7 @@ async def rank_bids(ctx: Selecting, job: Job, request_id: str, now: str) -> Rank
             # what was not taken once is not looked at again
             continue
         if row.did in job.excluded:
-            refused[row.id] = "exclude", ["excluded: it has run this job, or runs another replica of it"]
+            refused[row.id] = "exclude", ["excluded: it has run this job or refused it, or runs another replica of it"]
             continue
         bid = row.offer
         # signatures are checked off the event loop

@@ -19,44 +19,67 @@ from nunet_cli.records.capability import Resources
 SHORT = 60.0
 # a bidder that had no place for one more is asked again after so many seconds, if nothing happens before
 LATER = 5.0
+# one that has refused so many items in a row for reasons of its own gets no more of them
+MANY_REFUSALS = 3
 # one that has said so often in a row that it has room, and then had none, is not believed for a while, which doubles
 BELIEVED, FIRST_DOUBT, LONGEST_DOUBT = 4, 1.0, 60.0
 
 
 @dataclass(slots=True)
+class _Bidder:
+    """What a provider has made of the items of a batch: also once its bid is over.
+
+    `said_room` is whether it has said that it has room since an item was to have some, `in_vain` how often in a row it
+    then had none, `refused` how many items in a row it has refused for reasons of its own.
+    """
+
+    said_room: bool = False
+    in_vain: int = 0
+    refused: int = 0
+    doubted_until: float = 0.0
+
+    def note_vain(self, now: float) -> None:
+        """Note that it did not take an item; those that it did not take together count once."""
+        if not self.said_room:
+            return
+        self.said_room = False
+        self.in_vain += 1
+        if self.in_vain >= BELIEVED:
+            pause = min(LONGEST_DOUBT, FIRST_DOUBT * 2.0 ** min(self.in_vain - BELIEVED, 10))
+            self.doubted_until = now + pause
+
+
+@dataclass(slots=True)
 class StandingBid:
-    """A bid that stands: for how many units at once, as far as is known here, and which jobs have one."""
+    """A bid that stands: for how many units at once, as far as is known here, and which jobs have one.
+
+    `pending` are those of them whose contract is not made yet: where it last came to nothing, one at a time.
+    """
 
     bid: BidRecord
     units: int
+    bidder: _Bidder
     taken: dict[str, str] = field(default_factory=dict)
+    pending: set[str] = field(default_factory=set)
     # how many contracts were made under it; whether the next is made while the job before runs
     agreed: int = 0
     ahead: bool = True
     full_until: float = 0.0
-    # whether it has said that it has room, how often in a row it then had none; until when it is not believed
-    said_room: bool = False
-    in_vain: int = 0
-    doubted_until: float = 0.0
 
     def has_room(self) -> bool:
         """Say whether one unit more may be taken that is begun at once."""
-        return len(self.taken) < self.units
+        return self._may_ask() and len(self.taken) < self.units
 
     def may_line_up(self, now: float) -> bool:
         """Say whether one unit more may be taken that waits for what is given back next; first come those that run."""
         is_full = self.agreed >= self.units and now >= self.full_until
-        return self.ahead and is_full and len(self.taken) < self.units * 2
+        return self.ahead and is_full and self._may_ask() and len(self.taken) < self.units * 2
+
+    def _may_ask(self) -> bool:
+        return not self.pending or not self.bidder.in_vain
 
     def note_full(self, now: float) -> None:
         """Note that there was no room for one that was to have a unit."""
-        if self.said_room:
-            # those that were refused together count once
-            self.said_room = False
-            self.in_vain += 1
-            if self.in_vain >= BELIEVED:
-                pause = min(LONGEST_DOUBT, FIRST_DOUBT * 2.0 ** min(self.in_vain - BELIEVED, 10))
-                self.doubted_until = now + pause
         self.units = min(self.units, len(self.taken))
         self.full_until = now + LATER
 
@@ -97,6 +120,7 @@ class GroupBids:
         self.on_end: Callable[[], None] = lambda: None
         # how many units of each bid were ever taken: none has the name of another
         self._numbers: dict[str, int] = {}
+        self._bidders: dict[str, _Bidder] = {}
         self.news = trio.Event()
 
     def wake(self) -> None:
@@ -153,6 +177,7 @@ class GroupBids:
         number = self._numbers[standing.bid.id] = self._numbers.get(standing.bid.id, 0) + 1
         waiter.taken = Taken(standing.bid, unit_id(standing.bid.id, number))
         standing.taken[waiter.job_id] = waiter.taken.name
+        standing.pending.add(waiter.job_id)
         waiter.event.set()
 
     def hold_against(self, preferences: CapabilityComparator) -> bool:
@@ -171,12 +196,23 @@ class GroupBids:
             waiter.event.set()
         self.waiting.clear()
 
+    def bidder(self, did: str) -> _Bidder:
+        """Return what a provider has made of the items so far."""
+        return self._bidders.setdefault(did, _Bidder())
+
+    def barred(self) -> set[str]:
+        """Return the providers that get no items of this batch: they bid for them, and refuse them."""
+        return {did for did, bidder in self._bidders.items() if bidder.refused >= MANY_REFUSALS}
+
     def stand(self, bid: BidRecord) -> None:
         """Let a bid stand; a newer one of the same provider takes the place of the one before."""
-        before = self.bids.get(bid.did)
+        before, bidder = self.bids.get(bid.did), self.bidder(bid.did)
+        if trio.current_time() < bidder.doubted_until or (before is not None and before.bid.id == bid.id):
+            return
+        bidder.said_room = True
         if before is None:
-            self.bids[bid.did] = StandingBid(bid, bid.offer.units)
-        elif before.bid.id != bid.id:
+            self.bids[bid.did] = StandingBid(bid, bid.offer.units, bidder)
+        else:
             # what it has room for comes on top of what it runs already
             units = len(before.taken) + bid.offer.units
             self.bids[bid.did] = replace(before, bid=bid, units=units, full_until=0.0)
@@ -185,6 +221,7 @@ class GroupBids:
         """Give back the unit that an item has; return its bid, or None where it has none."""
         for standing in self.bids.values():
             if standing.taken.pop(job_id, None) is not None:
+                standing.pending.discard(job_id)
                 return standing
         return None
 
@@ -236,9 +273,12 @@ class Standing:
             return
         for standing in group.bids.values():
             if job_id in standing.taken:
-                standing.in_vain = 0
+                was_slow, bidder = standing.bidder.in_vain > 0, standing.bidder
+                bidder.said_room, bidder.in_vain = False, 0
+                bidder.refused = 0 if bidder.refused < MANY_REFUSALS else bidder.refused
+                standing.pending.discard(job_id)
                 standing.agreed += 1
-                if standing.agreed == standing.units:
+                if was_slow or standing.agreed == standing.units:
                     group.fill()
 
     def turned_down(self, group_id: str, job_id: str, *, stands: bool) -> None:
@@ -247,12 +287,21 @@ class Standing:
         standing = group.give_back(job_id) if group is not None else None
         if group is None or standing is None:
             return
+        standing.bidder.note_vain(trio.current_time())
         if stands:
             standing.note_full(trio.current_time())
         elif group.bids.get(standing.bid.did) is standing:
             del group.bids[standing.bid.did]
             group.dropped += 1
         group.wake()
+
+    def refused(self, group_id: str, did: str) -> bool:
+        """Note that a provider has refused an item for a reason of its own; say whether it gets no more of them."""
+        group = self._groups.get(group_id)
+        if group is None:
+            return False
+        group.bidder(did).refused += 1
+        return did in group.barred()
 
     def note_room(self, did: str, left: Resources) -> tuple[bool, Resources | None]:
         """Note that a provider whose bids stand has room for more; return whether there are items for it.
@@ -264,7 +313,7 @@ class Standing:
             standing = group.bids.get(did)
             if standing is None or group.needs is None or not group.waiting:
                 continue
-            if trio.current_time() < standing.doubted_until:
+            if trio.current_time() < standing.bidder.doubted_until:
                 # it would have those that others could run
                 continue
             more = left.times(group.needs, len(group.waiting))
@@ -275,7 +324,7 @@ class Standing:
             left = left.minus_times(group.needs, more)
             # what has lined up there has a place before it
             standing.units = max(standing.units, min(standing.units, len(standing.taken)) + more)
-            standing.full_until, standing.said_room = 0.0, True
+            standing.full_until, standing.bidder.said_room = 0.0, True
             group.fill()
         return has_work, None if has_work else larger
 

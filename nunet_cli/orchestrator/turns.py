@@ -22,6 +22,10 @@ SOON = 0.25
 # seconds for which what is free is saved until it is enough for the one whose turn it is; and for how many times as
 # long as it was saved in vain nothing is: whoever says what it needs, and never takes it, costs a tenth of the machine
 LONGEST_SAVING, SAVED_IN_VAIN = 60.0, 9.0
+# seconds for which one is not waited for that said it would take what is free, and let it lie; they double each time
+FIRST_DOUBT, LONGEST_DOUBT = 2.0, 600.0
+# units that were given back before they were taken, of which it is remembered, and for how many seconds
+MOST_GIVEN_BACK, REMEMBERED = 10_000, 120.0
 
 
 class Look(NamedTuple):
@@ -60,6 +64,9 @@ class Work:
         # for whom what is free is saved, and since when; until when it is saved for nobody
         self._saving: tuple[str, float] | None = None
         self._no_saving = 0.0
+        # by requester: how often in a row it let its turn lie, and until when it has none
+        self._doubts: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._given_back: OrderedDict[str, float] = OrderedDict()
         # bids for many units, each with the preferences and the price against which it was held last
         self._decided: OrderedDict[str, tuple[CapabilityComparator, PriceBid]] = OrderedDict()
 
@@ -70,6 +77,8 @@ class Work:
             did: the requester.
             refills: it has a bid for many units, and takes the next one itself when one of its own ends.
         """
+        if trio.current_time() < self._doubts.get(did, (0, 0.0))[1]:
+            return
         if did not in self._waiting:
             # who was away has saved nothing up, and who comes has not had less than the others
             self._had[did] = max(self._had.get(did, 0.0), min(map(self._had.__getitem__, self._waiting), default=0.0))
@@ -101,6 +110,7 @@ class Work:
     def took_turn(self, did: str) -> None:
         """Note that a requester has had its turn."""
         self._turns.discard(did)
+        self._doubts.pop(did, None)
         if self._saving is not None and self._saving[0] == did:
             self._saving = None
         self._taken.set()
@@ -114,6 +124,16 @@ class Work:
         is_taken = did not in self._turns
         self._turns.discard(did)
         return is_taken
+
+    def let_lie(self, did: str) -> None:
+        """Note that a requester let its turn lie: the others do not wait for it, for a while that doubles."""
+        times, _ = self._doubts.get(did, (0, 0.0))
+        pause = min(LONGEST_DOUBT, FIRST_DOUBT * 2.0 ** min(times, 10))
+        self._doubts[did] = times + 1, trio.current_time() + pause
+        self._doubts.move_to_end(did)
+        while len(self._doubts) > MOST_WAITING:
+            self._doubts.popitem(last=False)
+        self.forget(did)
 
     def save_for(self, did: str) -> bool:
         """Say whether what is free is saved for a requester whose turn it is, until there is enough for its job."""
@@ -135,6 +155,16 @@ class Work:
             if self.others(did):
                 self._no_saving = now + (now - since) * SAVED_IN_VAIN
             self._saving = None
+
+    def give_back_first(self, bid_id: str) -> None:
+        """Note that a unit was given back that was not taken yet: the order has overtaken the proposal."""
+        self._given_back[bid_id] = trio.current_time()
+        while len(self._given_back) > MOST_GIVEN_BACK:
+            self._given_back.popitem(last=False)
+
+    def was_given_back(self, bid_id: str) -> bool:
+        """Say whether a unit was given back a while ago, and is not to be taken any more."""
+        return trio.current_time() < self._given_back.get(bid_id, -REMEMBERED) + REMEMBERED
 
     def pass_over(self, did: str) -> None:
         """Note that a requester could not take its turn: those that had as many are asked before it."""

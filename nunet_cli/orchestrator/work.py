@@ -87,8 +87,8 @@ Became = Literal["taken", "left", "saved"]
 async def _ask(ctx: LookingForWork, did: str, left: Resources, *, one_of: int) -> Became:
     """Ask a requester what waits, and bid for it; return what became of what this machine has left.
 
-    Of several that wait each gets one job at a time; how often it has its turn, the preferences say. It has *taken* what
-    it needs, or what there is is *left* to the others, or it is *saved*: its job needs more, and it is its turn.
+    Of several that wait each gets one job at a time; how often it has its turn, the preferences say. It has *taken*
+    what it needs, or what there is is *left* to the others, or *saved*: its job needs more, and it is its turn.
     """
     ctx.work.give_turn(did)
     try:
@@ -97,10 +97,12 @@ async def _ask(ctx: LookingForWork, did: str, left: Resources, *, one_of: int) -
         found = said.requests
         if not found and said.takes:
             # under a bid that it has already
-            taken = one_of > 1 and await ctx.work.turn_taken(did, PATIENCE)
-            # who lets the others wait for nothing has had its turn
+            if one_of > 1 and not await ctx.work.turn_taken(did, PATIENCE):
+                # it let the others wait for nothing
+                ctx.work.let_lie(did)
+                return "left"
             ctx.work.served(did)
-            return "taken" if taken else "left"
+            return "taken" if one_of > 1 else "left"
         if not found and said.needs is not None and _could_have(ctx, did, said.needs):
             ctx.work.note_waiting(did)
             if ctx.work.save_for(did):
@@ -117,9 +119,12 @@ async def _ask(ctx: LookingForWork, did: str, left: Resources, *, one_of: int) -
             taken = request.count == 1 or one_of == 1 or await ctx.work.turn_taken(did, PATIENCE)
             if request.count == 1:
                 ctx.work.took_turn(did)
+            if not taken:
+                ctx.work.let_lie(did)
+                return "left"
             ctx.work.served(did)
             if one_of > 1:
-                return "taken" if taken else "left"
+                return "taken"
     except NunetError as error:
         log.debug("looking for work at %s: %s", did, error)
         ctx.work.forget(did)

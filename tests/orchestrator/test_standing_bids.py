@@ -22,9 +22,11 @@ from nunet_cli.records.allocations import ALLOCATIONS, HOLDINGS
 from nunet_cli.records.bids import BIDS, Bid, BidRecord, CapabilityComparator, NodeID, TimeBid, unit_id, unit_number
 from nunet_cli.records.capability import Cpu, PriceBid, Resources
 from nunet_cli.records.contract_records import CONTRACTS
+from nunet_cli.records.contracts import Receipt
+from nunet_cli.records.documents import make_document
 from nunet_cli.records.jobs import JOBS
 from nunet_cli.records.machine import REQUESTER
-from nunet_cli.records.messages import JobCancel
+from nunet_cli.records.messages import JobCancel, RegisterContract
 from nunet_cli.records.results import Result
 from tests.conftest import Market, MarketFactory, config, open_market
 from tests.orchestrator.test_units import OFFER, PLACES, batch, begun, children, proposal, propose, standing
@@ -129,8 +131,7 @@ async def test_who_says_again_and_again_that_it_has_room_and_has_none_is_not_bel
                     nursery.cancel_scope.cancel()
             return had
 
-        # the first is the unit of its bid, which nobody has counted against it
-        assert await refused(100) == BELIEVED + 1
+        assert await refused(100) == BELIEVED
         await trio.sleep(LONGEST_DOUBT)
         assert await refused(100) == 1
         # one that then takes an item is believed as before
@@ -244,8 +245,8 @@ async def test_a_provider_that_says_for_ever_that_no_place_came_free_does_not_ke
         assert contract.receipt is not None
         assert contract.result is not None
         receipt, result = (
-            contract.receipt,
-            structs.replace(contract.result.read(Result), state="failed", reason="no_place"),
+            make_document(structs.replace(contract.receipt.read(Receipt), outcome="refunded", paid="0")),
+            structs.replace(contract.result.read(Result), state="failed", reason="no_place", fault="provider"),
         )
 
         def answer(t: Any, times: int) -> tuple[str, tuple[str, ...], int]:
@@ -352,6 +353,28 @@ async def test_who_lines_up_and_gives_back_without_end_has_to_wait(market: Marke
                 await cancel(m, unit_id(bid.id, number))
         assert "came to no contract" in refused
         assert 50 <= agreed <= 70, agreed
+
+
+async def test_who_has_contracts_proved_and_no_job_begun_has_to_wait_as_without_them(market: MarketFactory) -> None:
+    async with market(onboard=structs.replace(OFFER, cpu=0.1), provider=config(lock_lease=1)) as m:
+        _, bid = await standing(m, 2, parallel=1)
+        store, database = m.provider.ctx.store, m.authority.identity.did
+        with trio.fail_after(30):
+            while not store[ALLOCATIONS].by("state", "running"):
+                await trio.sleep(0.02)
+            await m.requester.cancel_job(bid.job_id)
+            while list(store[HOLDINGS].all()):
+                await trio.sleep(0.02)
+            answer = await propose(m, proposal(m, bid, 100, "job-100"))
+            signed = answer.contract.sign(m.requester.identity, REQUESTER)
+            ask = m.requester.ctx.messenger.request
+            await ask(database, "register_contract", RegisterContract(signed), timeout=20)
+            while store[CONTRACTS].one(signed.cid).proof is None:
+                await trio.sleep(0.02)
+            while m.provider.accounting.is_locked(store, unit_id(bid.id, 100)):
+                await trio.sleep(0.02)
+        refused = await propose(m, proposal(m, bid, 101, "job-101"))
+        assert "came to no contract" in str(refused)
 
 
 async def test_a_bid_of_which_units_may_be_taken_stays_where_one_requester_has_caused_very_many(

@@ -123,6 +123,26 @@ def test_who_says_what_it_needs_and_never_takes_it_costs_the_others_little(tmp_p
     run(main, tmp_path)
 
 
+def test_who_says_that_it_takes_what_is_free_and_lets_it_lie_costs_the_others_little(tmp_path: Path) -> None:
+    async def main(sim: Simulation) -> None:
+        provider, many, liar = await three(sim, cores=1)
+
+        async def answer(_message: Incoming) -> Answer:
+            return "open_requests", OpenRequests(takes=True)
+
+        liar.ctx.messenger.register("ask_open_requests", AskOpenRequests, answer)
+        for number in range(20):
+            await sim.post(many, name=f"short-{number}", seconds=1, time=NO_DEADLINE, price="1")
+        await until_begun(provider, 2, 60)
+        provider.ctx.work.note_waiting(liar.identity.did)
+        begin = trio.current_time()
+        await until_begun(provider, 20, 120)
+        # a second at each of its turns, of which it has fewer and fewer
+        assert trio.current_time() - begin <= 18 * 1.3
+
+    run(main, tmp_path)
+
+
 def test_shares_of_three_to_one_are_kept(tmp_path: Path) -> None:
     async def main(sim: Simulation) -> None:
         provider, much, little = await three(sim, cores=2)
