@@ -195,9 +195,9 @@ class CapabilityAccounting(Line):
             shares += [1 - free / there] if there else []
         return round(min(1.0, max(shares)), 3)
 
-    def machine(self) -> dict[str, Any]:
-        """Return what the monitor sees on the machine, whoever uses it."""
-        load = self.monitor.load()
+    def machine(self, *, idle: bool = False) -> dict[str, Any]:
+        """Return what the monitor sees on the machine, whoever uses it, or would see if nobody did."""
+        load = self.monitor.idle() if idle else self.monitor.load()
         return {"cpu_load": load.cpu, "memory_free": load.memory_free, "disk_free": load.disk_free}
 
     def crowded(self, resources: Resources, source: Source | None = None) -> str:

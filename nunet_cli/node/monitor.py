@@ -57,12 +57,18 @@ class Monitor:
             self._seen, self._seen_at = self._look(), time.monotonic()
         return self._seen
 
+    def idle(self) -> Load:
+        """Return the load that the machine would have if nobody used it."""
+        return Load(0.0, psutil.virtual_memory().total, shutil.disk_usage(self._folder()).total)
+
     def _look(self) -> Load:
-        folder = next(parent for parent in [self._home, *self._home.parents] if parent.exists())
         return Load(
             cpu=round(psutil.cpu_percent(None) / 100, 3), memory_free=psutil.virtual_memory().available,
-            disk_free=shutil.disk_usage(folder).free,
+            disk_free=shutil.disk_usage(self._folder()).free,
         )  # fmt: skip
+
+    def _folder(self) -> Path:
+        return next(parent for parent in [self._home, *self._home.parents] if parent.exists())
 
     def watch_others(self, ours: Mapping[str, float]) -> None:
         """Look how much of the processor others have used since this was called last.

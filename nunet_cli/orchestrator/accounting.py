@@ -27,8 +27,8 @@ class Accounting(Protocol):
     def load(self, source: Store | Transaction) -> float:
         """Return the share that is taken, 0 to 1."""
 
-    def machine(self) -> dict[str, Any]:
-        """Return what the monitor sees: `cpu_load`, `memory_free`, `disk_free`."""
+    def machine(self, *, idle: bool = False) -> dict[str, Any]:
+        """Return what the monitor sees, or would see if nobody used it: `cpu_load`, `memory_free`, `disk_free`."""
 
     def crowded(self, resources: Resources) -> str:
         """Return why others leave no room for a job on the machine; empty where they do."""

@@ -19,10 +19,10 @@ from nunet_cli.orchestrator.contract import Validating, contract_text, validate_
 from nunet_cli.orchestrator.contract_keeping import contract_record
 from nunet_cli.orchestrator.idle_locks import idle_reason
 from nunet_cli.orchestrator.needs import Dealing, HasAccounting, HasClosings, HasIdentity, HasRoles
+from nunet_cli.orchestrator.owners_rules import check_now
 from nunet_cli.orchestrator.permissions import check_dealing
 from nunet_cli.orchestrator.units import as_unit
-from nunet_cli.records.bids import BID, BID_REQUESTS, BIDS, BidRecord, bid_id_of, is_unit, unit_number
-from nunet_cli.records.capability import Resources
+from nunet_cli.records.bids import BID, BID_REQUESTS, BIDS, BidRecord, BidRequest, bid_id_of, is_unit, unit_number
 from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.contracts import DATABASE, ORACLE, PROVIDER, REQUESTER, UNVERIFIED, Contract
 from nunet_cli.records.documents import Document, make_document
@@ -82,10 +82,11 @@ async def _on_proposal(ctx: Agreeing, message: Incoming) -> Answer | Change:
         current = _open_bid(ctx, t, contract, message.sender)
         if t[CONTRACTS].first("bid_id", current.id) is not None:
             raise ContractError("there is a contract for this bid already", code="bid_used")
-        resources = t[BID_REQUESTS].one(current.bid_request_id).request.required_capability.resources
+        request = t[BID_REQUESTS].one(current.bid_request_id).request
+        resources = request.required_capability.resources
         lease = quantities.format_time(quantities.now() + timedelta(seconds=ctx.config.lock_lease))
         if is_unit(current.id):
-            _take_unit(ctx, t, current, resources, lease)
+            _take_unit(ctx, t, current, request, lease)
         else:
             # a lock that lapsed in the meantime is taken again, if there is still room
             duration = current.offer.time.duration
@@ -131,6 +132,8 @@ def _open_bid(ctx: HasAccounting, source: Store | Transaction, contract: Contrac
 async def _check_still_wanted(ctx: Agreeing, unit: BidRecord) -> None:
     """Hold a bid for many units against what this provider's owner has decided since, before another one is taken.
 
+    What the machine is like just now is looked at as the unit is taken.
+
     Raises:
         ContractError: the price is not the bid's any more, or the rules are against the job; code `offer_changed`.
     """
@@ -140,28 +143,34 @@ async def _check_still_wanted(ctx: Agreeing, unit: BidRecord) -> None:
         return
     request = ctx.store[BID_REQUESTS].one(unit.bid_request_id).request
     later = ctx.accounting.earliest_start(ctx.store, request.required_capability.resources, unit.did)
-    comparison = (await assess(ctx, request, at=later)).comparison
+    comparison = (await assess(ctx, request, at=later, idle=True)).comparison
     if comparison.verdict != "accept" or price != unit.offer.price:
         why = "; ".join(comparison.reasons) or "it has another price"
         raise ContractError(f"this machine is offered differently by now: {why}", code="offer_changed")
     ctx.work.decide(bid_id, comparator, price)
 
 
-def _take_unit(ctx: Agreeing, t: Transaction, unit: BidRecord, resources: Resources, lease: str) -> None:
+def _take_unit(ctx: Agreeing, t: Transaction, unit: BidRecord, request: BidRequest, lease: str) -> None:
     """Lock what a unit of a bid needs, or have it line up behind the requester's others; the bid stands longer then.
 
     Raises:
-        StateError: there is no room for it; code `no_place`.
+        StateError: there is no room for it; code `no_place`, or by the owner's rules `machine_busy`.
     """
     did, duration, accounting = unit.did, unit.offer.time.duration, ctx.accounting
     if ctx.work.was_given_back(unit.id):
         raise StateError("it was given back already", code="no_bid_here")
+    resources = request.required_capability.resources
     if not ctx.work.may_take(did):
         ctx.work.note_waiting(did, refills=True)
         raise StateError("others wait for a place here, and it is their turn", code="no_place")
     pause = ctx.work.idle_locks.pause(accounting, t, did)
     if pause:
         raise StateError(idle_reason(pause), code="no_place")
+    try:
+        check_now(ctx, t, request, unit.offer.price, accounting.earliest_start(t, resources, did))
+    except StateError:
+        ctx.work.note_waiting(did, refills=True)
+        raise
     try:
         accounting.lock_capability(t, unit.id, unit.job_id, resources, lease, duration, did)
     except StateError:

@@ -17,8 +17,6 @@ from nunet_cli.database.store import Store, Transaction
 from nunet_cli.database.transition import transition
 from nunet_cli.errors import PeerError, RejectedMessageError, StateError
 from nunet_cli.executor.docker import is_allowed
-from nunet_cli.jobs import expressions
-from nunet_cli.jobs.spec import total_price
 from nunet_cli.matching.accept import accept
 from nunet_cli.matching.compare import compare
 from nunet_cli.matching.shares import CAP
@@ -36,6 +34,7 @@ from nunet_cli.orchestrator.needs import (
     HasStore,
     HasWork,
 )
+from nunet_cli.orchestrator.owners_rules import cost_of, names_for
 from nunet_cli.orchestrator.permissions import Permitting, may_use, trusts
 from nunet_cli.orchestrator.post import new_id
 from nunet_cli.records.bids import (
@@ -64,6 +63,8 @@ RELAYED_LIFETIME = 120
 BUSY_PAUSE = 10
 # offers to one requester that are kept here: a day's work of many machines; of more the oldest go that came to nothing
 MOST_OFFERS, LOOKED_AT = 2000, 50
+# a time at which nothing is taken any more that has an end
+EVER = "9999-12-31T23:59:59.999Z"
 NOT_YOUR_TURN = "others wait for a place here, and it is their turn"
 # units that a bid takes at once
 MOST_AT_ONCE = 1000
@@ -293,7 +294,9 @@ class Offer(msgspec.Struct, frozen=True):
     available: Capability
 
 
-async def assess(ctx: Assessing, request: BidRequest, more: tuple[Comparison, ...] = (), *, at: str = "") -> Offer:
+async def assess(
+    ctx: Assessing, request: BidRequest, more: tuple[Comparison, ...] = (), *, at: str = "", idle: bool = False
+) -> Offer:
     """Compare a request with what this provider has left, and decide (seed 2: `compare`, then `accept`).
 
     Expressions, the requester's and the provider's own, are evaluated off the event loop; a requester's only as long as
@@ -304,17 +307,15 @@ async def assess(ctx: Assessing, request: BidRequest, more: tuple[Comparison, ..
         request: the bid request.
         more: comparisons that the caller had to wait for.
         at: a later time to look at instead of now.
+        idle: expressions see the machine as if nobody used it: whether the request could ever be accepted.
     """
     required = request.required_capability
     price = ctx.accounting.price()
-    cost = total_price(quantities.parse_amount(price.amount), price.time_unit, max(1, required.time.max))
+    cost = cost_of(request, price)
     available = _offered(ctx, request.requester.did, cost, at)
-    peer = ctx.peers.find(request.requester.did)
-    names = expressions.variables(
-        node=available, job=required, job_name=request.name, price=cost, peer_did=request.requester.did,
-        rtt=peer.rtt if peer is not None else None, load=ctx.accounting.load(ctx.store),
-        machine=ctx.accounting.machine(),
-    )  # fmt: skip
+    # what is left once everybody has given back what they have
+    whole = _offered(ctx, request.requester.did, cost, EVER) if idle else available
+    names = names_for(ctx, request, whole, cost, idle=idle)
     did, comparator = request.requester.did, ctx.accounting.get_preferences()
     judge_fields = partial(compare, subject=ctx.identity.did, now=at or quantities.utc_now())
     if ctx.judging.is_spent(did, request.hard, names):
@@ -344,7 +345,7 @@ async def busy_until(ctx: Assessing, request: BidRequest, more: tuple[Comparison
     """
     needs, did = request.required_capability.resources, request.requester.did
     start = ctx.accounting.earliest_start(ctx.store, needs, did)
-    if not start or (await assess(ctx, request, more, at=start)).comparison.verdict != "accept":
+    if not start or (await assess(ctx, request, more, at=start, idle=True)).comparison.verdict != "accept":
         return ""
     return max(start, _soon(BUSY_PAUSE)) if start <= quantities.utc_now() else start
 

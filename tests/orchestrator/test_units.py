@@ -1,6 +1,8 @@
 """One bid for many units: the items of a batch take places that come free, with their contracts made before."""
 
+import dataclasses
 import json
+import math
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -204,6 +206,48 @@ async def test_what_the_owner_decides_holds_for_the_units_that_are_left(tmp_path
         for item in items:
             terms = m.requester.ctx.store[CONTRACTS].one(item.contract_id).document.read(contracts.Contract).terms
             assert terms.price.amount == item.paid
+
+
+async def test_rules_about_the_machine_hold_for_each_unit(tmp_path: Path) -> None:
+    async with open_market(tmp_path, onboard=OFFER) as m:
+        monitor, books = m.provider.accounting.monitor, m.provider.accounting
+        idle = dataclasses.replace(monitor.load(), cpu=0.01)
+        # what was looked at last is as of now
+        monitor._seen, monitor._seen_at = idle, math.inf
+        rules = ("machine.cpu_load < 0.8",)
+        await m.provider.set_preferences(structs.replace(books.get_preferences(), rules=rules))
+        job_id = await m.post(batch(12, 0.3))
+        m.requester.orchestrate(job_id)
+        with trio.fail_after(60):
+            while len(begun(m.provider)) < PLACES:
+                await trio.sleep(0.01)
+            monitor._seen = dataclasses.replace(idle, cpu=0.99)
+            contracts_then = m.provider.ctx.store[CONTRACTS].count()
+            while list(m.provider.ctx.store[HOLDINGS].all()):
+                await trio.sleep(0.02)
+            # it waits, and is not told that nobody ever could
+            while m.job(job_id).waiting is None:
+                await trio.sleep(0.02)
+            assert m.provider.ctx.store[CONTRACTS].count() == contracts_then
+            assert {item.state for item in children(m, job_id)} <= {"settled", "matching", "posted"}
+            monitor._seen = idle
+            while m.job(job_id).state != "settled":
+                await trio.sleep(0.05)
+
+
+async def test_rules_about_what_is_taken_hold_for_units_that_arrive_together(tmp_path: Path) -> None:
+    async with open_market(tmp_path, onboard=OFFER) as m:
+        # two of three places: the third stays free
+        rules = ("bid.load < 0.5 && node.cpu.cores >= 0.2",)
+        await m.provider.set_preferences(structs.replace(m.provider.get_preferences(), rules=rules))
+        job_id = await m.post(batch(8, 0.3))
+        m.requester.orchestrate(job_id)
+        most = 0
+        with trio.fail_after(60):
+            while m.job(job_id).state != "settled":
+                most = max(most, len(list(m.provider.ctx.store[HOLDINGS].all())))
+                await trio.sleep(0.005)
+        assert most == 2
 
 
 async def test_one_for_which_no_place_comes_free_in_time_is_searched_for_again(
