@@ -323,11 +323,13 @@ class Records(Generic[R]):
         where = f" WHERE {self._sql.columns[field]} IN ({','.join('?' * len(values))})" if field else ""
         return int(self._connection.execute(f"SELECT count(*) FROM {self._sql.name}{where}", values).fetchone()[0])
 
-    def count_by(self, field: str) -> dict[str, int]:
-        """Return how many rows have each value of an indexed field, without reading them."""
+    def count_by(self, field: str, **where: Any) -> dict[str, int]:
+        """Return how many rows have each value of an indexed field, without reading them; `where` as for a page."""
         column = self._sql.columns[field]
-        query = f"SELECT {column}, count(*) FROM {self._sql.name} WHERE {column} IS NOT NULL GROUP BY {column}"
-        return {str(value): count for value, count in self._connection.execute(query)}
+        tests, values = self._tests(where)
+        chosen = _where([f"{column} IS NOT NULL", *tests])
+        query = f"SELECT {column}, count(*) FROM {self._sql.name}{chosen} GROUP BY {column}"
+        return {str(value): count for value, count in self._connection.execute(query, tuple(values))}
 
     def distinct(self, field: str) -> list[str]:
         """Return the different values of an indexed field, without reading the rows."""

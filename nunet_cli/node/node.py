@@ -58,6 +58,7 @@ from nunet_cli.orchestrator.patience import while_full
 from nunet_cli.records.allocations import ALLOCATIONS, Allocation, Holding
 from nunet_cli.records.bids import BidRecord, CapabilityComparator
 from nunet_cli.records.capability import Capability, PriceBid
+from nunet_cli.records.contracts import DATABASE
 from nunet_cli.records.jobs import GROUP, JOB, JOB_ENDS, JOBS, Job
 from nunet_cli.records.offers import Benchmark, OnboardOptions
 from nunet_cli.supervise import Supervisor
@@ -123,7 +124,8 @@ class Node:
         self.care = Care(ctx.store, ctx.blobs, ctx.config.retention)
         accounting.content = ctx.blobs
         if "oracle" in roles:
-            self.oracle = Oracle(ctx.identity, ctx.store, self.mailbox, partial(reexecute, ctx))
+            knows = partial(ctx.roles.knows, DATABASE)
+            self.oracle = Oracle(ctx.identity, ctx.store, self.mailbox, partial(reexecute, ctx), knows)
             ctx.take_completion = self.oracle.completions.take
 
     @property

@@ -82,6 +82,12 @@ class Roles:
             )
         return known[0].did
 
+    def knows(self, role: str, did: str) -> bool:
+        """Say whether a node is whom this one uses in a role: by choice, by use, or because it is itself."""
+        pinned = self._store[PINNED_ROLES].get(role)
+        chosen = self.configured(role) or (pinned.did if pinned is not None else "")
+        return did == chosen or (did == self._did and role in self._topics.roles)
+
     def undecided(self) -> dict[str, list[str]]:
         """Return who is known in each role in which several are, and none was chosen."""
         found = {}

@@ -174,7 +174,7 @@ class Completion(Struct, frozen=True):
     """A job that its provider told this oracle it completed, by the contract (the `id`); it is kept until `until`.
 
     `verdict` is what was said of the result, empty as long as nobody brought it to verification; `shown` names another
-    result of the same contract that somebody brought.
+    result of the same contract that somebody brought. `database` is its contract database where this oracle knows that.
     """
 
     id: str
@@ -187,9 +187,10 @@ class Completion(Struct, frozen=True):
     until: str
     verdict: str = ""
     shown: str = ""
+    database: str = ""
 
 
-COMPLETIONS = Table("completions", Completion, indexes=("provider", "until", "verdict"))
+COMPLETIONS = Table("completions", Completion, indexes=("provider", "until", "verdict", "database"))
 
 
 class LateResult(Struct, frozen=True):

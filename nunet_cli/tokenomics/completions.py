@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 from msgspec import structs
 
@@ -29,14 +30,16 @@ from nunet_cli.records.documents import Document, require_signature
 from nunet_cli.records.messages import JobCompleted
 from nunet_cli.records.results import Result
 
-# anybody can make keys, and with them contracts that name this oracle: so much is kept in all, of one provider, and of
-# one result, in bytes; what is refused costs its sender nothing but this comparison
+# anybody can make keys, those of a contract database too, and with them contracts that name this oracle: so much is
+# kept in all, of one provider, and of one result, in bytes
 MOST, MOST_OF_ONE, MOST_BYTES = 10_000, 1000, 16 * 2**10
-# how long after its contract's deadline a completion is kept, and how far off that deadline may be
-KEPT, LONGEST = timedelta(days=14), timedelta(days=90)
+# how long after its contract's deadline a completion is kept, and how far off that deadline may be; how long one is
+# whose contract database this oracle does not know, which is long enough to be settled
+KEPT, LONGEST, BRIEFLY = timedelta(days=14), timedelta(days=90), timedelta(days=2)
 AT_ONCE = 20
 # a job's verdicts that are looked through: each contract of it has one for a result and a policy
 LOOKED_AT = 50
+OUTCOMES = ("verified", "rejected", "inconclusive")
 
 
 class Completions:
@@ -45,10 +48,12 @@ class Completions:
     Args:
         did: the oracle's.
         store: where they are kept.
+        knows: says whether a contract database is one that the oracle's operator deals with: what that one has signed
+            was registered there, and costs whoever makes up contracts what it costs there.
     """
 
-    def __init__(self, did: str, store: Store) -> None:
-        self._did, self._store = did, store
+    def __init__(self, did: str, store: Store, knows: Callable[[str], bool]) -> None:
+        self._did, self._store, self._knows = did, store, knows
 
     def take(self, message: Incoming) -> Callable[[Transaction], None]:
         """Check what a provider tells, and return the change that keeps it.
@@ -56,15 +61,18 @@ class Completions:
         Raises:
             ContractError: it is about another oracle's contract, or not the sender's to tell.
             RejectedMessageError: a signature is missing or bad, or the documents are not of one contract, or too large;
-                the change raises it where the provider told of another result before, or no more is kept.
+                the change raises it where the provider told of another result before, or there is no room for it.
         """
         body: JobCompleted = message.body
         contract = self._read(body, message.sender)
         now = quantities.now()
         until = min(quantities.parse_time(contract.terms.deadline), now + LONGEST) + KEPT
+        database = contract.contract_database if self._knows(contract.contract_database) else ""
+        if not database:
+            until = min(until, now + BRIEFLY)
         told = Completion(
             body.contract_id, contract.job_id, contract.requester, contract.provider, body.result,
-            quantities.format_time(now), contract.terms.deadline, quantities.format_time(until),
+            quantities.format_time(now), contract.terms.deadline, quantities.format_time(until), database=database,
         )  # fmt: skip
 
         def change(t: Transaction) -> None:
@@ -73,7 +81,7 @@ class Completions:
                 if known.result.cid != told.result.cid:
                     raise RejectedMessageError("you completed it with another result before", code="second_result")
                 return
-            _make_room(t, told.provider, told.at)
+            _make_room(t, told)
             row = told
             for verdict in _verdicts(t, told):
                 row = _held(t, row, verdict.result_cid, verdict.verdict)
@@ -150,18 +158,30 @@ def _verdicts(t: Transaction, told: Completion) -> list[JobVerificationResult]:
     return [row.document.read(JobVerificationResult) for row in rows if row.id.startswith(f"{told.id}/")]
 
 
-def _make_room(t: Transaction, provider: str, now: str) -> None:
-    """Let what is past its age go, and of a provider with very many the oldest that were verified.
+def _make_room(t: Transaction, told: Completion) -> None:
+    """Let others go, where there are very many, so that one more has its place.
+
+    Past its age comes first; then those of contract databases that nobody here knows; of those that are left, one of
+    the provider that has most. So whoever fills this up does so at the cost of its own.
 
     Raises:
-        RejectedMessageError: there is no room all the same.
+        RejectedMessageError: all that are here are of contract databases that are known, and this one is not.
     """
-    t[COMPLETIONS].remove_below("until", now, limit=AT_ONCE)
-    if t[COMPLETIONS].count("provider", provider) >= MOST_OF_ONE:
-        done = [row for row in t[COMPLETIONS].by("provider", provider, limit=AT_ONCE) if row.verdict]
-        for row in done:
-            t[COMPLETIONS].remove(row.id)
-        if not done:
-            raise RejectedMessageError(f"{MOST_OF_ONE} of your completions are kept here already", code="too_many")
-    if t[COMPLETIONS].count() >= MOST:
+    table = t[COMPLETIONS]
+    table.remove_below("until", told.at, limit=AT_ONCE)
+    if table.count("provider", told.provider) >= MOST_OF_ONE:
+        _let_go(t, provider=told.provider)
+    if table.count() < MOST:
+        return
+    unknown = table.count_by("provider", database="")
+    if not unknown and not told.database:
         raise RejectedMessageError(f"{MOST} completions are kept here already", code="too_many")
+    most = unknown or table.count_by("provider")
+    _let_go(t, provider=max(most, key=most.__getitem__), **({"database": ""} if unknown else {}))
+
+
+def _let_go(t: Transaction, **which: Any) -> None:
+    """Remove some that were brought to verification, or the oldest that was not."""
+    table = t[COMPLETIONS]
+    for row in table.page(AT_ONCE, verdict=OUTCOMES, **which).rows or table.page(1, **which).rows:
+        table.remove(row.id)

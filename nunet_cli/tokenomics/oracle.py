@@ -61,14 +61,20 @@ class Oracle:
         store: where they are kept.
         messenger: carries the messages.
         reexecute: runs a job on the oracle's own machine; None where it cannot.
+        knows: says whether a contract database is one that the operator deals with.
     """
 
     def __init__(
-        self, identity: Identity, store: Store, messenger: Messenger, reexecute: Reexecution | None = None
+        self,
+        identity: Identity,
+        store: Store,
+        messenger: Messenger,
+        reexecute: Reexecution | None = None,
+        knows: Callable[[str], bool] = lambda _did: False,
     ) -> None:
         self._identity, self._store, self._reexecute = identity, store, reexecute
         self._limiter = trio.CapacityLimiter(1)
-        self.completions = Completions(identity.did, store)
+        self.completions = Completions(identity.did, store, knows)
         messenger.register("job_verification", JobVerification, self._on_verification)
 
     async def verify_job(self, request: JobVerification, sender: str) -> Document | Callable[[Transaction], Document]:

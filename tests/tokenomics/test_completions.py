@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,16 +14,18 @@ from nunet_cli import quantities
 from nunet_cli.database.retention import Cutoffs, remove_old
 from nunet_cli.errors import DisputedError, NunetError
 from nunet_cli.groups.orchestrate import orchestrate_job
+from nunet_cli.network.identity import new_identity
 from nunet_cli.node.node import Node
+from nunet_cli.node.opening import open_node
 from nunet_cli.orchestrator import contract, execute, invoke, match, request, settle
 from nunet_cli.records.contract_records import COMPLETIONS, CONTRACTS, Completion, ContractRecord
-from nunet_cli.records.contracts import PROVIDER, REQUESTER, Contract, JobVerificationResult
+from nunet_cli.records.contracts import DATABASE, PROVIDER, REQUESTER, Contract, JobVerificationResult, Proof
 from nunet_cli.records.documents import Document, make_document
 from nunet_cli.records.messages import JobCompleted
 from nunet_cli.records.results import Result
 from nunet_cli.tokenomics import completions
 from nunet_cli.tokenomics.evidence import export_bundle, read_bundle, verify_bundle
-from tests.conftest import Market, post
+from tests.conftest import Market, config, post
 from tests.together import ask
 
 MarketOf = Callable[..., Any]
@@ -184,7 +187,9 @@ async def test_what_an_oracle_does_not_take_of_a_completion(market: MarketOf, mo
         assert caught.value.code == "wrong_oracle"
 
 
-async def test_an_oracle_is_not_filled_with_completions(market: MarketOf, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_an_oracle_keeps_of_one_provider_is_bounded(
+    market: MarketOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with market() as m:
         first = await completed(m)
         row = await told(m, first.id)
@@ -194,25 +199,74 @@ async def test_an_oracle_is_not_filled_with_completions(market: MarketOf, monkey
 
         def fill(t: Any) -> None:
             t[COMPLETIONS].put(structs.replace(old, id="old"))
-            t[COMPLETIONS].put(structs.replace(row, id="verified", verdict="verified"))
             t[COMPLETIONS].put(structs.replace(row, id="open"))
+            t[COMPLETIONS].put(structs.replace(row, id="verified", verdict="verified"))
 
         await store.change(fill)
-        # what is past its age goes first, then what was verified; what nobody has brought yet stays
+        # what is past its age goes first, then what was verified, and then the oldest
         second = await completed(m)
         await told(m, second.id)
-        assert {each.id for each in store[COMPLETIONS].all()} == {first.id, "verified", "open", second.id} - {
-            "verified"
-        }
+        assert {each.id for each in store[COMPLETIONS].all()} == {first.id, "open", second.id}
         third = await completed(m)
-        with pytest.raises(NunetError) as caught:
-            await ask(m.provider, m, "job_completed", JobCompleted(third.id, third.result, third.document, third.proof))
-        assert caught.value.code == "too_many"
-        monkeypatch.setattr(completions, "MOST_OF_ONE", 1000)
-        monkeypatch.setattr(completions, "MOST", 3)
-        with pytest.raises(NunetError) as caught:
-            await ask(m.provider, m, "job_completed", JobCompleted(third.id, third.result, third.document, third.proof))
-        assert caught.value.code == "too_many"
+        await told(m, third.id)
+        assert {each.id for each in store[COMPLETIONS].all()} == {"open", second.id, third.id}
         await store.change(lambda t: t[COMPLETIONS].put(structs.replace(old, id="old")))
         await remove_old(store, Cutoffs("", "", ""))
-        assert {each.id for each in store[COMPLETIONS].all()} == {first.id, "open", second.id}
+        assert {each.id for each in store[COMPLETIONS].all()} == {"open", second.id, third.id}
+
+
+async def test_contracts_that_nobody_knows_of_keep_no_completion_out(
+    market: MarketOf, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(completions, "MOST", 6)
+    async with market() as m, open_node(tmp_path / "stranger", config()) as stranger:
+        await stranger.add_peer(m.authority.ctx.transport.describe())
+        honest = await completed(m)
+        await told(m, honest.id)
+        store = m.authority.ctx.store[COMPLETIONS]
+        for number in range(8):
+            body = made_up(honest, stranger, number)
+            await ask_quietly(stranger, m, body)
+            await told(m, body.contract_id)
+        assert (store.count(), store.has(honest.id)) == (6, True)
+        # it is not for the deadline of its choice that they are kept
+        soon = quantities.format_time(quantities.now() + timedelta(days=3))
+        assert {row.provider for row in store.all() if row.until < soon} == {stranger.identity.did}
+        another_one = await completed(m)
+        await told(m, another_one.id)
+        assert store.count("provider", stranger.identity.did) == 4
+
+        def of_others(t: Any) -> None:
+            t[COMPLETIONS].remove_by("provider", stranger.identity.did)
+            row = t[COMPLETIONS].one(honest.id)
+            for number in range(4):
+                t[COMPLETIONS].put(structs.replace(row, id=f"of-{number}", provider="did:key:zmany"))
+
+        await m.authority.ctx.store.change(of_others)
+        # where there are such contracts alone, the one gives way that has most
+        with pytest.raises(NunetError) as caught:
+            await ask(stranger, m, "job_completed", made_up(honest, stranger, 9))
+        assert caught.value.code == "too_many"
+        third = await completed(m)
+        await told(m, third.id)
+        assert store.count("provider", "did:key:zmany") == 3
+        assert {honest.id, another_one.id, third.id} <= {row.id for row in store.all()}
+
+
+def made_up(like: ContractRecord, provider: Node, number: int) -> JobCompleted:
+    """Return a completion of a contract between keys of one's own, in which one's own key says that it is registered."""
+    requester, database = new_identity(), new_identity()
+    assert like.proof is not None
+    assert like.result is not None
+    text, job = like.document.read(Contract), f"job-{number}"
+    far = quantities.format_time(quantities.now() + timedelta(days=365))
+    contract = make_document(
+        structs.replace(
+            text, job_id=job, bid_id=f"bid-{number}", requester=requester.did, provider=provider.identity.did,
+            contract_database=database.did, terms=structs.replace(text.terms, deadline=far),
+        )
+    ).sign(provider.identity, PROVIDER).sign(requester, REQUESTER)  # fmt: skip
+    proof = structs.replace(like.proof.read(Proof), contract_id=contract.cid, contract_database=database.did)
+    result = structs.replace(like.result.read(Result), job_id=job, contract_id=contract.cid)
+    signed = make_document(result).sign(provider.identity, PROVIDER)
+    return JobCompleted(contract.cid, signed, contract, make_document(proof).sign(database, DATABASE))
