@@ -39,7 +39,10 @@ class ItemFiles:
 
     def _found(self, pattern: str) -> list[Row]:
         base, parts = split_glob(pattern)
-        root, wanted = self._folder / Path(base).expanduser(), Pattern(parts)
+        if base.startswith("~"):
+            # in a name that was found it would be a folder that is called like that
+            base = str(Path(base).expanduser())
+        root, wanted = self._folder / base, Pattern(parts)
 
         def fits(path: Path) -> bool:
             places = wanted.start

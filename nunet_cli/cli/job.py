@@ -85,7 +85,6 @@ def _check(posting: dict[str, Any]) -> JobSpec:
     The items of its batches are put into the posting: a node reads none of a person's files but the inputs.
     """
     from nunet_cli.cli.items import ItemFiles
-    from nunet_cli.jobs.items import with_items
     from nunet_cli.jobs.reader import placed, read_spec
     from nunet_cli.orchestrator.inputs import check_inputs
 
@@ -93,7 +92,7 @@ def _check(posting: dict[str, Any]) -> JobSpec:
     spec = read_spec(posting["spec_text"], source=posting["source"], load=files.load)
     posting["items"] = files.sent
     try:
-        check_inputs(with_items(spec), Path(posting["folder"]))
+        check_inputs(spec, Path(posting["folder"]))
     except UsageError as error:
         raise placed(error, posting["spec_text"], posting["source"], files.load) from None
     return spec

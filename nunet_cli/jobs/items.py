@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from msgspec import structs
 
 from nunet_cli.errors import UsageError
+from nunet_cli.jobs.globs import is_glob
 from nunet_cli.jobs.spec import JobSpec
 
 MAX_ITEMS = 10_000
@@ -30,6 +31,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _PLACE = re.compile(r"\{\{([A-Za-z_][A-Za-z0-9_]*)\}\}|(?<!\$)\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 LONGEST_NAME = 100
+_LINES = (".csv", ".tsv", ".jsonl", ".ndjson")
 
 
 class Row(NamedTuple):
@@ -171,6 +173,11 @@ def _checked(values: dict[str, str], at: str) -> dict[str, str]:
     return values
 
 
+def is_read(reference: str) -> bool:
+    """Say whether what a batch names as its items is a file of them, or a pattern of files."""
+    return is_glob(reference) or PurePosixPath(reference).suffix.lower() in _LINES
+
+
 # -- filling in --------------------------------------------------------------------------------------------------------
 
 
@@ -186,6 +193,18 @@ def fill(text: str, values: Mapping[str, str]) -> str:
         return values.get(name, place.group())
 
     return _PLACE.sub(put, text)
+
+
+def before_values(text: str, values: Mapping[str, str]) -> str | None:
+    """Return what stands in a text before the first value that is filled in; None where none is."""
+    first = next((place.start() for place in _PLACE.finditer(text) if place[2] in values), None)
+    return None if first is None else fill(text[:first], {})
+
+
+def _fill_path(text: str, values: Mapping[str, str]) -> str:
+    """Return a path with the values of an item in it; a `~` of theirs is a name, and nobody's home."""
+    path = fill(text, values)
+    return f"./{path}" if path.startswith("~") and not text.startswith("~") else path
 
 
 def escape(text: str) -> str:
@@ -275,7 +294,7 @@ def item_spec(spec: JobSpec, index: int) -> JobSpec:
         executor, command=tuple(map(put, executor.command)), entrypoint=tuple(map(put, executor.entrypoint)), env=env,
         workdir=put(executor.workdir),
     )  # fmt: skip
-    inputs = tuple(structs.replace(item, path=put(item.path), to=put(item.to)) for item in spec.inputs)
+    inputs = tuple(structs.replace(item, path=_fill_path(item.path, values), to=put(item.to)) for item in spec.inputs)
     outputs = tuple(structs.replace(item, path=put(item.path), name=put(item.name)) for item in spec.outputs)
     return structs.replace(
         spec, name=item_name(spec, values), type="task", description=put(spec.description), executor=executor,
@@ -296,10 +315,3 @@ def expand_batch(spec: JobSpec) -> tuple[JobSpec, ...]:
     """Return the items of a batch, each a task, in their order."""
     assert spec.batch is not None
     return tuple(item_spec(spec, index) for index in range(spec.batch.count))
-
-
-def with_items(spec: JobSpec) -> JobSpec:
-    """Return a job with the items of its batches as their children, and no inputs but theirs."""
-    if spec.batch is not None:
-        return structs.replace(spec, children=expand_batch(spec), inputs=())
-    return structs.replace(spec, children=tuple(map(with_items, spec.children)))

@@ -16,7 +16,7 @@ from nunet_cli import quantities
 from nunet_cli.errors import UsageError
 from nunet_cli.jobs.check import check_spec
 from nunet_cli.jobs.globs import is_glob
-from nunet_cli.jobs.items import Row, check_rows, values_of
+from nunet_cli.jobs.items import Row, check_rows, is_read, values_of
 from nunet_cli.jobs.spec import DEFAULT_RESOURCES, HERE, MAX_SPEC_BYTES, JobSpec
 from nunet_cli.jobs.tree import MAX_DEPTH
 from nunet_cli.records.reading import convert
@@ -146,6 +146,8 @@ def _take_items(document: Any, where: str, load: Load, batches: Batches, depth: 
     if not isinstance(batch, dict):
         return
     batches[where] = []
+    if batch.get("read_from"):
+        raise UsageError("unknown field", hint="give `items`", details={"path": f"{where}batch.read_from"})
     if "items" not in batch:
         return
     items, at = batch["items"], f"{where}batch.items"
@@ -158,6 +160,8 @@ def _take_items(document: Any, where: str, load: Load, batches: Batches, depth: 
     if isinstance(items, str):
         try:
             rows = load(items)
+            if is_read(items):
+                batch["read_from"] = items
         except UsageError as error:
             # where in a file of items it is, is in the message
             raise UsageError(error.message, hint=error.hint, details={"path": at}) from None

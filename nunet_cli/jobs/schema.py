@@ -36,6 +36,7 @@ def job_schema() -> dict[str, Any]:
     # the items of a batch may be so many, or in a file
     definitions["BatchSpec"]["properties"]["items"]["items"]["additionalProperties"] = _SCALAR
     _also(definitions["BatchSpec"], "items", {"type": "integer", "minimum": 1, "maximum": 10_000}, _TEXT)
+    del definitions["BatchSpec"]["properties"]["read_from"]
     # values of the environment may be numbers or true and false: they are passed on as JSON writes them
     definitions["ExecutorSpec"]["properties"]["env"]["additionalProperties"] = _SCALAR
     return {

@@ -123,6 +123,8 @@ class BatchSpec(Struct, forbid_unknown_fields=True, frozen=True):
     parallel: Annotated[int, Limits(ge=0, le=1000)] = 0
     items: Annotated[tuple[dict[str, str], ...], Limits(max_length=10_000)] = ()
     name: Annotated[str, Limits(max_length=400)] = ""
+    # the file or the pattern that they were read from, where they were: nobody writes it
+    read_from: Annotated[str, Limits(max_length=4000)] = ""
 
 
 class ScheduleSpec(Struct, forbid_unknown_fields=True, frozen=True):

@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 from nunet_cli.errors import UsageError
 from nunet_cli.jobs.globs import Pattern, is_glob, split_glob
+from nunet_cli.jobs.items import before_values, expand_batch, item_spec, item_values
 from nunet_cli.jobs.spec import HERE, InputSpec, JobSpec
+from nunet_cli.network.data.links import way_out
 from nunet_cli.network.data.trees import Found, Writable, look, opened, pack, why
 from nunet_cli.records.trees import TreeError
 
@@ -37,11 +39,7 @@ def input_source(item: InputSpec, folder: Path, where: str) -> Source:
     Raises:
         UsageError: there is nothing; with `details["path"]`, the place of the field.
     """
-    path = folder / Path(item.path).expanduser()
-    glob: tuple[str, ...] = ()
-    if not path.exists() and is_glob(item.path):
-        base, glob = split_glob(item.path)
-        path = folder / Path(base).expanduser()
+    path, glob = _place(item.path, folder)
     if not path.exists():
         raise _wrong(where, f"there is no file {path}", _RELATIVE)
     if path.is_dir():
@@ -56,6 +54,55 @@ def input_source(item: InputSpec, folder: Path, where: str) -> Source:
             hint="leave out `to`, or give a name",
         )  # fmt: skip
     return Source(path, "file", where)
+
+
+def _place(text: str, folder: Path) -> tuple[Path, tuple[str, ...]]:
+    """Return where a path leads, and of a pattern its folder, and what it looks for there."""
+    path = folder / _own(text)
+    if path.exists() or not is_glob(text):
+        return path, ()
+    base, glob = split_glob(text)
+    return folder / _own(base), glob
+
+
+def _own(text: str) -> Path:
+    """Return a path as it is written: what is below a folder called `~` here is nobody's home."""
+    return Path(text).expanduser() if text.startswith("~") else Path(text)
+
+
+def check_links(spec: JobSpec, index: int, folder: Path, where: str) -> None:
+    """Refuse an item's file or folder that is not named by the specification itself, and leads out of its folder.
+
+    Its name is from a file of items, or was found by a pattern, in a folder that others may write to. What a person
+    wrote may lead anywhere: the folder that a pattern begins in, and what stands before the values in a path.
+
+    Args:
+        spec: a batch.
+        index: the number of the item.
+        folder: what relative paths start from.
+        where: the place of the batch in the specification.
+
+    Raises:
+        UsageError: with `details["path"]`.
+    """
+    batch = spec.batch
+    if batch is None or not batch.read_from:
+        return
+    values, filled = item_values(spec, index), None
+    for number, item in enumerate(spec.inputs):
+        before = before_values(item.path, values)
+        if before is None:
+            continue
+        filled = filled or item_spec(spec, index).inputs
+        path, _ = _place(filled[number].path, folder)
+        begins = [before.rpartition("/")[0] + "/"] if "/" in before else []
+        begins += [split_glob(batch.read_from)[0]] if is_glob(batch.read_from) else []
+        out = way_out(path, [folder, *(folder / _own(begin) for begin in begins)])
+        if out:
+            raise _wrong(
+                f"{where}children[{index}].inputs[{number}]", f"{path} {out}",
+                "leave it out, or put a copy in its place; another folder stands in the specification: /data/{name}",
+            )  # fmt: skip
 
 
 def look_into(source: Source, root: int) -> Found:
@@ -111,8 +158,12 @@ def check_inputs(spec: JobSpec, folder: Path, where: str = "") -> None:
     Raises:
         UsageError: one is not; with `details["path"]`.
     """
-    for index, child in enumerate(spec.children):
+    for index, child in enumerate(expand_batch(spec) if spec.batch is not None else spec.children):
         check_inputs(child, folder, f"{where}children[{index}].")
+        check_links(spec, index, folder, where)
+    if spec.batch is not None:
+        # they are those of its items
+        return
     for index, item in enumerate(spec.inputs):
         if not item.cid:
             source = input_source(item, folder, f"{where}inputs[{index}]")

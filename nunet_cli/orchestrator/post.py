@@ -18,7 +18,7 @@ from nunet_cli.jobs.check import moment
 from nunet_cli.jobs.items import expand_batch, item_values
 from nunet_cli.jobs.spec import MAX_SPEC_BYTES, MOST_PUSHED, InputSpec, JobSpec, encode_spec
 from nunet_cli.jobs.tree import arrange, is_group, price_limit, programs
-from nunet_cli.orchestrator.inputs import input_source, packing
+from nunet_cli.orchestrator.inputs import check_links, input_source, packing
 from nunet_cli.orchestrator.needs import HasBlobs, HasConfig, HasIdentity, HasPeers, HasStore
 from nunet_cli.records.identifiers import content_id, did_from_key, key_from_any
 from nunet_cli.records.jobs import JOBS, Job
@@ -129,10 +129,11 @@ async def _complete(ctx: TakingIn, spec: JobSpec, folder: Path, where: str, take
     is_batch = spec.batch is not None
     # there may be thousands
     await trio.lowlevel.checkpoint()
-    children = [
-        await _complete(ctx, child, folder, f"{where}children[{index}].", taken)
-        for index, child in enumerate(expand_batch(spec) if is_batch else spec.children)
-    ]
+    children = []
+    for index, child in enumerate(expand_batch(spec) if is_batch else spec.children):
+        if is_batch:
+            check_links(spec, index, folder, where)
+        children.append(await _complete(ctx, child, folder, f"{where}children[{index}].", taken))
     inputs = [
         item if is_batch else await _take_input(ctx, item, folder, f"{where}inputs[{index}]", taken)
         for index, item in enumerate(spec.inputs)
@@ -189,7 +190,7 @@ def _without_items(spec: JobSpec) -> JobSpec:
     """Return a specification as it is kept with a group: what its batches have as items are jobs of their own."""
     if spec.batch is not None:
         # without the items' values their names would all be the same
-        batch = structs.replace(spec.batch, items=(), name="") if spec.batch.items else spec.batch
+        batch = structs.replace(spec.batch, items=(), name="", read_from="") if spec.batch.items else spec.batch
         return structs.replace(spec, children=(), batch=batch)
     if not spec.children:
         return spec
