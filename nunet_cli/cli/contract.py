@@ -22,6 +22,7 @@ from nunet_cli.cli.output import (
     emit_list,
     fields,
     note,
+    say,
     short,
 )
 from nunet_cli.cli.state import connect
@@ -67,7 +68,7 @@ def show_contract(
         fields({"recorded state": row.get("recorded_state")})
         for name, document in row["documents"].items():
             for entry in (document or {}).get("signatures", []):
-                typer.echo(f"{name}: signed by {entry['role']} {entry['did']}")
+                say(f"{name}: signed by {entry['role']} {entry['did']}")
         if row.get("dispute"):
             _show_dispute(row["dispute"])
 
@@ -80,7 +81,7 @@ def _show_dispute(dispute: dict[str, Any]) -> None:
         with_documents = f" [{len(item['documents'])} signed documents]" if item["documents"] else ""
         typer.echo(clean(f"  {item['at'][:19]} {short(item['did'])}: {item['text']}{with_documents}"))
     if dispute["decision"]:
-        typer.echo(f"resolved by {dispute['by']}: {dispute['decision']}, {dispute['paid']} NTX paid")
+        say(f"resolved by {dispute['by']}: {dispute['decision']}, {dispute['paid']} NTX paid")
     else:
         typer.echo("not resolved yet: escrow is held")
 
@@ -202,6 +203,6 @@ def resolve(
         row = client.post(f"/contracts/{contract}/resolve", {"decision": decision, "share": split or "0.5"})
 
     def render() -> None:
-        typer.echo(f"{row['contract_id']}  {row['paid']} NTX paid, {row['refunded']} NTX returned")
+        say(f"{row['contract_id']}  {row['paid']} NTX paid, {row['refunded']} NTX returned")
 
     emit(row, output, render, key="contract_id")

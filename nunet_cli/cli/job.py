@@ -18,6 +18,7 @@ from nunet_cli.cli.output import (
     dump,
     emit,
     note,
+    say_path,
 )
 from nunet_cli.cli.results import check_results_folder, results_folder
 from nunet_cli.cli.state import connect, is_embedded
@@ -298,7 +299,7 @@ def follow_job(
         many = len(job["children"]) >= MANY and bool(files["files"])
         # of many jobs the folder is enough; JSON has all files
         for path in [files["folder"]] if many else files["files"]:
-            typer.echo(path)
+            say_path(path)
     if error is not None:
         raise error
 

@@ -23,7 +23,7 @@ from nunet_cli.cli.job import (
     outcome,
     read_with_items,
 )
-from nunet_cli.cli.output import Format, OutputOption, QuietOption, emit, note
+from nunet_cli.cli.output import Format, OutputOption, QuietOption, emit, note, say
 from nunet_cli.cli.results import check_results_folder
 from nunet_cli.cli.state import connect
 from nunet_cli.errors import NunetError, UsageError
@@ -116,7 +116,7 @@ def cancel(job: JobArgument, output: OutputOption = Format.table, quiet: QuietOp
         row = client.post(f"/jobs/{job}/cancel")
 
     def render() -> None:
-        typer.echo(f"{row['id']}  {row['state']}" + "".join(f"  ({text})" for text in outcome(row)))
+        say(f"{row['id']}  {row['state']}" + "".join(f"  ({text})" for text in outcome(row)))
 
     emit(row, output, render, quiet=quiet)
 

@@ -12,7 +12,19 @@ from nunet_cli.cli.ids import given_id, id_argument
 from nunet_cli.cli.job import FolderOption, JobArgument, app, next_command
 from nunet_cli.cli.job_logs import begins, print_logs
 from nunet_cli.cli.listing import Listing, Window, list_command
-from nunet_cli.cli.output import Format, OutputOption, QuietOption, clean, dump, emit, fields, note, short, table
+from nunet_cli.cli.output import (
+    Format,
+    OutputOption,
+    QuietOption,
+    clean,
+    dump,
+    emit,
+    fields,
+    note,
+    say_path,
+    short,
+    table,
+)
 from nunet_cli.cli.results import results_folder
 from nunet_cli.cli.state import connect
 from nunet_cli.errors import NunetError
@@ -173,7 +185,7 @@ def result(
 
     def render() -> None:
         for path in files["files"]:
-            typer.echo(path)
+            say_path(path)
 
     emit(document, output, render, quiet=quiet, key="folder")
 

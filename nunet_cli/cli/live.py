@@ -122,7 +122,7 @@ def _bid_table(rows: list[Row]) -> Table:
     for header in ("  PROVIDER", "PRICE", "STARTS", "BUSY", "ANSWER"):
         grid.add_column(header)
     for who, *cells in rows[-MOST_BIDS:]:
-        grid.add_row(f"  {who}", *(Text(clean(cell)) for cell in cells))
+        grid.add_row(*(Text(clean(cell)) for cell in (f"  {who}", *cells)))
     if len(rows) > MOST_BIDS:
         grid.add_row(f"  and {len(rows) - MOST_BIDS} before them")
     return grid

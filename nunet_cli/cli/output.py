@@ -197,6 +197,16 @@ def clean(text: str) -> str:
     )
 
 
+def say(text: str) -> None:
+    """Print a line that has something in it of what a peer or a job wrote."""
+    typer.echo(clean(text))
+
+
+def say_path(path: str) -> None:
+    """Print the path of a file that came back: exact for a script, harmless for a terminal."""
+    typer.echo(clean(path) if sys.stdout.isatty() else path)
+
+
 def note(text: str) -> None:
     """Say something to the person, on stderr."""
     typer.echo(clean(text), err=True)

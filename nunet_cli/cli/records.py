@@ -9,7 +9,7 @@ import typer
 from nunet_cli.cli import complete
 from nunet_cli.cli.ids import id_argument
 from nunet_cli.cli.listing import Listing, Window, list_command
-from nunet_cli.cli.output import Format, OutputOption, emit, fields, price_text, short
+from nunet_cli.cli.output import Format, OutputOption, emit, fields, price_text, say, short
 from nunet_cli.cli.state import connect
 
 bids = typer.Typer()
@@ -55,7 +55,7 @@ def show_bid(bid: Annotated[str, id_argument("bid", complete.bids)], output: Out
         )  # fmt: skip
         for item in (row["comparison"] or {}).get("fields", []):
             margin = f" ({item['margin']})" if item["margin"] else ""
-            typer.echo(f"  {item['field']}: {item['result']}: {item['available']} for {item['required']}{margin}")
+            say(f"  {item['field']}: {item['result']}: {item['available']} for {item['required']}{margin}")
 
     emit(row, output, render)
 
