@@ -73,8 +73,12 @@ class Running:
             # the first process of a PID namespace does not get it, those of its session do
             _kill_group(self.init_pid, signal.SIGTERM)
 
+    async def end(self, limiter: trio.CapacityLimiter) -> None:
+        """End everything at once, in a worker thread: what takes long to die keeps nobody else waiting."""
+        await trio.to_thread.run_sync(self.kill, limiter=limiter)
+
     def kill(self) -> None:
-        """End everything at once."""
+        """End everything at once; it may take seconds."""
         if self.gate is not None:
             # what is on its way into the sandbox, and held by nothing yet, comes to a closed gate
             with contextlib.suppress(OSError):
@@ -120,7 +124,7 @@ class Running:
             if used.ru_maxrss > resource.getrusage(resource.RUSAGE_SELF).ru_maxrss:
                 self.peak_memory = max(self.peak_memory, used.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 
-    async def gone(self) -> None:
+    async def gone(self, limiter: trio.CapacityLimiter) -> None:
         """Wait until nothing is left of what was ended.
 
         Raises:
@@ -133,7 +137,7 @@ class Running:
             if self.gate is not None:
                 await _wait_closed(self.gate)
             while self.group is not None and not self.group.is_empty():
-                self.group.kill()
+                await trio.to_thread.run_sync(self.group.kill, limiter=limiter)
                 await trio.sleep(0.01)
             return
         raise ExecutorError("a process of the job does not end")
@@ -230,7 +234,7 @@ def _run(options: dict[str, Any], given: list[int], output: int) -> subprocess.P
         os.close(told)
 
 
-async def open_gate(running: Running, cores: float) -> None:
+async def open_gate(running: Running, cores: float, limiter: trio.CapacityLimiter) -> None:
     """Take hold of the sandbox's first process, and let the command begin, with so much of the processors.
 
     Whenever the node ends before that, the gate closes and nothing of the job runs; once the command begins, every
@@ -250,19 +254,19 @@ async def open_gate(running: Running, cores: float) -> None:
         try:
             running.init_pid = int(json.loads(told)["child-pid"])
         except (ValueError, KeyError):
-            raise _not_up(running) from None
+            raise await _not_up(running, limiter) from None
         running.init = _open_process(running.init_pid)
         # the number is that process's as long as its parent has not ended, and so not reaped it
         if parent_of(running.init_pid) != running.popen.pid or _is_readable(running.outer):
             running.init = _drop(running.init)
-            raise _not_up(running)
+            raise await _not_up(running, limiter)
         gate = trio.socket.from_stdlib_socket(running.gate)
         try:
             ready = await gate.recv(1)
         except OSError:
             ready = b""
         if not ready or _is_readable(running.outer):
-            raise _not_up(running)
+            raise await _not_up(running, limiter)
         if running.group is not None:
             try:
                 running.group.share_out(cores)
@@ -276,10 +280,10 @@ async def open_gate(running: Running, cores: float) -> None:
     raise ExecutorError("the sandbox takes too long to come up", code="no_sandbox")
 
 
-def _not_up(running: Running) -> ExecutorError:
+async def _not_up(running: Running, limiter: trio.CapacityLimiter) -> ExecutorError:
     assert running.popen.stderr is not None
     said = b""
-    running.kill()
+    await running.end(limiter)
     with contextlib.suppress(OSError):
         os.set_blocking(running.popen.stderr.fileno(), False)
         said = os.read(running.popen.stderr.fileno(), 1000)

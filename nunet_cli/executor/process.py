@@ -122,12 +122,12 @@ class ProcessExecutor:
         running.started = time.monotonic()
         self._running[task.allocation_id] = running
         try:
-            await launch.open_gate(running, task.resources.cpu.share)
+            await launch.open_gate(running, task.resources.cpu.share, self._limiter)
         except BaseException:
             with trio.CancelScope(shield=True):
-                running.kill()
+                await running.end(self._limiter)
                 try:
-                    await running.gone()
+                    await running.gone(self._limiter)
                 finally:
                     await self.cleanup(task, "")
             raise
@@ -164,7 +164,7 @@ class ProcessExecutor:
             return launch.launch(task, environment, _limits(task), group, user)
         except (OSError, ValueError) as error:
             if group is not None:
-                group.remove()
+                await trio.to_thread.run_sync(group.remove, limiter=self._limiter)
             raise ExecutorError(f"the process cannot be started: {error}") from None
 
     async def attach(self, task: Task, handle: str) -> bool:
@@ -183,8 +183,8 @@ class ProcessExecutor:
                     pumps.start_soon(_pump, trio.lowlevel.FdStream(os.dup(pipe.fileno())), path, task.max_log)
                 await running.reap(self._limiter)
                 # a child that outlives the command must not keep the pipes open
-                await trio.to_thread.run_sync(running.kill, limiter=self._limiter)
-                await running.gone()
+                await running.end(self._limiter)
+                await running.gone(self._limiter)
                 pumps.cancel_scope.deadline = trio.current_time() + TERM_GRACE
             nursery.cancel_scope.cancel()
         if running.group is not None:
@@ -206,7 +206,7 @@ class ProcessExecutor:
                 if await trio.to_thread.run_sync(folder_size, task.work, limit, limiter=self._limiter) > limit:
                     running.reason = "disk_full"
             if running.reason:
-                await trio.to_thread.run_sync(running.kill, limiter=self._limiter)
+                await running.end(self._limiter)
                 return
             turn += 1
             await trio.sleep(POLL_INTERVAL if turn > EAGER_TURNS else POLL_INTERVAL / 5)
@@ -255,8 +255,8 @@ class ProcessExecutor:
             running.ask_to_end()
             with trio.move_on_after(TERM_GRACE):
                 await running.ended()
-        await trio.to_thread.run_sync(running.kill, limiter=self._limiter)
-        await running.gone()
+        await running.end(self._limiter)
+        await running.gone(self._limiter)
 
     async def cleanup(self, task: Task, handle: str) -> None:
         """Forget the job, and what the kernel holds of it."""
@@ -264,8 +264,8 @@ class ProcessExecutor:
         running = self._running.pop(task.allocation_id, waiting)
         try:
             if waiting is not None:
-                await trio.to_thread.run_sync(waiting.kill, limiter=self._limiter)
-                await waiting.gone()
+                await waiting.end(self._limiter)
+                await waiting.gone(self._limiter)
         finally:
             if running is not None:
                 with trio.CancelScope(shield=True):

@@ -1,12 +1,18 @@
 import os
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import trio
 
-from nunet_cli.executor import process
+from nunet_cli.executor import cgroup, process
 from nunet_cli.executor.base import ExecutorError, Exit, Task, make_scratch, open_output
+from nunet_cli.executor.cgroup import Group
+from nunet_cli.executor.launch import Running
 from nunet_cli.executor.process import ProcessExecutor
 from nunet_cli.jobs.spec import ExecutorSpec
 from nunet_cli.records.capability import Cpu, Resources
@@ -205,3 +211,105 @@ async def test_a_sandbox_that_was_set_up_and_not_started_leaves_nothing(tmp_path
     _, alive = psutil.wait_procs(family, timeout=5)
     assert not alive
     assert open_output(job, "made") is None
+
+
+class Slow(Group):
+    """A control group whose processes take two seconds to die, as one with much memory does."""
+
+    def kill(self) -> None:
+        time.sleep(2)
+        super().kill()
+
+
+async def longest_step(act: Callable[[], Awaitable[object]]) -> float:
+    """Return for how many seconds nothing else had its turn while something was done."""
+    longest, turns = 0.0, 0
+
+    async def look() -> None:
+        nonlocal longest, turns
+        while True:
+            before = time.monotonic()
+            await trio.sleep(0.01)
+            longest, turns = max(longest, time.monotonic() - before), turns + 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(look)
+        with trio.fail_after(30):
+            while not turns:
+                await trio.sleep(0.01)
+            await act()
+            last = turns
+            while turns < last + 2:
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    return longest
+
+
+async def test_what_takes_long_to_die_keeps_nobody_else_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = cgroup.make_group
+
+    def made(*arguments: Any) -> Group | None:
+        group = make(*arguments)
+        return Slow(group.place, group.name) if group is not None else None
+
+    monkeypatch.setattr(cgroup, "make_group", made)
+    job, executor = task(tmp_path, "sh", "-c", "sleep 60 & exit 0"), ProcessExecutor()
+    handle = await executor.start(job)
+    running = executor._running[job.allocation_id]
+    try:
+        if running.group is None:
+            pytest.skip("there are no control groups here")
+        with trio.fail_after(10):
+            await running.ended()
+        assert not running.group.is_empty()
+        assert await longest_step(partial(running.gone, executor._limiter)) < 1.5
+        assert running.group.is_empty()
+    finally:
+        await executor.cleanup(job, handle)
+
+
+async def test_a_sandbox_that_does_not_come_up_keeps_nobody_else_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not await ProcessExecutor().can_sandbox():
+        pytest.skip("bubblewrap does not work here")
+    broken = tmp_path / "bwrap"
+    broken.write_text("#!/bin/sh\necho no namespaces here >&2\nexit 1\n")
+    broken.chmod(0o755)
+    job, executor = task(tmp_path, "true", sandbox=True), ProcessExecutor()
+    kill = Running.kill
+
+    def slow(self: Running) -> None:
+        time.sleep(2)
+        kill(self)
+
+    monkeypatch.setattr(Running, "kill", slow)
+    monkeypatch.setattr("nunet_cli.executor.sandbox.find_bubblewrap", lambda: str(broken))
+
+    async def start() -> None:
+        with pytest.raises(ExecutorError, match="the sandbox did not come up"):
+            await executor.start(job)
+
+    assert await longest_step(start) < 1.5
+
+
+async def test_what_the_kernel_holds_of_a_sandbox_is_let_go_also_where_it_does_not_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = ProcessExecutor()
+    if not await executor.can_sandbox():
+        pytest.skip("bubblewrap does not work here")
+    job = task(tmp_path, "true", sandbox=True)
+    await executor.set_up(job)
+    running = executor._ready[job.allocation_id]
+
+    async def never(_self: Running, _limiter: trio.CapacityLimiter) -> None:
+        raise ExecutorError("a process of the job does not end")
+
+    monkeypatch.setattr(Running, "gone", never)
+    with pytest.raises(ExecutorError, match="does not end"):
+        await executor.cleanup(job, "")
+    assert (running.outer, running.info) == (-1, -1)
+    assert running.group is None or not any(folder.exists() for folder in running.group.folders)

@@ -16,6 +16,7 @@ from msgspec import structs
 from nunet_cli import quantities
 from nunet_cli.allocation import place
 from nunet_cli.errors import NunetError, StateError
+from nunet_cli.executor.base import ExecutorError
 from nunet_cli.executor.files import allocation_folder
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.node import Node
@@ -101,6 +102,33 @@ async def test_the_next_contract_is_made_while_the_job_before_runs(tmp_path: Pat
             while list(m.provider.ctx.store[HOLDINGS].all()):
                 await trio.sleep(0.02)
         assert len(begun(m.provider)) == PLACES
+
+
+async def test_what_waits_in_the_line_and_cannot_be_taken_down_ends_all_the_same(tmp_path: Path) -> None:
+    async with open_market(tmp_path, onboard=OFFER) as m:
+        executor, store = m.provider.ctx.executors["process"], m.provider.ctx.store
+        clean_up, broke = executor.cleanup, 0
+
+        async def breaking(task: Any, handle: str) -> None:
+            nonlocal broke
+            await clean_up(task, handle)
+            broke += not handle
+            raise ExecutorError("a process of the job does not end")
+
+        job_id = await m.post(batch(PLACES * 2, 30))
+        m.requester.orchestrate(job_id)
+        with trio.fail_after(30):
+            while len(store[ALLOCATIONS].by("state", "created")) < PLACES:
+                await trio.sleep(0.02)
+            while len(getattr(executor, "_ready", ())) < PLACES:
+                await trio.sleep(0.02)
+            executor.cleanup = breaking
+            await m.requester.cancel_job(job_id)
+            while list(store[HOLDINGS].all()) or m.provider.ctx.running.all():
+                await trio.sleep(0.02)
+        assert broke >= PLACES
+        assert {row.state for row in store[ALLOCATIONS].all()} == {"cancelled"}
+        assert {item.state for item in children(m, job_id)} == {"cancelled"}
 
 
 @pytest.mark.parametrize("late", [False, True])
