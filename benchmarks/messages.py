@@ -11,7 +11,7 @@ from benchmarks.timing import best_in_turns
 from nunet_cli.network.envelope import PREFIX, SIGNATURE_SIZE, ErrorMessage, seal, unseal
 from nunet_cli.network.identity import new_identity
 
-COUNT, TIMES = 1000, 9
+COUNT, TIMES = 250, 9
 SIZES = {"a short message": 100, "a message of 3 KB": 3000}
 
 
