@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -59,6 +60,16 @@ def browse(url: str, folder: Path, *options: str) -> str:
     return done.stdout
 
 
+def first_pixel(path: Path) -> bytes:
+    """Return red, green and blue of the upper left corner of a PNG of 8 bits, which no filter changes."""
+    data, at, packed = path.read_bytes(), 8, b""
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4])
+        packed += data[at + 8 : at + 8 + size] if data[at + 4 : at + 8] == b"IDAT" else b""
+        at += size + 12
+    return zlib.decompress(packed)[1:4]
+
+
 def get(url: str, **headers: str) -> tuple[int, str, Any]:
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
@@ -99,8 +110,25 @@ class Outline(HTMLParser):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_the_page_in_a_browser(page: tuple[Processes, str], tmp_path: Path) -> None:
+    """What it shows, to all, in light and dark; and that it says when it is not live."""
     processes, url = page
-    document = browse(url, tmp_path)
+    documents, shots = {}, {}
+    for name, option in (("light", "1"), ("dark", "0")):
+        path = tmp_path / f"{name}.png"
+        options = (f"--blink-settings=preferredColorScheme={option}", f"--screenshot={path}")
+        documents[name] = browse(url, tmp_path, *options)
+        shots[name] = sum(first_pixel(path))
+    assert shots["light"] > 2 * shots["dark"]
+    check_what_is_shown(processes, documents["light"])
+    check_that_all_can_read_it(documents["light"])
+    wrong = browse(url[:-3] + "xxx", tmp_path)
+    assert "not live: open the address that" in wrong
+    processes.stop(processes.requester)
+    gone = browse(url, tmp_path)
+    assert "not live: the node at" in gone
+
+
+def check_what_is_shown(processes: Processes, document: str) -> None:
     text = re.sub(r"<[^>]+>", " ", document)
     assert re.search(r"balance\s+99\.8 NTX\s+earned\s+0 NTX\s+spent\s+0\.2 NTX", text)
     assert re.search(r"good-job\s+settled\s+0\.2 NTX", text)
@@ -111,6 +139,8 @@ def test_the_page_in_a_browser(page: tuple[Processes, str], tmp_path: Path) -> N
     provider = json.loads(nunet("whoami", "--output", "json", home=processes.provider).stdout)["peer_id"]
     assert re.search(rf'aria-label="peer …{provider[-8:]}, provider, [\d.]+ ms"', document)
 
+
+def check_that_all_can_read_it(document: str) -> None:
     outline = Outline()
     outline.feed(document)
     assert outline.all("html")[0]["lang"] == "en"
@@ -122,19 +152,3 @@ def test_the_page_in_a_browser(page: tuple[Processes, str], tmp_path: Path) -> N
     assert sum(group.get("tabindex") == "0" and bool(group.get("aria-label")) for group in outline.all("g")) == 2
     assert all(part.get("aria-label") for part in outline.all("div") if part.get("tabindex") == "0")
     assert [part.get("aria-live") for part in outline.all("p") if part.get("role") == "status"] == ["polite"]
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_the_page_is_light_and_dark_and_says_when_it_is_not_live(page: tuple[Processes, str], tmp_path: Path) -> None:
-    processes, url = page
-    shots = {}
-    for name, option in (("light", "1"), ("dark", "0")):
-        path = tmp_path / f"{name}.png"
-        browse(url, tmp_path, f"--blink-settings=preferredColorScheme={option}", f"--screenshot={path}")
-        shots[name] = path.stat().st_size
-    assert shots["light"] != shots["dark"]
-    wrong = browse(url[:-3] + "xxx", tmp_path)
-    assert "not live: open the address that" in wrong
-    processes.stop(processes.requester)
-    gone = browse(url, tmp_path)
-    assert "not live: the node at" in gone
