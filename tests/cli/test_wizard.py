@@ -1,5 +1,6 @@
 """What a person at a terminal is asked, and that nobody else is asked anything."""
 
+import functools
 import json
 import os
 import pty
@@ -81,6 +82,7 @@ def test_onboarding_asks_a_person_and_offers_what_they_said(tmp_path: Path) -> N
     assert nunet("node", "status", home=tmp_path, check=False).returncode == 3
 
 
+@functools.cache
 def works(executor: str) -> bool:
     found = json.loads(nunet("doctor", "--output", "json", home=Path("/nonexistent/home"), check=False).stdout)
     return any(item["check"] == executor and item["state"] == "ok" for item in found)

@@ -145,7 +145,9 @@ KEYS = st.sampled_from([
     "image", "command", "deploy", "resources", "limits", "volumes", "restart", "healthcheck", "test", "depends_on", "ports",
     "Tasks", "Engine", "Type", "Params", "Image", "InputSources", "Source", "Resources", "CPU", "Timeouts", "Constraints",
 ])  # fmt: skip
-TREES = st.recursive(LEAVES, lambda below: st.lists(below, max_size=3) | st.dictionaries(KEYS, below, max_size=4))
+TREES = st.recursive(
+    LEAVES, lambda below: st.lists(below, max_size=3) | st.dictionaries(KEYS, below, max_size=4), max_leaves=20
+)
 
 
 @given(st.dictionaries(KEYS, TREES, max_size=6), st.sampled_from(["compose", "bacalhau"]))

@@ -161,7 +161,7 @@ def test_who_makes_identities_pushes_out_its_own(tmp_path: Path) -> None:
             assert peer is not None
             peer.reached = True
             peers.seen(peer)
-        for n in range(3000):
+        for n in range(MAX_STRANGERS + 500):
             made = peers.add(new_identity().public_key, None, "inbound", host=f"2001:db8::{n:x}")
             assert made is not None
             made.reached = True

@@ -223,19 +223,19 @@ async def test_data_links_bring_folders_along(market: MarketOf) -> None:
                 assert part in said
 
 
-async def test_a_folder_of_ten_thousand_files_goes_there_and_back(market: MarketOf, tmp_path: Path) -> None:
-    for number in range(100):
+async def test_a_folder_of_very_many_files_goes_there_and_back(market: MarketOf, tmp_path: Path) -> None:
+    for number in range(25):
         (tmp_path / "many" / str(number)).mkdir(parents=True)
         for inner in range(100):
             (tmp_path / "many" / str(number) / str(inner)).write_text(f"{number}/{inner}")
     async with market() as m:
         begin = time.monotonic()
         job = await run(m, spec("find many -type f | wc -l", inputs=[{"path": "many"}], outputs=[{"path": "many"}]))
-        assert stdout_of(m, job).strip() == "10000"
+        assert stdout_of(m, job).strip() == "2500"
         await written(m, job, tmp_path / "out")
-        assert (tmp_path / "out" / "many" / "99" / "99").read_text() == "99/99"
+        assert (tmp_path / "out" / "many" / "24" / "99").read_text() == "24/99"
         # not a promise, but it is no longer a matter of each file
-        assert time.monotonic() - begin < 60
+        assert time.monotonic() - begin < 20
         # what came back is what was sent: one content, kept once
         assert job.result is not None
         (sent,) = decode_spec(job.spec).inputs

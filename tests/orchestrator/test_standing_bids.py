@@ -13,6 +13,7 @@ from nunet_cli.errors import ContractError
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.opening import open_node
 from nunet_cli.orchestrator import bid as bids
+from nunet_cli.orchestrator import orchestrate
 from nunet_cli.orchestrator.batch import put_back
 from nunet_cli.orchestrator.changes import advance
 from nunet_cli.orchestrator.receipts import finish_job
@@ -264,8 +265,10 @@ async def test_a_provider_that_says_for_ever_that_no_place_came_free_does_not_ke
 
 
 async def test_an_item_waits_for_a_contract_database_that_is_away_also_when_its_batchs_bid_is_old(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # what waits to be settled is asked about as soon as the contract database is there
+    monkeypatch.setattr(orchestrate, "SETTLE_PAUSE", 0.5)
     # a bid that stands is older than it says, and who is verified is known for a minute
     async with (
         open_node(tmp_path / "provider", config(bid_timeout=3)) as provider,

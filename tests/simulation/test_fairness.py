@@ -150,13 +150,13 @@ def test_shares_of_three_to_one_are_kept(tmp_path: Path) -> None:
         share = Share(f"peer.did == '{did}'", 3.0)
         comparator = structs.replace(provider.get_preferences(), shares=(share,))
         await provider.set_preferences(comparator)
-        await post(sim, much, 24)
-        await post(sim, little, 12)
+        await post(sim, much, 18)
+        await post(sim, little, 9)
         # once both wait for places
         before = await until_begun(provider, 4, 600)
-        after = await until_begun(provider, 28, 3600)
+        after = await until_begun(provider, 20, 3600)
         count = after - before
-        assert sum(count.values()) >= 24
+        assert sum(count.values()) >= 16
         assert 2.5 <= count[did] / count[little.identity.did] <= 3.6, count
 
     run(main, tmp_path)
