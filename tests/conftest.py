@@ -168,6 +168,25 @@ async def open_market(
         yield Market(r, p, a, folder)
 
 
+async def longest_pause(task: Any) -> float:
+    """Run a task; return the longest time in which the event loop had no turn."""
+    longest, last = 0.0, trio.current_time()
+    async with trio.open_nursery() as nursery:
+
+        async def run() -> None:
+            await task()
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(run)
+        with trio.CancelScope():
+            while not nursery.cancel_scope.cancel_called:
+                await trio.lowlevel.checkpoint()
+                now = trio.current_time()
+                longest, last = max(longest, now - last), now
+                await trio.sleep(0.001)
+    return longest
+
+
 @pytest.fixture
 def market(tmp_path: Path) -> Callable[..., Any]:
     """Return a function that opens a market in a fresh folder."""

@@ -9,6 +9,9 @@ from functools import lru_cache
 
 _SIGNS = re.compile(r"[*?\[]")
 ANY_DEPTH = "**"
+# comparisons of one name with one part of a pattern, for one folder: a few seconds of a thread. As many names as a
+# folder may have are 20 for each; `**` and two parts after it take three
+MAX_STEPS = 2_000_000
 
 
 def is_glob(path: str) -> bool:
@@ -32,7 +35,8 @@ class Pattern:
     """
 
     def __init__(self, parts: tuple[str, ...]) -> None:
-        self._parts = parts
+        # `**/**` finds what `**` does
+        self._parts = tuple(part for n, part in enumerate(parts) if part != ANY_DEPTH or parts[n - 1 : n] != (part,))
         self.start = self._closure({0})
 
     def step(self, places: Iterable[int], name: str) -> frozenset[int]:
@@ -51,27 +55,40 @@ class Pattern:
         """Say whether all of the pattern was found."""
         return len(self._parts) in places
 
-    def fits(self, path: str, *, is_way: bool = False) -> bool:
-        """Say whether the pattern finds a path, or a folder above it, which it finds as a whole.
+    def first_stray(self, paths: Iterable[tuple[str, bool]]) -> str | None:
+        """Return the first path that the pattern does not find, nor a folder above it, which it finds as a whole.
+
+        A folder on the way to what may be found is none. A name is compared once, however deep it is.
 
         Args:
-            path: relative to the pattern's folder.
-            is_way: a folder on the way to what may be found fits as well.
+            paths: relative to the pattern's folder, each folder before what is in it, and whether it is a folder.
+
+        Raises:
+            ValueError: that takes over `MAX_STEPS`.
         """
-        places = self.start
-        for name in path.split("/"):
-            places = self.step(places, name)
-            if self.is_done(places):
-                return True
-        return is_way and bool(places)
+        # how far the pattern has come in each folder on the way to the path at hand; None where it was found whole
+        way: list[frozenset[int] | None] = [self.start]
+        steps = 0
+        for path, is_folder in paths:
+            depth = path.count("/") + 1
+            del way[depth:]
+            places = way[depth - 1]
+            if places is not None:
+                steps += len(places)
+                if steps > MAX_STEPS:
+                    raise ValueError(f"over {MAX_STEPS} comparisons")
+                next_places = self.step(places, path.rpartition("/")[2])
+                is_found = self.is_done(next_places)
+                if not is_found and not (is_folder and next_places):
+                    return path
+                places = None if is_found else next_places
+            way.append(places)
+        return None
 
     def _closure(self, places: set[int]) -> frozenset[int]:
         """Return the places, and those after each `**`, which may be no folder at all."""
-        found = set(places)
-        for place in range(len(self._parts)):
-            if place in found and self._parts[place] == ANY_DEPTH:
-                found.add(place + 1)
-        return frozenset(found)
+        more = (place + 1 for place in places if self._parts[place : place + 1] == (ANY_DEPTH,))
+        return frozenset((*places, *more))
 
 
 def _fits(name: str, part: str) -> bool:

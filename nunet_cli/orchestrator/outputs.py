@@ -12,6 +12,7 @@ from msgspec import structs
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import LOGS_GONE, NotFoundError, PeerError, RejectedMessageError, StateError
 from nunet_cli.jobs.check import decode_spec
+from nunet_cli.jobs.globs import MAX_STEPS, Pattern
 from nunet_cli.jobs.tree import loose_patterns
 from nunet_cli.network.data.trees import entries_of, opened, unpack
 from nunet_cli.orchestrator.changes import change_job, find_job
@@ -135,15 +136,26 @@ async def _check_folders(ctx: Fetching, contract: ContractRecord, result: Result
     for output in result.outputs:
         if output.kind == "file":
             continue
-        try:
-            entries = await ctx.threads.run(entries_of, ctx.blobs.path(output.cid))
-        except TreeError as error:
-            raise RejectedMessageError(f"the output {output.name}: {error.message}", code="wrong_content") from None
         pattern = loose[output.name] if output.kind == "files" else None
-        stray = [one.path for one in entries if pattern and not pattern.fits(one.path, is_way=one.kind == "folder")]
-        if stray:
-            text = f"the output {output.name} has {stray[0]!r} in it, which the pattern does not find"
-            raise RejectedMessageError(text, code="wrong_content")
+        # a list of as many names as there may be takes seconds of the processor
+        wrong = await ctx.threads.run(_wrong_in, ctx.blobs.path(output.cid), pattern)
+        if wrong:
+            raise RejectedMessageError(f"the output {output.name}{wrong}", code="wrong_content")
+
+
+def _wrong_in(source: Path, pattern: Pattern | None) -> str:
+    """Return what is wrong with what should be a folder, or what a pattern has found; empty where nothing is."""
+    try:
+        entries = entries_of(source)
+    except TreeError as error:
+        return f": {error.message}"
+    if pattern is None:
+        return ""
+    try:
+        stray = pattern.first_stray((one.path, one.kind == "folder") for one in entries)
+    except ValueError:
+        return f" takes over {MAX_STEPS} comparisons with its pattern: no provider that keeps to the rules sends that"
+    return f" has {stray!r} in it, which the pattern does not find" if stray is not None else ""
 
 
 async def write_outputs(

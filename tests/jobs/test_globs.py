@@ -2,7 +2,7 @@
 
 import pytest
 
-from nunet_cli.jobs.globs import Pattern, is_glob, split_glob
+from nunet_cli.jobs.globs import MAX_STEPS, Pattern, is_glob, split_glob
 
 
 def matches(pattern: str, path: str) -> bool:
@@ -35,3 +35,22 @@ def test_a_pattern_begins_in_the_last_folder_without_a_sign(pattern: str, base: 
 )  # fmt: skip
 def test_a_pattern_finds_what_a_shell_would(pattern: str, path: str, is_found: bool) -> None:
     assert matches(pattern, path) == is_found
+
+
+ENTRIES = [("a", True), ("a/b.csv", False), ("c.d", True), ("c.d/e", True), ("c.d/e/f.txt", False), ("g.csv", False)]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "stray"),
+    [("**", None), ("*", None), ("*/*", "g.csv"), ("**/*.csv", "c.d/e/f.txt"), ("c*", "a"), ("?*/*", "g.csv"),
+     ("[ag]*", "c.d"), ("**/**/*", None), ("*.*", "a"), ("**/*.*", None)],
+)  # fmt: skip
+def test_the_first_of_many_paths_that_a_pattern_does_not_find(pattern: str, stray: str | None) -> None:
+    """A folder that is found is so as a whole, and one on the way to what may be found is none of them."""
+    assert Pattern(split_glob(pattern)[1]).first_stray(ENTRIES) == stray
+
+
+def test_the_comparisons_of_a_pattern_have_an_end() -> None:
+    endless = (("a", True) for _ in range(MAX_STEPS))
+    with pytest.raises(ValueError, match="comparisons"):
+        Pattern(("**", "*", "*", "b")).first_stray(endless)

@@ -28,7 +28,7 @@ from nunet_cli.records.jobs import Job
 from nunet_cli.records.messaging import GRANTS
 from nunet_cli.records.results import OutputFile, Result
 from nunet_cli.tokenomics.evidence import export_bundle, read_bundle, verify_bundle
-from tests.conftest import Market, add_bytes, config, needs_docker
+from tests.conftest import Market, add_bytes, config, longest_pause, needs_docker
 from tests.images import busybox_image
 from tests.network.test_trees import described, forged
 
@@ -305,6 +305,40 @@ async def test_what_a_pattern_does_not_find_is_not_delivered(
         job = m.job(job_id)
         # it is not paid, unless its provider waits for the deadline and nobody disputes it
         assert (job.state, job.collected, job.paid) == ("completed", False, None)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "why"),
+    [("o/**/*.txt", ""), ("o/**/" + "*/" * 60 + "*.txt", "takes over 2000000 comparisons with its pattern")],
+    ids=["honest", "heavy"],
+)
+async def test_a_long_list_of_deep_names_does_not_stand_the_requesters_node_still(
+    market: MarketOf, pattern: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each name is compared once, in a thread, and the comparisons are counted."""
+    folders = [("/".join("a" * depth), "folder", 0o755) for depth in range(1, 62)]
+    deep = folders[-1][0]
+    # held against the pattern from its beginning, this is some ten seconds
+    content = forged(*folders, *((f"{deep}/{number:06}.txt", "file") for number in range(40_000)))
+    async with market() as m:
+        cid, size = await add_bytes(m.provider.ctx.blobs, content)
+
+        async def taken(*_: Any) -> taking.Taken:
+            return taking.Taken(cid, size, "files")
+
+        monkeypatch.setattr(part, "take_in", taken)
+        job_id = await m.post(spec("true", outputs=[{"path": pattern}]))
+        said: list[str] = []
+
+        async def settle() -> None:
+            try:
+                await orchestrate_job(m.requester.ctx, job_id)
+            except ContractError as error:
+                said.append(error.message)
+
+        assert await longest_pause(settle) < 2
+        assert m.job(job_id).state == ("completed" if why else "settled")
+        assert [why in text for text in said] == [True] * bool(why)
 
 
 async def test_a_folder_that_has_a_patterns_name_comes_back_as_one(market: MarketOf, tmp_path: Path) -> None:

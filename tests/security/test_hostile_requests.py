@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 import pytest
-import trio
 
 from nunet_cli.network.connection import ENVELOPE
 from nunet_cli.node.node import Node
@@ -18,7 +17,7 @@ from nunet_cli.records.events import EVENTS
 from nunet_cli.records.messaging import INBOX, OUTBOX
 from nunet_cli.records.offers import OnboardOptions
 from nunet_cli.records.table import Table
-from tests.conftest import config
+from tests.conftest import config, longest_pause
 from tests.security.test_hostile_peer import Hostile
 
 ONES = "[" + ",".join("1" for _ in range(200)) + "]"
@@ -53,25 +52,6 @@ async def answer(peer: Hostile, request: Any) -> dict[str, Any]:
 def kept(node: Node) -> dict[str, int]:
     tables: tuple[Table[Any], ...] = (INBOX, OUTBOX, BID_REQUESTS, BIDS, EVENTS)
     return {table.name: node.ctx.store[table].count() for table in tables}
-
-
-async def longest_pause(task: Any) -> float:
-    """Run a task; return the longest time in which the event loop had no turn."""
-    longest, last = 0.0, trio.current_time()
-    async with trio.open_nursery() as nursery:
-
-        async def run() -> None:
-            await task()
-            nursery.cancel_scope.cancel()
-
-        nursery.start_soon(run)
-        with trio.CancelScope():
-            while not nursery.cancel_scope.cancel_called:
-                await trio.lowlevel.checkpoint()
-                now = trio.current_time()
-                longest, last = max(longest, now - last), now
-                await trio.sleep(0.001)
-    return longest
 
 
 async def test_expressions_do_not_stand_a_node_still(provider: Node) -> None:

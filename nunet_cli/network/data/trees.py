@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
-from nunet_cli.jobs.globs import Pattern
+from nunet_cli.jobs.globs import MAX_STEPS, Pattern
 from nunet_cli.records.trees import (
     MAX_DEPTH,
     MAX_ENTRIES,
@@ -52,6 +52,8 @@ class Found:
     entries: list[Entry] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
     looked_at: int = 0
+    # comparisons with the pattern, of what may be found: whoever this is sent to makes them once more
+    steps: int = 0
 
     @property
     def size(self) -> int:
@@ -106,6 +108,9 @@ def _look(
         next_places = pattern.step(places, name) if pattern else places
         if pattern and not next_places:
             continue
+        found.steps += len(places) if pattern else 0
+        if found.steps > MAX_STEPS:
+            raise TreeError(f"the pattern takes over {MAX_STEPS} comparisons here: give it fewer parts after `**`")
         is_taken = pattern is None or pattern.is_done(next_places)
         path = above + name
         info = os.stat(name, dir_fd=folder, follow_symlinks=False)
