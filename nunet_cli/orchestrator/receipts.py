@@ -19,7 +19,7 @@ from nunet_cli.records.contracts import DATABASE, ORACLE, PROVIDER, REQUESTER, R
 from nunet_cli.records.documents import Document
 from nunet_cli.records.jobs import JOBS, Job
 from nunet_cli.records.messages import Message
-from nunet_cli.records.results import Result
+from nunet_cli.records.results import REASONS, Result
 from nunet_cli.tokenomics.receipt import NOT_DELIVERED, SECOND_RESULT, require_receipt
 
 SEE_EVIDENCE = "both results are signed, and kept as evidence: nunet contract export {}"
@@ -174,7 +174,7 @@ def _fail_or_retry(t: Transaction, job: Job, result: Result, money: dict[str, st
     if tries:
         return search_again(t, job, contract.provider, {"reason": result.reason or "not_delivered", **money})
     message = result.message or result.reason or "the contract was refunded"
-    code = result.reason or "job_failed"
+    code = result.reason if result.reason in REASONS else "job_failed"
     if result.state == "completed":
         message, code = money["message"], "rejected"
     # programs say on standard error what went wrong; where that is empty, it is no place to look

@@ -12,6 +12,15 @@ from nunet_cli.records.limits import Limits
 # what a provider writes at the end of a log that it keeps no more of
 LOG_CUT = b"\n[nunet: the log is over its limit; the rest is not kept]\n"
 
+# why a job failed, as nodes of this version say it. Another word of a provider's is text: a job's own error must not
+# have the code of one that this node acts on, such as a full disk here
+REASONS = frozenset({
+    "bad_place", "bad_text", "bad_tree", "disk_full", "executor_error", "exit_code", "image_not_allowed",
+    "inputs_too_large", "max_duration", "missing_output", "no_control_group", "no_executor", "no_image", "no_place",
+    "no_program", "no_sandbox", "no_workdir", "out_of_memory", "provider_ended", "provider_error", "provider_restarted",
+    "too_many_processes", "unhealthy", "wrong_content",
+})  # fmt: skip
+
 
 class Usage(Struct, forbid_unknown_fields=True, frozen=True):
     """What an allocation used: seconds of processor and wall time, and the peak of memory in bytes.

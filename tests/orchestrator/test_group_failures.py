@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import trio
+from msgspec import structs
 
+from nunet_cli.allocation import run
 from nunet_cli.errors import JobFailedError, UsageError
 from nunet_cli.groups.group import logs_of, outputs_of
 from nunet_cli.groups.orchestrate import orchestrate_job
@@ -15,6 +17,7 @@ from nunet_cli.groups.walk import run_group
 from nunet_cli.jobs.reader import read_spec
 from nunet_cli.node.opening import open_node
 from nunet_cli.records.jobs import JOBS, Job
+from nunet_cli.records.results import Result
 from tests.conftest import Market, config, open_market
 
 MarketOf = Callable[..., Any]
@@ -48,6 +51,24 @@ async def failed(m: Market, job_id: str) -> JobFailedError:
     with pytest.raises(JobFailedError) as caught, trio.fail_after(60):
         await orchestrate_job(m.requester.ctx, job_id)
     return caught.value
+
+
+@pytest.mark.parametrize("reason", ["not_run", "child_cancelled", "no_space", "internal"])
+async def test_a_providers_word_for_a_failure_is_no_code_of_this_node(
+    market: MarketOf, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Items that failed are counted as such, whatever their provider says that they did."""
+    signed = run.result_of
+
+    async def said(*of: Any) -> Result:
+        return structs.replace(await signed(*of), reason=reason, message="it says so")
+
+    # another program than ours may sign what it likes
+    monkeypatch.setattr(run, "result_of", said)
+    async with market() as m:
+        error = await failed(m, await m.post(batch("exit 3", 2)))
+        assert (error.code, error.details["failed"]) == ("job_failed", 2)
+        assert "it says so" in error.message
 
 
 async def test_two_of_six_items_fail_and_the_others_settle_and_are_paid(market: MarketOf) -> None:
