@@ -95,15 +95,14 @@ def _check_items(spec: JobSpec, where: str) -> None:
     size = len(encode_spec(structs.replace(spec, batch=None))) * batch.count
     _check_size(size, where)
     names: dict[str, int] = {}
+    measured = items.measures(spec)
     # without values they differ in their number alone
     for index in range(batch.count) if batch.items else {0, batch.count - 1}:
-        item, at = items.item_spec(spec, index), f"{where}children[{index}]."
-        for path, text, most in items.lengths(item):
-            if len(text) > most:
-                raise _wrong(at + path, f"over {most} characters with the item's values in it")
-            # a value may be in many places
-            size += len(text)
+        # a value may be in many places: what comes of it is counted before it is made
+        at, values = f"{where}children[{index}].", items.item_values(spec, index)
+        size += items.total_length(measured, values, at)
         _check_size(size, where)
+        item = items.item_spec(spec, index)
         if not _JOB_NAME.match(item.name):
             raise _wrong(at + "batch.name", f"not a name: {item.name!r}", "a letter or digit first")
         if item.name in names:

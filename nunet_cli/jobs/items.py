@@ -11,6 +11,7 @@ import difflib
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -252,21 +253,63 @@ def _texts(spec: JobSpec) -> Iterator[tuple[str, str]]:
         yield f"outputs[{number}].name", output.name
 
 
-def lengths(item: JobSpec) -> Iterator[tuple[str, str, int]]:
-    """Yield what may have become too long by what was filled in: its path, the text, and its most characters."""
-    assert item.executor is not None
-    yield "executor.workdir", item.executor.workdir, 400
-    for number, source in enumerate(item.inputs):
-        yield f"inputs[{number}].path", source.path, 4000
-        yield f"inputs[{number}].to", source.to, 400
-    for number, output in enumerate(item.outputs):
-        yield f"outputs[{number}].path", output.path, 400
-        yield f"outputs[{number}].name", output.name, 200
-    for number, argument in enumerate(item.executor.command):
-        yield f"executor.command[{number}]", argument, 100_000
-    for name, value in item.executor.env.items():
-        yield f"executor.env.{name}", value, 100_000
-    yield "description", item.description, 2000
+class Measure(NamedTuple):
+    """How long a text is with an item's values in it, before they are: its path, and its most characters."""
+
+    path: str
+    most: int
+    # characters that stay, and how often each value comes
+    fixed: int
+    places: dict[str, int]
+
+    def length(self, values: Mapping[str, str]) -> int:
+        """Return the length of what `fill` would make of the text."""
+        return self.fixed + sum(times * len(values.get(name, f"{{{name}}}")) for name, times in self.places.items())
+
+
+def measures(spec: JobSpec) -> list[Measure]:
+    """Return what may become too long by what is filled in, measured."""
+    assert spec.executor is not None
+    executor = spec.executor
+    texts = [("executor.workdir", executor.workdir, 400), ("description", spec.description, 2000)]
+    for number, item in enumerate(spec.inputs):
+        texts += [(f"inputs[{number}].path", item.path, 4000), (f"inputs[{number}].to", item.to, 400)]
+    for number, output in enumerate(spec.outputs):
+        texts += [(f"outputs[{number}].path", output.path, 400), (f"outputs[{number}].name", output.name, 200)]
+    texts += [(f"executor.entrypoint[{number}]", text, 100_000) for number, text in enumerate(executor.entrypoint)]
+    texts += [(f"executor.command[{number}]", text, 100_000) for number, text in enumerate(executor.command)]
+    texts += [(f"executor.env.{name}", text, 100_000) for name, text in executor.env.items()]
+    return [_measure(*each) for each in texts]
+
+
+def total_length(measured: Sequence[Measure], values: Mapping[str, str], at: str) -> int:
+    """Return how many characters all texts of an item have with its values in them.
+
+    Args:
+        measured: the texts.
+        values: the item's.
+        at: the item's path in the document, for error messages.
+
+    Raises:
+        UsageError: one would have too many; with `details["path"]`.
+    """
+    total = 0
+    for text in measured:
+        length = text.length(values)
+        if length > text.most:
+            raise UsageError(
+                f"over {text.most} characters with the item's values in it", details={"path": at + text.path}
+            )
+        total += length
+    return total
+
+
+def _measure(path: str, text: str, most: int) -> Measure:
+    found = [] if "{" not in text else _PLACE.findall(text)
+    places = Counter(name for literal, name in found if not literal)
+    # the braces and names that are filled in go, and of the doubled braces one each
+    gone = sum(times * (len(name) + 2) for name, times in places.items()) + 2 * sum(bool(word) for word, _ in found)
+    return Measure(path, most, len(text) - gone, dict(places))
 
 
 def item_values(spec: JobSpec, index: int) -> dict[str, str]:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import time
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from nunet_cli.errors import UsageError
 from nunet_cli.jobs.check import decode_spec
-from nunet_cli.jobs.items import MAX_ITEMS, Row, expand_batch, fill, read_items, rows_of_paths
+from nunet_cli.jobs.items import MAX_ITEMS, Row, expand_batch, fill, measures, read_items, rows_of_paths
 from nunet_cli.jobs.reader import read_spec
 from nunet_cli.jobs.spec import encode_spec
 from nunet_cli.jobs.tree import price_limit
@@ -160,3 +161,30 @@ def test_values_that_are_filled_in_again_and_again_do_not_fill_the_memory() -> N
     with pytest.raises(UsageError, match="the specifications of all items come to over"):
         batch("rows.jsonl", lambda name: read_items(lines, name), executor={"type": "process", "command": command})
     assert time.process_time() - began < 10
+
+
+@pytest.mark.parametrize("field", ["command", "env", "entrypoint"])
+def test_what_would_be_too_long_is_counted_before_it_is_made(field: str) -> None:
+    # 100 KB of specification and one value of 4000 characters; filled in it would be over a hundred megabytes
+    many = "{x}" * 33_000
+    executor = {"type": "docker", "image": "x", field: {"A": many} if field == "env" else [many]}
+    rows = [Row({"x": "A" * 4000})]
+    tracemalloc.start()
+    try:
+        with pytest.raises(UsageError, match="over 100000 characters"):
+            batch("rows.csv", lambda _: rows, executor=executor)
+        assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@given(st.lists(st.tuples(st.sampled_from(["{", "}", "{{", "}}", "$", "", "x"]), NAMES), max_size=8),
+       st.dictionaries(NAMES, VALUES, max_size=3))  # fmt: skip
+def test_the_length_that_is_counted_is_that_of_the_text(pieces: list[tuple[str, str]], values: dict[str, str]) -> None:
+    names = [*values, "other"]
+    text = "".join(
+        sign + names[len(name) % len(names)] + "}" * (number % 3) for number, (sign, name) in enumerate(pieces)
+    )
+    spec = batch(3, executor={"type": "process", "command": [text]})
+    (measure,) = [one for one in measures(spec) if one.path == "executor.command[0]"]
+    assert measure.length(values) == len(fill(text, values))
