@@ -18,6 +18,7 @@ from nunet_cli.errors import NunetError
 from nunet_cli.executor.base import NODE_LABEL, Executor, ExecutorError, Exit, Given, SettingUp, Task, make_scratch
 from nunet_cli.executor.files import allocation_folder
 from nunet_cli.jobs.spec import HealthSpec, JobSpec, ServiceSpec, output_name
+from nunet_cli.jobs.tree import output_room
 from nunet_cli.network.data.trees import entries_of
 from nunet_cli.orchestrator.needs import HasConfig, HasExecutors, HasHome, HasStore
 from nunet_cli.orchestrator.permissions import Permitting, trusts
@@ -291,7 +292,7 @@ async def collect(ctx: Keeping, part: Part, room: int) -> tuple[list[OutputFile]
     """
     outputs: list[OutputFile] = []
     missing, total = [], 0
-    room = min(room, max(part.spec.resources.disk, 2**20))
+    room = min(room, output_room(part.spec))
     for item in part.spec.outputs:
         taken = await take_in(ctx, part.task, item, room - total)
         if taken is None:

@@ -17,6 +17,8 @@ from nunet_cli.records.capability import Capability, Connectivity, Cpu, PriceBid
 from nunet_cli.records.kyc import Kyc
 
 MAX_DEPTH = 8
+# bytes of outputs that a program may have in any case
+LEAST_ROOM = 2**20
 # items of batches are counted
 MAX_JOBS = 12_000
 
@@ -180,6 +182,14 @@ def output_names(spec: JobSpec) -> list[str]:
     if spec.executor is not None:
         return [output_name(item) for item in spec.outputs]
     return [f"{child.name}/{output_name(item)}" for child in spec.children for item in child.outputs]
+
+
+def output_room(spec: JobSpec) -> int:
+    """Return the bytes that the outputs of a job or pod may have: they lie on the disk that its programs asked for.
+
+    A folder or pattern is as large as its content, with the list of names in it.
+    """
+    return sum(max(part.resources.disk, LEAST_ROOM) for part in programs(spec))
 
 
 def loose_patterns(spec: JobSpec) -> dict[str, Pattern]:

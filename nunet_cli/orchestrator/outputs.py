@@ -13,7 +13,8 @@ from nunet_cli.database.store import Transaction
 from nunet_cli.errors import LOGS_GONE, NotFoundError, PeerError, RejectedMessageError, StateError
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.globs import MAX_STEPS, Pattern
-from nunet_cli.jobs.tree import loose_patterns
+from nunet_cli.jobs.spec import JobSpec
+from nunet_cli.jobs.tree import loose_patterns, output_room
 from nunet_cli.network.data.trees import entries_of, opened, unpack
 from nunet_cli.orchestrator.changes import change_job, find_job
 from nunet_cli.orchestrator.logs import LOG_PIECE, read_piece
@@ -101,6 +102,12 @@ async def fetch_outputs(ctx: Fetching, contract: ContractRecord, result: Result)
     """
     wanted = _wanted(result)
     total = sum(size for _, size in wanted)
+    spec = decode_spec(contract.spec)
+    made, room = sum(output.size for output in result.outputs), output_room(spec)
+    if made > room:
+        # a provider that keeps to the rules takes no more of them from the job's disk
+        text = f"the outputs have {made} bytes, over the {room} of the job's disk"
+        raise RejectedMessageError(text, code="outputs_too_large")
     if total > ctx.config.limits.output_size + 2 * ctx.config.limits.log_size:
         raise RejectedMessageError(f"the outputs have {total} bytes, over limits.output_size", code="outputs_too_large")
     job_id, arrived = contract.job_id, 0
@@ -112,7 +119,7 @@ async def fetch_outputs(ctx: Fetching, contract: ContractRecord, result: Result)
                     progress=lambda here, before=arrived: _note_arrived(ctx, job_id, before + here, total),  # type: ignore[misc]  # bound now
                 )  # fmt: skip
             arrived += size
-        await _check_folders(ctx, contract, result)
+        await _check_folders(ctx, spec, result)
     finally:
         ctx.progress.done(job_id)
     return total
@@ -124,7 +131,7 @@ def _wanted(result: Result) -> list[tuple[str, int]]:
     return [*wanted, (result.stdout_cid, result.stdout_size), (result.stderr_cid, result.stderr_size)]
 
 
-async def _check_folders(ctx: Fetching, contract: ContractRecord, result: Result) -> None:
+async def _check_folders(ctx: Fetching, spec: JobSpec, result: Result) -> None:
     """Look whether what should be folders are some, and whether a pattern would have found what came for it.
 
     What came for a pattern is written beside what stands in the user's folder: nothing else may come with it.
@@ -132,7 +139,7 @@ async def _check_folders(ctx: Fetching, contract: ContractRecord, result: Result
     Raises:
         RejectedMessageError: it is something else: not what was to be delivered.
     """
-    loose = loose_patterns(decode_spec(contract.spec))
+    loose = loose_patterns(spec)
     for output in result.outputs:
         if output.kind == "file":
             continue

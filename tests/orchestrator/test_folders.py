@@ -307,6 +307,32 @@ async def test_what_a_pattern_does_not_find_is_not_delivered(
         assert (job.state, job.collected, job.paid) == ("completed", False, None)
 
 
+async def test_outputs_have_no_more_bytes_than_the_disk_that_the_job_asked_for(
+    market: MarketOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = {"cpu": 0.1, "memory": "32MiB", "disk": "1MiB"}
+    async with market() as m:
+        # the members of a pod have a disk each
+        made = "head -c 1000000 /dev/zero > o"
+        members = [json.loads(spec(made, name=name, resources=size, outputs=[{"path": "o"}])) for name in "ab"]
+        pod = {"name": "pod", "pods": [{"id": "both", "jobs": ["a", "b"]}], "children": members}
+        assert (await run(m, json.dumps(pod))).state == "settled"
+        cid, length = await add_bytes(m.provider.ctx.blobs, os.urandom(2**20 + 1))
+
+        async def taken(*_: Any) -> taking.Taken:
+            return taking.Taken(cid, length)
+
+        # another program than ours may sign what it likes
+        monkeypatch.setattr(part, "take_in", taken)
+        job_id = await m.post(spec("touch o", resources=size, outputs=[{"path": "o"}]))
+        with pytest.raises(ContractError, match=r"1048577 bytes, over the 1048576 of the job's disk") as caught:
+            await orchestrate_job(m.requester.ctx, job_id)
+        # not a byte of it is fetched, and it is not paid
+        assert caught.value.code == "outputs_too_large"
+        assert not m.requester.ctx.blobs.has(cid)
+        assert m.job(job_id).paid is None
+
+
 @pytest.mark.parametrize(
     ("pattern", "why"),
     [("o/**/*.txt", ""), ("o/**/" + "*/" * 60 + "*.txt", "takes over 2000000 comparisons with its pattern")],
