@@ -161,8 +161,13 @@ def explain(node: Node, row: Job) -> dict[str, Any]:
     """Return the table provider × constraint of the last bid request, and the smallest change that would help."""
     from nunet_cli.matching import explain as reasons
 
-    ranked = node.get_registered_bids(row.bid_request_id) if row.bid_request_id else []
-    answered = node.ctx.store[BIDS].by("bid_request_id", row.bid_request_id) if row.bid_request_id else []
+    request_id = row.bid_request_id
+    if not request_id and row.parent:
+        # of an item of a batch, which is asked for with all others
+        above = node.ctx.store[JOBS].get(row.parent)
+        request_id = above.bid_request_id if above is not None else ""
+    ranked = node.get_registered_bids(request_id) if request_id else []
+    answered = node.ctx.store[BIDS].by("bid_request_id", request_id) if request_id else []
     # the bids, the best first, and then who made none
     last = [*ranked, *(item for item in answered if item.kind != "bid")]
     answers, declined, whole = [], [], []
@@ -171,7 +176,8 @@ def explain(node: Node, row: Job) -> dict[str, Any]:
         fields = list(comparison.fields) if comparison is not None else []
         peer, why = item.bidder.peer_id, list(item.reasons)
         whole.append((peer, fields, why))
-        if item.kind == "decline":
+        if item.kind == "decline" and not item.free_at:
+            # who is only busy takes the job as it is, later
             declined.append(whole[-1])
         answers.append(
             {

@@ -32,16 +32,19 @@ class Counted:
     Args:
         client: the node.
         row: the job with its children, as the node shows it.
+        steps: whether there are lines about how far it is; a bar says it too.
     """
 
-    def __init__(self, client: ApiClient, row: dict[str, Any]) -> None:
-        self._client = client
+    def __init__(self, client: ApiClient, row: dict[str, Any], *, steps: bool = True) -> None:
+        self._client, self._steps = client, steps
         self._ids = {child["name"]: child["id"] for child in row["children"]}
         # those that have not failed are not run again
         self._done = {child["name"] for child in row["children"] if child["state"] in ("settled", "resolved")}
         self._lost: set[str] = set()
         self._running: set[str] = set()
         self._said: set[str] = set()
+        # for what reasons nobody can run those that have none
+        self._nobody: set[str] = set()
         self._found_bids = False
         self._failures = 0
         self._told = (len(self._done) * STEPS // len(self._ids), 0)
@@ -70,6 +73,8 @@ class Counted:
             return self._of_child(child, event, line)
         if child:
             return self._once(child, line) if kind in REMARKS else []
+        if kind == "search_ended":
+            return self._nobody_can(event["data"])
         if kind == "bids_ranked" and event["data"]["bids"] and not self._found_bids:
             self._found_bids = True
             data = event["data"]
@@ -91,11 +96,16 @@ class Counted:
             return self._step()
         if kind in LOST and name not in self._lost:
             self._lost.add(name)
+            if kind == "job_expired" and event["data"].get("message") in self._nobody:
+                # that was told of all of them
+                return []
             return [*self._failure(name, event), *self._step()]
         return self._once(name, line) if kind in REMARKS else []
 
     def _step(self) -> list[tuple[str, str]]:
         """Return a line where it has come a step further."""
+        if not self._steps:
+            return []
         done, lost, total = self.counts
         # with the last one the whole ends, and says so itself
         now = ((done + lost) * STEPS // total, 0)
@@ -103,6 +113,15 @@ class Counted:
             return []
         self._told = now
         return [("execute", self.text())]
+
+    def _nobody_can(self, data: dict[str, Any]) -> list[tuple[str, str]]:
+        """Return a line that says once for all children that wait why nobody can run them."""
+        message = data.get("message", "")
+        if not message or message in self._nobody:
+            return []
+        self._nobody.add(message)
+        which = "those that are left" if self._done else "any of them"
+        return [("match", f"nobody can run {which}: {data.get('why') or message}")]
 
     def _failure(self, name: str, event: dict[str, Any]) -> list[tuple[str, str]]:
         """Return a line about a child that failed, with the last line that it wrote."""

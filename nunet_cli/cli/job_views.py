@@ -83,7 +83,8 @@ def show(job: JobArgument, output: OutputOption = Format.table, quiet: QuietOpti
                 "attempt": row["attempt"] if row["past"] else None, "children": _counted(row["counts"]),
                 "waiting": _waiting(row["waiting"]), "next run": row["next_run"], "parent": row["parent"],
                 "item": ", ".join(f"{name}={value}" for name, value in (row["item"] or {}).items()) or None,
-                "next": next_command(row),
+                # what waits for a provider with room goes on by itself
+                "next": None if row["waiting"] else next_command(row),
             }
         )  # fmt: skip
         for past in row["past"]:
@@ -220,7 +221,9 @@ def explain(
             ],
             ["state", "jobs", "why", "for example"],
         )  # fmt: skip
-        return
+        if not document["answers"] or any(answer["bid"] for answer in document["answers"]):
+            return
+        # of a batch that nobody can run just now, or ever
     rows = [
         [short(row["peer"]), row["constraint"], row["required"], row["available"], row["margin"], row["reason"]]
         for row in document["table"]

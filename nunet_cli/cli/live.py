@@ -13,7 +13,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from nunet_cli.cli.output import clean, console, short
+from nunet_cli.cli.output import clean, console, declines, short
 from nunet_cli.quantities import format_size
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class LiveView:
             start = data["start"][11:19] if "start" in data else ""
             row: Row = (who, f"{data['price']} NTX", start, f"{data.get('load', 0):.0%}", "bids")
         else:
-            says = "; ".join(data["reasons"]) if event["type"] == "bid_declined" else "does not answer"
+            says = declines(data) if event["type"] == "bid_declined" else "does not answer"
             row = (who, "", "", "", says)
         self._bids.setdefault(key, []).append(row)
         self._show()

@@ -232,6 +232,12 @@ def short(text: str | None, length: int = 8) -> str:
     return text if len(text) <= length + 6 else text[: length + 6]
 
 
+def declines(data: dict[str, Any]) -> str:
+    """Return what a provider says that does not bid, from its event: for good, or just now."""
+    why = "; ".join(data["reasons"])
+    return f"is busy, just now: {why}" if data.get("free_at") else f"declines: {why}"
+
+
 def price_text(price: dict[str, Any] | None) -> str:
     """Return a price as people write it."""
     if price is None:

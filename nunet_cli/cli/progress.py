@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import threading
 import time
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nunet_cli.api.client import ApiClient
 from nunet_cli.cli.counted import MANY, Counted
 from nunet_cli.cli.job_logs import begins, pieces
-from nunet_cli.cli.output import note, short
+from nunet_cli.cli.output import declines, note, short
 from nunet_cli.errors import DeclinedError, NodeError, NunetError
 from nunet_cli.quantities import format_size
 
@@ -26,6 +27,7 @@ WAITING = {
     "job_invoked": "the provider makes the allocation", "job_running": "the job runs",
     "job_completed": "fetching the outputs", "outputs_received": "the oracle verifies", "job_verified": "settling",
 }  # fmt: skip
+_COUNTED = re.compile(r"\d+ of \d+ failed: ")
 RECONNECTS = 5
 TIMED_OUT = "timed_out"
 LAST_LINES = 2.0
@@ -34,8 +36,8 @@ LAST_LINES = 2.0
 class Follower:
     """A context that prints a job's events until its end: lines, or on a terminal a live view with the job's output.
 
-    What happened before the `attempt` that it follows is left out. Of a job with many children it is counted how far
-    it is, and told which ones failed.
+    What happened before the `attempt` that it follows is left out. Of a batch, and of a group with many children, it is
+    counted how far it is, and told which ones failed.
     """
 
     def __init__(
@@ -76,8 +78,8 @@ class Follower:
         """
         failures = 0
         row = self._client.get(f"/jobs/{self._job_id}")
-        if len(row["children"]) >= MANY and row["kind"] == "group":
-            self._counted = Counted(self._client, row)
+        if row["kind"] == "group" and (len(row["children"]) >= MANY or row["spec"]["type"] == "batch"):
+            self._counted = Counted(self._client, row, steps=self._view is None)
         while True:
             try:
                 stream = self._client.events(
@@ -136,14 +138,16 @@ class Follower:
     def _count(self, counted: Counted, event: dict[str, Any], line: tuple[str, str] | None) -> None:
         if event["type"] == "progress" or (self._quiet and self._view is None):
             return
-        for stage, text in counted.tell(event, line):
+        lines = counted.tell(event, line)
+        if self._view is not None:
+            # first, so that it is not behind the lines above it
+            done, lost, total = counted.counts
+            self._view.count(done + lost, total, counted.text())
+        for stage, text in lines:
             if self._view is None:
                 note(f"{stage:<9} {text}")
             else:
                 self._view.line(f"{stage:<9} {text}")
-        if self._view is not None:
-            done, lost, total = counted.counts
-            self._view.count(done + lost, total, counted.text())
 
     def _print_output(self) -> None:
         """Print what the job writes, line by line, as it comes; what goes wrong with it is told by the events."""
@@ -193,7 +197,7 @@ def describe(event: dict[str, Any]) -> tuple[str, str] | None:
     if kind == "bid_received":
         return "match", f"bid of {data['price']} NTX from {short(data['bidder'])}"
     if kind == "bid_declined":
-        return "match", f"{short(data['bidder'])} declines: {'; '.join(data['reasons'])}"
+        return "match", f"{short(data['bidder'])} {declines(data)}"
     if kind == "bid_silent":
         return "match", f"{short(data['bidder'])} does not answer"
     if kind == "invocation_unanswered":
@@ -261,7 +265,9 @@ def _group_end(kind: str, data: dict[str, Any]) -> str:
         # an earlier version did not say it with the child's name
         child = f"{data['child']}: " if "child" in data and not data["message"].startswith(data["child"]) else ""
         paid = f"; {data['paid']} NTX paid" if "paid" in data else ""
-        return f"failed: {child}{data['message']}{paid}"
+        said = f"{child}{data['message']}{paid}"
+        # of a group it is counted how many did: `3 of 40 failed: …`
+        return said if _COUNTED.match(said) else f"failed: {said}"
     if "replicas" in data:
         return f"{data['agreed']} of {data['replicas']} providers agree: {data['paid']} NTX paid"
     return f"all {data['children']} children settled: {data['paid']} NTX paid"

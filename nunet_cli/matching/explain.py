@@ -6,8 +6,8 @@ Of a group: how many of its children are in which state, and why.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -17,6 +17,8 @@ from nunet_cli.records.bids import Comparison
 
 # so many different reasons are said, and so many names with each
 MOST_REASONS, EXAMPLES = 20, 5
+# in one line about all that declined: so many of their reasons, and the characters of each
+MOST_COMMON, LONGEST = 3, 120
 # how far it is to drop a condition altogether, in doublings of a number
 REMOVAL = 3.0
 
@@ -135,6 +137,19 @@ def table(answers: list[tuple[str, list[Comparison], list[str]]]) -> list[dict[s
             if name not in named
         ]  # fmt: skip
     return rows
+
+
+def common(reasons: Sequence[Sequence[str]]) -> str:
+    """Return in one line why providers declined, the most frequent reasons first: `cpu.cores: 3 short (2 of 2)`.
+
+    Args:
+        reasons: those of each that declined.
+    """
+    found = Counter(text[:LONGEST] for each in reasons for text in dict.fromkeys(each))
+    whole = len(reasons)
+    said = [text if whole == 1 else f"{text} ({count} of {whole})" for text, count in found.most_common(MOST_COMMON)]
+    more = len(found) - len(said)
+    return ", ".join([*said, *([f"and {more} more"] if more else [])])
 
 
 class Part(Struct, frozen=True):

@@ -18,6 +18,7 @@ from nunet_cli.database.store import Transaction
 from nunet_cli.database.transition import transition
 from nunet_cli.errors import NoBidError, NunetError
 from nunet_cli.jobs.check import decode_spec
+from nunet_cli.matching import explain
 from nunet_cli.orchestrator.changes import advance, change_job, find_job
 from nunet_cli.orchestrator.contract import TRANSIENT, Contracting, propose_at_once
 from nunet_cli.orchestrator.locks import release_message
@@ -179,13 +180,26 @@ async def find_units(ctx: Finding, group: GroupBids) -> None:
         if not works and error is not None:
             again = next_try(error, decode_spec(item.spec).time.deadline, tries)
         if not again:
-            await ctx.store.save_event(group.group_id, "search_ended", reason=error.code if error else "")
             if error is not None:
+                error, why = _with_reasons(error)
+                said = {"reason": error.code, "message": error.message, "why": why}
+                await ctx.store.save_event(group.group_id, "search_ended", **said)
                 group.fail(error)
             await trio.sleep(0)
             continue
         what = error.message if error is not None else "every provider has as many of its jobs as it takes"
         tries = 0 if await _wait(ctx, group, item, request, again, what) else tries + 1
+
+
+def _with_reasons(error: NoBidError) -> tuple[NoBidError, str]:
+    """Return an error with what those that declined had to say, for it becomes that of each item, and that alone."""
+    answers = error.details.get("answers", [])
+    reasons = [one["reasons"] for one in answers if one["kind"] == "decline" and not one.get("free_at")]
+    why = explain.common(reasons)
+    if not why:
+        return error, error.message
+    message = f"{error.message}; {why}"
+    return NoBidError(message, code=error.code, hint=error.hint, details=error.details), why
 
 
 async def _search(ctx: Finding, group: GroupBids, item: Job) -> BidRequest:

@@ -79,3 +79,40 @@ def test_of_the_whole_it_is_told_what_it_waits_for_and_how_it_ends_but_not_each_
     assert told(one, "bids_ranked", bids=2, units=16) == ["match 2 bids, for 16 at once"]
     assert told(one, "bids_ranked", bids=1, units=8) == []
     assert told(one, "job_settled", children=20, paid="4") == ["settle all 20 children settled: 4 NTX paid"]
+
+
+def test_that_nobody_can_run_them_is_told_once_and_not_of_each() -> None:
+    one = counted(300)
+    nobody = {"reason": "no_bid", "message": "no acceptable bid: 2 declined; cpu.cores: 3 short (2 of 2)",
+              "why": "cpu.cores: 3 short (2 of 2)"}  # fmt: skip
+    lines = []
+    for first in (0, 100, 200):
+        lines += told(one, "search_ended", **nobody)
+        lines += [line for n in range(100) for line in told(one, "job_expired", f"p-{first + n}", **nobody)]
+    assert lines == ["match nobody can run any of them: cpu.cores: 3 short (2 of 2)"]
+    assert one.counts == (0, 300, 300)
+    # an item whose own search found nobody is another matter
+    other = counted(20, done=3)
+    assert told(other, "search_ended", **nobody) == [
+        "match nobody can run those that are left: cpu.cores: 3 short (2 of 2)"
+    ]
+    assert told(other, "job_expired", "p-7", reason="no_bid", message="no acceptable bid: 1 declined")[0] == (
+        "execute p-7: it exited with 3: last"
+    )
+
+
+def test_where_there_is_a_bar_it_alone_says_how_far_it_is() -> None:
+    rows = [{"name": f"p-{n}", "id": f"id-{n}", "state": "posted"} for n in range(20)]
+    one = Counted(Logs(), {"children": rows}, steps=False)  # type: ignore[arg-type]  # all that it is asked for
+    assert [line for n in range(19) for line in told(one, "job_settled", f"p-{n}", paid="1")] == []
+    assert one.counts == (19, 0, 20)
+
+
+def test_the_end_of_a_group_says_once_that_it_failed() -> None:
+    one = counted(20)
+    assert told(one, "job_failed", children=20, failed=1, message="1 of 20 failed: p-1: it exited", paid="2") == [
+        "settle 1 of 20 failed: p-1: it exited; 2 NTX paid"
+    ]
+    assert told(one, "job_failed", children=20, message="2 of 20 cancelled: p-1, p-2", paid="2") == [
+        "settle failed: 2 of 20 cancelled: p-1, p-2; 2 NTX paid"
+    ]

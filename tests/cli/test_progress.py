@@ -21,3 +21,11 @@ def test_a_request_is_told_with_and_without_a_lock_of_its_own(data: dict[str, An
     stage, text = describe({"type": "job_requested", "data": data})
     assert stage == "request"
     assert said in text
+
+
+def test_who_is_only_busy_is_told_from_who_declines_for_good() -> None:
+    data = {"bidder": PEER, "reasons": ["cpu.cores: 0.5 short"]}
+    _, text = describe({"type": "bid_declined", "data": data})
+    assert text.endswith(" declines: cpu.cores: 0.5 short")
+    _, text = describe({"type": "bid_declined", "data": {**data, "free_at": "2026-11-26T10:11:12.000Z"}})
+    assert text.endswith(" is busy, just now: cpu.cores: 0.5 short")

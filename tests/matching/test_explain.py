@@ -7,7 +7,17 @@ from msgspec import structs
 from nunet_cli import quantities
 from nunet_cli.matching.accept import accept
 from nunet_cli.matching.compare import compare
-from nunet_cli.matching.explain import EXAMPLES, MOST_REASONS, Suggestion, counts, parts, sentence, suggest, table
+from nunet_cli.matching.explain import (
+    EXAMPLES,
+    MOST_REASONS,
+    Suggestion,
+    common,
+    counts,
+    parts,
+    sentence,
+    suggest,
+    table,
+)
 from nunet_cli.records.bids import CapabilityComparator, Comparison
 from nunet_cli.records.capability import Capability, Cpu, Locality, PriceBid, Resources, Storage, TimeCapability
 
@@ -106,3 +116,16 @@ def test_the_parts_of_a_group_are_all_its_children_and_few(children: list[tuple[
     assert all(len(part.examples) == min(EXAMPLES, part.count) for part in found)
     where = {name: state for name, state, _ in named}
     assert all(where[name] == part.state for part in found for name in part.examples)
+
+
+def test_what_those_that_declined_have_in_common_is_one_line() -> None:
+    assert common([]) == ""
+    assert common([[]]) == ""
+    assert common([["cpu.cores: 3 short"]]) == "cpu.cores: 3 short"
+    assert common([["cpu.cores: 3 short"], ["price: 0.1 NTX over", "cpu.cores: 3 short"]]) == (
+        "cpu.cores: 3 short (2 of 2), price: 0.1 NTX over (1 of 2)"
+    )
+    # a peer says what it likes
+    many = common([[f"{number} {'x' * 10_000}"] for number in range(50)])
+    assert many.endswith(", and 47 more")
+    assert len(many) < 500

@@ -15,6 +15,7 @@ from msgspec import structs
 
 from nunet_cli import quantities
 from nunet_cli.allocation import place
+from nunet_cli.api import views
 from nunet_cli.errors import NunetError, StateError
 from nunet_cli.executor.base import ExecutorError
 from nunet_cli.executor.files import allocation_folder
@@ -447,3 +448,21 @@ async def test_what_was_made_ready_in_the_line_is_gone_when_the_batch_is_called_
         first = provider.store[ALLOCATIONS].one(first.id)
         assert first.state == "cancelled"
         assert not any(allocation_folder(provider.home, allocation_id).exists() for allocation_id in waiting)
+
+
+async def test_a_batch_that_nobody_can_run_says_why_and_so_does_each_item(tmp_path: Path) -> None:
+    async with open_market(tmp_path, onboard=OFFER) as m:
+        job_id = await m.post(batch(6, resources={**SMALL, "memory": "65MiB"}))
+        with pytest.raises(NunetError, match="6 of 6 failed") as caught, trio.fail_after(30):
+            await orchestrate_job(m.requester.ctx, job_id)
+        assert caught.value.exit_code == 4
+        (said,) = [event.data for _, event in m.requester.ctx.store.log(job_id) if event.type == "search_ended"]
+        assert said["why"] == "memory: 1 MiB short"
+        summary = views.explain(m.requester, m.job(job_id))
+        (part,) = summary["children"]["parts"]
+        assert (part["state"], part["count"]) == ("expired", 6)
+        assert part["reason"] == "no acceptable bid: 1 declined; memory: 1 MiB short"
+        assert summary["suggestion"]["changes"][0]["path"] == "resources.memory"
+        # an item was asked for with the others
+        of_one = views.explain(m.requester, children(m, job_id)[2])
+        assert [row["constraint"] for row in of_one["table"] if row["result"] == "worse"] == ["memory"]

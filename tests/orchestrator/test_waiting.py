@@ -13,6 +13,7 @@ from msgspec import structs
 from trio.testing import MockClock
 
 from nunet_cli import quantities
+from nunet_cli.api import views
 from nunet_cli.database.store import Store
 from nunet_cli.errors import NoBidError
 from nunet_cli.groups.orchestrate import orchestrate_job
@@ -91,6 +92,8 @@ async def test_a_job_waits_for_a_busy_machine_says_so_and_begins_once_there_is_r
         (row,) = m.requester.ctx.store[BIDS].by("job_id", job_id)
         assert row.kind == "decline"
         assert quantities.utc_now() < row.free_at
+        # no change of the job is needed
+        assert views.explain(m.requester, m.job(job_id))["suggestion"] is None
         await give_back(m.provider)
         await ends(m, job_id)
         assert m.job(job_id).waiting is None
