@@ -29,7 +29,7 @@ from nunet_cli.api.common import (
 )
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NotFoundError, StateError, UsageError
-from nunet_cli.groups.group import logs_of, outputs_of
+from nunet_cli.groups.group import earlier_of, logs_of, outputs_of
 from nunet_cli.groups.mended import mend
 from nunet_cli.jobs.items import MAX_ITEMS, Row, values_of
 from nunet_cli.jobs.reader import no_items, placed, read_spec, spec_from_object
@@ -38,7 +38,7 @@ from nunet_cli.orchestrator.changes import change_job
 from nunet_cli.orchestrator.contract import close_contract
 from nunet_cli.orchestrator.invoke import invoke, send_inputs
 from nunet_cli.orchestrator.match import match
-from nunet_cli.orchestrator.outputs import collect_outputs, read_logs, write_outputs
+from nunet_cli.orchestrator.outputs import collect_outputs, read_logs, take_away_earlier, write_outputs
 from nunet_cli.orchestrator.post import process_job
 from nunet_cli.orchestrator.request import request as request_stage
 from nunet_cli.orchestrator.settle import settle
@@ -271,6 +271,7 @@ async def job_outputs(request: Request) -> Response:
         if not outputs and not logs and job.state not in JOB_ENDS:
             raise StateError(f"job {job.id} is {job.state}: it has no outputs yet")
     try:
+        await take_away_earlier(node.ctx, earlier_of(node.ctx, job), folder)
         files = await write_outputs(node.ctx, outputs, logs, folder)
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {error.strerror}") from None

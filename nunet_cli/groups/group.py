@@ -17,7 +17,7 @@ from nunet_cli.orchestrator.needs import HasStore
 from nunet_cli.records.contract_records import CONTRACTS
 from nunet_cli.records.identifiers import content_id
 from nunet_cli.records.jobs import JOBS, Job, LinkRule
-from nunet_cli.records.results import OutputFile
+from nunet_cli.records.results import OutputFile, Result
 
 log = logging.getLogger("nunet.group")
 
@@ -115,6 +115,38 @@ def outputs_of(ctx: HasStore, job: Job) -> dict[str, OutputFile]:
     return {output.name: output for output in job.result.outputs} if job.result is not None else {}
 
 
+def earlier_of(ctx: HasStore, job: Job) -> dict[str, list[OutputFile]]:
+    """Return what earlier attempts of a group's children left, outputs and logs, by the prefix that `outputs_of` has.
+
+    Of a single job it is its logs alone: its folder may be one in which its user has other files.
+    """
+    found: dict[str, list[OutputFile]] = {}
+    if job.kind != "group":
+        return {"": [log for past in job.past for log in _logs(past.result)]} if job.kind == "job" else {}
+    for name, child_id in job.children.items():
+        child = find_job(ctx.store, child_id)
+        if child.kind == "group":
+            found |= {f"{name}/{prefix}": files for prefix, files in earlier_of(ctx, child).items()}
+            continue
+        results = [past.result for past in child.past if past.result is not None]
+        # a pod is no level of names of its own, but for its logs
+        for prefix, files in (
+            ("" if child.members else f"{name}/", [file for result in results for file in result.outputs]),
+            (f"{name}/", [log for result in results for log in _logs(result)]),
+        ):
+            if files:
+                found.setdefault(prefix, []).extend(files)
+    return found
+
+
+def _logs(result: Result | None) -> list[OutputFile]:
+    """Return the logs of a result that are not empty, as the files that they are written to."""
+    if result is None:
+        return []
+    logs = (("stdout", result.stdout_cid, result.stdout_size), ("stderr", result.stderr_cid, result.stderr_size))
+    return [OutputFile(name, cid, size) for name, cid, size in logs if cid and size]
+
+
 def logs_of(ctx: HasStore, job: Job) -> dict[str, str]:
     """Return the logs of a job that are here and not empty: file name → content id; a folder for each child."""
     if job.kind == "group":
@@ -123,8 +155,4 @@ def logs_of(ctx: HasStore, job: Job) -> dict[str, str]:
             for name, child in job.children.items()
             for log_name, cid in logs_of(ctx, find_job(ctx.store, child)).items()
         }
-    result = job.result
-    if result is None or not job.collected:
-        return {}
-    logs = {"stdout": (result.stdout_cid, result.stdout_size), "stderr": (result.stderr_cid, result.stderr_size)}
-    return {name: cid for name, (cid, size) in logs.items() if size}
+    return {log.name: log.cid for log in _logs(job.result)} if job.collected else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +17,7 @@ from nunet_cli.jobs.globs import MAX_STEPS, Pattern
 from nunet_cli.jobs.spec import JobSpec
 from nunet_cli.jobs.tree import loose_patterns, output_room
 from nunet_cli.network.data.trees import entries_of, opened, unpack
+from nunet_cli.network.data.written import Written, take_away
 from nunet_cli.orchestrator.changes import change_job, find_job
 from nunet_cli.orchestrator.logs import LOG_PIECE, read_piece
 from nunet_cli.orchestrator.needs import (
@@ -197,6 +199,32 @@ async def write_outputs(
         await ctx.blobs.copy_out(cid, folder / name)
         written.append(str(folder / name))
     return written
+
+
+async def take_away_earlier(ctx: Reading, earlier: Mapping[str, list[OutputFile]], folder: Path) -> None:
+    """Remove from a folder what earlier attempts left there, as far as it still is what was written then.
+
+    Args:
+        ctx: the node's parts.
+        earlier: what was written, by what stands before its name.
+        folder: where to; it need not be there.
+    """
+    written = []
+    for prefix, files in earlier.items():
+        for file in files:
+            path = f"{prefix}{file.name}"
+            if file.kind == "file":
+                written.append(Written(path, file.cid, file.size))
+            elif ctx.blobs.has(file.cid):
+                inside = path.rpartition("/")[0] if file.kind == "files" else path
+                written.append(Written(inside, file.cid, file.size, ctx.blobs.path(file.cid)))
+    if written:
+        await ctx.threads.run(_take_away, folder, written)
+
+
+def _take_away(folder: Path, written: list[Written]) -> None:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), opened(folder) as root:
+        take_away(root, written)
 
 
 def _make_folder(folder: Path) -> None:

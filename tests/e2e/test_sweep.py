@@ -41,6 +41,8 @@ def test_a_sweep_of_twenty_of_which_two_fail(processes: Processes, tmp_path: Pat
     assert "2 of 20 failed: point-7, point-13 (point-7: the job exited with 3" in told
     written = {path.parent.name: int(path.read_text()) for path in (tmp_path / "results").glob("*/out")}
     assert written == {f"point-{n}": n * (n % 3 + 1) for n in range(20) if n not in (7, 13)}
+    assert (tmp_path / "results" / "point-7" / "stderr").read_text() == "too large: 7\n"
+    (tmp_path / "results" / "point-7" / "notes").write_text("look at this one")
 
     # looked at
     sweep = typed("job", "list", "-q")[0].strip()
@@ -69,6 +71,9 @@ def test_a_sweep_of_twenty_of_which_two_fail(processes: Processes, tmp_path: Pat
     written = {path.parent.name: int(path.read_text()) for path in (tmp_path / "results").glob("*/out")}
     assert [written[f"point-{n}"] for n in (7, 13)] == [107 * 2, 113 * 2]
     assert len(written) == 20
+    # of the attempt before nothing is left, and what is the user's stays
+    assert sorted(path.name for path in (tmp_path / "results" / "point-7").iterdir()) == ["notes", "out"]
+    assert [path.name for path in (tmp_path / "results" / "point-13").iterdir()] == ["out"]
     job = json.loads(typed("job", "show", sweep, "-o", "json")[0])
     assert (job["state"], job["attempt"], [past["state"] for past in job["past"]]) == ("settled", 2, ["failed"])
     assert [child["attempt"] for child in job["children"]].count(2) == 2

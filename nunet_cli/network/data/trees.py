@@ -188,7 +188,7 @@ def pack(
     """
     target.write(tree_head(found.entries))
     instead = instead or {}
-    with _Way(root, enter) as way:
+    with Way(root, enter) as way:
         for entry in found.entries:
             if entry.kind != "file":
                 continue
@@ -235,7 +235,7 @@ def unpack(source: Path, root: int, *, replace: bool = False) -> list[str]:
     """
     with source.open("rb") as file:
         entries = read_tree(file, os.fstat(file.fileno()).st_size)
-        with _Way(root) as way:
+        with Way(root) as way:
             for entry in entries:
                 folder, name = way.to(entry.path)
                 if entry.kind == "folder":
@@ -253,7 +253,7 @@ def unpack(source: Path, root: int, *, replace: bool = False) -> list[str]:
                 finally:
                     os.close(descriptor)
         # the innermost first, and after everything: its modes may close a folder
-        with _Way(root) as way:
+        with Way(root) as way:
             for entry in reversed(entries):
                 if entry.kind == "folder":
                     folder, name = way.to(entry.path)
@@ -294,14 +294,14 @@ def _remove(name: str, folder: int) -> None:
         os.unlink(name, dir_fd=folder)
 
 
-class _Way:
+class Way:
     """The folders that are open on the way to the entry at hand: each is opened in the one above it."""
 
     def __init__(self, root: int, enter: Enter = enter_own) -> None:
         self._root, self._enter = root, enter
         self._open: list[tuple[str, int]] = []
 
-    def __enter__(self) -> _Way:
+    def __enter__(self) -> Way:
         return self
 
     def __exit__(self, *_: object) -> None:
