@@ -38,7 +38,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "job list": ("nunet job list --filter state=settled --sort -paid --limit 10",
                  "nunet job list --in job-1f2e --filter state=failed"),
     "job show": ("nunet job show job-1f2e", "nunet job show job-1f2e --output json"),
-    "job logs": ("nunet job logs -f job-1f2e", "nunet job logs --stderr job-1f2e"),
+    "job logs": ("nunet job logs -f job-1f2e", "nunet job logs --stderr job-1f2e job-8c0a"),
     "job wait": ("nunet job wait job-1f2e job-77aa --timeout 1h",
                  "nunet job wait $(nunet job list --filter state=running --quiet)"),
     "job result": ("nunet job result job-1f2e --output-dir results", "nunet job result job-1f2e --output json"),

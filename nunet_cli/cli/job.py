@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -206,9 +207,14 @@ def run_posting(
     from nunet_cli.cli.authorities import UNDECIDED, choose
 
     embedded, until = has_own_node(detach=detach), ends_at(timeout)
+    source = posting["source"] if posting["source"] != "stdin" else ""
     if not detach:
         check_results_folder(folder)
     body = {**posting, "push": push or [], "pull": pull, "topic": topic, "orchestrate": True}
+    follow = partial(
+        follow_job, folder=folder, output=output, quiet=quiet, embedded=embedded, until=until, show_logs=show_logs,
+        spec=source,
+    )  # fmt: skip
     with connect(local=local) as client:
         if not local:
             choose(client)
@@ -217,13 +223,13 @@ def run_posting(
             emit(row, output, lambda: typer.echo(row["id"]), quiet=quiet)
             return
         try:
-            follow_job(client, row, folder, output, quiet=quiet, embedded=embedded, until=until, show_logs=show_logs)
+            follow(client, row)
         except NunetError as error:
             # a node that began with this command has heard of the second one only now
             if error.code not in UNDECIDED or not choose(client):
                 raise
             row = client.post("/orchestrator/postJob", body)
-            follow_job(client, row, folder, output, quiet=quiet, embedded=embedded, until=until, show_logs=show_logs)
+            follow(client, row)
 
 
 def has_own_node(*, detach: bool) -> bool:
@@ -245,9 +251,9 @@ def ends_at(timeout: str) -> float | None:
 
 def follow_job(
     client: ApiClient, row: dict[str, Any], folder: Path | None, output: Format, *, quiet: bool, embedded: bool,
-    until: float | None, show_logs: bool = False,
+    until: float | None, show_logs: bool = False, spec: str = "",
 ) -> None:  # fmt: skip
-    """Follow a job to its end, and fetch its outputs.
+    """Follow a job to its end, and fetch its outputs; `spec` is the file that it was posted with, where it is known.
 
     Raises:
         NunetError: it did not end well, or not in time.
@@ -271,7 +277,7 @@ def follow_job(
         raise
     job = client.get(f"/jobs/{row['id']}")
     files: dict[str, Any] = {"folder": None, "files": []}
-    error = error_of(job, event)
+    error = error_of(job, event, spec)
     # a group that failed has the outputs of those that did not
     if (job["result"] is not None and job["result"]["state"] != "cancelled") or job["kind"] == "group":
         try:

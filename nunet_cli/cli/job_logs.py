@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import sys
+from collections import Counter
 from typing import IO, TYPE_CHECKING, Any, TextIO
 
 from nunet_cli.cli.output import note
@@ -56,30 +57,44 @@ def tail(client: ApiClient, row: dict[str, Any]) -> str:
 
 
 def print_logs(
-    client: ApiClient, job: str, *, stream: str = "stdout", follow: bool = False, out: TextIO | None = None,
+    client: ApiClient, *jobs: str, stream: str = "stdout", follow: bool = False, out: TextIO | None = None,
     attempt: int = 0,
 ) -> None:  # fmt: skip
-    """Print what a job wrote as it is; for a group under the children's names, or with `follow` behind them.
+    """Print what a job wrote as it is; of a group or several jobs under their names, or with `follow` behind them.
 
-    With `attempt`, what a single job wrote in an earlier one.
+    With `attempt`, what it wrote in an earlier one.
 
     Raises:
         NunetError: nothing has been started (`wrong_state`), or the provider does not answer.
     """
     target = sys.stdout.buffer if out is None else out.buffer
-    row = client.get(f"/jobs/{job}")
-    names = programs(client, row) if row["kind"] == "group" else {}
+    rows = list({row["id"]: row for row in (client.get(f"/jobs/{job}") for job in jobs)}.values())
+    names = _names(client, rows)
     if not names:
-        for data in pieces(client, row["id"], stream, follow=follow, attempt=attempt):
+        for data in pieces(client, rows[0]["id"], stream, follow=follow, attempt=attempt):
             target.write(data)
             target.flush()
     elif follow:
         _follow_all(client, names, stream, target)
     else:
-        printed = [_print_one(client, job_id, name, stream, target) for job_id, name in names.items()]
+        printed = [_print_one(client, job_id, name, stream, target, attempt) for job_id, name in names.items()]
         if any(printed):
             return
-        raise StateError(f"job {row['id']} is {row['state']}: none of its children has logs yet")
+        if len(rows) > 1:
+            raise StateError("none of these jobs has logs yet")
+        raise StateError(f"job {rows[0]['id']} is {rows[0]['state']}: none of its children has logs yet")
+
+
+def _names(client: ApiClient, rows: list[dict[str, Any]]) -> dict[str, str]:
+    """Return the jobs that are printed under a name: id → name; none where there is one job that is no group."""
+    if len(rows) == 1:
+        return programs(client, rows[0]) if rows[0]["kind"] == "group" else {}
+    names: dict[str, str] = {}
+    called = Counter(row["name"] for row in rows)
+    for row in rows:
+        name = row["name"] if called[row["name"]] == 1 else f"{row['name']} ({row['id']})"
+        names |= programs(client, row, f"{name}/") if row["kind"] == "group" else {row["id"]: name}
+    return names
 
 
 def programs(client: ApiClient, row: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -94,11 +109,11 @@ def programs(client: ApiClient, row: dict[str, Any], prefix: str = "") -> dict[s
     return found
 
 
-def _print_one(client: ApiClient, job_id: str, name: str, stream: str, target: IO[bytes]) -> bool:
-    """Print a child's logs under its name; say whether it has any yet."""
+def _print_one(client: ApiClient, job_id: str, name: str, stream: str, target: IO[bytes], attempt: int) -> bool:
+    """Print a job's logs under its name; say whether it has any yet."""
     heading, last = f"==> {name} <==\n".encode(), b"\n"
     try:
-        for data in filter(None, pieces(client, job_id, stream, follow=False)):
+        for data in filter(None, pieces(client, job_id, stream, follow=False, attempt=attempt)):
             target.write(heading + data)
             heading, last = b"", data
     except NunetError as error:

@@ -171,7 +171,7 @@ def retry(
                 continue
             target = folder / row["id"] if folder is not None and len(again) > 1 else folder
             try:
-                follow_job(client, row, target, output, quiet=quiet, embedded=embedded, until=until)
+                follow_job(client, row, target, output, quiet=quiet, embedded=embedded, until=until, spec=spec.removeprefix("-"))
             except NunetError as error:
                 if row is not again[-1]:
                     note(f"nunet: {row['name']}: {error.message}")

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
+JobsArgument = Annotated[
+    list[str], id_argument("job", complete.jobs, help="The jobs' ids, or their beginnings.", metavar="JOB…")
+]
 POLL = 0.2
 # a group with more of them has a list of its own
 MOST_CHILDREN = 30
@@ -117,24 +120,21 @@ def _waiting(waiting: dict[str, Any] | None) -> str | None:
 
 @app.command("logs")
 def logs(
-    job: JobArgument,
+    jobs: JobsArgument,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
     stderr: Annotated[bool, typer.Option("--stderr", help="Standard error instead of standard output.")] = False,
     attempt: Annotated[
         int | None, typer.Option("--attempt", help="What it wrote in an earlier attempt.", min=1, metavar="NUMBER")
     ] = None,
 ) -> None:
-    """Print what a job wrote, while it runs or afterwards; for a group with the children's names."""
+    """Print what jobs wrote, while they run or afterwards; of several, or a group, with their names."""
     with connect() as client:
-        print_logs(client, job, stream="stderr" if stderr else "stdout", follow=follow, attempt=attempt or 0)
+        print_logs(client, *jobs, stream="stderr" if stderr else "stdout", follow=follow, attempt=attempt or 0)
 
 
 @app.command("wait")
 def wait(
-    jobs: Annotated[
-        list[str],
-        id_argument("job", complete.jobs, help="The jobs' ids, or their beginnings.", metavar="JOB…"),
-    ],
+    jobs: JobsArgument,
     timeout: Annotated[
         str, typer.Option("--timeout", help="Give up after that long, for example 10m.", metavar="TIME")
     ] = "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 import sys
 import threading
 import time
@@ -280,8 +281,14 @@ def _matched(data: dict[str, Any]) -> str:
     return f"{short(data.get('refused_by'))} refused ({data.get('reason')}); the next bid is tried"
 
 
-def error_of(job: dict[str, Any], event: dict[str, Any]) -> NunetError | None:
-    """Return the error that a job ended with, or None for one that was settled."""
+def error_of(job: dict[str, Any], event: dict[str, Any], spec: str = "") -> NunetError | None:
+    """Return the error that a job ended with, or None for one that was settled.
+
+    Args:
+        job: the job with its specification, as the node shows it.
+        event: its last one.
+        spec: the file that it was posted with, where that is known: a batch may be run again as that is mended.
+    """
     if event["type"] == "job_settled":
         return None
     stored = event["data"] if event["type"] == "job_stuck" else job["error"]
@@ -294,4 +301,7 @@ def error_of(job: dict[str, Any], event: dict[str, Any]) -> NunetError | None:
         details=stored.get("details"),
     )  # fmt: skip
     error.exit_code = stored["exit_code"]
+    if job.get("spec", {}).get("type") == "batch" and job["state"] == "failed":
+        named = shlex.quote(spec) if spec else "SPEC"
+        error.hint += f"; with what you have mended: nunet job retry {job['id']} --spec {named}"
     return error

@@ -45,7 +45,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "job schema": ("job", "Print the JSON Schema of a job specification, for editors."),
     "job list": ("job_views", "List the jobs that were posted here."),
     "job show": ("job_views", "Show a job: its state, contract, result, and what comes next."),
-    "job logs": ("job_views", "Print what a job wrote, while it runs or afterwards."),
+    "job logs": ("job_views", "Print what jobs wrote, while they run or afterwards."),
     "job wait": ("job_views", "Wait until jobs have ended, and print how, each as it ends."),
     "job result": ("job_views", "Fetch a job's outputs and logs into a folder."),
     "job explain": ("job_views", "Say, provider by provider, why a job was taken or not."),

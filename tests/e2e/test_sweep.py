@@ -1,6 +1,7 @@
 """A day's work: a sweep over the points of a file, two of which fail, are looked at, mended, and run again."""
 
 import json
+import re
 from pathlib import Path
 
 from tests.conftest import Processes, nunet
@@ -38,7 +39,8 @@ def test_a_sweep_of_twenty_of_which_two_fail(processes: Processes, tmp_path: Pat
 
     assert "valid" in typed("job", "validate", "sweep.yaml")[0]
     _, told = typed("job", "run", "sweep.yaml", "--output-dir", "results", ends=1)
-    assert "2 of 20 failed: point-7, point-13 (point-7: the job exited with 3" in told
+    assert "settle    2 of 20 failed: point-7, point-13 (point-7: the job exited with 3" in told
+    assert re.search(r"^hint: .*; with what you have mended: nunet job retry job-\S+ --spec sweep.yaml$", told, re.M)
     written = {path.parent.name: int(path.read_text()) for path in (tmp_path / "results").glob("*/out")}
     assert written == {f"point-{n}": n * (n % 3 + 1) for n in range(20) if n not in (7, 13)}
     assert (tmp_path / "results" / "point-7" / "stderr").read_text() == "too large: 7\n"
@@ -49,7 +51,12 @@ def test_a_sweep_of_twenty_of_which_two_fail(processes: Processes, tmp_path: Pat
     assert len(typed("job", "list", "--in", sweep, "-q")[0].split()) == 20
     failed = typed("job", "list", "--in", sweep, "--filter", "state=failed", "-q")[0].split()
     assert len(failed) == 2
-    assert "too large: 7" in typed("job", "logs", "--stderr", failed[0])[0]
+    assert typed("job", "logs", "--stderr", failed[0])[0] == "too large: 7\n"
+    both = "==> point-7 <==\ntoo large: 7\n==> point-13 <==\ntoo large: 13\n"
+    assert typed("job", "logs", "--stderr", *failed)[0] == both
+    assert typed("job", "logs", "--stderr", sweep)[0] == both
+    followed = typed("job", "logs", "-f", "--stderr", *failed)[0].splitlines()
+    assert sorted(followed) == ["point-13 | too large: 13", "point-7  | too large: 7"]
     shown = typed("job", "show", failed[0])[0]
     assert "number=7, factor=2" in shown
     # an item has a part of the bid for all of them, and what is printed of it can be pasted
