@@ -64,8 +64,9 @@ def _read(path: Path, name: str) -> list[Row]:
         if path.stat().st_size > 4 * MAX_TEXT:
             raise UsageError(f"{name}: a file of items may have at most {MAX_TEXT} characters")
         text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UsageError(f"{name}: not a text file in UTF-8") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UsageError(f"{name}:{line}: not text in UTF-8", hint="save it as UTF-8") from None
     except OSError as error:
         raise UsageError(f"{name}: {error.strerror}", hint="names are relative to the specification") from None
     return read_items(text, name)

@@ -376,9 +376,15 @@ def validate(spec: SpecArgument, output: OutputOption = Format.table, quiet: Qui
     """Check a job specification and that its files are there, without a node."""
     import msgspec
 
+    from nunet_cli.jobs.tree import price_limit
+    from nunet_cli.quantities import format_amount
+
     posting = _read(spec)
-    document = msgspec.to_builtins(_check(posting))
-    emit(document, output, lambda: typer.echo(f"{posting['source']}: valid"), quiet=quiet, key="name")
+    checked = _check(posting)
+    said = f"{posting['source']}: valid"
+    if checked.batch is not None:
+        said += f": {checked.batch.count} items, at most {format_amount(price_limit(checked))} NTX"
+    emit(msgspec.to_builtins(checked), output, lambda: typer.echo(said), quiet=quiet, key="name")
 
 
 @app.command("schema")

@@ -154,7 +154,7 @@ def retry(
     if spec and len(jobs) > 1:
         raise UsageError("--spec is of one job")
     written = read_with_items(spec) if spec else None
-
+    named = spec if spec != "-" else ""
     embedded, until = has_own_node(detach=detach), ends_at(timeout)
     if not detach:
         check_results_folder(folder)
@@ -171,7 +171,7 @@ def retry(
                 continue
             target = folder / row["id"] if folder is not None and len(again) > 1 else folder
             try:
-                follow_job(client, row, target, output, quiet=quiet, embedded=embedded, until=until, spec=spec.removeprefix("-"))
+                follow_job(client, row, target, output, quiet=quiet, embedded=embedded, until=until, spec=named)
             except NunetError as error:
                 if row is not again[-1]:
                     note(f"nunet: {row['name']}: {error.message}")

@@ -16,6 +16,7 @@ from nunet_cli import quantities
 from nunet_cli.errors import UsageError
 from nunet_cli.jobs import budget, expressions, items
 from nunet_cli.jobs.globs import is_glob
+from nunet_cli.jobs.problems import Problems
 from nunet_cli.jobs.spec import (
     HERE,
     MAX_FILES,
@@ -93,33 +94,36 @@ def _check_items(spec: JobSpec, where: str) -> None:
     assert batch is not None
     items.check_places(spec, where)
     size = len(encode_spec(structs.replace(spec, batch=None))) * batch.count
-    _check_size(size, where)
+    items.check_size(size, where)
     names: dict[str, int] = {}
     measured = items.measures(spec)
+    problems = Problems()
     # without values they differ in their number alone
     for index in range(batch.count) if batch.items else {0, batch.count - 1}:
-        # a value may be in many places: what comes of it is counted before it is made
-        at, values = f"{where}children[{index}].", items.item_values(spec, index)
-        size += items.total_length(measured, values, at)
-        _check_size(size, where)
-        item = items.item_spec(spec, index)
-        if not _JOB_NAME.match(item.name):
-            raise _wrong(at + "batch.name", f"not a name: {item.name!r}", "a letter or digit first")
-        if item.name in names:
-            raise _wrong(
-                at + "batch.name", f"the items {names[item.name]} and {index} are both called {item.name!r}",
-                f"add {{index}}, for example name: {spec.batch.name if spec.batch else ''}-{{index}}",
-            )  # fmt: skip
-        names[item.name] = index
-        _check_files(item, at)
+        at, length = f"{where}children[{index}].", -1
+        with problems.noted():
+            # a value may be in many places: what comes of it is counted before it is made
+            length = items.total_length(measured, items.item_values(spec, index), at)
+        if length < 0:
+            continue
+        size += length
+        items.check_size(size, where)
+        with problems.noted():
+            item = items.item_spec(spec, index)
+            _check_item(item, at, names.setdefault(item.name, index), index, batch.name)
+    problems.check()
 
 
-def _check_size(size: int, where: str) -> None:
-    if size > items.MAX_ALL:
+def _check_item(item: JobSpec, at: str, first: int, index: int, template: str) -> None:
+    """Check one item; `first` is the number of the first that has its name."""
+    if not _JOB_NAME.match(item.name):
+        raise _wrong(at + "batch.name", f"not a name: {item.name!r}", "a letter or digit first")
+    if first != index:
         raise _wrong(
-            where + "batch", f"the specifications of all items come to over {items.MAX_ALL} bytes",
-            "put what is long into an input",
+            at + "batch.name", f"the items {first} and {index} are both called {item.name!r}",
+            f'add {{index}}, for example name: "{template}-{{index}}"',
         )  # fmt: skip
+    _check_files(item, at)
 
 
 class _Expressions:

@@ -20,6 +20,7 @@ from msgspec import structs
 
 from nunet_cli.errors import UsageError
 from nunet_cli.jobs.globs import is_glob
+from nunet_cli.jobs.problems import Problems
 from nunet_cli.jobs.spec import JobSpec
 
 MAX_ITEMS = 10_000
@@ -54,26 +55,27 @@ def read_items(text: str, source: str) -> list[Row]:
         source: its name, by which the format is told, and for error messages.
 
     Raises:
-        UsageError: with file and line.
+        UsageError: with file and line; for several lines as `Problems` has it.
     """
     if len(text) > MAX_TEXT:
         raise UsageError(f"{source}: a file of items may have at most {MAX_TEXT} characters")
-    kind = PurePosixPath(source).suffix.lower()
+    kind, problems = PurePosixPath(source).suffix.lower(), Problems()
     if kind in (".csv", ".tsv"):
-        rows = list(_of_csv(text, source, "\t" if kind == ".tsv" else ","))
+        rows = list(_of_csv(text, source, "\t" if kind == ".tsv" else ",", problems))
     elif kind in (".jsonl", ".ndjson"):
-        rows = list(_of_json_lines(text, source))
+        rows = list(_of_json_lines(text, source, problems))
     else:
         raise UsageError(
             f"{source}: not a file of items: its name ends in none of .csv, .tsv, .jsonl and .ndjson",
             hint="for files, give a pattern, such as in/*.png",
         )
+    problems.check()
     if not rows:
         raise UsageError(f"{source}: there are no items in it")
     return rows
 
 
-def _of_csv(text: str, source: str, delimiter: str) -> Iterator[Row]:
+def _of_csv(text: str, source: str, delimiter: str, problems: Problems) -> Iterator[Row]:
     reader = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""), delimiter=delimiter, strict=True)
     names: list[str] = []
     last = 0
@@ -87,23 +89,26 @@ def _of_csv(text: str, source: str, delimiter: str) -> Iterator[Row]:
                 names = [cell.strip() for cell in cells]
                 _check_names(names, f"{source}:{line}")
                 continue
-            if len(cells) != len(names):
-                raise UsageError(f"{source}:{line}: {len(cells)} values, and the first line names {len(names)}")
-            yield Row(_checked(dict(zip(names, cells, strict=True)), f"{source}:{line}"), source, line)
+            with problems.noted():
+                if len(cells) != len(names):
+                    count = "1 value" if len(cells) == 1 else f"{len(cells)} values"
+                    raise UsageError(f"{source}:{line}: {count}, and the first line names {len(names)}")
+                yield Row(_checked(dict(zip(names, cells, strict=True)), f"{source}:{line}"), source, line)
     except csv.Error as error:
-        raise UsageError(f"{source}:{reader.line_num}: not CSV: {error}") from None
+        problems.add(UsageError(f"{source}:{reader.line_num}: not CSV: {error}"))
 
 
-def _of_json_lines(text: str, source: str) -> Iterator[Row]:
+def _of_json_lines(text: str, source: str, problems: Problems) -> Iterator[Row]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         at = f"{source}:{number}"
-        try:
-            item = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UsageError(f"{at}: not JSON: {error}") from None
-        yield Row(values_of(item, at), source, number)
+        with problems.noted():
+            try:
+                item = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UsageError(f"{at}: not JSON: {error}") from None
+            yield Row(values_of(item, at), source, number)
 
 
 def values_of(item: Any, at: str) -> dict[str, str]:
@@ -125,6 +130,22 @@ def values_of(item: Any, at: str) -> dict[str, str]:
     return _checked({str(k): v if isinstance(v, str) else json.dumps(v) for k, v in item.items()}, at)
 
 
+def rows_of_list(items: list[Any], at: str) -> list[Row]:
+    """Return the items of a list in a document, whose field is `at`.
+
+    Raises:
+        UsageError: some are none; with `details["path"]`, and for several as `Problems` has it.
+    """
+    rows, problems = list[Row](), Problems()
+    for number, item in enumerate(items):
+        try:
+            rows.append(Row(values_of(item, f"item {number}")))
+        except UsageError as error:
+            problems.add(UsageError(error.message, hint=error.hint, details={"path": f"{at}[{number}]"}))
+    problems.check()
+    return rows
+
+
 def rows_of_paths(paths: Sequence[str]) -> list[Row]:
     """Return an item for each file: its `path`, its `name`, and that without its ending, `stem`."""
     return [
@@ -136,17 +157,26 @@ def rows_of_paths(paths: Sequence[str]) -> list[Row]:
 def check_rows(rows: Sequence[Row], at: str) -> None:
     """Look whether items are not too many, and have the same names.
 
+    Args:
+        rows: the items.
+        at: where they are written, as the path of a field.
+
     Raises:
-        UsageError: with the file and line of the item, where it has one.
+        UsageError: with `details["path"]`, and the file and line of the item, where it has one.
     """
     if len(rows) > MAX_ITEMS:
-        raise UsageError(f"{at}: a batch may have {MAX_ITEMS} items, these are {len(rows)}")
-    first = rows[0].values.keys() if rows else set()
+        those = f"{rows[0].source} has" if rows[0].line else "these are"
+        raise UsageError(f"a batch may have {MAX_ITEMS} items, {those} {len(rows)}", details={"path": at})
+    first, problems = rows[0].values.keys() if rows else set(), Problems()
     for number, row in enumerate(rows):
         if row.values.keys() != first:
             odd = sorted(first ^ row.values.keys())[0]
-            what = f"it has no `{odd}`, as the first one" if odd in first else f"it has `{odd}`, and the first one not"
-            raise UsageError(f"{f'{row.source}:{row.line}' if row.line else f'item {number}'}: {what}")
+            what = f"`{odd}` is missing, which the first item has" if odd in first else (
+                f"the first item has no `{odd}`, as this one has"
+            )  # fmt: skip
+            where = f"{row.source}:{row.line}" if row.line else f"item {number}"
+            problems.add(UsageError(f"{where}: {what}", details={"path": at if row.line else f"{at}[{number}]"}))
+    problems.check()
 
 
 def _check_names(names: list[str], at: str) -> None:
@@ -310,6 +340,19 @@ def _measure(path: str, text: str, most: int) -> Measure:
     # the braces and names that are filled in go, and of the doubled braces one each
     gone = sum(times * (len(name) + 2) for name, times in places.items()) + 2 * sum(bool(word) for word, _ in found)
     return Measure(path, most, len(text) - gone, dict(places))
+
+
+def check_size(size: int, where: str) -> None:
+    """Refuse a batch whose items come to too many bytes.
+
+    Raises:
+        UsageError: with `details["path"]`, the place of the field.
+    """
+    if size > MAX_ALL:
+        raise UsageError(
+            f"the specifications of all items come to over {MAX_ALL} bytes", details={"path": where + "batch"},
+            hint="put what is long into an input",
+        )  # fmt: skip
 
 
 def item_values(spec: JobSpec, index: int) -> dict[str, str]:

@@ -16,7 +16,8 @@ from nunet_cli import quantities
 from nunet_cli.errors import UsageError
 from nunet_cli.jobs.check import check_spec
 from nunet_cli.jobs.globs import is_glob
-from nunet_cli.jobs.items import Row, check_rows, is_read, values_of
+from nunet_cli.jobs.items import MAX_ITEMS, Row, check_rows, is_read, rows_of_list
+from nunet_cli.jobs.problems import in_lines
 from nunet_cli.jobs.spec import DEFAULT_RESOURCES, HERE, MAX_SPEC_BYTES, JobSpec
 from nunet_cli.jobs.tree import MAX_DEPTH
 from nunet_cli.records.reading import convert
@@ -128,7 +129,12 @@ def _placed(error: UsageError, lines: Marks, source: str, batches: Batches) -> U
     details = {"file": source, "line": line, "column": column, "path": path}
     if number is not None:
         details["item"] = number
-    return UsageError(f"{place}: {field}{which}{error.message}", hint=error.hint, details=details)
+    said = [f"{place}: {field}{which}{error.message}"]
+    for other in error.details.get("also", []):
+        # what is in a file of items says where it is
+        one = UsageError(other["message"], details={"path": other["path"]})
+        said.append(_placed(one, lines, source, batches).message if other["path"] else one.message)
+    return UsageError(in_lines(said, error.details.get("more", 0)), hint=error.hint, details=details)
 
 
 def _take_items(document: Any, where: str, load: Load, batches: Batches, depth: int = 0) -> None:
@@ -154,6 +160,8 @@ def _take_items(document: Any, where: str, load: Load, batches: Batches, depth: 
     if "count" in batch and not (isinstance(items, list) and batch["count"] == len(items)):
         raise UsageError("give either `items` or `count`", details={"path": at})
     if isinstance(items, int) and not isinstance(items, bool):
+        if not 1 <= items <= MAX_ITEMS:
+            raise UsageError(f"a batch has 1 to {MAX_ITEMS} items, not {items}", details={"path": at})
         del batch["items"]
         batch["count"] = items
         return
@@ -164,23 +172,15 @@ def _take_items(document: Any, where: str, load: Load, batches: Batches, depth: 
                 batch["read_from"] = items
         except UsageError as error:
             # where in a file of items it is, is in the message
-            raise UsageError(error.message, hint=error.hint, details={"path": at}) from None
+            raise UsageError(error.message, hint=error.hint, details={**error.details, "path": at}) from None
     elif isinstance(items, list):
-        rows = []
-        for number, item in enumerate(items):
-            try:
-                rows.append(Row(values_of(item, f"item {number}")))
-            except UsageError as error:
-                raise UsageError(error.message, hint=error.hint, details={"path": f"{at}[{number}]"}) from None
+        rows = rows_of_list(items, at)
     else:
         raise UsageError(
             f"expected a number, a list or the name of a file, got {_kind(items)}", details={"path": at},
             hint="for example 10, points.csv, in/*.png, or a list of mappings",
         )  # fmt: skip
-    try:
-        check_rows(rows, at)
-    except UsageError as error:
-        raise UsageError(error.message, hint=error.hint, details={"path": at}) from None
+    check_rows(rows, at)
     if not rows:
         raise UsageError("there are no items", details={"path": at})
     batches[where] = rows

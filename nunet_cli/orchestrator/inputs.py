@@ -10,6 +10,7 @@ from typing import Any, Literal
 from nunet_cli.errors import UsageError
 from nunet_cli.jobs.globs import Pattern, is_glob, split_glob
 from nunet_cli.jobs.items import before_values, expand_batch, item_spec, item_values
+from nunet_cli.jobs.problems import Problems
 from nunet_cli.jobs.spec import HERE, InputSpec, JobSpec
 from nunet_cli.network.data.links import way_out
 from nunet_cli.network.data.trees import Found, Writable, look, opened, pack, why
@@ -152,20 +153,29 @@ def packing(source: Source, most: int) -> Callable[[Writable], None]:
     return write
 
 
-def check_inputs(spec: JobSpec, folder: Path, where: str = "") -> None:
+def check_inputs(spec: JobSpec, folder: Path) -> None:
     """Look whether the files of a job and of its children are there, and can be sent.
 
     Raises:
-        UsageError: one is not; with `details["path"]`.
+        UsageError: one is not; with `details["path"]`, and for several as `Problems` has it.
     """
+    problems = Problems(once=True)
+    _check_inputs(spec, folder, "", problems)
+    problems.check()
+
+
+def _check_inputs(spec: JobSpec, folder: Path, where: str, problems: Problems) -> None:
     for index, child in enumerate(expand_batch(spec) if spec.batch is not None else spec.children):
-        check_inputs(child, folder, f"{where}children[{index}].")
-        check_links(spec, index, folder, where)
+        _check_inputs(child, folder, f"{where}children[{index}].", problems)
+        with problems.noted():
+            check_links(spec, index, folder, where)
     if spec.batch is not None:
         # they are those of its items
         return
     for index, item in enumerate(spec.inputs):
-        if not item.cid:
+        if item.cid:
+            continue
+        with problems.noted():
             source = input_source(item, folder, f"{where}inputs[{index}]")
             if source.kind == "folder":
                 _look_into_it(source)

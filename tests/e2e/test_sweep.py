@@ -37,7 +37,10 @@ def test_a_sweep_of_twenty_of_which_two_fail(processes: Processes, tmp_path: Pat
         assert done.returncode == ends, done.stderr
         return done.stdout, done.stderr
 
-    assert "valid" in typed("job", "validate", "sweep.yaml")[0]
+    assert typed("job", "validate", "sweep.yaml")[0] == "sweep.yaml: valid: 20 items, at most 20 NTX\n"
+    (tmp_path / "latin.csv").write_bytes("city\nOslo\nMalmö\n".encode("latin1"))
+    (tmp_path / "latin.yaml").write_text((tmp_path / "sweep.yaml").read_text().replace("points", "latin"))
+    assert "latin.csv:3: not text in UTF-8" in typed("job", "validate", "latin.yaml", ends=2)[1]
     _, told = typed("job", "run", "sweep.yaml", "--output-dir", "results", ends=1)
     assert "settle    2 of 20 failed: point-7, point-13 (point-7: the job exited with 3" in told
     assert re.search(r"^hint: .*; with what you have mended: nunet job retry job-\S+ --spec sweep.yaml$", told, re.M)

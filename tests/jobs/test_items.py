@@ -6,6 +6,7 @@ import json
 import time
 import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from nunet_cli.jobs.items import MAX_ITEMS, Row, expand_batch, fill, measures, r
 from nunet_cli.jobs.reader import read_spec
 from nunet_cli.jobs.spec import encode_spec
 from nunet_cli.jobs.tree import price_limit
+from nunet_cli.orchestrator.inputs import check_inputs
 
 NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True).filter(lambda name: name != "index")
 VALUES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
@@ -80,7 +82,7 @@ def test_the_line_of_an_item_is_that_in_its_file() -> None:
 
 
 @pytest.mark.parametrize(("name", "text", "said"), [
-    ("p.csv", "a,b\n1\n", "p.csv:2: 1 values, and the first line names 2"), ("p.csv", "a,a\n", "p.csv:1: two values are called 'a'"),
+    ("p.csv", "a,b\n1\n", "p.csv:2: 1 value, and the first line names 2"), ("p.csv", "a,a\n", "p.csv:1: two values are called 'a'"),
     ("p.csv", "wind speed\n1\n", "p.csv:1: not a name for a value: 'wind speed'"), ("p.csv", "index\n1\n", "is the item's number"),
     ("p.csv", 'a\n"x\n', "p.csv:2: not CSV"), ("p.csv", "a\n", "there are no items in it"), ("p.txt", "a\n", "not a file of items"),
     ("p.jsonl", '{"a": 1}\n{"a": }\n', "p.jsonl:2: not JSON"), ("p.jsonl", "[1]\n", "p.jsonl:1: an item is a mapping"),
@@ -126,12 +128,12 @@ def test_all_that_an_item_says_is_filled_in() -> None:
 
 @pytest.mark.parametrize(("items", "fields", "said"), [
     ([{"a": 1}], {"executor": {"type": "process", "command": ["x", "{b}"]}}, "job.yaml:1:117: executor.command[1]: the items have no `b` they have: a, index; for the text itself write {{b}}"),
-    ([{"a": 1}, {"b": 1}], {}, "batch.items: item 1: it has no `a`, as the first one"), ([], {}, "there are no items"),
-    ([{"a": [1]}], {}, "batch.items[0]: item 0: `a` is neither"), ([1], {}, "an item is a mapping"), (0, {}, "batch.count"),
+    ([{"a": 1}, {"b": 1}], {}, "batch.items[1]: item 1: `a` is missing, which the first item has"), ([], {}, "there are no items"),
+    ([{"a": [1]}], {}, "batch.items[0]: item 0: `a` is neither"), ([1], {}, "an item is a mapping"), (0, {}, "batch.items: a batch has 1 to 10000 items, not 0"),
     (True, {}, "expected a number, a list or the name of a file"), ("p.csv", {}, "the items of p.csv were not given"),
-    (10, {"batch": {"count": 3}}, "give either `items` or `count`"), (MAX_ITEMS + 1, {}, "batch.count"),
+    (10, {"batch": {"count": 3}}, "give either `items` or `count`"), (MAX_ITEMS + 1, {}, "batch.items: a batch has 1 to 10000 items, not 10001"), (-3, {}, "not -3"),
     ([{"a": "../x"}], {"inputs": [{"path": "f", "to": "{a}"}]}, "inputs[0].to: item 0: an input must stay inside"),
-    ([{"a": "x"}, {"a": "x"}], {"batch": {"name": "{a}"}}, "batch.name: item 1: the items 0 and 1 are both called 'x'"),
+    ([{"a": "x"}, {"a": "x"}], {"batch": {"name": "{a}"}}, "batch.name: item 1: the items 0 and 1 are both called 'x' add {index}, for example name: \"{a}-{index}\""),
     ([{"a": "."}], {"batch": {"name": "{a}"}}, "batch.name: item 0: not a name: ''"),
     ([{"a": "x" * 500}], {"outputs": [{"path": "{a}"}]}, "outputs[0].path: item 0: over 400 characters"),
     (9000, {"executor": {"type": "process", "command": ["x" * 60_000]}}, "put what is long into an input"),
@@ -146,6 +148,50 @@ def test_the_line_of_a_file_of_items_is_said_where_an_item_is_wrong() -> None:
     rows = read_items("a\nfine\n/etc/x\n", "points.csv")
     with pytest.raises(UsageError, match=r"points\.csv:3: inputs\[0\]\.to: item 1: an input must stay inside"):
         batch("points.csv", lambda _: rows, inputs=[{"path": "f", "to": "{a}"}])
+
+
+def test_all_problems_of_the_items_are_said_together_up_to_some() -> None:
+    def refused(text: str, name: str = "p.csv", **fields: Any) -> list[str]:
+        with pytest.raises(UsageError) as caught:
+            batch(name, lambda name: read_items(text, name), **fields)
+        return caught.value.message.split("\n")
+
+    assert refused("a,b\n1\n1,2\n1,2,3\n") == [
+        "job.yaml:1:46: batch.items: p.csv:2: 1 value, and the first line names 2",
+        "p.csv:4: 3 values, and the first line names 2",
+    ]
+    rows = '{"a": 1, "b": 2}\n{"b": 1}\n{"a": 1, "b": 2, "c": 3}\n'
+    assert [line.partition("items: ")[2] for line in refused(rows, "p.jsonl")] == [
+        "p.jsonl:2: `a` is missing, which the first item has", "p.jsonl:3: the first item has no `c`, as this one has"
+    ]  # fmt: skip
+    lines = "".join(f"/etc/{number}\n" for number in range(41))
+    said = refused(f"a\nfine\n{lines}", inputs=[{"path": "f", "to": "{a}"}])
+    assert said[0] == "p.csv:3: inputs[0].to: item 1: an input must stay inside the job's folder: '/etc/0'"
+    assert said[9] == "p.csv:12: inputs[0].to: item 10: an input must stay inside the job's folder: '/etc/9'"
+    assert said[10:] == ["and 31 more"]
+    # what comes to too much is not looked at to the end
+    with pytest.raises(UsageError, match=r"batch\.items: a batch may have 10000 items, p\.csv has 10001"):
+        batch("p.csv", lambda name: read_items("a\n" + "1\n" * (MAX_ITEMS + 1), name))
+
+
+def test_all_inputs_that_are_missing_are_said_together_and_one_of_all_items_once(tmp_path: Path) -> None:
+    spec = batch(
+        [{"a": str(number)} for number in range(50)],
+        inputs=[{"path": "{a}.txt", "to": "in"}, {"path": "model.py", "to": "model"}],
+    )
+    for number in range(3, 50):
+        (tmp_path / f"{number}.txt").write_text("")
+    with pytest.raises(UsageError) as caught:
+        check_inputs(spec, tmp_path)
+    told = [(caught.value.details["path"], caught.value.message)]
+    told += [(other["path"], other["message"]) for other in caught.value.details["also"]]
+    assert told == [
+        (f"children[{n}].inputs[{i}].path", f"there is no file {tmp_path / name}")
+        for n, i, name in ((0, 0, "0.txt"), (0, 1, "model.py"), (1, 0, "1.txt"), (2, 0, "2.txt"))
+    ]
+    for name in ("0.txt", "1.txt", "2.txt", "model.py"):
+        (tmp_path / name).write_text("")
+    check_inputs(spec, tmp_path)
 
 
 def test_between_nodes_a_specification_has_no_items() -> None:
