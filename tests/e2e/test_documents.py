@@ -115,7 +115,7 @@ def test_a_sweep_as_a_batch(tmp_path: Path) -> None:
         "docs/how-to/batches.md", tmp_path, before=in_folder(tmp_path), NUNET_NETWORK_NAME=own_network("batches")
     )
     for text in (
-        "batch.yaml: valid", "execute   point-7: the job exited with 3: no mass in in.txt", "exit code 1",
+        "batch.yaml: valid: 24 items, at most 12 NTX", "execute   point-7: the job exited with 3: no mass in in.txt", "exit code 1",
         "23 settled, 1 failed", "in/7.txt", "attempt 2", "all 24 children settled",
     ):  # fmt: skip
         assert text in said, text

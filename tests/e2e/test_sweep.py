@@ -2,6 +2,8 @@
 
 import json
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.conftest import Processes, nunet
@@ -88,3 +90,56 @@ def test_a_sweep_of_twenty_of_which_two_fail(processes: Processes, tmp_path: Pat
     assert (job["state"], job["attempt"], [past["state"] for past in job["past"]]) == ("settled", 2, ["failed"])
     assert [child["attempt"] for child in job["children"]].count(2) == 2
     assert float(job["paid"]) == 20 * 0.2
+
+
+PLAIN = """
+name: {name}
+executor: {{type: process, command: {command}}}
+resources: {{cpu: {cpu}, memory: 32MiB, disk: 16MiB}}
+price: 1 NTX
+"""
+
+
+def test_a_batch_that_nobody_can_run_and_a_job_that_waits_for_a_busy_machine_say_so(
+    processes: Processes, tmp_path: Path
+) -> None:
+    home = processes.requester
+    processes.start(home)
+    text = PLAIN.format(name="nb", command="['true']", cpu=4) + "type: batch\nbatch: {count: 30}\n"
+    (tmp_path / "nobody.yaml").write_text(text)
+    done = nunet("job", "run", str(tmp_path / "nobody.yaml"), home=home, check=False)
+    assert done.returncode == 4
+    told = done.stderr.splitlines()
+    assert [line for line in told if "short" in line and line.startswith(("match", "execute"))] == [
+        "match     nobody can run any of them: cpu.cores: 3 short"
+    ]
+    # how it began and how it ended, and nothing of each
+    assert len(told) < 8, done.stderr
+    (group,) = nunet("job", "list", "-q", home=home).stdout.split()
+    why = nunet("job", "explain", group, home=home).stdout
+    assert "cpu.cores: 3 short" in why
+    assert "the smallest change that would have got a bid" in why
+    one = nunet("job", "list", "--in", group, "-q", home=home).stdout.split()[0]
+    assert "cpu.cores" in nunet("job", "explain", one, home=home).stdout
+
+    for name, command in (("holds", "[sleep, '60']"), ("waits", "['true']")):
+        (tmp_path / f"{name}.yaml").write_text(PLAIN.format(name=name, command=command, cpu=1))
+    holds = nunet("job", "run", str(tmp_path / "holds.yaml"), "-d", home=home).stdout.strip()
+    until(lambda: "running" in nunet("job", "show", holds, home=home).stdout)
+    waits = nunet("job", "run", str(tmp_path / "waits.yaml"), "-d", home=home).stdout.strip()
+    until(lambda: "next try at" in nunet("job", "show", waits, home=home).stdout)
+    assert "nunet job match" not in nunet("job", "show", waits, home=home).stdout
+    why = nunet("job", "explain", waits, home=home).stdout
+    assert "waiting: no provider has room: 1 is busy" in why
+    assert "smallest change" not in why
+    nunet("job", "cancel", holds, home=home)
+    # it goes on by itself, and who follows it from its beginning hears that the provider was busy then
+    assert " is busy, just now: cpu.cores: 1 short" in nunet("job", "run", "--job", waits, home=home).stderr
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.1)
