@@ -16,6 +16,9 @@ from nunet_cli.orchestrator.needs import HasStore
 from nunet_cli.orchestrator.retry import start_over
 from nunet_cli.records.jobs import JOB_ENDS, JOBS, Job, is_lost
 
+# children of a group that are named where they are to run again; of more all are looked at
+MOST_NAMED = 100
+
 
 class Again(NamedTuple):
     """A job that is to run again, the job at the top of its groups, which takes it further, and how many run again."""
@@ -53,17 +56,18 @@ def _run_again(t: Transaction, job_id: str, mended: Mended) -> Again:
         why = "it has not ended" if job.state != "settled" else "there is nothing to run again"
         raise StateError(f"job {job.id} is {job.state}: {why}")
     arranged = _linked(parent)
+    names = [job.name]
     if parent is None or arranged is None:
         count = _put_back(t, job, mended=mended)
     else:
-        names = [job.name, *(name for name in _after(arranged, job.name) if _did_not_run(t, parent, name))]
+        names += (name for name in _after(arranged, job.name) if _did_not_run(t, parent, name))
         count = sum(_put_back(t, t[JOBS].one(parent.children[name]), parent, arranged) for name in names)
     if not count and decode_spec(job.spec).type != "recurring":
         raise StateError(
             f"nothing failed in job {job.id}",
             hint="what was cancelled by hand is run again by its own id",
         )
-    top = _lift(t, t[JOBS].one(job.id))
+    top = _lift(t, t[JOBS].one(job.id), names)
     return Again(t[JOBS].one(job.id), change_job(t, top.id, orchestrate=True), count)
 
 
@@ -86,13 +90,14 @@ def _put_back(
     if job.kind == "job":
         start_over(t, job, spec, push)
         return 1
-    inside, count = _linked(job), 0
-    for child_id in job.children.values():
+    inside, count, names = _linked(job), 0, []
+    for name, child_id in job.children.items():
         child = t[JOBS].one(child_id)
         if _is_lost(child, job):
             count += _put_back(t, child, job, inside, mended)
+            names.append(name)
     if job.state not in JOB_ENDS:
-        _wake(t, job, count)
+        _wake(t, job, count, names)
     elif count or decode_spec(job.spec).type == "recurring":
         start_over(t, job, spec, push)
     return count
@@ -132,8 +137,14 @@ def _did_not_run(t: Transaction, parent: Job, name: str) -> bool:
     return child.state == "cancelled" and bool(child.called_off)
 
 
-def _lift(t: Transaction, job: Job) -> Job:
-    """Have the groups that a job is below go on with it; return the one at the top that does."""
+def _lift(t: Transaction, job: Job, names: list[str]) -> Job:
+    """Have the groups that a job is below go on with it; return the one at the top that does.
+
+    Args:
+        t: the change.
+        job: the job.
+        names: what is put back in its group, itself among them.
+    """
     while job.parent:
         parent = t[JOBS].one(job.parent)
         if parent.state == "settled":
@@ -142,12 +153,13 @@ def _lift(t: Transaction, job: Job) -> Job:
         if parent.state in JOB_ENDS:
             parent = start_over(t, parent)
         else:
-            _wake(t, parent, 1)
-        job = parent
+            _wake(t, parent, 1, names)
+        job, names = parent, [parent.name]
     return job
 
 
-def _wake(t: Transaction, group: Job, count: int) -> None:
-    """Say in the log of a group that goes on that there is more for it to do: it hears of that."""
+def _wake(t: Transaction, group: Job, count: int, names: list[str]) -> None:
+    """Say in the log of a group that goes on that there is more for it to do: it hears of that, and looks at those."""
     if count:
-        t.save_event(group.id, "job_retried", count=count)
+        said = {"children": names} if len(names) <= MOST_NAMED else {}
+        t.save_event(group.id, "job_retried", count=count, **said)

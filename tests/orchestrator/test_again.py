@@ -11,7 +11,7 @@ import trio.testing
 
 from nunet_cli import quantities
 from nunet_cli.errors import NunetError, StateError
-from nunet_cli.groups import recurring
+from nunet_cli.groups import recurring, walk
 from nunet_cli.groups.again import run_again
 from nunet_cli.groups.group import outputs_of
 from nunet_cli.groups.orchestrate import orchestrate_job
@@ -118,8 +118,16 @@ async def test_what_did_not_run_because_of_a_failure_runs_then_with_what_its_lin
 
 
 async def test_an_item_that_is_run_again_while_its_batch_goes_on_is_taken_up_by_it(
-    market: MarketOf, shared: Path
+    market: MarketOf, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    read: list[set[str]] = []
+    look = walk._Walk._look
+
+    def noted(self: walk._Walk, names: set[str] | None = None) -> None:
+        read.append(set(self._job.children) if names is None else names)
+        look(self, names)
+
+    monkeypatch.setattr(walk._Walk, "_look", noted)
     async with market() as m:
         mended, go = shared / "mended", shared / "go"
         command = f"case {{index}} in 0) test -e {mended} ;; 1) until test -e {go}; do sleep 0.1; done ;; esac"
@@ -132,6 +140,8 @@ async def test_an_item_that_is_run_again_while_its_batch_goes_on_is_taken_up_by_
         assert done.top.id == job_id
         await settled(m, first)
         assert m.job(job_id).state == "running"
+        # of thousands the others are not read anew
+        assert read[1:] == [{"sweep-0"}]
         go.touch()
         assert (await settled(m, job_id)).attempt == 1
 
