@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -70,15 +71,15 @@ def _read(spec: str) -> dict[str, Any]:
     return {"spec_text": text, "source": str(path), "folder": str(path.parent.absolute())}
 
 
-def read_with_items(spec: str) -> dict[str, Any]:
-    """Return a posting with the items of its batches; whether their inputs are there is looked at by the node."""
+def read_with_items(spec: str) -> tuple[dict[str, Any], JobSpec]:
+    """Return a posting with the items of its batches, and what it says; the node looks whether the inputs are there."""
     from nunet_cli.cli.items import ItemFiles
     from nunet_cli.jobs.reader import read_spec
 
     posting = _read(spec)
     files = ItemFiles(Path(posting["folder"]))
-    read_spec(posting["spec_text"], source=posting["source"], load=files.load)
-    return {**posting, "items": files.sent}
+    read = read_spec(posting["spec_text"], source=posting["source"], load=files.load)
+    return {**posting, "items": files.sent}, read
 
 
 def _check(posting: dict[str, Any]) -> JobSpec:
@@ -273,7 +274,8 @@ def follow_job(
             _leave(client, row, embedded=embedded, why="the time is over")
         raise
     except NodeError as gone:
-        gone.hint = f"the job is kept: go on with nunet job run --job {row['id']}, once the node runs again"
+        to = f" --output-dir {shlex.quote(str(folder))}" if folder is not None else ""
+        gone.hint = f"the job is kept: go on with nunet job run --job {row['id']}{to}, once the node runs again"
         raise
     job = client.get(f"/jobs/{row['id']}")
     files: dict[str, Any] = {"folder": None, "files": []}

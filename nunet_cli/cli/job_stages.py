@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from functools import partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,7 +28,13 @@ from nunet_cli.cli.results import check_results_folder
 from nunet_cli.cli.state import connect
 from nunet_cli.errors import NunetError, UsageError
 
+if TYPE_CHECKING:
+    from nunet_cli.jobs.spec import JobSpec
+
 __all__ = ["app"]
+
+# names that are told
+MOST_NEW = 5
 
 
 def _stage(job: str, stage: str, output: Format, quiet: bool, body: dict[str, Any] | None = None) -> None:
@@ -121,6 +127,20 @@ def cancel(job: JobArgument, output: OutputOption = Format.table, quiet: QuietOp
     emit(row, output, render, quiet=quiet)
 
 
+def _tell_of_new(row: dict[str, Any], spec: JobSpec) -> None:
+    """Say which items a specification has that are no part of the batch which is run again."""
+    from nunet_cli.jobs.items import item_name, item_values
+
+    if spec.batch is None or spec.name != row["name"]:
+        return
+    known = {child["name"] for child in row["children"]}
+    names = [item_name(spec, item_values(spec, index)) for index in range(spec.batch.count)]
+    new = [name for name in names if name not in known]
+    if new:
+        more = f" and {len(new) - MOST_NEW} more" if len(new) > MOST_NEW else ""
+        note(f"nunet: new, and so no part of this batch: {', '.join(new[:MOST_NEW])}{more}; run them as another one")
+
+
 @app.command("retry")
 def retry(
     jobs: Annotated[
@@ -153,7 +173,7 @@ def retry(
 
     if spec and len(jobs) > 1:
         raise UsageError("--spec is of one job")
-    written = read_with_items(spec) if spec else None
+    written, read = read_with_items(spec) if spec else (None, None)
     named = spec if spec != "-" else ""
     embedded, until = has_own_node(detach=detach), ends_at(timeout)
     if not detach:
@@ -164,6 +184,8 @@ def retry(
             choose(client)
         rows = [client.get(f"/jobs/{job}") for job in dict.fromkeys(jobs)]
         chosen = [row for row in rows if not failed or row["state"] in ("failed", "expired")]
+        if read is not None and chosen:
+            _tell_of_new(chosen[0], read)
         again = [client.post(f"/jobs/{row['id']}/retry", written) for row in chosen]
         for row in again:
             if detach:

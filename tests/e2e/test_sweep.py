@@ -77,7 +77,10 @@ def test_a_sweep_of_twenty_of_which_two_fail(processes: Processes, tmp_path: Pat
 
     # mended, and run again
     mended.touch()
-    _, told = typed("job", "retry", sweep, "--output-dir", "results")
+    (tmp_path / "points.csv").write_text("\n".join([*lines, "20,1"]) + "\n")
+    (tmp_path / "in" / "20.txt").write_text("20\n")
+    _, told = typed("job", "retry", sweep, "--spec", "sweep.yaml", "--output-dir", "results")
+    assert "new, and so no part of this batch: point-20; run them as another one" in told
     assert "19 of 20 done" in told
     assert "point-8" not in told
     written = {path.parent.name: int(path.read_text()) for path in (tmp_path / "results").glob("*/out")}
