@@ -16,7 +16,7 @@ from nunet_cli.records.bids import BIDS, BidRecord, CapabilityComparison
 from nunet_cli.records.contract_records import CONTRACTS, Completion, ContractRecord, RegisteredContract
 from nunet_cli.records.contracts import Contract, Proof, Receipt
 from nunet_cli.records.identifiers import key_from_did, peer_id_from_key
-from nunet_cli.records.jobs import JOBS, Attempt, Job
+from nunet_cli.records.jobs import JOB_ENDS, JOBS, Attempt, Job
 
 # of a group: so many of its failures, with the end of what each wrote
 FAILURES_SHOWN, LAST_BYTES, LAST_LINES = 5, 1000, 3
@@ -35,7 +35,8 @@ def job(row: Job) -> dict[str, Any]:
         "contract_id": row.contract_id or None, "allocation_id": row.allocation_id or None,
         "attempts": row.attempts, "usage": to_builtins(row.usage), "result": to_builtins(row.result),
         "message": row.message, "note": row.note, "error": to_builtins(row.error), "spec_cid": row.spec_cid,
-        "kind": row.kind, "parent": row.parent or None, "waiting": to_builtins(row.waiting),
+        "kind": row.kind, "parent": row.parent or None,
+        "waiting": to_builtins(row.waiting) if row.state not in JOB_ENDS else None,
         "next_run": row.next_run or None, "next": next_command(row), "attempt": row.attempt,
         "called_off": row.called_off or None, "item": row.item or None,
         "remark": (row.state == "running" and row.remark) or None,

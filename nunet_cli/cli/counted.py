@@ -20,7 +20,7 @@ AGAIN = frozenset({"job_posted", "job_matching"})
 # what may happen to many children at once, for one reason
 REMARKS = frozenset({
     "job_waiting", "invocation_unanswered", "provider_unanswered", "contract_database_unanswered", "settlement_waits",
-    "late_result", "job_remark", "role_taken",
+    "late_result", "job_remark", "role_taken", "provider_silent", "provider_heard",
 })  # fmt: skip
 # what happens to the whole that is not told: there is a line about the bids that were found
 _ASKING = frozenset({"bid_received", "bid_declined", "bid_silent"})

@@ -84,7 +84,7 @@ def show(job: JobArgument, output: OutputOption = Format.table, quiet: QuietOpti
                 "remark": row.get("remark"),
                 "error": error.get("message"), "called off": row["called_off"],
                 "attempt": row["attempt"] if row["past"] else None, "children": _counted(row["counts"]),
-                "waiting": _waiting(row["waiting"]), "next run": row["next_run"], "parent": row["parent"],
+                "waiting": _waiting(row), "next run": row["next_run"], "parent": row["parent"],
                 "item": ", ".join(f"{name}={value}" for name, value in (row["item"] or {}).items()) or None,
                 # what waits for a provider with room goes on by itself
                 "next": None if row["waiting"] else next_command(row),
@@ -114,8 +114,12 @@ def _counted(counts: dict[str, int] | None) -> str | None:
     return ", ".join(f"{count} {state}" for state, count in counts.items()) if counts else None
 
 
-def _waiting(waiting: dict[str, Any] | None) -> str | None:
-    return f"{waiting['for']}; next try at {waiting['next_try'][11:19]} UTC" if waiting else None
+def _waiting(row: dict[str, Any]) -> str | None:
+    """Return what a job waits for, and until when; a search is tried again then."""
+    if not row["waiting"]:
+        return None
+    until = "until" if row["state"] in ("invoked", "running") and not row["children"] else "next try at"
+    return f"{row['waiting']['for']}; {until} {row['waiting']['next_try'][11:19]} UTC"
 
 
 @app.command("logs")
@@ -208,7 +212,7 @@ def explain(
         return
     typer.echo(f"job {document['job_id']} is {document['state']}")
     if document["waiting"]:
-        typer.echo(clean(f"waiting: {_waiting(document['waiting'])}"))
+        typer.echo(clean(f"waiting: {_waiting(document)}"))
     if document["error"]:
         typer.echo(clean(f"reason: {document['error']['message']}"))
     if document["children"]:

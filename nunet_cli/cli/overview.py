@@ -40,7 +40,7 @@ def status(output: OutputOption = Format.table) -> None:
         }
     )  # fmt: skip
     for row in jobs["now"]:
-        waiting = f": waits for {row['waiting']['for']}" if row["waiting"] else ""
+        waiting = f", waiting: {row['waiting']['for']}" if row["waiting"] else ""
         typer.echo(clean(f"  job {row['id']}  {row['name']}  {row['state']}{waiting}"))
     for row in allocations["now"]:
         typer.echo(clean(f"  allocation {row['id']}  {row['state']}"))

@@ -213,6 +213,11 @@ def describe(event: dict[str, Any]) -> tuple[str, str] | None:
         return "execute", "an earlier attempt had finished out of reach: its outputs are here, and it is paid"
     if kind == "job_waiting":
         return "match", f"waiting: {data['reason']}; next try at {data['next_try'][11:19]} UTC"
+    if kind == "provider_silent":
+        until = f"waiting for its result until {data['until'][11:19]} UTC"
+        return "execute", f"nothing is heard of its provider {short(data['peer'])}; {until}"
+    if kind == "provider_heard":
+        return "execute", f"its provider {short(data['peer'])} is heard again"
     if kind == "job_scheduled":
         return "post", f"runs next at {data['next_run'][:19]}"
     if kind == "job_released" and data["after"]:

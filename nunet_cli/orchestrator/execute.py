@@ -22,6 +22,7 @@ from nunet_cli.executor.files import allocation_folder
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.tree import loose_patterns, output_names
 from nunet_cli.network.messenger import Answer, Change, Incoming
+from nunet_cli.network.waiting import short
 from nunet_cli.orchestrator.changes import advance, change_job, find_job, let_go
 from nunet_cli.orchestrator.logs import LOG_PIECE, read_piece
 from nunet_cli.orchestrator.needs import (
@@ -42,7 +43,8 @@ from nunet_cli.records.allocations import ALLOCATION_ENDS, ALLOCATIONS
 from nunet_cli.records.contract_records import CONTRACTS, LATE_RESULTS, ContractRecord, LateResult
 from nunet_cli.records.contracts import PROVIDER, REQUESTER
 from nunet_cli.records.documents import Document, require_signature
-from nunet_cli.records.jobs import JOBS, SILENT, Job
+from nunet_cli.records.identifiers import key_from_did, peer_id_from_key
+from nunet_cli.records.jobs import JOBS, SILENT, Job, Waiting
 from nunet_cli.records.messages import JobCompleted, JobLogs, JobState, JobStatusUpdate, JobSync, LogChunk
 from nunet_cli.records.results import Result, Usage
 
@@ -278,7 +280,7 @@ def _complete(t: Transaction, job: Job, result: Result) -> None:
     advance(
         t, job.id, "complete", by=PROVIDER, about=result.contract_id,
         said={**said, "usage": msgspec.to_builtins(result.usage)}, result=result, usage=result.usage, late=late,
-        error=None, allocation_id=result.allocation_id or job.allocation_id,
+        error=None, waiting=None, allocation_id=result.allocation_id or job.allocation_id,
     )  # fmt: skip
 
 
@@ -302,7 +304,13 @@ async def follow(ctx: Following, job_id: str) -> Job:
         contract = ctx.store[CONTRACTS].one(job.contract_id)
         silent = trio.current_time() - ctx.heard.since(contract.id, began)
         overdue = contract.deadline <= quantities.utc_now()
-        if not overdue and silent > ctx.config.limits.silence and may_retry(job):
+        is_silent = silent > ctx.config.limits.silence
+        # after a restart it is known of nobody whether he is there
+        is_heard = not is_silent and ctx.heard.since(contract.id, began) > began
+        if (is_heard if job.waiting is not None else is_silent) and not may_retry(job):
+            await ctx.store.change(partial(_note_silence, job_id=job.id, contract=contract, is_silent=is_silent))
+            continue
+        if not overdue and is_silent and may_retry(job):
             raise PeerError(f"the provider has been silent for {quantities.format_duration(silent)}", code=SILENT)
         if (overdue or silent > beat * 2) and trio.current_time() - asked > beat * 2:
             # also past the deadline: this node may have been away, and the result may wait for it
@@ -316,6 +324,17 @@ async def follow(ctx: Following, job_id: str) -> Job:
             )
         with trio.move_on_after(beat):
             await changed.wait()
+
+
+def _note_silence(t: Transaction, job_id: str, contract: ContractRecord, is_silent: bool) -> None:
+    """Say with a job that it waits for a provider of which nothing is heard, or that it is heard again."""
+    job = t[JOBS].one(job_id)
+    if job.contract_id != contract.id or job.state not in _RUNS:
+        return
+    peer = peer_id_from_key(key_from_did(contract.provider))
+    waiting = Waiting(f"nothing is heard of its provider {short(peer)}", contract.deadline, quantities.utc_now())
+    change_job(t, job_id, waiting=waiting if is_silent else None)
+    t.save_event(job_id, "provider_silent" if is_silent else "provider_heard", peer=peer, until=contract.deadline)
 
 
 async def _sync_quietly(ctx: Following, contract: ContractRecord) -> None:

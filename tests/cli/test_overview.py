@@ -49,7 +49,7 @@ def test_status_says_what_goes_on_and_what_it_earned(processes: Processes, tmp_p
     wait_until(both, what="a job that runs and one that waits")
     text = nunet("status", home=home).stdout
     assert f"job {job}  nap  running" in text
-    assert "big  matching: waits for" in text
+    assert "big  matching, waiting: " in text
     assert "next: nunet job explain job-" in text
     theirs = nunet("status", home=processes.provider).stdout
     assert "1 running, 1 in all" in theirs

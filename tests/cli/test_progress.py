@@ -29,3 +29,12 @@ def test_who_is_only_busy_is_told_from_who_declines_for_good() -> None:
     assert text.endswith(" declines: cpu.cores: 0.5 short")
     _, text = describe({"type": "bid_declined", "data": {**data, "free_at": "2026-11-26T10:11:12.000Z"}})
     assert text.endswith(" is busy, just now: cpu.cores: 0.5 short")
+
+
+def test_who_follows_hears_of_a_provider_that_is_silent() -> None:
+    data = {"peer": PEER, "until": "2026-11-26T10:11:12.000Z"}
+    said = describe({"type": "provider_silent", "data": data})
+    assert said == (
+        "execute", "nothing is heard of its provider …KooWMot5; waiting for its result until 10:11:12 UTC"
+    )  # fmt: skip
+    assert describe({"type": "provider_heard", "data": data}) == ("execute", "its provider …KooWMot5 is heard again")

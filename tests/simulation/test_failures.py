@@ -91,6 +91,33 @@ def test_a_provider_that_is_gone_for_good_is_replaced_within_a_minute(tmp_path: 
     assert 30 <= again < 60
 
 
+def test_a_provider_that_falls_silent_is_told_of_and_so_is_that_it_is_heard_again(tmp_path: Path) -> None:
+    """Where the job may not be tried elsewhere it waits, and says for what."""
+
+    async def main(sim: Simulation) -> None:
+        job_id = await pair(sim, seconds=250)
+        await reaches(sim, job_id, "running")
+        requester = sim.nodes["requester"]
+        sim.network.partition({"first"})
+        with trio.fail_after(60):
+            while requester.get_job(job_id).waiting is None:
+                await trio.sleep(0.1)
+        job = requester.get_job(job_id)
+        assert job.waiting is not None
+        assert job.waiting.for_ == f"nothing is heard of its provider …{sim.nodes['first'].identity.peer_id[-8:]}"
+        assert job.waiting.next_try == contract_with(sim, "first").deadline
+        assert job.state == "running"
+        sim.network.partition()
+        with trio.fail_after(120):
+            while requester.get_job(job_id).waiting is not None:
+                await trio.sleep(0.1)
+        told = [event.type for _, event in requester.ctx.store.log(job_id) if event.type.startswith("provider_")]
+        assert told == ["provider_silent", "provider_heard"]
+        assert (await sim.wait_ended({job_id: "requester"}))[job_id] == "settled"
+
+    run(main, tmp_path)
+
+
 def test_a_provider_that_was_given_up_and_comes_back_gives_the_deposit_back_at_once(tmp_path: Path) -> None:
     async def main(sim: Simulation) -> str:
         job_id = await pair(sim, seconds=200, retry={"attempts": 1})

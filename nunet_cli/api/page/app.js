@@ -104,7 +104,7 @@ function render(data) {
     element("li", counts[stage] ? { class: "some" } : {}, element("b", {}, counts[stage] ?? 0), stage)));
   show("job-table", data.jobs, (rows) => table("The latest jobs", ["job", "name", "state", "paid", "since", "note"],
     rows.map((row) => [code(row.id), row.name, state(row.state), row.paid ? `${row.paid} NTX` : "–", time(row.created_at),
-      row.waiting ? `waits for ${row.waiting.for}` : row.error?.message ?? ""])));
+      row.waiting ? `waiting: ${row.waiting.for}` : row.error?.message ?? ""])));
   show("allocation-table", data.allocations, (rows) => table("The latest allocations",
     ["allocation", "for", "executor", "state", "processor", "memory"],
     rows.map((row) => [code(row.id), code(row.requester), row.executor, state(row.state),
