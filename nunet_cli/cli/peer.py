@@ -40,7 +40,11 @@ def show(peer: PeerArgument, output: OutputOption = Format.table) -> None:
     with connect(read_only=True) as client:
         row = client.get(f"/peers/{peer}")
     told = row["told"]
-    emit(row, output, lambda: fields({**{k: v for k, v in row.items() if k != "told"}, **_offers(told)}))
+    units = {
+        "rtt": None if row["rtt"] is None else f"{row['rtt']} ms",
+        "clock": None if row["clock"] is None else f"{row['clock']:+} s",
+    }
+    emit(row, output, lambda: fields({**{k: v for k, v in row.items() if k != "told"}, **units, **_offers(told)}))
 
 
 def _offers(told: dict[str, Any] | None) -> dict[str, Any]:
@@ -56,7 +60,7 @@ def _offers(told: dict[str, Any] | None) -> dict[str, Any]:
         return {"offers": "nothing to this node", "told": age}
     left = offered["resources"]
     return {
-        "offers": f"{format_cores(left['cpu']['cores'])}, {format_size(left['memory'])} of memory, "
+        "has left": f"{format_cores(left['cpu']['cores'])}, {format_size(left['memory'])} of memory, "
         f"{format_size(left['disk'])} of disk",
         "cpu": " ".join(text for text in (left["cpu"]["model"], left["cpu"]["arch"]) if text),
         "gpus": [f"{gpu['model'] or gpu['vendor']} {format_size(gpu['vram'])}".strip() for gpu in left["gpus"]],

@@ -91,7 +91,9 @@ async def request(ctx: JobRequesting, job_id: str, also: Also | None = None, *, 
             raise StateError(f"job {job.id} has what {job.bid_id} offers locked already", code="bid_taken")
         return job
     if job.state != "matched":
-        raise StateError(f"job {job.id} is {job.state}, not matched", hint=f"run: nunet job match {job.id}")
+        before = job.state in ("posted", "matching", "expired")
+        hint = f"run: nunet job match {job.id}" if before else ""
+        raise StateError(f"job {job.id} is {job.state}, not matched", hint=hint)
     if chosen is not None:
         job = await choose_bid(ctx, job, chosen)
     for place in range(job.place, len(job.shortlist)):

@@ -68,6 +68,12 @@ def test_a_sweep_of_twenty_of_which_two_fail(processes: Processes, tmp_path: Pat
     bid = json.loads(typed("job", "show", failed[0], "-o", "json")[0])["bid_id"]
     assert bid.partition(".")[0] in typed("bids", "list", failed[0])[0]
     assert bid.partition(".")[0] in typed("bids", "show", bid)[0]
+    # it has been matched long since
+    _, refused = typed("job", "request", failed[0], "--bid", bid.partition(".")[0], ends=2)
+    assert "is failed, not matched" in refused
+    assert "nunet job match" not in refused
+    provider = json.loads(typed("bids", "show", bid, "-o", "json")[0])["bidder"]
+    assert re.search(r"rtt +\S+ ms\n.*has left +1 core, 1 GiB of memory", typed("peer", "show", provider)[0], re.S)
     why = typed("job", "explain", sweep)[0]
     assert "18 settled, 2 failed" in why
     assert "point-7, point-13" in why
