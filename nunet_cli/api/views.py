@@ -36,11 +36,16 @@ def job(row: Job) -> dict[str, Any]:
         "attempts": row.attempts, "usage": to_builtins(row.usage), "result": to_builtins(row.result),
         "message": row.message, "note": row.note, "error": to_builtins(row.error), "spec_cid": row.spec_cid,
         "kind": row.kind, "parent": row.parent or None,
-        "waiting": to_builtins(row.waiting) if row.state not in JOB_ENDS else None,
+        "waiting": waiting(row),
         "next_run": row.next_run or None, "next": next_command(row), "attempt": row.attempt,
         "called_off": row.called_off or None, "item": row.item or None,
         "remark": (row.state == "running" and row.remark) or None,
     }  # fmt: skip
+
+
+def waiting(row: Job) -> Any:
+    """Return what a job waits for; null for one that has ended, whatever it waited for then."""
+    return to_builtins(row.waiting) if row.state not in JOB_ENDS else None
 
 
 def attempt(node: Node, past: Attempt) -> dict[str, Any]:
@@ -190,7 +195,7 @@ def explain(node: Node, row: Job) -> dict[str, Any]:
     suggestion = None if ranked else reasons.suggest(declined)
     return {
         "job_id": row.id, "state": row.state, "error": to_builtins(row.error), "answers": answers,
-        "table": reasons.table(whole), "refusals": to_builtins(row.refusals), "waiting": to_builtins(row.waiting),
+        "table": reasons.table(whole), "refusals": to_builtins(row.refusals), "waiting": waiting(row),
         "suggestion": {
             **to_builtins(suggestion), "text": reasons.sentence(suggestion),
         } if suggestion is not None else None,

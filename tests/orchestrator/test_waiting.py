@@ -100,6 +100,20 @@ async def test_a_job_waits_for_a_busy_machine_says_so_and_begins_once_there_is_r
         assert m.event_types(job_id).count("job_matching") == 1
 
 
+async def test_what_has_ended_is_not_said_to_wait(tmp_path: Path) -> None:
+    async with crowded(tmp_path) as m:
+        body = {**json.loads(spec()), "type": "batch", "batch": {"count": 3}}
+        for text in (spec(), json.dumps(body)):
+            job_id = await m.post(text)
+            m.requester.orchestrate(job_id)
+            await waits(m, job_id)
+            assert views.explain(m.requester, m.job(job_id))["waiting"]["for"] == "no provider has room: 1 is busy"
+            job = await m.requester.cancel_job(job_id)
+            assert job.state == "cancelled"
+            assert views.explain(m.requester, job)["waiting"] is None
+            assert views.job(job)["waiting"] is None
+
+
 async def test_what_nobody_ever_has_room_for_fails_at_once(tmp_path: Path) -> None:
     async with crowded(tmp_path) as m:
         job_id = await m.post(spec(resources={**SMALL, "memory": "65MiB"}))
