@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -115,11 +116,22 @@ def _counted(counts: dict[str, int] | None) -> str | None:
 
 
 def _waiting(row: dict[str, Any]) -> str | None:
-    """Return what a job waits for, and until when; a search is tried again then."""
-    if not row["waiting"]:
+    """Return what a job waits for, and when it is tried again; of a group what most of its children wait for."""
+    if row["waiting"]:
+        # one that has a provider says itself until when
+        again = "" if row["state"] in ("invoked", "running") and not row["children"] else _again(row["waiting"])
+        return f"{row['waiting']['for']}{again}"
+    children = row["children"] if isinstance(row["children"], list) else []
+    held = Counter(child["waiting"]["for"] for child in children if child["waiting"])
+    if not held:
         return None
-    until = "until" if row["state"] in ("invoked", "running") and not row["children"] else "next try at"
-    return f"{row['waiting']['for']}; {until} {row['waiting']['next_try'][11:19]} UTC"
+    text, count = held.most_common(1)[0]
+    more = f"; {held.total() - count} for something else" if held.total() > count else ""
+    return f"{count} of {len(children)} for {text}{more}"
+
+
+def _again(waiting: dict[str, Any]) -> str:
+    return f"; next try at {waiting['next_try'][11:19]} UTC"
 
 
 @app.command("logs")
@@ -211,8 +223,8 @@ def explain(
         dump(document, output)
         return
     typer.echo(f"job {document['job_id']} is {document['state']}")
-    if document["waiting"]:
-        typer.echo(clean(f"waiting: {_waiting(document)}"))
+    if waiting := _waiting(document):
+        typer.echo(clean(f"waiting: {waiting}"))
     if document["error"]:
         typer.echo(clean(f"reason: {document['error']['message']}"))
     if document["children"]:

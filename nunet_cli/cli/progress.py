@@ -214,8 +214,9 @@ def describe(event: dict[str, Any]) -> tuple[str, str] | None:
     if kind == "job_waiting":
         return "match", f"waiting: {data['reason']}; next try at {data['next_try'][11:19]} UTC"
     if kind == "provider_silent":
-        until = f"waiting for its result until {data['until'][11:19]} UTC"
-        return "execute", f"nothing is heard of its provider {short(data['peer'])}; {until}"
+        since, until = data["since"][11:16], data["until"][11:16]
+        who = f"its provider {short(data['peer'])} is silent since {since} UTC"
+        return "execute", f"{who}; its result is waited for until {until} UTC"
     if kind == "provider_heard":
         return "execute", f"its provider {short(data['peer'])} is heard again"
     if kind == "job_scheduled":

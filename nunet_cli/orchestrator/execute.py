@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from typing import Protocol
 
@@ -308,7 +309,8 @@ async def follow(ctx: Following, job_id: str) -> Job:
         # after a restart it is known of nobody whether he is there
         is_heard = not is_silent and ctx.heard.since(contract.id, began) > began
         if (is_heard if job.waiting is not None else is_silent) and not may_retry(job):
-            await ctx.store.change(partial(_note_silence, job_id=job.id, contract=contract, is_silent=is_silent))
+            since = silent if is_silent else None
+            await ctx.store.change(partial(_note_silence, job_id=job.id, contract=contract, seconds=since))
             continue
         if not overdue and is_silent and may_retry(job):
             raise PeerError(f"the provider has been silent for {quantities.format_duration(silent)}", code=SILENT)
@@ -326,15 +328,22 @@ async def follow(ctx: Following, job_id: str) -> Job:
             await changed.wait()
 
 
-def _note_silence(t: Transaction, job_id: str, contract: ContractRecord, is_silent: bool) -> None:
-    """Say with a job that it waits for a provider of which nothing is heard, or that it is heard again."""
+def _note_silence(t: Transaction, job_id: str, contract: ContractRecord, seconds: float | None) -> None:
+    """Say with a job that it waits for a provider that has been silent for so many seconds; None: it is heard again."""
     job = t[JOBS].one(job_id)
     if job.contract_id != contract.id or job.state not in _RUNS:
         return
     peer = peer_id_from_key(key_from_did(contract.provider))
-    waiting = Waiting(f"nothing is heard of its provider {short(peer)}", contract.deadline, quantities.utc_now())
-    change_job(t, job_id, waiting=waiting if is_silent else None)
-    t.save_event(job_id, "provider_silent" if is_silent else "provider_heard", peer=peer, until=contract.deadline)
+    if seconds is None:
+        change_job(t, job_id, waiting=None)
+        t.save_event(job_id, "provider_heard", peer=peer)
+        return
+    since, until = quantities.format_time(quantities.now() - timedelta(seconds=seconds)), contract.deadline
+    # to the minute: of a batch all that wait for the same are counted together
+    text = f"its provider {short(peer)}, silent since {since[11:16]} UTC"
+    text += f"; its result is waited for until {until[11:16]} UTC"
+    change_job(t, job_id, waiting=Waiting(text, until, since))
+    t.save_event(job_id, "provider_silent", peer=peer, since=since, until=until)
 
 
 async def _sync_quietly(ctx: Following, contract: ContractRecord) -> None:

@@ -32,9 +32,8 @@ def test_who_is_only_busy_is_told_from_who_declines_for_good() -> None:
 
 
 def test_who_follows_hears_of_a_provider_that_is_silent() -> None:
-    data = {"peer": PEER, "until": "2026-11-26T10:11:12.000Z"}
+    data = {"peer": PEER, "since": "2026-11-26T10:01:11.000Z", "until": "2026-11-26T10:11:12.000Z"}
     said = describe({"type": "provider_silent", "data": data})
-    assert said == (
-        "execute", "nothing is heard of its provider …KooWMot5; waiting for its result until 10:11:12 UTC"
-    )  # fmt: skip
+    text = "its provider …KooWMot5 is silent since 10:01 UTC; its result is waited for until 10:11 UTC"
+    assert said == ("execute", text)
     assert describe({"type": "provider_heard", "data": data}) == ("execute", "its provider …KooWMot5 is heard again")

@@ -99,14 +99,20 @@ def test_a_provider_that_falls_silent_is_told_of_and_so_is_that_it_is_heard_agai
         await reaches(sim, job_id, "running")
         requester = sim.nodes["requester"]
         sim.network.partition({"first"})
+        cut = quantities.utc_now()
         with trio.fail_after(60):
             while requester.get_job(job_id).waiting is None:
                 await trio.sleep(0.1)
-        job = requester.get_job(job_id)
+        job, deadline = requester.get_job(job_id), contract_with(sim, "first").deadline
         assert job.waiting is not None
-        assert job.waiting.for_ == f"nothing is heard of its provider …{sim.nodes['first'].identity.peer_id[-8:]}"
-        assert job.waiting.next_try == contract_with(sim, "first").deadline
-        assert job.state == "running"
+        who, since = sim.nodes["first"].identity.peer_id[-8:], job.waiting.since
+        assert job.waiting.for_ == (
+            f"its provider …{who}, silent since {since[11:16]} UTC; its result is waited for until {deadline[11:16]} UTC"
+        )
+        # from when it was heard last
+        assert since[:19] <= cut[:19]
+        assert 30 <= (quantities.now() - quantities.parse_time(since)).total_seconds() < 40
+        assert (job.state, job.waiting.next_try) == ("running", deadline)
         sim.network.partition()
         with trio.fail_after(120):
             while requester.get_job(job_id).waiting is not None:
