@@ -13,6 +13,7 @@ import typer
 from nunet_cli.cli import complete
 from nunet_cli.cli.ids import given_id, id_argument
 from nunet_cli.cli.job_logs import print_logs
+from nunet_cli.cli.job_words import outcome
 from nunet_cli.cli.output import (
     Format,
     OutputOption,
@@ -358,19 +359,6 @@ def _call_off(client: ApiClient, job_id: str) -> None:
 def _say_state(client: ApiClient, job_id: str) -> None:
     job = client.get(f"/jobs/{job_id}")
     note("; ".join([f"nunet: job {job['id']} is {job['state']}", *outcome(job)]))
-
-
-def outcome(job: dict[str, Any]) -> list[str]:
-    """Return what a person wants to know of a job that was called off: what was paid for it, and what is left."""
-    paid = [f"{job['paid']} NTX were paid of at most {job['limit']}"] if job.get("paid") is not None else []
-    return [*paid, *([job["note"]] if job.get("note") else [])]
-
-
-def next_command(row: dict[str, Any]) -> str | None:
-    """Return what to type next for a job, or None at its end."""
-    if row["next"] is None:
-        return None
-    return f"nunet job run --job {row['id']}" if row["next"] == "run" else f"nunet job {row['next']} {row['id']}"
 
 
 @app.command("validate")

@@ -19,10 +19,9 @@ from nunet_cli.cli.job import (
     ends_at,
     follow_job,
     has_own_node,
-    next_command,
-    outcome,
     read_with_items,
 )
+from nunet_cli.cli.job_words import next_command, outcome
 from nunet_cli.cli.output import Format, OutputOption, QuietOption, emit, note, say
 from nunet_cli.cli.results import check_results_folder
 from nunet_cli.cli.state import connect
@@ -120,9 +119,10 @@ def cancel(job: JobArgument, output: OutputOption = Format.table, quiet: QuietOp
     """Call a job off: release its lock or allocation, and settle its contract by what was used."""
     with connect() as client:
         row = client.post(f"/jobs/{job}/cancel")
+        whole = client.get(f"/jobs/{row['id']}") if row["kind"] == "group" else row
 
     def render() -> None:
-        say(f"{row['id']}  {row['state']}" + "".join(f"  ({text})" for text in outcome(row)))
+        say(f"{row['id']}  {row['state']}" + "".join(f"  ({text})" for text in outcome(whole)))
 
     emit(row, output, render, quiet=quiet)
 

@@ -10,8 +10,9 @@ import typer
 
 from nunet_cli.cli import complete
 from nunet_cli.cli.ids import given_id, id_argument
-from nunet_cli.cli.job import FolderOption, JobArgument, app, next_command
+from nunet_cli.cli.job import FolderOption, JobArgument, app
 from nunet_cli.cli.job_logs import begins, print_logs
+from nunet_cli.cli.job_words import next_command, notes
 from nunet_cli.cli.listing import Listing, Window, list_command
 from nunet_cli.cli.output import (
     Format,
@@ -81,7 +82,7 @@ def show(job: JobArgument, output: OutputOption = Format.table, quiet: QuietOpti
                 "changed": row["changed_at"], "price limit": f"{row['limit']} NTX", "paid": row["paid"],
                 "bid": row["bid_id"], "contract": row["contract_id"], "allocation": row["allocation_id"],
                 "exit code": result.get("exit_code"), "outputs": [item["name"] for item in result.get("outputs", [])],
-                "used": used(row["usage"]), "message": row["message"], "note": row["note"],
+                "used": used(row["usage"]), "message": row["message"], "note": "; ".join(notes(row)) or None,
                 "remark": row.get("remark"),
                 "error": error.get("message"), "called off": row["called_off"],
                 "attempt": row["attempt"] if row["past"] else None, "children": _counted(row["counts"]),

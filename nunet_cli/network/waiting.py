@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 import trio
 
-from nunet_cli.errors import NoSpaceError, RejectedMessageError
+from nunet_cli.errors import IdentityError, NoSpaceError, RejectedMessageError
 from nunet_cli.network.envelope import Envelope, ErrorMessage, body_of
+from nunet_cli.records.identifiers import key_from_did, peer_id_from_key
 
 # the other side could not do its work just now: the message is sent again, as one that was lost would be
 _TRANSIENT = ("internal", NoSpaceError.default_code)
@@ -35,5 +36,8 @@ class Waiting:
 
 
 def short(did: str) -> str:
-    """Return a DID as people can tell it from others: its last eight characters."""
-    return f"…{did[-8:]}"
+    """Return a DID as people can tell it from others, and as lists have it: the end of its peer id."""
+    try:
+        return f"…{peer_id_from_key(key_from_did(did))[-8:]}"
+    except IdentityError:
+        return f"…{did[-8:]}"

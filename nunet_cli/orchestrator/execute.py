@@ -340,7 +340,7 @@ def _note_silence(t: Transaction, job_id: str, contract: ContractRecord, seconds
         return
     since, until = quantities.format_time(quantities.now() - timedelta(seconds=seconds)), contract.deadline
     # to the minute: of a batch all that wait for the same are counted together
-    text = f"its provider {short(peer)}, silent since {since[11:16]} UTC"
+    text = f"its provider {short(contract.provider)}, silent since {since[11:16]} UTC"
     text += f"; its result is waited for until {until[11:16]} UTC"
     change_job(t, job_id, waiting=Waiting(text, until, since))
     t.save_event(job_id, "provider_silent", peer=peer, since=since, until=until)

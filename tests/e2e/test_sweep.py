@@ -1,10 +1,14 @@
 """A day's work: a sweep over the points of a file, two of which fail, are looked at, mended, and run again."""
 
 import json
+import os
 import re
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from tests.conftest import Processes, nunet
 
@@ -144,6 +148,26 @@ def test_a_batch_that_nobody_can_run_and_a_job_that_waits_for_a_busy_machine_say
     nunet("job", "cancel", holds, home=home)
     # it goes on by itself, and who follows it from its beginning hears that the provider was busy then
     assert " is busy, just now: cpu.cores: 1 short" in nunet("job", "run", "--job", waits, home=home).stderr
+
+
+def test_a_batch_that_is_called_off_while_its_provider_is_away_says_what_becomes_of_the_deposits(
+    processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NUNET_LIMITS_ANSWER_TIMEOUT", "2s")
+    monkeypatch.setenv("NUNET_LIMITS_SILENCE", "2s")
+    home = processes.requester
+    processes.start(home)
+    text = PLAIN.format(name="away", command="[sleep, '60']", cpu=0.25) + "type: batch\nbatch: {count: 3}\n"
+    (tmp_path / "away.yaml").write_text(text)
+    batch = nunet("job", "run", str(tmp_path / "away.yaml"), "-d", home=home).stdout.strip()
+    until(lambda: "3 running" in nunet("job", "show", batch, home=home).stdout)
+    document = json.loads(nunet("node", "status", "-o", "json", home=processes.provider).stdout)
+    peer, pid = document["peer_id"][-8:], document["pid"]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: f"3 of 3 for its provider …{peer}, silent since" in nunet("job", "show", batch, home=home).stdout)
+    assert f"its provider …{peer}, silent since" in nunet("job", "explain", batch, home=home).stdout
+    told = nunet("job", "cancel", batch, home=home).stdout
+    assert re.search(rf"\(3 of 3: …{peer} .*; it is told when it is back, and an unused deposit returns after 20", told)
 
 
 def until(is_so: Callable[[], bool]) -> None:

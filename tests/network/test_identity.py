@@ -7,6 +7,7 @@ import pytest
 
 from nunet_cli.errors import IdentityError
 from nunet_cli.network import identity
+from nunet_cli.network.waiting import short
 from nunet_cli.records import identifiers
 
 
@@ -91,3 +92,10 @@ def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
     os.chmod(tmp_path / identity.KEY_FILE, 0o644)  # noqa: PTH101
     with pytest.raises(IdentityError, match="read by others"):
         identity.load_or_create(tmp_path)
+
+
+def test_a_peer_is_called_in_messages_as_it_is_in_lists() -> None:
+    key = nacl.signing.SigningKey(bytes(32)).verify_key.encode()
+    assert short(identifiers.did_from_key(key)) == f"…{identifiers.peer_id_from_key(key)[-8:]}"
+    # what is none is shown all the same
+    assert short("did:key:no-such-key") == "…such-key"
