@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from nunet_cli.errors import NunetError, StateError, UsageError
-from nunet_cli.groups.group import outputs_of
+from nunet_cli.groups.group import earlier_of, logs_of, outputs_of
 from nunet_cli.groups.mended import mend
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.reader import read_spec
+from nunet_cli.orchestrator.outputs import take_away_earlier, write_outputs
 from tests.conftest import Market
 from tests.orchestrator.test_again import settled
 from tests.orchestrator.test_group_failures import failed, group, program, states
@@ -95,3 +96,34 @@ async def test_another_specification_and_what_has_parts_are_refused(market: Mark
         many = await m.post(whole)
         await failed(m, many)
         assert "single job" in f"{await refused(whole, many)} {(await refused(whole, many)).hint}"
+
+
+async def test_of_an_earlier_attempt_no_log_stays_in_the_folder_of_outputs(market: MarketOf) -> None:
+    async with market() as m:
+        ctx, folder = m.requester.ctx, m.folder / "results"
+
+        async def write(job_id: str) -> list[str]:
+            job = m.job(job_id)
+            await take_away_earlier(ctx, earlier_of(ctx, job), folder)
+            await write_outputs(ctx, outputs_of(ctx, job), logs_of(ctx, job), folder)
+            return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+        async def again(job_id: str, text: dict[str, Any]) -> list[str]:
+            mended = await mend(ctx, job_id, read_spec(json.dumps(text)), m.folder)
+            await m.requester.retry_job(job_id, mended)
+            await settled(m, job_id)
+            return await write(job_id)
+
+        fails, later = (program("b", command, outputs=[{"path": "o"}]) for command in ("echo >&2; exit 3", "echo > o"))
+        one = await m.post(json.dumps(fails))
+        assert (await orchestrate_job(ctx, one)).state == "failed"
+        assert await write(one) == ["stderr"]
+        assert await again(one, later) == ["o"]
+        (folder / "o").unlink()
+        items = {"type": "batch", "batch": {"count": 2}}
+        batch = await m.post(json.dumps({**fails, **items}))
+        await failed(m, batch)
+        assert await write(batch) == ["b-0/stderr", "b-1/stderr"]
+        # this one is not what was written any more
+        (folder / "b-1" / "stderr").write_text("why?")
+        assert await again(batch, {**later, **items}) == ["b-0/o", "b-1/o", "b-1/stderr"]
