@@ -41,7 +41,9 @@ async def take_in(ctx: Keeping, task: Task, item: OutputSpec, room: int) -> Take
     A file with holes has the bytes that reading it gives, however few the disk has. What is in a folder and cannot be
     sent, such as a link that leads out of it, is left out.
     """
-    descriptor = await ctx.threads.run(open_output, task, item.path)
+    # with a name of its own a pattern is one, whatever a job calls by that name
+    is_pattern = is_glob(item.path) and bool(item.name)
+    descriptor = None if is_pattern else await ctx.threads.run(open_output, task, item.path)
     if descriptor is None:
         return await _take_folder(ctx, task, item, room)
     try:
@@ -59,8 +61,8 @@ async def _take_folder(ctx: Keeping, task: Task, item: OutputSpec, room: int) ->
 
     def write(writer: Writer) -> None:
         nonlocal is_found
-        with _opened(task, item.path) as (root, pattern, base):
-            # what a job calls by a pattern's name is a folder all the same
+        with _opened(task, item) as (root, pattern, base):
+            # what a job calls by a loose pattern's name is a folder all the same
             is_found = pattern is not None
             instead = _mounted(task, base)
             found = look(root, pattern, instead, enter)
@@ -86,14 +88,17 @@ async def _take_folder(ctx: Keeping, task: Task, item: OutputSpec, room: int) ->
 
 
 @contextmanager
-def _opened(task: Task, path: str) -> Iterator[tuple[int, Pattern | None, str]]:
+def _opened(task: Task, item: OutputSpec) -> Iterator[tuple[int, Pattern | None, str]]:
     """Open the folder of an output; give its descriptor, the pattern that chooses in it, and its path.
 
     Raises:
         FileNotFoundError: there is none, or a link is on the way.
     """
     pattern: Pattern | None = None
+    path = item.path
     try:
+        if is_glob(path) and item.name:
+            raise NotADirectoryError(path)
         root = open_folder(task.work, path)
     except OSError:
         if not is_glob(path):

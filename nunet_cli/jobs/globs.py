@@ -55,10 +55,10 @@ class Pattern:
         """Say whether all of the pattern was found."""
         return len(self._parts) in places
 
-    def first_stray(self, paths: Iterable[tuple[str, bool]]) -> str | None:
-        """Return the first path that the pattern does not find, nor a folder above it, which it finds as a whole.
+    def sort_out(self, paths: Iterable[tuple[str, bool]]) -> tuple[set[str], set[str]]:
+        """Return those paths that the pattern finds, with all below them, and those that it does not find.
 
-        A folder on the way to what may be found is none. A name is compared once, however deep it is.
+        A folder on the way to what may be found is in neither. A name is compared once, however deep it is.
 
         Args:
             paths: relative to the pattern's folder, each folder before what is in it, and whether it is a folder.
@@ -66,24 +66,27 @@ class Pattern:
         Raises:
             ValueError: that takes over `MAX_STEPS`.
         """
-        # how far the pattern has come in each folder on the way to the path at hand; None where it was found whole
-        way: list[frozenset[int] | None] = [self.start]
+        found, strays = set[str](), set[str]()
+        # how far the pattern has come in each folder; None where that was found whole
+        come: dict[str, frozenset[int] | None] = {"": self.start}
         steps = 0
         for path, is_folder in paths:
-            depth = path.count("/") + 1
-            del way[depth:]
-            places = way[depth - 1]
+            above, _, name = path.rpartition("/")
+            places = come.get(above, frozenset())
             if places is not None:
-                steps += len(places)
+                steps += len(places) or 1
                 if steps > MAX_STEPS:
                     raise ValueError(f"over {MAX_STEPS} comparisons")
-                next_places = self.step(places, path.rpartition("/")[2])
-                is_found = self.is_done(next_places)
-                if not is_found and not (is_folder and next_places):
-                    return path
-                places = None if is_found else next_places
-            way.append(places)
-        return None
+                places = self.step(places, name)
+                if self.is_done(places):
+                    places = None
+            if places is None:
+                found.add(path)
+            elif not (is_folder and places):
+                strays.add(path)
+            if is_folder:
+                come[path] = places
+        return found, strays
 
     def _closure(self, places: set[int]) -> frozenset[int]:
         """Return the places, and those after each `**`, which may be no folder at all."""

@@ -11,8 +11,8 @@ from msgspec import structs
 
 from nunet_cli import quantities
 from nunet_cli.errors import UsageError
-from nunet_cli.jobs.globs import Pattern, split_glob
-from nunet_cli.jobs.spec import HERE, JobLink, JobSpec, is_loose, output_name, total_price
+from nunet_cli.jobs.globs import Pattern, is_glob, split_glob
+from nunet_cli.jobs.spec import HERE, JobLink, JobSpec, OutputSpec, is_loose, output_name, total_price
 from nunet_cli.records.capability import Capability, Connectivity, Cpu, PriceBid, Resources, Speeds, TimeCapability
 from nunet_cli.records.kyc import Kyc
 
@@ -179,9 +179,7 @@ def _circle(left: list[str], edges: list[tuple[str, str]]) -> list[str]:
 
 def output_names(spec: JobSpec) -> list[str]:
     """Return the names that the outputs of a job or pod come back under; a pod's have the member's name before them."""
-    if spec.executor is not None:
-        return [output_name(item) for item in spec.outputs]
-    return [f"{child.name}/{output_name(item)}" for child in spec.children for item in child.outputs]
+    return [name for name, _ in _outputs(spec)]
 
 
 def output_room(spec: JobSpec) -> int:
@@ -192,14 +190,20 @@ def output_room(spec: JobSpec) -> int:
     return sum(max(part.resources.disk, LEAST_ROOM) for part in programs(spec))
 
 
-def loose_patterns(spec: JobSpec) -> dict[str, Pattern]:
-    """Return those outputs of a job or pod whose files come back with no folder around them: name → what they match."""
+def patterns_of(spec: JobSpec) -> dict[str, Pattern]:
+    """Return those outputs of a job or pod that are patterns: name → what they match."""
+    return {name: Pattern(split_glob(item.path)[1]) for name, item in _outputs(spec) if is_glob(item.path)}
+
+
+def loose_names(spec: JobSpec) -> set[str]:
+    """Return the names of those outputs of a job or pod whose files come back with no folder around them."""
+    return {name for name, item in _outputs(spec) if is_loose(item)}
+
+
+def _outputs(spec: JobSpec) -> list[tuple[str, OutputSpec]]:
     if spec.executor is not None:
-        loose = [(output_name(item), item) for item in spec.outputs if is_loose(item)]
-    else:
-        both = ((child.name, item) for child in spec.children for item in child.outputs if is_loose(item))
-        loose = [(f"{name}/{output_name(item)}", item) for name, item in both]
-    return {name: Pattern(split_glob(item.path)[1]) for name, item in loose}
+        return [(output_name(item), item) for item in spec.outputs]
+    return [(f"{child.name}/{output_name(item)}", item) for child in spec.children for item in child.outputs]
 
 
 def place_of(link: JobLink, name: str, kind: str) -> str:

@@ -21,7 +21,7 @@ from nunet_cli.database.store import Store, Transaction
 from nunet_cli.errors import LOGS_GONE, NotFoundError, NunetError, PeerError, RejectedMessageError, StateError
 from nunet_cli.executor.files import allocation_folder
 from nunet_cli.jobs.check import decode_spec
-from nunet_cli.jobs.tree import loose_patterns, output_names
+from nunet_cli.jobs.tree import loose_names, output_names
 from nunet_cli.network.messenger import Answer, Change, Incoming
 from nunet_cli.network.waiting import short
 from nunet_cli.orchestrator.changes import advance, change_job, find_job, let_go
@@ -238,7 +238,7 @@ def result_change(ctx: Taking, contract: ContractRecord, document: Document) -> 
     # the names become files of ours: nothing is taken that the job did not ask for
     unasked = {output.name for output in result.outputs} - set(output_names(decode_spec(contract.spec)))
     loose = {output.name for output in result.outputs if output.kind == "files"}
-    unasked |= loose - loose_patterns(decode_spec(contract.spec)).keys()
+    unasked |= loose - loose_names(decode_spec(contract.spec))
     if unasked:
         raise RejectedMessageError(
             f"the result has outputs that nobody asked for: {sorted(unasked)[0]!r}", code="wrong_result"

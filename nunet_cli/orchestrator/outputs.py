@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -15,8 +16,8 @@ from nunet_cli.errors import LOGS_GONE, NotFoundError, PeerError, RejectedMessag
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.jobs.globs import MAX_STEPS, Pattern
 from nunet_cli.jobs.spec import JobSpec
-from nunet_cli.jobs.tree import loose_patterns, output_room
-from nunet_cli.network.data.trees import entries_of, opened, unpack
+from nunet_cli.jobs.tree import loose_names, output_room, patterns_of
+from nunet_cli.network.data.trees import entries_of, make_way, opened, strays, unpack
 from nunet_cli.network.data.written import Written, take_away
 from nunet_cli.orchestrator.changes import change_job, find_job
 from nunet_cli.orchestrator.logs import LOG_PIECE, read_piece
@@ -136,16 +137,18 @@ def _wanted(result: Result) -> list[tuple[str, int]]:
 async def _check_folders(ctx: Fetching, spec: JobSpec, result: Result) -> None:
     """Look whether what should be folders are some, and whether a pattern would have found what came for it.
 
-    What came for a pattern is written beside what stands in the user's folder: nothing else may come with it.
+    What came for a pattern is written beside what stands in the user's folder: nothing else may come with it, nor a
+    link to anything else. What has a loose pattern's own name is a folder by itself, and may have anything in it.
 
     Raises:
         RejectedMessageError: it is something else: not what was to be delivered.
     """
-    loose = loose_patterns(spec)
+    patterns, loose = patterns_of(spec), loose_names(spec)
     for output in result.outputs:
         if output.kind == "file":
             continue
-        pattern = loose[output.name] if output.kind == "files" else None
+        is_own_folder = output.kind == "folder" and output.name in loose
+        pattern = None if is_own_folder else patterns.get(output.name)
         # a list of as many names as there may be takes seconds of the processor
         wrong = await ctx.threads.run(_wrong_in, ctx.blobs.path(output.cid), pattern)
         if wrong:
@@ -161,10 +164,10 @@ def _wrong_in(source: Path, pattern: Pattern | None) -> str:
     if pattern is None:
         return ""
     try:
-        stray = pattern.first_stray((one.path, one.kind == "folder") for one in entries)
+        stray = strays(entries, pattern)
     except ValueError:
         return f" takes over {MAX_STEPS} comparisons with its pattern: no provider that keeps to the rules sends that"
-    return f" has {stray!r} in it, which the pattern does not find" if stray is not None else ""
+    return f" has {stray[0]!r} in it, which the pattern does not find" if stray else ""
 
 
 async def write_outputs(
@@ -172,7 +175,8 @@ async def write_outputs(
 ) -> list[str]:
     """Write outputs and logs that are here into a folder; return the paths of what was written, folders as one.
 
-    Files that are there are overwritten, folders are kept; nothing is written outside of the folder.
+    Files that are there are overwritten, folders are kept; nothing is written outside of the folder, also where links
+    in it lead out: they give way.
 
     Args:
         ctx: the node's parts.
@@ -185,19 +189,17 @@ async def write_outputs(
         TreeError: what should be a folder is none.
         OSError: the folder cannot be written to.
     """
-    await ctx.threads.run(_make_folder, folder)
     written = []
     for name, output in outputs.items():
         if output.kind == "file":
-            await ctx.blobs.copy_out(output.cid, folder / name)
-            written.append(str(folder / name))
+            written.append(await _write_file(ctx, output.cid, folder, name))
             continue
-        target = (folder / name).parent if output.kind == "files" else folder / name
+        above = name.rpartition("/")[0] if output.kind == "files" else name
+        target = await ctx.threads.run(partial(make_way, folder, above, whole=True))
         names = await ctx.threads.run(_write_folder, ctx.blobs.path(output.cid), target)
         written += [str(target / part) for part in names] if output.kind == "files" else [str(target)]
     for name, cid in logs.items():
-        await ctx.blobs.copy_out(cid, folder / name)
-        written.append(str(folder / name))
+        written.append(await _write_file(ctx, cid, folder, name))
     return written
 
 
@@ -227,12 +229,13 @@ def _take_away(folder: Path, written: list[Written]) -> None:
         take_away(root, written)
 
 
-def _make_folder(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+async def _write_file(ctx: Reading, cid: str, folder: Path, name: str) -> str:
+    target = await ctx.threads.run(make_way, folder, name)
+    await ctx.blobs.copy_out(cid, target)
+    return str(target)
 
 
 def _write_folder(source: Path, target: Path) -> list[str]:
-    _make_folder(target)
     with opened(target) as root:
         return unpack(source, root, replace=True)
 

@@ -75,6 +75,17 @@ def is_inside(path: str, target: str) -> bool:
     return bool(target) and not target.startswith("/") and up <= path.count("/") and all(map(is_name, down))
 
 
+def leads_to(path: str, target: str) -> str:
+    """Return the path in its tree that a symbolic link leads to, which is `is_inside`; empty for the tree's root."""
+    here = path.split("/")[:-1]
+    for part in target.split("/"):
+        if part == "..":
+            here.pop()
+        elif part not in ("", "."):
+            here.append(part)
+    return "/".join(here)
+
+
 def tree_head(entries: Sequence[Entry]) -> bytes:
     """Return what a tree begins with, before the bytes of its files.
 

@@ -294,6 +294,23 @@ def test_what_is_in_the_way_is_not_written_over(market: Path, tmp_path: Path) ->
     assert [path.name for path in (tmp_path / "x.out").iterdir()] == ["new"]
 
 
+def test_what_a_pattern_brings_does_not_lead_anywhere_else(market: Path, tmp_path: Path) -> None:
+    """Links first, folders of the same names next: what stands here is not written through them."""
+    (tmp_path / ".git" / "hooks").mkdir(parents=True)
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "main.c").write_text("mine")
+    script = (
+        "if [ {} = one ]; then ln -s .git a.png; ln -s src b.png; touch c.png; ln -s c.png d.png; else mkdir -p a.png/hooks b.png; "
+        "touch a.png/hooks/pre-commit b.png/main.c; echo new > d.png; fi"
+    )
+    for item, made in (("one", ["c.png", "d.png"]), ("two", ["a.png", "b.png", "c.png", "d.png"])):
+        run(market, tmp_path, "--return", "*.png", script, ":::", item)
+        assert sorted(path.name for path in tmp_path.glob("*.png")) == made
+    assert (list((tmp_path / ".git/hooks").iterdir()), (tmp_path / "src/main.c").read_text()) == ([], "mine")
+    # the link gave way, and what it led to is as it was
+    assert ((tmp_path / "c.png").read_text(), (tmp_path / "d.png").read_text()) == ("", "new\n")
+
+
 @needs_docker
 def test_a_shell_of_an_image_reads_the_command(market: Path, tmp_path: Path) -> None:
     with busybox_image(f"nunet-test-{os.getpid()}:map") as name:

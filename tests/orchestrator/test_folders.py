@@ -277,29 +277,37 @@ async def test_files_that_nobody_asked_for_are_not_taken(market: MarketOf) -> No
             await take_result(m.requester.ctx, structs.replace(contract, result=None), document)
 
 
+@pytest.mark.parametrize("name", ["", "own"])
 @pytest.mark.parametrize(
     ("content", "why"),
     [
         (forged((".bashrc", "file")), "'.bashrc' in it, which the pattern does not find"),
         (forged(("Makefile", "file")), "'Makefile' in it"),
         (forged(("d", "folder"), ("d/a.sh", "file")), "'d' in it"),
-        (forged(("a.csv", "link", 0, 0, "Makefile"), ("b.sh", "link", 0, 0, "a.csv")), "'b.sh' in it"),
+        (forged(("a.csv", "file"), ("b.sh", "link", 0, 0, "a.csv")), "'b.sh' in it"),
+        (forged(("a.csv", "link", 0, 0, "Makefile")), "'a.csv' in it"),
+        (forged(("a.csv", "link", 0, 0, ".git")), "'a.csv' in it"),
+        (forged(("a.csv", "link", 0, 0, ".")), "'a.csv' in it"),
+        (forged(("a.csv", "link", 0, 0, "b.csv/hooks"), ("b.csv", "link", 0, 0, ".git")), "'a.csv' in it"),
+        (forged(("a.csv", "folder"), ("a.csv/up", "link", 0, 0, "../src")), "'a.csv/up' in it"),
         (b"no folder at all", "the content is not a folder"),
     ],
-    ids=["hidden", "file", "folder", "link", "none"],
+    ids=["hidden", "file", "folder", "link", "beside", "git", "root", "chain", "inside", "none"],
 )
 async def test_what_a_pattern_does_not_find_is_not_delivered(
-    market: MarketOf, content: bytes, why: str, monkeypatch: pytest.MonkeyPatch
+    market: MarketOf, content: bytes, why: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with market() as m:
         cid, size = await add_bytes(m.provider.ctx.blobs, content)
 
         async def taken(*_: Any) -> taking.Taken:
-            return taking.Taken(cid, size, "files")
+            return taking.Taken(cid, size, "folder" if name else "files")
 
         # another program than ours may send what it likes
         monkeypatch.setattr(part, "take_in", taken)
-        job_id = await m.post(spec("touch a.csv", outputs=[{"path": "*.csv"}]))
+        job_id = await m.post(
+            spec("touch a.csv", outputs=[{"path": "*.csv", "name": name} if name else {"path": "*.csv"}])
+        )
         with pytest.raises(ContractError, match=re.escape(why)):
             await orchestrate_job(m.requester.ctx, job_id)
         job = m.job(job_id)
@@ -365,6 +373,50 @@ async def test_a_long_list_of_deep_names_does_not_stand_the_requesters_node_stil
         assert await longest_pause(settle) < 2
         assert m.job(job_id).state == ("completed" if why else "settled")
         assert [why in text for text in said] == [True] * bool(why)
+
+
+async def test_links_that_came_before_are_not_followed(market: MarketOf, tmp_path: Path) -> None:
+    """Neither by what a pattern brings, nor by files and folders that have their links' names."""
+    async with market() as m:
+        mine, out = tmp_path / "mine", tmp_path / "mine" / "out"
+        out.mkdir(parents=True)
+        for name in ("a.csv", "own", "file", "stdout"):
+            (out / name).symlink_to(mine)
+        text = spec(
+            "mkdir a.csv own; touch a.csv/x own/x file; echo said",
+            outputs=[{"path": "*.csv"}, {"path": "own"}, {"path": "file"}],
+        )
+        job = await run(m, text)
+        assert job.result is not None
+        (tmp_path / "named").symlink_to(out)
+        # the folder itself was named by its user
+        files = await write_outputs(
+            m.requester.ctx, outputs_of(m.requester.ctx, job), {"stdout": job.result.stdout_cid}, tmp_path / "named"
+        )
+        assert [str(Path(file).relative_to(tmp_path)) for file in files] == [
+            "named/a.csv", "named/own", "named/file", "named/stdout",
+        ]  # fmt: skip
+        assert [path.name for path in mine.iterdir()] == ["out"]
+        assert sorted(name for name in described(out)) == ["a.csv", "a.csv/x", "file", "own", "own/x", "stdout"]
+
+
+async def test_a_member_of_a_pod_is_not_written_through_a_link(market: MarketOf, tmp_path: Path) -> None:
+    async with market() as m:
+        cid, _ = await add_bytes(m.requester.ctx.blobs, b"x")
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "web").symlink_to(tmp_path)
+        files = await write_outputs(m.requester.ctx, {"web/made": OutputFile("web/made", cid, 1)}, {}, tmp_path / "out")
+        assert files == [str(tmp_path / "out" / "web" / "made")]
+        assert (tmp_path / "out" / "web" / "made").read_bytes() == b"x"
+        assert not (tmp_path / "made").exists()
+
+
+async def test_a_pattern_with_a_name_of_its_own_is_always_one(market: MarketOf, tmp_path: Path) -> None:
+    async with market() as m:
+        for number, command in enumerate(("mkdir 'o*'; touch 'o*/y.sh'", "touch 'o*'")):
+            job = await run(m, spec(command, outputs=[{"path": "o*", "name": "all"}]))
+            assert job.state == "settled"
+            assert "all/o*" in await written(m, job, tmp_path / str(number))
 
 
 async def test_a_folder_that_has_a_patterns_name_comes_back_as_one(market: MarketOf, tmp_path: Path) -> None:

@@ -219,7 +219,8 @@ def _bring_back(work: Work, place: Path) -> int:
             raise UsageError(f"the command did not write {back.place}")
         for path in found:
             total += size_of(path)
-            put(path, back.target / path.relative_to(place / base) if back.is_pattern else back.target)
+            target = back.target / path.relative_to(place / base) if back.is_pattern else back.target
+            put(path, target, is_named=not back.is_pattern)
     return total
 
 

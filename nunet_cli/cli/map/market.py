@@ -247,7 +247,7 @@ class Market:
                     put(found, back.target)
                     continue
                 for entry in sorted(found.iterdir()):
-                    put(entry, back.target / entry.name)
+                    put(entry, back.target / entry.name, is_named=False)
 
 
 def _seconds(text: str) -> float:

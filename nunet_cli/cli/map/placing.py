@@ -9,23 +9,35 @@ import shutil
 from pathlib import Path
 
 
-def put(found: Path, target: Path) -> None:
+def put(found: Path, target: Path, *, is_named: bool = True) -> None:
     """Move a file or folder to where it goes: a file replaces one, what is in a folder is added to one.
+
+    Links are what they are, and not followed: what came back before may have brought one. A link is replaced, unless
+    the user named it as the folder that what comes back is added to.
+
+    Args:
+        found: what came back.
+        target: where it goes; the folders on the way are the user's, or have been looked at.
+        is_named: the user named the target; not so what a pattern found, and what is in a folder.
 
     Raises:
         OSError: it cannot be written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.is_dir() and not found.is_dir():
+    is_folder = found.is_dir() and not found.is_symlink()
+    is_there = target.is_dir() and (is_named or not target.is_symlink())
+    if is_there and not is_folder:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
-    if found.is_dir() and target.is_dir():
+    if is_there:
         for entry in sorted(found.iterdir()):
-            put(entry, target / entry.name)
+            put(entry, target / entry.name, is_named=False)
         return
     try:
         found.replace(target)
     except OSError:
         # on another file system; or a folder in the place of a file, which is an error there, too
+        if target.is_symlink():
+            target.unlink()
         shutil.move(found, target)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from nunet_cli.records.trees import (
     TreeError,
     is_inside,
     is_name,
+    leads_to,
     read_tree,
     tree_head,
 )
@@ -78,6 +80,8 @@ def look(
 ) -> Found:
     """Return what is in a folder, or what a pattern finds in it, with the folders on the way; folders as a whole.
 
+    What a pattern finds is put beside what others have written: a link that leads to something else is left out.
+
     Args:
         root: descriptor of the folder.
         pattern: what is looked for; everything, where it is none.
@@ -90,7 +94,54 @@ def look(
     """
     found = Found()
     _look(root, "", pattern, pattern.start if pattern else frozenset(), found, instead or {}, enter)
+    if pattern:
+        _leave_out(found, pattern)
     return found
+
+
+def strays(entries: Sequence[Entry], pattern: Pattern) -> list[str]:
+    """Return the paths in a tree that a pattern does not find, and its links to anything else than what it finds.
+
+    Raises:
+        ValueError: it takes too many comparisons to find that out.
+    """
+    found, lost = pattern.sort_out((entry.path, entry.kind == "folder") for entry in entries)
+    lost |= _links_to_others(entries, found)
+    return [entry.path for entry in entries if entry.path in lost]
+
+
+def _links_to_others(entries: Sequence[Entry], found: set[str]) -> set[str]:
+    """Return the links that lead, perhaps by other links, to something that is not there or was not found."""
+    linked: defaultdict[str, list[str]] = defaultdict(list)
+    for entry in entries:
+        if entry.kind == "link":
+            linked[leads_to(entry.path, entry.target)].append(entry.path)
+    others: set[str] = set()
+    lost = [path for target, paths in linked.items() if target not in found for path in paths]
+    while lost:
+        others.add(path := lost.pop())
+        lost += linked.pop(path, [])
+    return others
+
+
+def _leave_out(found: Found, pattern: Pattern) -> None:
+    try:
+        whole, _ = pattern.sort_out((entry.path, entry.kind == "folder") for entry in found.entries)
+    except ValueError as error:
+        raise TreeError(f"the pattern takes too long: {error}") from None
+    others = _links_to_others(found.entries, whole)
+    if not others:
+        return
+    found.left_out += [(path, "it is a link to what the pattern does not find") for path in sorted(others)]
+    kept: list[Entry] = []
+    needed: set[str] = set()
+    # those below a folder come first then: where nothing is left of them it was only on the way to nothing
+    for entry in reversed(found.entries):
+        is_way = entry.kind == "folder" and entry.path not in whole
+        if entry.path not in others and (not is_way or entry.path in needed):
+            kept.append(entry)
+            needed.add(entry.path.rpartition("/")[0])
+    found.entries = kept[::-1]
 
 
 def _look(
@@ -325,6 +376,29 @@ class Way:
     def _back_to(self, count: int) -> None:
         while len(self._open) > count:
             os.close(self._open.pop()[1])
+
+
+def make_way(folder: Path, name: str, *, whole: bool = False) -> Path:
+    """Make the folders that a name below a folder of the user's stands in; return where it is then.
+
+    A link on the way may have come with what was written before, and is not followed: a folder is put in its place.
+
+    Args:
+        folder: it is made as well; by links or not, the user named it.
+        name: relative to it.
+        whole: the name is one of a folder, which is made, too.
+
+    Raises:
+        OSError: they cannot be made; something that is no folder is in the way.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    here, parts = folder, [part for part in name.split("/") if part]
+    for part in parts if whole else parts[:-1]:
+        here /= part
+        if here.is_symlink():
+            here.unlink()
+        here.mkdir(exist_ok=True)
+    return folder.joinpath(*parts)
 
 
 @contextmanager
