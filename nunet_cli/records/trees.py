@@ -7,6 +7,7 @@ anything of it is written: see `read_tree`.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Sequence
 from typing import Annotated, BinaryIO, Literal
@@ -29,6 +30,8 @@ LEAST_ON_DISK = 4096
 MODES = 0o777
 _MAGIC = b"nunet-tree-1\n"
 _LENGTH = struct.Struct(">I")
+# a terminal takes those above 127 for escapes, too
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _Path = Annotated[str, Limits(min_length=1, max_length=MAX_PATH)]
 
 
@@ -58,7 +61,7 @@ def is_name(name: str) -> bool:
         size = len(name.encode())
     except UnicodeEncodeError:
         return False
-    return name not in ("", ".", "..") and size <= 255 and "/" not in name and all(ord(c) >= 32 for c in name)
+    return name not in ("", ".", "..") and size <= 255 and "/" not in name and not _CONTROL.search(name)
 
 
 def is_inside(path: str, target: str) -> bool:
