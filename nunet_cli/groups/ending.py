@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from nunet_cli import quantities
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import JobFailedError, NunetError
 from nunet_cli.orchestrator import cancel
 from nunet_cli.orchestrator.cancel import Cancelling
-from nunet_cli.orchestrator.changes import advance, error_record
+from nunet_cli.orchestrator.changes import advance, error_record, total_paid
 from nunet_cli.orchestrator.needs import HasStore
 from nunet_cli.records.jobs import JOB_ENDS, JOBS, ErrorRecord, Job
 from nunet_cli.records.machine import REQUESTER
@@ -132,9 +131,3 @@ async def fail_group(ctx: Cancelling, job: Job, name: str, cause: NunetError) ->
 
     await ctx.store.change(change)
     raise error
-
-
-def total_paid(jobs: list[Job]) -> str:
-    """Return what was paid for some jobs in all, earlier attempts with it, in NTX."""
-    amounts = [paid for job in jobs for paid in (job.paid, *(attempt.paid for attempt in job.past))]
-    return quantities.format_amount(sum(quantities.parse_amount(paid or "0") for paid in amounts))

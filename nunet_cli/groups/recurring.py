@@ -12,11 +12,10 @@ from msgspec import structs
 from nunet_cli import quantities
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError
-from nunet_cli.groups.ending import total_paid
 from nunet_cli.jobs.check import next_run
 from nunet_cli.jobs.spec import JobSpec
 from nunet_cli.orchestrator.cancel import has_put_back
-from nunet_cli.orchestrator.changes import advance, change_job, find_job
+from nunet_cli.orchestrator.changes import advance, change_job, find_job, total_paid
 from nunet_cli.orchestrator.needs import HasStore
 from nunet_cli.orchestrator.post import Asked, job_rows, put_job
 from nunet_cli.records.jobs import JOB_ENDS, JOBS, Job

@@ -9,10 +9,10 @@ import trio
 
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import DisputedError, JobFailedError, NunetError
-from nunet_cli.groups.ending import fail_group, total_paid
+from nunet_cli.groups.ending import fail_group
 from nunet_cli.jobs.check import decode_spec
 from nunet_cli.orchestrator.cancel import Cancelling
-from nunet_cli.orchestrator.changes import advance, change_job, error_record, find_job
+from nunet_cli.orchestrator.changes import advance, change_job, error_record, find_job, total_paid
 from nunet_cli.orchestrator.needs import HasStore
 from nunet_cli.orchestrator.outputs import Collecting, collect_outputs
 from nunet_cli.orchestrator.patience import FULL

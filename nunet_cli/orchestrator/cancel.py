@@ -14,7 +14,7 @@ import trio
 from nunet_cli.database.store import Transaction
 from nunet_cli.errors import NunetError, StateError
 from nunet_cli.orchestrator import execute
-from nunet_cli.orchestrator.changes import advance, change_job, find_job, let_go
+from nunet_cli.orchestrator.changes import advance, change_job, find_job, let_go, total_paid
 from nunet_cli.orchestrator.contract import is_transient, register_contract
 from nunet_cli.orchestrator.contract_keeping import check_proof, keep_proof, note_balance, set_contract
 from nunet_cli.orchestrator.locks import release_lock
@@ -121,7 +121,9 @@ async def _cancel_group(ctx: Cancelling, job: Job) -> Job:
         def change(t: Transaction, note: str = note) -> Job | None:
             if has_put_back(t, t[JOBS].one(job.id)):
                 return None
-            return advance(t, job.id, "cancel", by=REQUESTER, said={"note": note}, note=note)
+            # what is known of it by now; the rest is added once there are receipts
+            paid = total_paid(t[JOBS].by("parent", job.id))
+            return advance(t, job.id, "cancel", by=REQUESTER, said={"note": note}, note=note, paid=paid)
 
         done = await ctx.store.change(change)
         if done is not None:

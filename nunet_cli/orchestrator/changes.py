@@ -74,6 +74,22 @@ def let_go(ctx: Following, t: Transaction, contract_id: str, job_id: str) -> Non
     t.then(partial(ctx.progress.done, job_id))
 
 
+def total_paid(jobs: list[Job]) -> str:
+    """Return what was paid for some jobs in all, earlier attempts with it, in NTX."""
+    amounts = [paid for job in jobs for paid in (job.paid, *(attempt.paid for attempt in job.past))]
+    return quantities.format_amount(sum(quantities.parse_amount(paid or "0") for paid in amounts))
+
+
+def note_paid_late(t: Transaction, job: Job, amount: str) -> None:
+    """Add what was paid for a job to what its group cost, where that was called off before it was known."""
+    parent = job.parent
+    # what goes on sums up at its end; its row may be that of a group of thousands, and is not read for each of them
+    while parent and (found := t[JOBS].page(1, id=parent, state="cancelled").rows):
+        (group,) = found
+        total = quantities.parse_amount(group.paid or "0") + quantities.parse_amount(amount)
+        parent = change_job(t, group.id, paid=quantities.format_amount(total)).parent
+
+
 def resolve_replicas(t: Transaction, job_id: str) -> None:
     """End the replicas of a job that are in dispute once each of them has ended, as part of a change."""
     group = t[JOBS].get(job_id)

@@ -11,7 +11,7 @@ from nunet_cli.errors import (
     JobFailedError,
     RejectedMessageError,
 )
-from nunet_cli.orchestrator.changes import advance, change_job, error_record
+from nunet_cli.orchestrator.changes import advance, change_job, error_record, note_paid_late
 from nunet_cli.orchestrator.contract_keeping import note_balance, set_contract
 from nunet_cli.orchestrator.retry import MAX_IN_VAIN, look_again, may_retry, search_again, search_elsewhere
 from nunet_cli.records.contract_records import CONTRACTS, STATEMENTS, ContractRecord, Statement
@@ -76,6 +76,8 @@ def keep_receipt(t: Transaction, contract_id: str, settled: Message) -> None:
             change_job(t, job.id, paid=content.paid)
         elif contract.role == REQUESTER and job is not None and job.contract_id != contract_id:
             _note_paid_before(t, job, contract_id, content.paid)
+        if contract.role == REQUESTER and job is not None and job.parent:
+            note_paid_late(t, job, content.paid)
         mine = content.paid if contract.role == PROVIDER else f"-{content.paid}"
         t[STATEMENTS].put(
             Statement(

@@ -16,12 +16,13 @@ from msgspec import structs
 from nunet_cli import quantities
 from nunet_cli.allocation import place
 from nunet_cli.api import views
-from nunet_cli.errors import NunetError, StateError
+from nunet_cli.errors import NunetError, PeerError, StateError
 from nunet_cli.executor.base import ExecutorError
 from nunet_cli.executor.files import allocation_folder
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.node import Node
 from nunet_cli.node.opening import open_node
+from nunet_cli.orchestrator import settle
 from nunet_cli.orchestrator.contract import contract_text
 from nunet_cli.orchestrator.units import as_unit
 from nunet_cli.records import contracts
@@ -85,6 +86,34 @@ async def test_a_batch_takes_units_of_one_bid_and_its_items_begin_in_their_order
             assert [check for check in verify_bundle(bundle) if not check.passed] == []
             assert bundle.bid is not None
         assert sum(quantities.parse_amount(item.paid or "0") for item in items) == quantities.parse_amount("2.4")
+
+
+async def test_a_batch_that_was_called_off_says_what_it_cost_also_what_is_paid_only_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [{"s": 0}, {"s": 0}, {"s": 60}]
+    async with open_market(tmp_path, onboard=OFFER) as m:
+        ask, late = settle._ask_to_settle, list[str]()
+
+        async def asked(ctx: Any, contract: Any, verdict: Any) -> Any:
+            # the first one's contract database is out of reach for a while
+            if contract.job_id in late or not late:
+                late.append(contract.job_id)
+                raise PeerError("it does not answer")
+            return await ask(ctx, contract, verdict)
+
+        monkeypatch.setattr(settle, "_ask_to_settle", asked)
+        executor = {"type": "process", "command": ["sleep", "{s}"]}
+        job_id = await m.post(batch(items, executor=executor))
+        m.requester.orchestrate(job_id)
+        with trio.fail_after(30):
+            while sorted(item.state for item in children(m, job_id)) != ["running", "settled", "verified"]:
+                await trio.sleep(0.02)
+        assert (await m.requester.cancel_job(job_id)).paid == "0.2"
+        monkeypatch.setattr(settle, "_ask_to_settle", ask)
+        await settle.settle(m.requester.ctx, late[0])
+        assert {item.state: item.paid for item in children(m, job_id)} == {"settled": "0.2", "cancelled": "0"}
+        assert (m.job(job_id).state, m.job(job_id).paid) == ("cancelled", "0.4")
 
 
 async def test_the_next_contract_is_made_while_the_job_before_runs(tmp_path: Path) -> None:
