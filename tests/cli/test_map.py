@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from nunet_cli.cli.app import Root, app, to_front, typer
+from nunet_cli.cli.map.counts import at_once
+from nunet_cli.errors import UsageError
 from tests.conftest import ROOT, nunet, wait_until
 from tests.terminal import Terminal, needs_tmux
 
@@ -82,6 +84,8 @@ def test_what_is_wrong_is_refused_before_anything_runs(tmp_path: Path) -> None:
         (["touch ran {%}", ":::", "a"], "there are no job slots"), (["--env", "NOT_THERE", "x", ":::", "a"], "'NOT_THERE'"),
         (["touch ran", ":::", "x" * 4100], "its command line has 4110 characters"),
         (["--image", "x", "touch ran", ":::", "a"], "it has no images"), (["--results", "a/b", "x", ":::", "a"], "--results"),
+        (["-j", "x", "touch ran", ":::", "a"], "'x'\nhint: a number up to 1000, 0 for as many as may be, or +2, -1 or 50%"),
+        (["-j", "1001", "touch ran", ":::", "a"], "--jobs: '1001'"), (["-j", "+x", "touch ran", ":::", "a"], "--jobs: '+x'"),
         (["--name", "x" * 91, "touch ran", ":::", "a"], "--name: at most 90 characters"),
         (["-i", "nothere", "touch ran", ":::", "a"], "--input: there is no file nothere"),
     ):  # fmt: skip
@@ -102,7 +106,7 @@ def test_output_is_whole_and_in_order(tmp_path: Path) -> None:
     done = run("-k", "--tag", "printf 'a\\n\\nb'", ":::", "x y", ":::", "z", folder=tmp_path)
     assert done.stdout == "x y z\ta\nx y z\t\nx y z\tb"
     done = run("-k", "--tagstring", "<{/}>", "-t", "echo", ":::", "a/b", folder=tmp_path)
-    assert (done.stdout, done.stderr) == ("<b>\ta/b\n", "")
+    assert (done.stdout, done.stderr) == ("<b>\ta/b\n", "echo a/b\n")
     done = run("--results", "kept", "echo {}; echo e >&2", ":::", "a/b", "..", folder=tmp_path)
     assert done.stdout == ""
     kept = {str(path.relative_to(tmp_path / "kept")): path.read_text() for path in (tmp_path / "kept").rglob("std*")}
@@ -209,11 +213,32 @@ def test_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
             _, err = process.communicate(timeout=60)
         finally:
             process.kill()
-    assert (process.returncode, "interrupted: 1 done, 0 failed, 3 ended" in err) == (130, True), err
+    assert (process.returncode, "interrupted: 1 done, 0 failed, 3 called off" in err) == (130, True), err
     for path in running:
         with pytest.raises(ProcessLookupError):
             os.kill(int(path.read_text()), 0)
     assert [line[0] for line in log_of(tmp_path / "log")] == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("", 0), ("3", 3), ("0", 1000), ("+1", 5), ("-1", 3), ("-9", 1), ("50%", 2), ("150%", 6), ("1%", 1), ("+9999", 1000)],
+)  # fmt: skip
+def test_so_many_at_once_by_the_cores_of_this_machine(text: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    assert at_once(text, local=True) == count
+    if text.isdigit() or not text:
+        assert at_once(text, local=False) == count
+    else:
+        with pytest.raises(UsageError, match=re.escape(f"--jobs: '{text}' is counted from the cores of one machine")):
+            at_once(text, local=False)
+
+
+def test_as_many_as_may_be_are_all(tmp_path: Path) -> None:
+    """Each of them waits for all others."""
+    script = f"touch {tmp_path}/{{}}; until test $(ls {tmp_path} | grep -c x) = 6; do sleep 0.05; done"
+    done = run("-j0", "--timeout", "30", "-t", script, ":::", *(f"x{n}" for n in range(6)), folder=tmp_path)
+    assert done.stderr.count("touch ") == 6
 
 
 def test_how_far_it_is_is_told_by_tenths_where_there_is_no_terminal(tmp_path: Path) -> None:

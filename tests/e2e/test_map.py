@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,14 @@ def last_batch(home: Path) -> dict[str, Any]:
     return max(rows, key=lambda row: row["created_at"])
 
 
+def settled_of(home: Path, name: str) -> list[str]:
+    """Return the items that have settled of the batch that has a name; none before it is posted."""
+    rows = json.loads(nunet("job", "list", "--output", "json", home=home).stdout)
+    batches = [row["id"] for row in rows if row["name"] == name]
+    words = ("job", "list", "--filter", "state=settled", "--quiet", "--in")
+    return nunet(*words, *batches, home=home).stdout.split() if batches else []
+
+
 def log_of(path: Path) -> dict[str, list[str]]:
     """Return the lines of a job log by the items' numbers, the last one of each."""
     return {line.split("\t")[0]: line.split("\t") for line in path.read_text().splitlines()[1:]}
@@ -116,7 +125,7 @@ def test_a_folder_of_pictures_is_made_gray(market: Path, tmp_path: Path) -> None
     ]
     assert "nunet: item 17 (in/17.ppm): the job exited with 1" in done.stderr
     assert "in/17.ppm: not a picture in plain PPM\n" in done.stderr
-    assert f"nunet: 1 of {PICTURES} items failed\n" in done.stderr
+    assert f"nunet: 1 of {PICTURES} items failed; 9.8 NTX paid\n" in done.stderr
     assert [number for number, line in log_of(tmp_path / "gray.log").items() if line[6] != "0"] == ["17"]
     hosts = {line[1] for line in log_of(tmp_path / "gray.log").values()}
     assert all(host.startswith("12D3KooW") for host in hosts)
@@ -145,7 +154,7 @@ def test_what_items_write_is_exact_and_whole(market: Path, tmp_path: Path) -> No
     with started(market, tmp_path, "-k", "--tag", script, ":::", "1", "2 3") as process:
         out, err = process.communicate(timeout=60)
     assert out == b"1\t1\0\xff\r\n1\tend2 3\t2 3\0\xff\r\n2 3\tend"
-    assert err == b"1\te1\n2 3\te2 3\n"
+    assert err == b"1\te1\n2 3\te2 3\nnunet: 0.4 NTX paid\n"
     # a provider keeps 4 KiB of a log here
     cut = run(market, tmp_path, "--joblog", "log", "head -c {} /dev/zero", ":::", "4000", "5000", check=False)
     assert (cut.returncode, "item 2 (5000): its output is not whole" in cut.stderr) == (1, True)
@@ -220,7 +229,8 @@ def test_failures_are_run_again_and_stop_the_rest(market: Path, tmp_path: Path) 
 def test_nobody_can_run_it(market: Path, tmp_path: Path) -> None:
     done = run(market, tmp_path, "--cpu", "500", "--joblog", "log", "echo", ":::", "a", "b", check=False)
     assert (done.returncode, done.stdout) == (4, "")
-    assert done.stderr.count("no acceptable bid") == 2
+    assert done.stderr.count("no acceptable bid") == 1
+    assert "nunet: one more item could not run, for the same reason\n" in done.stderr
     assert [line[6] for line in log_of(tmp_path / "log").values()] == ["-1", "-1"]
 
 
@@ -234,10 +244,32 @@ def test_ctrl_c_calls_off_the_rest(market: Path, tmp_path: Path) -> None:
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, b"0\n"), err
     assert b"interrupted: calling off what has not ended" in err
-    assert b"1 done, 0 failed, 11 called off" in err
+    assert b"1 done, 0 failed, 11 called off; 0.2 NTX paid" in err
     assert list(log_of(log)) == ["1"]
     batch = last_batch(market)
-    assert batch["state"] == "cancelled"
+    assert (batch["state"], batch["paid"]) == ("cancelled", "0.2")
+
+
+def test_what_was_printed_before_ctrl_c_is_not_run_again_and_all_else_is(market: Path, tmp_path: Path) -> None:
+    """Whatever it comes in between: nothing is lost, and nothing comes twice."""
+    words = ["-k", "--joblog", "log", "--resume", "sleep 1; echo {}", ":::", *map(str, range(50))]
+    printed: list[str] = []
+    for name in ("first", "second"):
+        have_settled = partial(settled_of, market, name)
+        with started(market, tmp_path, "--name", name, *words) as process:
+            before = len(printed)
+            wait_until(lambda of=have_settled: of(), what="some have settled")
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        assert process.returncode == 130, err
+        printed += out.decode().split()
+        assert len(printed) > before, err
+        assert [line.split("\t")[0] for line in (tmp_path / "log").read_text().splitlines()[1:]] == [
+            str(int(text) + 1) for text in printed
+        ]
+        assert f"{len(printed) - before} done, 0 failed, " in err.decode()
+    printed += run(market, tmp_path, *words).stdout.split()
+    assert sorted(map(int, printed)) == list(range(50))
 
 
 def test_nobody_reads_any_more(market: Path, tmp_path: Path) -> None:

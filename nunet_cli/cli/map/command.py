@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 app = typer.Typer()
 # of its name: the items' numbers are put behind it
 LONGEST_NAME = 90
-MOST_AT_ONCE = 1000
 
 
 class MapCommand(typer.core.TyperCommand):
@@ -82,8 +81,8 @@ def map_items(
     trc: Annotated[list[str] | None, typer.Option("--trc", help="--transfer --return FILE.", metavar="FILE")] = None,
     inputs: InputOption = None,
     jobs: Annotated[
-        int, typer.Option("--jobs", "-j", help="At most so many at once.", metavar="COUNT", min=0, max=MOST_AT_ONCE)
-    ] = 0,
+        str, typer.Option("--jobs", "-j", help="So many at once; 0 for as many as may be.", metavar="COUNT")
+    ] = "",
     keep_order: Annotated[bool, typer.Option("--keep-order", "-k", help="Print in the order of the items.")] = False,
     tag: Annotated[bool, typer.Option("--tag", help="Begin each line with the item.")] = False,
     tag_string: Annotated[
@@ -133,13 +132,14 @@ def map_items(
     number, {1} its first column. A shell reads the command, in which items are quoted. Nothing is sent or brought back
     but what is asked for. Price, cores and the like are those of one item.
     """
+    from nunet_cli.cli.map.counts import at_once
     from nunet_cli.cli.map.orders import Orders
     from nunet_cli.cli.map.reading import Reader, typed
     from nunet_cli.jobs.halting import read_halt
     from nunet_cli.jobs.replacements import Command
     from nunet_cli.jobs.sources import items_of
 
-    stop = read_halt(halt)
+    stop, slots, paid = read_halt(halt), at_once(jobs, local=local), ""
     if (resume or resume_failed) and not joblog:
         raise UsageError("--resume and --resume-failed read a job log", hint="name it: --joblog FILE")
     reader = Reader("\\0" if null else delimiter, skip_blank=skip_blank)
@@ -181,11 +181,11 @@ def map_items(
         if local:
             if image:
                 raise UsageError("--local runs commands of this machine: it has no images")
-            _run_here(works, tally, document, jobs=jobs, tries=retries)
+            _run_here(works, tally, document, jobs=slots, tries=retries)
         else:
             posted = {"push": push or [], "pull": pull, "topic": topic, "orchestrate": False}
-            _run_there(works, tally, document, posted, jobs=jobs, tries=retries)
-    _conclude(tally, joblog.removeprefix("+"), asked_for_success=stop.why == "success")
+            paid = _run_there(works, tally, document, posted, jobs=slots, tries=retries)
+    _conclude(tally, paid, joblog.removeprefix("+"), asked_for_success=stop.why == "success")
 
 
 def _left(orders: Orders, items: list[Item], past: dict[int, Entry], *, again: bool) -> list[Work]:
@@ -266,7 +266,9 @@ def _run_here(works: list[Work], tally: Tally, document: dict[str, Any], *, jobs
     try:
         here.run()
     except KeyboardInterrupt:
-        note(f"\nnunet: interrupted: {tally.succeeded} done, {len(tally.failures)} failed, {tally.called_off} ended")
+        note(
+            f"\nnunet: interrupted: {tally.succeeded} done, {len(tally.failures)} failed, {tally.called_off} called off"
+        )
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except OSError as error:
         raise _not_written(error) from None
@@ -281,7 +283,8 @@ def _not_written(error: OSError) -> Exception:
 
 def _run_there(
     works: list[Work], tally: Tally, document: dict[str, Any], posted: dict[str, Any], *, jobs: int, tries: int
-) -> None:
+) -> str:
+    """Run items on the market; return what they cost, in NTX, empty where that is nothing."""
     from nunet_cli.cli.authorities import choose
     from nunet_cli.cli.map.market import Market, interrupted
     from nunet_cli.cli.map.posting import posting
@@ -304,6 +307,7 @@ def _run_there(
             # only now: who interrupts the posting has nothing that runs
             client.post(f"/jobs/{batch['id']}/run")
             market.run()
+            return market.paid()
         except KeyboardInterrupt:
             interrupted(market, batch, tally, embedded=embedded)
             raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -315,19 +319,24 @@ def _run_there(
             tally.close()
 
 
-def _conclude(tally: Tally, log: str, *, asked_for_success: bool) -> None:
-    """End as the items did.
+def _conclude(tally: Tally, paid: str, log: str, *, asked_for_success: bool) -> None:
+    """End as the items did, and say what they cost, in NTX.
 
     Raises:
         NunetError: some failed.
     """
+    from nunet_cli.cli.output import note
+
     if not tally.failures or (asked_for_success and tally.stopped_by is not None):
+        if paid:
+            note(f"nunet: {paid} NTX paid")
         return
     codes = {outcome.exit_code for outcome in tally.failures}
     total = tally.succeeded + len(tally.failures) + tally.called_off
     not_run = f", {tally.called_off} did not run" if tally.called_off else ""
+    cost = f"; {paid} NTX paid" if paid else ""
     error: NunetError = JobFailedError(
-        f"{len(tally.failures)} of {total} items failed{not_run}", code="items_failed",
+        f"{len(tally.failures)} of {total} items failed{not_run}{cost}", code="items_failed",
         hint=f"run them again: add --resume-failed, with the same items and --joblog {log}" if log else "",
     )  # fmt: skip
     error.exit_code = EXIT_JOB_FAILED if EXIT_JOB_FAILED in codes else min(codes)

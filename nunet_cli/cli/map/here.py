@@ -17,7 +17,9 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+from nunet_cli.cli.map.interrupts import held
 from nunet_cli.cli.map.orders import Sent, Work
 from nunet_cli.cli.map.outcome import NO_EXIT, SIGNALS, Outcome, Stream
 from nunet_cli.cli.map.placing import put, size_of
@@ -27,8 +29,14 @@ from nunet_cli.jobs.globs import Pattern, split_glob
 
 HOST = ":"
 _AT_ONCE = 1 << 16
-_AGAIN = 0.5
+_AGAIN = 0.1
 _NOT_STARTED = "it could not be started: "
+
+
+class Began(NamedTuple):
+    """An item that is begun now."""
+
+    work: Work
 
 
 class Here:
@@ -51,12 +59,12 @@ class Here:
         self._tally, self._inputs, self._environment = tally, inputs, environment
         self._tries, self._limit = tries, limit
         self._waiting = list(reversed(works))
-        self._jobs = jobs or os.cpu_count() or 1
+        self._jobs = min(jobs or os.cpu_count() or 1, len(works))
         self._running: set[subprocess.Popen[bytes]] = set()
         self._turn = threading.Lock()
         self._stops = False
         # what is told, and what its teller waits for
-        self._told: queue.SimpleQueue[tuple[Outcome | Work, threading.Event]] = queue.SimpleQueue()
+        self._told: queue.SimpleQueue[tuple[Outcome | Work | Began, threading.Event]] = queue.SimpleQueue()
         self._unheard: set[threading.Event] = set()
 
     def run(self) -> None:
@@ -83,20 +91,21 @@ class Here:
             thread.join()
 
     def _hear(self) -> None:
-        news, heard = self._next()
-        if isinstance(news, Outcome):
-            self._tally.ended(news)
-        else:
-            self._tally.will_not_run(news)
-        if self._tally.halts != "never":
-            self._stop(now=self._tally.halts == "now")
-        heard.set()
-
-    def _next(self) -> tuple[Outcome | Work, threading.Event]:
-        while True:
-            # a Ctrl-C that comes just before the waiting begins does not end it: it is seen when it begins again
-            with contextlib.suppress(queue.Empty):
-                return self._told.get(timeout=_AGAIN)
+        """Hear what is told next; a Ctrl-C meanwhile is seen after it, or once nothing was told for a moment."""
+        with held():
+            try:
+                news, heard = self._told.get(timeout=_AGAIN)
+            except queue.Empty:
+                return
+            if isinstance(news, Outcome):
+                self._tally.ended(news)
+            elif isinstance(news, Began):
+                self._tally.began(news.work)
+            else:
+                self._tally.will_not_run(news)
+            if self._tally.halts != "never":
+                self._stop(now=self._tally.halts == "now")
+            heard.set()
 
     def _tell(self, news: Outcome | Work) -> None:
         """Tell how an item ended, and wait until it was heard: it may be time to stop."""
@@ -129,6 +138,7 @@ class Here:
                 if not self._waiting:
                     return
                 work = self._waiting.pop()
+            self._told.put((Began(work), threading.Event()))
             for left in reversed(range(self._tries)):
                 outcome = self._run(work, Path(tempfile.mkdtemp(dir=folder)))
                 if self._stops or not left or not isinstance(outcome, Outcome) or not outcome.is_failed:

@@ -15,6 +15,7 @@ from typing import Any
 
 from nunet_cli.api.client import ApiClient
 from nunet_cli.cli.job_logs import pieces
+from nunet_cli.cli.map.interrupts import held
 from nunet_cli.cli.map.orders import Returned, Work
 from nunet_cli.cli.map.outcome import Outcome, Stream, exit_value_of
 from nunet_cli.cli.map.placing import put, size_of
@@ -28,7 +29,7 @@ _ENDS = {"job_settled", "job_failed", "job_cancelled", "job_expired", "job_dispu
 # a job in one of these has not been started
 _NOT_STARTED = {"posted", "matching", "matched", "requested"}
 _OVER = {"settled", "failed", "cancelled", "expired", "disputed", "resolved"}
-_RECONNECTS, _PAUSE, _CANCEL_TIMEOUT, _SETTLING = 5, 0.2, 60.0, 20.0
+_RECONNECTS, _PAUSE, _CANCEL_TIMEOUT, _SETTLING, _SUMMED_UP = 5, 0.2, 60.0, 20.0, 5.0
 
 
 @dataclass
@@ -57,6 +58,8 @@ class Market:
         self, client: ApiClient, batch: dict[str, Any], works: list[Work], tally: Tally, *, tries: int
     ) -> None:
         self._client, self._batch, self._tally, self._tries = client, batch, tally, tries
+        # whether the node was asked to
+        self.is_called_off = False
         self._children = {f"{batch['name']}-{work.item.number}": Child(work) for work in works}
 
     def run(self) -> None:
@@ -85,6 +88,7 @@ class Market:
         Raises:
             NodeError: the node has gone.
         """
+        self.is_called_off = True
         try:
             self._client.post(f"/jobs/{self._batch['id']}/cancel", timeout=_CANCEL_TIMEOUT)
         except NunetError as error:
@@ -97,8 +101,18 @@ class Market:
             time.sleep(_PAUSE)
         for child in self._children.values():
             if not child.is_over:
-                child.is_over = True
-                self._tally.will_not_run(child.work)
+                self._called_off(child)
+
+    def paid(self) -> str:
+        """Return what all of it cost, in NTX, once that is known; empty where it cost nothing."""
+        end = time.monotonic() + _SUMMED_UP
+        with contextlib.suppress(NunetError):
+            while (row := self._client.get(f"/jobs/{self._batch['id']}"))["state"] not in _OVER:
+                if time.monotonic() > end:
+                    return ""
+                time.sleep(_PAUSE / 4)
+            return row["paid"] if row["paid"] not in (None, "0") else ""
+        return ""
 
     def leave(self) -> None:
         """Call off what has not ended; nobody wants to hear of it any more."""
@@ -135,8 +149,7 @@ class Market:
             for row in self._rows():
                 child = self._children[row["name"]]
                 if not child.is_over:
-                    child.is_over = True
-                    self._tally.ended(self._outcome(child, row))
+                    self._told(child, self._outcome(child, row))
 
     def _look_at_all(self, *, again: bool = True) -> int:
         """Look how each item stands that is not known to be over; return how many are not over now.
@@ -164,8 +177,7 @@ class Market:
             except NunetError as error:
                 note(f"nunet: item {child.work.item.number}: {error.message}")
                 continue
-            child.is_over = True
-            self._tally.will_not_run(child.work)
+            self._called_off(child)
 
     def _end(self, child: Child, row: dict[str, Any], *, again: bool = True) -> None:
         """Tell how an item ended; or have it run `again`, where it failed and there are tries left.
@@ -177,8 +189,7 @@ class Market:
             # it runs again already, or is stuck
             return
         if state == "cancelled" and not again:
-            child.is_over = True
-            self._tally.will_not_run(child.work)
+            self._called_off(child)
             return
         if (
             state not in ("settled", "cancelled")
@@ -189,8 +200,18 @@ class Market:
             child.tries += 1
             self._client.post(f"/jobs/{row['id']}/retry")
             return
-        child.is_over = True
-        self._tally.ended(self._outcome(child, row))
+        self._told(child, self._outcome(child, row))
+
+    def _called_off(self, child: Child) -> None:
+        with held():
+            child.is_over = True
+            self._tally.will_not_run(child.work)
+
+    def _told(self, child: Child, outcome: Outcome) -> None:
+        """Tell how an item ended; with a Ctrl-C it was told, or will be when all are called off."""
+        with held():
+            child.is_over = True
+            self._tally.ended(outcome)
 
     def _outcome(self, child: Child, row: dict[str, Any]) -> Outcome:
         result, error, work = row["result"], row["error"], child.work
@@ -255,12 +276,18 @@ def _seconds(text: str) -> float:
 
 
 def interrupted(market: Market, batch: dict[str, Any], tally: Tally, *, embedded: bool) -> None:
-    """After Ctrl-C: call off the rest and say so; a second one leaves it as it is."""
+    """After Ctrl-C: call off the rest, print what has ended, and say so; a second one does not wait for that."""
     sys.stdout.flush()
     try:
-        note("\nnunet: interrupted: calling off what has not ended …; Ctrl-C again leaves it as it is")
+        note("\nnunet: interrupted: calling off what has not ended …; Ctrl-C again does not wait for that")
         market.call_off()
-        note(f"nunet: {tally.succeeded} done, {len(tally.failures)} failed, {tally.called_off} called off")
+        paid = market.paid()
+        cost = f"; {paid} NTX paid" if paid else ""
+        note(f"nunet: {tally.succeeded} done, {len(tally.failures)} failed, {tally.called_off} called off{cost}")
     except KeyboardInterrupt:
-        hint = "" if embedded else f"; see: nunet job show {batch['id']}; stop it with: nunet job cancel {batch['id']}"
-        note(f"\nnunet: left as it is{hint}")
+        # a node that runs goes on with it, unless it was not even asked; the embedded one ends with this command
+        goes_on = market.is_called_off and not embedded
+        text = (
+            "what has not ended is being called off" if goes_on else f"call it off with: nunet job cancel {batch['id']}"
+        )
+        note(f"\nnunet: not waited for: {text}; see: nunet job show {batch['id']}")

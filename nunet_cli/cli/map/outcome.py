@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nunet_cli.cli.map.orders import Work
+from nunet_cli.errors import EXIT_JOB_FAILED
 from nunet_cli.jobs.joblog import Entry
 
 Stream = Literal["stdout", "stderr"]
@@ -32,12 +33,17 @@ class Outcome:
     seconds: float = 0.0
     sent: int = 0
     received: int = 0
-    exit_code: int = 1
+    exit_code: int = EXIT_JOB_FAILED
 
     @property
     def is_failed(self) -> bool:
         """Whether it failed."""
         return bool(self.problem)
+
+    @property
+    def could_run(self) -> bool:
+        """Whether its command was run, or could have been."""
+        return self.exit_code == EXIT_JOB_FAILED
 
     def entry(self) -> Entry:
         """Return it as the job log has it: a command that a signal ended has its number there, and no exit value."""

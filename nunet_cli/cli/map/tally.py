@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import IO
 
+from nunet_cli.cli.map.interrupts import held
 from nunet_cli.cli.map.orders import Work
 from nunet_cli.cli.map.outcome import NO_EXIT, Outcome, Stream
 from nunet_cli.cli.output import note
@@ -50,6 +51,9 @@ class Tally:
         self._order = [work.item.number for work in works]
         self._place = 0
         self.failures: list[Outcome] = []
+        # of those that were told: how many failed that ran, and for which reasons how many could not
+        self._failed = 0
+        self._not_run: dict[str, int] = {}
         self.succeeded = self.called_off = 0
         self.stopped_by: Outcome | None = None
         self._draw()
@@ -70,51 +74,74 @@ class Tally:
             self._say(work.line)
 
     def ended(self, outcome: Outcome) -> None:
-        """Hear that an item ended, and will not be run again."""
-        if self._results is not None:
-            outcome = self._keep(outcome, self._results)
-        if outcome.is_failed:
-            self.failures.append(outcome)
-        else:
-            self.succeeded += 1
-        self._show(outcome.work.item.number, outcome)
-        if self._log is not None:
-            self._log.write(outcome.entry().line())
-            self._log.flush()
-        if outcome.is_failed and len(self.failures) <= TOLD:
-            text = outcome.work.item.text
-            name = f" ({text if len(text) <= 60 else text[:59] + '…'})" if text else ""
-            self._say(f"nunet: item {outcome.work.item.number}{name}: {outcome.problem}")
-        met = self._halt.is_met(failed=len(self.failures), succeeded=self.succeeded, total=self._total)
-        if met and self.stopped_by is None:
-            self.stopped_by = outcome
-        self._draw()
+        """Hear that an item ended, and will not be run again; a Ctrl-C waits until all that is told of it was told."""
+        with held():
+            if self._results is not None:
+                outcome = self._keep(outcome, self._results)
+            if outcome.is_failed:
+                self.failures.append(outcome)
+            else:
+                self.succeeded += 1
+            self._show(outcome.work.item.number, outcome)
+            met = self._halt.is_met(failed=len(self.failures), succeeded=self.succeeded, total=self._total)
+            if met and self.stopped_by is None:
+                self.stopped_by = outcome
+            self._draw()
 
     def will_not_run(self, work: Work) -> None:
         """Hear that an item was called off."""
-        self.called_off += 1
-        self._show(work.item.number, None)
-        self._draw()
+        with held():
+            self.called_off += 1
+            self._show(work.item.number, None)
+            self._draw()
 
     def close(self) -> None:
-        """Take the bar away, and tell how many failures were not told."""
+        """Take the bar away, and tell of failures that were not told one by one."""
         if self._bar is not None:
             self._bar.clear()
-        more = len(self.failures) - TOLD
-        if more > 0:
-            note(f"nunet: {more} more failed")
+        for problem, count in self._not_run.items():
+            if count > 1:
+                items = "one more item" if count == 2 else f"{count - 1} more items"
+                why = f": {problem}" if len(self._not_run) > 1 else ", for the same reason"
+                note(f"nunet: {items} could not run{why}")
+        if self._failed > TOLD:
+            note(f"nunet: {self._failed - TOLD} more failed")
 
     def _show(self, number: int, outcome: Outcome | None) -> None:
-        if not self._keep_order:
-            self._print(outcome)
+        """Tell of an item, and of those that waited for their turn behind it."""
+        if not self._keep_order or self._results is not None:
+            self._tell(outcome)
             return
         self._ends[number] = outcome
         while self._place < len(self._order) and self._order[self._place] in self._ends:
-            self._print(self._ends.pop(self._order[self._place]))
             self._place += 1
+            self._tell(self._ends.pop(self._order[self._place - 1]))
 
-    def _print(self, outcome: Outcome | None) -> None:
-        if outcome is None or self._results is not None:
+    def _tell(self, outcome: Outcome | None) -> None:
+        """Print what an item wrote, note it in the log, and say why it failed; what is not printed is not noted."""
+        if outcome is None:
+            return
+        self._print(outcome)
+        if self._log is not None:
+            self._log.write(outcome.entry().line())
+            self._log.flush()
+        if not outcome.is_failed:
+            return
+        if outcome.could_run:
+            self._failed += 1
+            is_told = self._failed <= TOLD
+        else:
+            # it is the same for all of them, mostly
+            problem = outcome.problem
+            is_told = problem not in self._not_run and len(self._not_run) < TOLD
+            self._not_run[problem] = self._not_run.get(problem, 0 if is_told else 1) + 1
+        if is_told:
+            text = outcome.work.item.text
+            name = f" ({text if len(text) <= 60 else text[:59] + '…'})" if text else ""
+            self._say(f"nunet: item {outcome.work.item.number}{name}: {outcome.problem}")
+
+    def _print(self, outcome: Outcome) -> None:
+        if self._results is not None:
             return
         if self._bar is not None:
             self._bar.clear()
