@@ -29,17 +29,18 @@ def check_results_folder(folder: Path | None) -> None:
     """
     if STATE.node.startswith("http://"):
         return
-    wanted = (folder or Path(DEFAULT)).absolute()
+    if problem := unwritable((folder or Path(DEFAULT)).absolute()):
+        raise UsageError(
+            f"--output-dir: {problem}", hint="name another folder with --output-dir; nothing was asked for yet"
+        )
+
+
+def unwritable(folder: Path) -> str:
+    """Return why nothing can be written into a folder, which may have to be made; empty where it can."""
     try:
-        there = next(path for path in (wanted, *wanted.parents) if path.exists() or path.is_symlink())
+        there = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
     except OSError as error:
-        raise UsageError(f"--output-dir: {wanted}: {error.strerror}") from None
+        return f"{folder}: {error.strerror}"
     if not there.is_dir():
-        problem = f"{there} is not a folder"
-    elif not os.access(there, os.W_OK | os.X_OK):
-        problem = f"{there} cannot be written to"
-    else:
-        return
-    raise UsageError(
-        f"--output-dir: {problem}", hint="name another folder with --output-dir; nothing was asked for yet"
-    )
+        return f"{there} is not a folder"
+    return "" if os.access(there, os.W_OK | os.X_OK) else f"{there} cannot be written to"

@@ -70,7 +70,10 @@ def test_what_is_wrong_is_refused_before_anything_runs(tmp_path: Path) -> None:
         (["-X", "echo"], "-X of GNU parallel is not here\nhint: -n says"), (["-n", "0", "echo"], "-n"),
         (["--pipe", "wc"], "--pipe of GNU parallel"), (["-kS", "host", "echo"], "No such option"),
         (["--transfer", "touch ran", ":::", "a", "b"], "item 2 (b): there is no file b"),
-        (["--transfer", "touch ran", ":::", str(tmp_path / "a")], "is not below the folder"),
+        (["--transfer", "touch ran", ":::", str(tmp_path / "a")], "hint: it is below the folder that you are in: name it as a"),
+        (["--transfer", "touch ran", ":::", "/etc/hostname"], "/etc/hostname is not below the folder"),
+        (["--return", "a/./{}", "touch ran", ":::", "x"], "a is not a folder\nhint: nothing was asked for yet"),
+        (["--return", "a/deep/*", "touch ran", ":::", "x"], "a is not a folder\nhint: nothing was asked for yet"),
         (["--transfer", "touch ran", ":::", "../a"], "item 1 (../a): ../a is not below"),
         (["--return", "same", "touch ran", ":::", "a", "b"], "the items 1 and 2 would both come back as same"),
         (["--return", "/x", "touch ran", ":::", "a"], "/x is not below the folder"),
@@ -95,6 +98,39 @@ def test_what_is_wrong_is_refused_before_anything_runs(tmp_path: Path) -> None:
     done = run("touch ran", folder=tmp_path, stdin="".join(f"{n}\n" for n in range(10_001)), check=False)
     assert (done.returncode, "over 10000 items" in done.stderr) == (2, True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "bytes", "log"]
+
+
+def test_only_a_link_that_leads_out_is_not_sent(tmp_path: Path) -> None:
+    """The first folder of a name may be one: somebody keeps the pictures elsewhere."""
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    for name in (here / "in/a", here / ".env", elsewhere / "key", elsewhere / "deep/b"):
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.write_text(name.name)
+    for name, target in {
+        "link": "in/a", "in/up": "../.env", "key": elsewhere / "key", "in/key": elsewhere / "key", "there": elsewhere,
+        "in/there": elsewhere,
+    }.items():  # fmt: skip
+        (here / name).symlink_to(target)
+    words = ["--transfer", "cat {}", ":::"]
+    done = run("-k", *words, "link", "in/up", "there/key", "there/deep/b", folder=here)
+    assert done.stdout == "a.envkeyb"
+    for name in ("key", "in/key", "in/there/key", "in/there/deep"):
+        refused = run(*words, name, folder=here, check=False)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert f"item 1 ({name}): {name} is a link that leads out of the folder" in refused.stderr
+
+
+def test_that_a_file_was_not_sent_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a b").touch()
+    hint = "hint: items are files here, and nothing is sent unasked: --transfer"
+    for words, items, is_hinted in (
+        (["cat {}"], ["x", "a b"], True), (["cat {}"], ["x", "y"], False), (["exit {#}"], ["/etc/hostname"], False),
+        (["--transfer", "cat {}; exit 1"], ["a b"], False), (["-n", "2", "cat {}"], ["x", "a b"], True),
+    ):  # fmt: skip
+        done = run(*words, ":::", *items, folder=tmp_path, check=False)
+        assert (done.returncode, hint in done.stderr) == (1, is_hinted), (words, done.stderr)
+    done = run("--joblog", "log", "cat {}", ":::", "a b", folder=tmp_path, check=False)
+    assert done.stderr.endswith(f"{hint}; run them again: add --resume-failed, with the same items and --joblog log\n")
 
 
 def test_output_is_whole_and_in_order(tmp_path: Path) -> None:
@@ -153,7 +189,10 @@ def test_what_failed_is_logged_and_run_again(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("d\n", "")
     done = run(*words, "--resume-failed", "echo again {}", ":::", "a", "b", "c", "d", folder=tmp_path)
     assert done.stdout == "again b\n"
-    assert "in the job log item 2 is another command: echo b; test b != b" in done.stderr
+    assert done.stderr == "nunet: in the job log item 1 is another command: echo a; test a != b\n"
+    other = run(*words, "--resume", "touch {}", ":::", "a", "b", "c", folder=tmp_path)
+    # the items that are left out were another command, too; the last line of each counts
+    assert other.stderr == "nunet: in the job log item 1 is another command: echo a; test a != b\n"
     assert run(*words, "--resume-failed", "echo", ":::", "a", "b", "c", "d", folder=tmp_path).stdout == ""
     assert len(log_of(log)) == 5
     run(*words, "echo", ":::", "a", folder=tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,6 +30,7 @@ from nunet_cli.errors import EXIT_INTERRUPTED, EXIT_JOB_FAILED, JobFailedError, 
 
 if TYPE_CHECKING:
     from nunet_cli.cli.map.orders import Orders, Work
+    from nunet_cli.cli.map.outcome import Outcome
     from nunet_cli.cli.map.tally import Tally
     from nunet_cli.jobs.joblog import Entry
     from nunet_cli.jobs.replacements import Item
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 # of its name: the items' numbers are put behind it
 LONGEST_NAME = 90
+_UNSENT = "items are files here, and nothing is sent unasked: --transfer"
 
 
 class MapCommand(typer.core.TyperCommand):
@@ -169,6 +171,7 @@ def map_items(
     document["executor"]["env"] = environment
     if not works:
         return
+    _look_at_places(works)
     if results is not None:
         _make(results)
     from nunet_cli.cli.map.tally import Tally
@@ -195,9 +198,9 @@ def _left(orders: Orders, items: list[Item], past: dict[int, Entry], *, again: b
 
     done = {number for number, entry in past.items() if not (again and is_failed(entry))}
     works = orders.work([item for item in items if item.number not in done])
-    for work in works:
-        entry = past.get(work.item.number)
-        if entry is not None and entry.command != work.line:
+    for item in items:
+        entry = past.get(item.number)
+        if entry is not None and entry.command != orders.line(item):
             note(f"nunet: in the job log item {entry.number} is another command: {entry.command}")
             break
     return works
@@ -229,6 +232,20 @@ def _log(name: str, *, goes_on: bool) -> Iterator[Any]:
         raise UsageError(f"--joblog: {name}: {error.strerror}") from None
     with log:
         yield log
+
+
+def _look_at_places(works: list[Work]) -> None:
+    """Refuse to begin where what comes back could not be written.
+
+    Raises:
+        UsageError: it is so.
+    """
+    from nunet_cli.cli.results import unwritable
+
+    backs = {back for work in works for back in work.returned}
+    for folder in sorted({(back.target if back.is_pattern else back.target.parent).absolute() for back in backs}):
+        if problem := unwritable(folder):
+            raise UsageError(f"--return: {problem}", hint="nothing was asked for yet")
 
 
 def _make(folder: Path) -> None:
@@ -334,10 +351,22 @@ def _conclude(tally: Tally, paid: str, log: str, *, asked_for_success: bool) -> 
     codes = {outcome.exit_code for outcome in tally.failures}
     total = tally.succeeded + len(tally.failures) + tally.called_off
     not_run = f", {tally.called_off} did not run" if tally.called_off else ""
+    hints = [_UNSENT] if any(map(_was_not_sent, tally.failures)) else []
+    if log:
+        hints.append(f"run them again: add --resume-failed, with the same items and --joblog {log}")
     cost = f"; {paid} NTX paid" if paid else ""
     error: NunetError = JobFailedError(
         f"{len(tally.failures)} of {total} items failed{not_run}{cost}", code="items_failed",
-        hint=f"run them again: add --resume-failed, with the same items and --joblog {log}" if log else "",
+        hint="; ".join(hints),
     )  # fmt: skip
     error.exit_code = EXIT_JOB_FAILED if EXIT_JOB_FAILED in codes else min(codes)
     raise error
+
+
+def _was_not_sent(outcome: Outcome) -> bool:
+    """Say whether an item failed that names a file here, of which nobody said that it is to be sent."""
+    work = outcome.work
+    names = [Path(text) for text in work.item.arguments if text and not work.sent and outcome.could_run]
+    with suppress(OSError, ValueError):
+        return any(not path.is_absolute() and ".." not in path.parts and path.is_file() for path in names)
+    return False

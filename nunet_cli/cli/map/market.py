@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import os
 import sys
 import tempfile
 import time
@@ -225,7 +226,8 @@ class Market:
             try:
                 self._bring_back(row["id"], work.returned)
             except (NunetError, OSError) as trouble:
-                problem = f"what it made cannot be brought here: {trouble}"
+                why = trouble.message if isinstance(trouble, NunetError) else _where(trouble)
+                problem = f"what it made cannot be brought here: {why}; it is kept: nunet job result {row['id']}"
         started = _seconds(result["started_at"]) if result is not None else _seconds(row["created_at"])
         ended = _seconds(result["ended_at"]) if result is not None else started
         received = 0
@@ -260,7 +262,8 @@ class Market:
             OSError: it cannot be written.
         """
         # beside where it goes, so that each appears whole
-        with tempfile.TemporaryDirectory(prefix=".nunet-map-", dir=Path.cwd()) as folder:
+        beside = Path.cwd() if os.access(Path.cwd(), os.W_OK) else None
+        with tempfile.TemporaryDirectory(prefix=".nunet-map-", dir=beside) as folder:
             self._client.post(f"/jobs/{job_id}/outputs", {"folder": folder})
             for number, back in enumerate(returned, 1):
                 found = Path(folder) / return_name(number)
@@ -269,6 +272,15 @@ class Market:
                     continue
                 for entry in sorted(found.iterdir()):
                     put(entry, back.target / entry.name, is_named=False)
+
+
+def _where(error: OSError) -> str:
+    """Return what is wrong with which file: for a person, without a number."""
+    name = error.filename2 or error.filename
+    path = Path(os.fsdecode(name)) if isinstance(name, str | bytes) else None
+    if path is not None and path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
+    return f"{error.strerror or error}{f': {path}' if path is not None else ''}"
 
 
 def _seconds(text: str) -> float:

@@ -78,6 +78,10 @@ class Orders:
                     )
         return made
 
+    def line(self, item: Item) -> str:
+        """Return an item's command line."""
+        return self._command.line(item)
+
     def _one(self, item: Item) -> Work:
         try:
             line = self._command.line(item)
@@ -109,7 +113,24 @@ def _sent(text: str) -> Sent:
         raise UsageError(f"there is no file {text}", hint="names are relative to the folder that you are in")
     if not os.access(path, os.R_OK):
         raise UsageError(f"{text} cannot be read")
+    if _leads_out(text):
+        raise UsageError(
+            f"{text} is a link that leads out of the folder", hint="put a copy in its place, or name the file itself"
+        )
     return Sent(path, place)
+
+
+def _leads_out(text: str) -> bool:
+    """Say whether a name leads, by links that may be others', out of the folder that it was said to be in.
+
+    That is the one that the user is in, or what stands before `/./`; and the first folder of the name is one that was
+    named, too, wherever a link of that name leads to.
+    """
+    before, cut, name = text.rpartition(_CUT)
+    base = Path(before or "/") if cut else Path()
+    named = [base, *([base / PurePosixPath(name).parts[0]] if len(PurePosixPath(name).parts) > 1 else [])]
+    real = Path(text).resolve()
+    return not any(real.is_relative_to(folder.resolve()) for folder in named)
 
 
 def _returned(text: str, pattern: str) -> Returned:
@@ -137,8 +158,9 @@ def _inside(text: str) -> str:
     """
     place = PurePosixPath(text.rpartition(_CUT)[2])
     if place.is_absolute() or ".." in place.parts or str(place) == ".":
-        raise UsageError(
-            f"{text} is not below the folder that a job has for itself",
-            hint="go to the folder that it is in; or write FOLDER/./NAME, and name it as NAME in the command",
-        )
+        hint = "go to the folder that it is in; or write FOLDER/./NAME, and name it as NAME in the command"
+        here = PurePosixPath(Path.cwd())
+        if place.is_relative_to(here) and place != here:
+            hint = f"it is below the folder that you are in: name it as {place.relative_to(here)}"
+        raise UsageError(f"{text} is not below the folder that a job has for itself", hint=hint)
     return str(place)
