@@ -227,7 +227,8 @@ def test_it_stops_when_it_was_told(tmp_path: Path) -> None:
     assert "did not run" in done.stderr
 
 
-def test_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_ends_all_of_it(tmp_path: Path, number: signal.Signals, code: int) -> None:
     started = [
         sys.executable,
         "-m",
@@ -247,12 +248,12 @@ def test_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
         running = [tmp_path / "b.pid", tmp_path / "c.pid"]
         wait_until(lambda: all(path.exists() and path.read_text() for path in running), what="both run")
         wait_until(lambda: len(log_of(tmp_path / "log")) == 1, what="the first one is logged")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         try:
             _, err = process.communicate(timeout=60)
         finally:
             process.kill()
-    assert (process.returncode, "interrupted: 1 done, 0 failed, 3 called off" in err) == (130, True), err
+    assert (process.returncode, "interrupted: 1 done, 0 failed, 3 called off" in err) == (code, True), err
     for path in running:
         with pytest.raises(ProcessLookupError):
             os.kill(int(path.read_text()), 0)

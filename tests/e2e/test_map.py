@@ -235,15 +235,16 @@ def test_nobody_can_run_it(market: Path, tmp_path: Path) -> None:
     assert [line[6] for line in log_of(tmp_path / "log").values()] == ["-1", "-1"]
 
 
-def test_ctrl_c_calls_off_the_rest(market: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_calls_off_the_rest(market: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
     with started(
         market, tmp_path, "-j4", "--joblog", "log", "-k", "sleep {}; echo {}", ":::", "0", *["300"] * 11
     ) as process:
         log = tmp_path / "log"
         wait_until(lambda: log.exists() and log_of(log), what="the first one ended")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (130, b"0\n"), err
+    assert (process.returncode, out) == (code, b"0\n"), err
     assert b"interrupted: calling off what has not ended" in err
     assert b"1 done, 0 failed, 11 called off; 0.2 NTX paid" in err
     assert list(log_of(log)) == ["1"]

@@ -26,7 +26,7 @@ from nunet_cli.cli.shortcut import (
     make_spec,
     name_of,
 )
-from nunet_cli.errors import EXIT_INTERRUPTED, EXIT_JOB_FAILED, JobFailedError, NunetError, UsageError
+from nunet_cli.errors import EXIT_JOB_FAILED, JobFailedError, NunetError, UsageError
 
 if TYPE_CHECKING:
     from nunet_cli.cli.map.orders import Orders, Work
@@ -174,9 +174,10 @@ def map_items(
     _look_at_places(works)
     if results is not None:
         _make(results)
+    from nunet_cli.cli.map.interrupts import termination_interrupts
     from nunet_cli.cli.map.tally import Tally
 
-    with _log(joblog, goes_on=bool(past) or joblog.startswith("+")) as log:
+    with termination_interrupts(), _log(joblog, goes_on=bool(past) or joblog.startswith("+")) as log:
         tally = Tally(
             works, keep_order=keep_order, tagged=tag or bool(tag_string), results=results, log=log, halt=stop,
             shows_bar=bar, tells_commands=verbose,
@@ -267,6 +268,7 @@ def _variable(text: str) -> tuple[str, str]:
 
 def _run_here(works: list[Work], tally: Tally, document: dict[str, Any], *, jobs: int, tries: int) -> None:
     from nunet_cli.cli.map.here import Here
+    from nunet_cli.cli.map.interrupts import exit_code_of
     from nunet_cli.cli.map.orders import Sent
     from nunet_cli.cli.output import note
     from nunet_cli.quantities import parse_duration
@@ -282,11 +284,11 @@ def _run_here(works: list[Work], tally: Tally, document: dict[str, Any], *, jobs
     )  # fmt: skip
     try:
         here.run()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         note(
             f"\nnunet: interrupted: {tally.succeeded} done, {len(tally.failures)} failed, {tally.called_off} called off"
         )
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+        raise typer.Exit(exit_code_of(interrupt)) from None
     except OSError as error:
         raise _not_written(error) from None
     finally:
@@ -303,6 +305,7 @@ def _run_there(
 ) -> str:
     """Run items on the market; return what they cost, in NTX, empty where that is nothing."""
     from nunet_cli.cli.authorities import choose
+    from nunet_cli.cli.map.interrupts import exit_code_of
     from nunet_cli.cli.map.market import Market, interrupted
     from nunet_cli.cli.map.posting import posting
     from nunet_cli.cli.output import note
@@ -325,9 +328,9 @@ def _run_there(
             client.post(f"/jobs/{batch['id']}/run")
             market.run()
             return market.paid()
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             interrupted(market, batch, tally, embedded=embedded)
-            raise typer.Exit(EXIT_INTERRUPTED) from None
+            raise typer.Exit(exit_code_of(interrupt)) from None
         except OSError as error:
             # a full disk; or nobody reads any more, as in `nunet map … | head`
             market.leave()
