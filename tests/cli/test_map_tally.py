@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from nunet_cli.cli.map.ending import advice
 from nunet_cli.cli.map.interrupts import held
 from nunet_cli.cli.map.orders import Orders, Work
 from nunet_cli.cli.map.outcome import Outcome, Stream
@@ -114,3 +115,21 @@ def test_who_is_not_to_hear_of_it_does_not(monkeypatch: pytest.MonkeyPatch) -> N
             os.kill(os.getpid(), signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"price.max": "0.2"}, "--price 0.2 would have got a bid; see also: nunet job explain job-1"),
+        (
+            {"resources.memory": "1073741824", "resources.disk": "1000", "time.max_duration": "60", "resources.cpu.cores": "0.5"},
+            "--memory 1GiB --disk 1000B --timeout 60s --cpu 0.5 would have got a bid; see also: nunet job explain job-1",
+        ),
+        ({"resources.memory": "1234567"}, "--memory 1234567 would have got a bid; see also: nunet job explain job-1"),
+        ({"price.max": "0.2", "resources.gpu": "1"}, "see why: nunet job explain job-1"),
+        ({"price.max": ""}, "see why: nunet job explain job-1"), ({}, "see why: nunet job explain job-1"),
+    ],
+)  # fmt: skip
+def test_what_would_have_got_a_bid_is_said_as_it_is_typed(changes: dict[str, str], expected: str) -> None:
+    suggestion = {"changes": [{"path": path, "then": then} for path, then in changes.items()]}
+    assert advice("job-1", suggestion if changes else None) == expected

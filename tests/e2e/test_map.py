@@ -232,7 +232,13 @@ def test_nobody_can_run_it(market: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (4, "")
     assert done.stderr.count("no acceptable bid") == 1
     assert "nunet: one more item could not run, for the same reason\n" in done.stderr
+    batch = last_batch(market)["id"]
+    assert f"hint: --cpu 1 would have got a bid; see also: nunet job explain {batch}; run them again: " in done.stderr
     assert [line[6] for line in log_of(tmp_path / "log").values()] == ["-1", "-1"]
+    # what somebody forgets first is the price
+    done = nunet("map", "--cpu", "0.2", "--memory", "2GiB", "echo", ":::", "a", home=market, cwd=tmp_path, check=False)
+    hint = "hint: --memory 1GiB --price 0.2 would have got a bid; see also: nunet job explain "
+    assert (done.returncode, hint in done.stderr) == (4, True), done.stderr
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -275,7 +281,8 @@ def test_what_was_printed_before_ctrl_c_is_not_run_again_and_all_else_is(market:
 
 
 def test_nobody_reads_any_more(market: Path, tmp_path: Path) -> None:
-    with started(market, tmp_path, "sleep {}; echo {}", ":::", "0", "1", *["300"] * 5) as process:
+    # the second one has something to print only when nobody reads any more
+    with started(market, tmp_path, "sleep {}; echo {}", ":::", "0", "5", *["300"] * 5) as process:
         assert process.stdout is not None
         process.stdout.readline()
         process.stdout.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,11 +26,11 @@ from nunet_cli.cli.shortcut import (
     make_spec,
     name_of,
 )
-from nunet_cli.errors import EXIT_JOB_FAILED, JobFailedError, NunetError, UsageError
+from nunet_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from nunet_cli.cli.map.ending import Cost
     from nunet_cli.cli.map.orders import Orders, Work
-    from nunet_cli.cli.map.outcome import Outcome
     from nunet_cli.cli.map.tally import Tally
     from nunet_cli.jobs.joblog import Entry
     from nunet_cli.jobs.replacements import Item
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 app = typer.Typer()
 # of its name: the items' numbers are put behind it
 LONGEST_NAME = 90
-_UNSENT = "items are files here, and nothing is sent unasked: --transfer"
 
 
 class MapCommand(typer.core.TyperCommand):
@@ -135,13 +134,14 @@ def map_items(
     but what is asked for. Price, cores and the like are those of one item.
     """
     from nunet_cli.cli.map.counts import at_once
+    from nunet_cli.cli.map.ending import Cost, conclude
     from nunet_cli.cli.map.orders import Orders
     from nunet_cli.cli.map.reading import Reader, typed
     from nunet_cli.jobs.halting import read_halt
     from nunet_cli.jobs.replacements import Command
     from nunet_cli.jobs.sources import items_of
 
-    stop, slots, paid = read_halt(halt), at_once(jobs, local=local), ""
+    stop, slots, cost = read_halt(halt), at_once(jobs, local=local), Cost()
     if (resume or resume_failed) and not joblog:
         raise UsageError("--resume and --resume-failed read a job log", hint="name it: --joblog FILE")
     reader = Reader("\\0" if null else delimiter, skip_blank=skip_blank)
@@ -188,8 +188,8 @@ def map_items(
             _run_here(works, tally, document, jobs=slots, tries=retries)
         else:
             posted = {"push": push or [], "pull": pull, "topic": topic, "orchestrate": False}
-            paid = _run_there(works, tally, document, posted, jobs=slots, tries=retries)
-    _conclude(tally, paid, joblog.removeprefix("+"), asked_for_success=stop.why == "success")
+            cost = _run_there(works, tally, document, posted, jobs=slots, tries=retries)
+    conclude(tally, cost, joblog.removeprefix("+"), asked_for_success=stop.why == "success")
 
 
 def _left(orders: Orders, items: list[Item], past: dict[int, Entry], *, again: bool) -> list[Work]:
@@ -302,9 +302,10 @@ def _not_written(error: OSError) -> Exception:
 
 def _run_there(
     works: list[Work], tally: Tally, document: dict[str, Any], posted: dict[str, Any], *, jobs: int, tries: int
-) -> str:
-    """Run items on the market; return what they cost, in NTX, empty where that is nothing."""
+) -> Cost:
+    """Run items on the market; return what they cost."""
     from nunet_cli.cli.authorities import choose
+    from nunet_cli.cli.map.ending import Cost
     from nunet_cli.cli.map.interrupts import exit_code_of
     from nunet_cli.cli.map.market import Market, interrupted
     from nunet_cli.cli.map.posting import posting
@@ -327,7 +328,7 @@ def _run_there(
             # only now: who interrupts the posting has nothing that runs
             client.post(f"/jobs/{batch['id']}/run")
             market.run()
-            return market.paid()
+            return Cost(market.paid(), market.advice() if any(not one.could_run for one in tally.failures) else "")
         except KeyboardInterrupt as interrupt:
             interrupted(market, batch, tally, embedded=embedded)
             raise typer.Exit(exit_code_of(interrupt)) from None
@@ -337,39 +338,3 @@ def _run_there(
             raise _not_written(error) from None
         finally:
             tally.close()
-
-
-def _conclude(tally: Tally, paid: str, log: str, *, asked_for_success: bool) -> None:
-    """End as the items did, and say what they cost, in NTX.
-
-    Raises:
-        NunetError: some failed.
-    """
-    from nunet_cli.cli.output import note
-
-    if not tally.failures or (asked_for_success and tally.stopped_by is not None):
-        if paid:
-            note(f"nunet: {paid} NTX paid")
-        return
-    codes = {outcome.exit_code for outcome in tally.failures}
-    total = tally.succeeded + len(tally.failures) + tally.called_off
-    not_run = f", {tally.called_off} did not run" if tally.called_off else ""
-    hints = [_UNSENT] if any(map(_was_not_sent, tally.failures)) else []
-    if log:
-        hints.append(f"run them again: add --resume-failed, with the same items and --joblog {log}")
-    cost = f"; {paid} NTX paid" if paid else ""
-    error: NunetError = JobFailedError(
-        f"{len(tally.failures)} of {total} items failed{not_run}{cost}", code="items_failed",
-        hint="; ".join(hints),
-    )  # fmt: skip
-    error.exit_code = EXIT_JOB_FAILED if EXIT_JOB_FAILED in codes else min(codes)
-    raise error
-
-
-def _was_not_sent(outcome: Outcome) -> bool:
-    """Say whether an item failed that names a file here, of which nobody said that it is to be sent."""
-    work = outcome.work
-    names = [Path(text) for text in work.item.arguments if text and not work.sent and outcome.could_run]
-    with suppress(OSError, ValueError):
-        return any(not path.is_absolute() and ".." not in path.parts and path.is_file() for path in names)
-    return False

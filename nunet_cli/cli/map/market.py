@@ -16,6 +16,7 @@ from typing import Any
 
 from nunet_cli.api.client import ApiClient
 from nunet_cli.cli.job_logs import pieces
+from nunet_cli.cli.map.ending import advice
 from nunet_cli.cli.map.interrupts import held
 from nunet_cli.cli.map.orders import Returned, Work
 from nunet_cli.cli.map.outcome import Outcome, Stream, exit_value_of
@@ -114,6 +115,13 @@ class Market:
                 time.sleep(_PAUSE / 4)
             return row["paid"] if row["paid"] not in (None, "0") else ""
         return ""
+
+    def advice(self) -> str:
+        """Return what would have got those items a bid that had none, or where that is explained."""
+        found: dict[str, Any] = {"suggestion": None}
+        with contextlib.suppress(NunetError):
+            found = self._client.get(f"/jobs/{self._batch['id']}/explain")
+        return advice(self._batch["id"], found["suggestion"])
 
     def leave(self) -> None:
         """Call off what has not ended; nobody wants to hear of it any more."""
