@@ -274,7 +274,10 @@ async def job_outputs(request: Request) -> Response:
         await take_away_earlier(node.ctx, earlier_of(node.ctx, job), folder)
         files = await write_outputs(node.ctx, outputs, logs, folder)
     except OSError as error:
-        raise UsageError(f"cannot write to {folder}: {error.strerror}") from None
+        raise UsageError(
+            f"cannot write to {error.filename2 or error.filename or folder}: {error.strerror}",
+            hint=f"the outputs are kept; to write them elsewhere: nunet job result {job.id} --output-dir FOLDER",
+        ) from None
     return answer({"folder": str(folder), "files": files})
 
 

@@ -400,6 +400,18 @@ async def test_links_that_came_before_are_not_followed(market: MarketOf, tmp_pat
         assert sorted(name for name in described(out)) == ["a.csv", "a.csv/x", "file", "own", "own/x", "stdout"]
 
 
+async def test_a_folder_in_a_files_place_is_named_and_nothing_is_left_beside_it(
+    market: MarketOf, tmp_path: Path
+) -> None:
+    async with market() as m:
+        cid, _ = await add_bytes(m.requester.ctx.blobs, b"x")
+        (tmp_path / "out" / "made").mkdir(parents=True)
+        with pytest.raises(IsADirectoryError) as caught:
+            await write_outputs(m.requester.ctx, {"made": OutputFile("made", cid, 1)}, {}, tmp_path / "out")
+        assert caught.value.filename == str(tmp_path / "out" / "made")
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["made"]
+
+
 async def test_a_member_of_a_pod_is_not_written_through_a_link(market: MarketOf, tmp_path: Path) -> None:
     async with market() as m:
         cid, _ = await add_bytes(m.requester.ctx.blobs, b"x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -129,6 +130,7 @@ class Kept:
 
         Raises:
             NotFoundError: the blob is not here.
+            OSError: it cannot be written; nothing is left of it.
         """
         source = self.path(cid)
         if not source.exists():
@@ -136,12 +138,20 @@ class Kept:
 
         def copy() -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
+            if target.is_dir() and not target.is_symlink():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
             with source.open("rb") as data, tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
-                shutil.copyfileobj(data, file, 2**20)
-            mask = os.umask(0)
-            os.umask(mask)
-            Path(file.name).chmod(0o666 & ~mask)
-            Path(file.name).rename(target)
+                made = Path(file.name)
+                try:
+                    shutil.copyfileobj(data, file, 2**20)
+                    file.flush()
+                    mask = os.umask(0)
+                    os.umask(mask)
+                    made.chmod(0o666 & ~mask)
+                    made.rename(target)
+                except BaseException:
+                    made.unlink(missing_ok=True)
+                    raise
 
         await in_thread(copy, limiter=self._limiter)
 
