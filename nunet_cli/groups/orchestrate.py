@@ -8,6 +8,7 @@ from typing import Protocol
 from nunet_cli.errors import DisputedError, StateError
 from nunet_cli.groups.replicas import run_replicas
 from nunet_cli.groups.walk import run_group
+from nunet_cli.orchestrator.cancel import cancel
 from nunet_cli.orchestrator.changes import find_job
 from nunet_cli.orchestrator.needs import HasJobLocks
 from nunet_cli.orchestrator.orchestrate import Orchestrating, next_stage
@@ -42,6 +43,8 @@ async def _to_the_end(ctx: Walking, job_id: str) -> Job:
             raise DisputedError("the job is disputed")
         if job.kind == "member":
             raise StateError("a job in a pod runs with its pod", hint=f"run: nunet job run --job {job.parent}")
+        if job.calling_off:
+            return await cancel(ctx, job_id)
         if job.kind == "group":
             return await run_group(ctx, job_id, partial(orchestrate_job, ctx))
         if job.kind == "replicas":

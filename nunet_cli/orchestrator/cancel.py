@@ -114,6 +114,8 @@ async def cancel(ctx: Cancelling, job_id: str) -> Job:
 
 
 async def _cancel_group(ctx: Cancelling, job: Job) -> Job:
+    # first: a node that is killed in between does not go on with the children that are left
+    await ctx.store.change(lambda t: change_job(t, job.id, calling_off=True))
     while True:
         ended = await cancel_children(ctx, job, f"{job.name} was called off")
         note = f"{ended} of {len(job.children)} children had ended" if ended else ""
@@ -123,7 +125,8 @@ async def _cancel_group(ctx: Cancelling, job: Job) -> Job:
                 return None
             # what is known of it by now; the rest is added once there are receipts
             paid = total_paid(t[JOBS].by("parent", job.id))
-            return advance(t, job.id, "cancel", by=REQUESTER, said={"note": note}, note=note, paid=paid)
+            said = {"note": note}
+            return advance(t, job.id, "cancel", by=REQUESTER, said=said, note=note, paid=paid, calling_off=False)
 
         done = await ctx.store.change(change)
         if done is not None:
@@ -248,7 +251,7 @@ async def _cancel_later(ctx: Leaving, job: Job, contract: ContractRecord, body: 
             return current
         ctx.messenger.outbox.enqueue(t, message)
         let_go(ctx, t, contract.id, job.id)
-        return advance(t, job.id, "cancel", by=REQUESTER, said={"note": note}, note=note)
+        return advance(t, job.id, "cancel", by=REQUESTER, said={"note": note}, note=note, calling_off=False)
 
     return await ctx.store.change(change)
 

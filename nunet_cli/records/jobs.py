@@ -73,8 +73,9 @@ class Job(Struct, frozen=True, rename={"children": "units"}):
     bids, the best first, and `place` is the one whose turn it is. `excluded` are the DIDs of providers that may not
     have it any more. `late` says that its result came after it had been given up. `attempt` is how often it has run, by
     `retry` of the job or of a person, and `past` has how it ran before; `attempts` counts those of the job's own
-    `retry` since a person ran it last, at `run_at`. `called_off` says why its group did not let it run to its end.
-    `item` has the values that an item of a batch was made with.
+    `retry` since a person ran it last, at `run_at`. `called_off` says why its group did not let it run to its end;
+    `calling_off` that a group's children are just being called off. `item` has the values that an item of a batch was
+    made with.
     """
 
     id: str
@@ -122,6 +123,7 @@ class Job(Struct, frozen=True, rename={"children": "units"}):
     run_at: str = ""
     past: tuple[Attempt, ...] = ()
     called_off: str = ""
+    calling_off: bool = False
     item: dict[str, str] = {}
     remark: str = ""
     remarks: int = 0

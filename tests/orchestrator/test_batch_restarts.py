@@ -12,7 +12,8 @@ from nunet_cli.node.node import Node
 from nunet_cli.node.opening import open_node
 from nunet_cli.records.allocations import ALLOCATIONS, HOLDINGS
 from nunet_cli.records.books import LEDGER
-from nunet_cli.records.contract_records import REGISTERED_CONTRACTS
+from nunet_cli.records.contract_records import CONTRACTS, REGISTERED_CONTRACTS
+from nunet_cli.records.jobs import JOB_ENDS
 from nunet_cli.tokenomics import ledger
 from tests.conftest import Market, config, total
 from tests.orchestrator.test_units import OFFER, PLACES, batch, begun, children
@@ -76,6 +77,35 @@ async def test_a_batch_goes_on_after_a_restart_of_its_requester(tmp_path: Path) 
         async with node_of(tmp_path, "requester", authority, provider) as requester:
             # nobody says so again: it goes on by itself, and no item ran a second time
             await all_is_settled(Market(requester, provider, authority, tmp_path), job_id, lost=0)
+
+
+async def test_a_batch_that_is_being_called_off_is_called_off_after_a_restart_of_its_requester(tmp_path: Path) -> None:
+    async with node_of(tmp_path, "authority") as authority, node_of(tmp_path, "provider", authority) as provider:
+        await provider.onboard(OFFER, None)
+        async with node_of(tmp_path, "requester", authority, provider) as requester:
+            m = Market(requester, provider, authority, tmp_path)
+            job_id = await m.post(batch(ITEMS, SECONDS), orchestrate=True)
+            requester.orchestrate(job_id)
+            await the_middle(m)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(requester.cancel_job, job_id)
+                with trio.fail_after(20):
+                    while not any(item.state == "cancelled" for item in children(m, job_id)):
+                        await trio.sleep(0)
+                # killed with the rest of them to be called off yet
+                nursery.cancel_scope.cancel()
+            assert m.job(job_id).state == "running"
+            contracts = requester.ctx.store[CONTRACTS].count()
+        async with node_of(tmp_path, "requester", authority, provider) as requester:
+            m = Market(requester, provider, authority, tmp_path)
+            with trio.fail_after(60):
+                while m.job(job_id).state not in JOB_ENDS:
+                    await trio.sleep(0.02)
+            assert m.job(job_id).state == "cancelled"
+            assert {item.state for item in children(m, job_id)} <= {"cancelled", "settled"}
+            # what was on its way may have begun meanwhile, and nothing else is asked for
+            assert requester.ctx.store[CONTRACTS].count() == contracts < ITEMS
+            assert not m.job(job_id).calling_off
 
 
 async def test_what_is_in_the_line_is_run_after_a_restart_of_its_provider(tmp_path: Path) -> None:
