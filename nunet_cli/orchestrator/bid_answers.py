@@ -146,6 +146,8 @@ def _on_relayed_answer(ctx: Gathering, message: Incoming) -> Change:
     sent = ctx.store[BID_REQUESTS].get(body.bid_request_id)
     if sent is None or sent.direction != "sent":
         raise RejectedMessageError("there is no such bid request", code="wrong_bid")
+    if isinstance(body, Bid):
+        ctx.searches.note_bid(message.sender)
     answers = ctx.searches.answers(sent.id)
     if answers is None:
         if isinstance(body, Bid) and ctx.searches.take_handed(sent.job_id, message.sender):

@@ -18,7 +18,8 @@ from nunet_cli.records.jobs import Job
 # handed to others
 LOOKED_THROUGH, HANDED = 1000, 2.0
 # seconds for which nothing is kept for a provider that had bid requests to itself and did not bid; and those, for each
-# turn that was looked through, after which one that found nothing may have all looked through again: some 4 % of a core
+# turn that was looked through, after which one that found nothing, or did not bid for what it found, may have all
+# looked through again: some 4 % of a core
 IDLE, LOOK_AGAIN = 60.0, 1e-4
 
 
@@ -55,11 +56,14 @@ class Searches:
         # in the order of their turns, and when each was last handed out
         self._turns: list[Turn] = []
         self._handed: dict[str, tuple[str, float]] = {}
-        self._open: set[str] = set()
+        # the bid requests of those jobs
+        self._open: dict[str, str] = {}
         # since when providers, by DID, have let bid requests lie, and until when those that found nothing may not ask
         self._idle: dict[str, float] = {}
         # with what the first job needs that needs more than they had
         self._in_vain: dict[str, tuple[float, Resources | None]] = {}
+        # until when those that found something, and did not bid since, have no more than that, and what it was
+        self._found: dict[str, tuple[float, list[Turn]]] = {}
 
     @property
     def age(self) -> float:
@@ -110,12 +114,12 @@ class Searches:
     def shown(self, turn: Turn) -> Iterator[None]:
         """Let providers that look for work have a bid request that is out."""
         bisect.insort(self._turns, turn, key=_place)
-        self._open.add(turn.job.id)
+        self._open[turn.job.id] = turn.request.id
         try:
             yield
         finally:
             self._turns.remove(turn)
-            self._open.discard(turn.job.id)
+            self._open.pop(turn.job.id, None)
 
     def hand_out(
         self, did: str, left: Resources, is_for: Callable[[Turn], bool]
@@ -125,13 +129,32 @@ class Searches:
         One that another has had just now is left to that one, so many at a time; who asks only to keep the others from
         them has nothing to itself. Where there is none that fits, the second is what the first one needs that does not.
         """
-        now, found = trio.current_time(), list[BidRequest]()
+        now = trio.current_time()
         self._forget_old(now)
         if did in self._in_vain:
-            return found, self._in_vain[did][1]
+            return [], self._in_vain[did][1]
+        again = [turn for turn in self._found[did][1] if self._waits(turn)] if did in self._found else []
+        found, larger = self._pick(did, left, again, is_for)
+        if not found:
+            turns = self._turns[:LOOKED_THROUGH]
+            pause_ends = now + LOOK_AGAIN * len(turns)
+            found, larger = self._pick(did, left, turns, is_for)
+            if found:
+                self._found[did] = pause_ends, found
+            else:
+                self._in_vain[did] = pause_ends, larger
+        return [turn.request for turn in found], None if found else larger
+
+    def _waits(self, turn: Turn) -> bool:
+        return self._open.get(turn.job.id) == turn.request.id
+
+    def _pick(
+        self, did: str, left: Resources, turns: list[Turn], is_for: Callable[[Turn], bool]
+    ) -> tuple[list[Turn], Resources | None]:
+        """Return those of some turns that somebody may have now, and what the first one needs that does not fit."""
+        now, found, larger = trio.current_time(), list[Turn](), None
         kept = sum(other == did for other, _ in self._handed.values())
-        larger: Resources | None = None
-        for turn in self._turns[:LOOKED_THROUGH]:
+        for turn in turns:
             needs = turn.request.required_capability.resources.as_run()
             fits = left.fits(needs)
             if turn.job.id in self._handed or not (fits or larger is None) or not is_for(turn):
@@ -139,7 +162,7 @@ class Searches:
             if not fits:
                 larger = needs
                 continue
-            found.append(turn.request)
+            found.append(turn)
             # of many units there is some for others
             if turn.request.count == 1 and did not in self._idle and kept < MOST_OPEN:
                 self._handed[turn.job.id] = did, now
@@ -147,9 +170,6 @@ class Searches:
             left = left.minus(needs)
             if len(found) == MOST_OPEN:
                 break
-        if found:
-            return found, None
-        self._in_vain[did] = now + LOOK_AGAIN * min(len(self._turns), LOOKED_THROUGH), larger
         return found, larger
 
     def _forget_old(self, now: float) -> None:
@@ -160,6 +180,11 @@ class Searches:
                 self._idle[did] = now
         self._idle = {did: since for did, since in self._idle.items() if now < since + IDLE}
         self._in_vain = {did: vain for did, vain in self._in_vain.items() if now < vain[0]}
+        self._found = {did: found for did, found in self._found.items() if now < found[0]}
+
+    def note_bid(self, did: str) -> None:
+        """Note that a provider has bid, which may have all that waits looked through at its next question."""
+        self._found.pop(did, None)
 
     def take_handed(self, job_id: str, did: str) -> bool:
         """Say, once, whether a provider was just given the bid request of a job that waited."""

@@ -362,6 +362,43 @@ async def test_who_found_nothing_does_not_have_thousands_looked_through_all_the_
             assert waiting.hand_out("did:key:asker", room, lambda _: True)[0]
 
 
+async def test_who_does_not_bid_for_what_it_found_does_not_have_thousands_looked_through_all_the_time(
+    tmp_path: Path,
+) -> None:
+    async with open_market(tmp_path, onboard=OFFER) as m:
+        job_id = await m.post(spec())
+        await match.match(m.requester.ctx, job_id)
+        (record,) = m.requester.ctx.store[BID_REQUESTS].by("job_id", job_id)
+        waiting, looks, taken = searches.Searches(), 0, set[str]()
+
+        def is_for(turn: searches.Turn) -> bool:
+            nonlocal looks
+            looks += 1
+            return turn.request.count > 1 and turn.request.id not in taken
+
+        room = Resources(cpu=Cpu(cores=8), memory=2**40, disk=2**40)
+
+        def ask() -> list[str]:
+            return [request.id for request in waiting.hand_out("did:key:asker", room, is_for)[0]]
+
+        with contextlib.ExitStack() as stack:
+            for number in range(2000):
+                # batches, of which there is some for others: the first and the last that is looked through
+                count = 5 if number in (0, searches.LOOKED_THROUGH - 1) else 1
+                own = structs.replace(record.request, id=f"request-{number:04}", count=count)
+                stack.enter_context(waiting.open(searches.Turn("", own, structs.replace(m.job(job_id), id=own.id))))
+            first, last = "request-0000", f"request-{searches.LOOKED_THROUGH - 1:04}"
+            for _ in range(10):
+                assert ask() == [first, last]
+            assert looks == searches.LOOKED_THROUGH + 9 * 2
+            # who has bid is looked after anew; and so is one for whom nothing of that is left
+            taken.add(first)
+            waiting.note_bid("did:key:asker")
+            assert ask() == [last]
+            taken.add(last)
+            assert (ask(), looks) == ([], 3 * searches.LOOKED_THROUGH + 9 * 2 + 1)
+
+
 @pytest.mark.parametrize("way", ["pulled", "requested"])
 async def test_who_locks_a_machine_again_and_again_for_nothing_keeps_it_from_nobody(tmp_path: Path, way: str) -> None:
     brief = config(lock_lease=3, pull_interval=1)
