@@ -286,6 +286,33 @@ async def test_a_peer_has_so_many_connections_and_an_idle_one_gives_way(node: No
         nursery.cancel_scope.cancel()
 
 
+async def test_who_dials_and_says_nothing_keeps_its_place_from_nobody(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "SHARE", 10**6)
+    data = node.ctx.blobs._data
+    assert data is not None
+    async with trio.open_nursery() as nursery:
+        peer = await nursery.start(DataPeer.connect, node)
+        cid = await given(node, b"x" * BATCH, peer.identity.did)
+        silent = []
+        for _ in range(connections.LEAST_PLACES // connections.MAX_GIVEN):
+            other = await nursery.start(DataPeer.connect, node)
+            silent += [(await other.dial())[0] for _ in range(connections.MAX_GIVEN)]
+        with trio.fail_after(20):
+            while len(data._given) < connections.LEAST_PLACES:
+                await trio.sleep(0.01)
+        # the one that has been silent for longest gives way
+        assert (await peer.ask(await peer.open(), cid)).size == BATCH
+        assert await is_closed(silent[0])
+        assert node.ctx.transport.rejections["too_many_connections"] == 0
+        # and none is silent for long
+        began = trio.current_time()
+        assert await is_closed(silent[-1])
+        assert trio.current_time() - began < connections.FIRST_WORD + 1
+        nursery.cancel_scope.cancel()
+
+
 async def test_either_side_fetches_whoever_dialled_and_both_at_once(tmp_path: Path) -> None:
     async with open_node(tmp_path / "a", config()) as a, open_node(tmp_path / "b", config()) as b:
         await b.add_peer(a.ctx.transport.describe())

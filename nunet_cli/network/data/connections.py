@@ -41,6 +41,8 @@ MOST_ASKED, MOST_IDLE = 64, 16
 SHARE, LEAST_PLACES = 4, 8
 # Seconds that an idle one is kept for what is asked next. Who asks gives up first: so it seldom asks in vain.
 ASKER_IDLE, GIVER_IDLE = 10.0, 20.0
+# Seconds for the first word of who dials, which comes with the handshake's end: a packet of it may be lost once.
+FIRST_WORD = 3.0
 THREADS = 4
 TICKET_BYTES = 16
 Ticket = Annotated[str, Limits(max_length=2 * TICKET_BYTES, pattern=r"^[0-9a-f]*(?!\n)$")]
@@ -61,10 +63,13 @@ class Introduction(Struct, frozen=True):
 
 @dataclass(eq=False)
 class _Link:
-    """One connection; `idle_since` is infinite while something is done with it."""
+    """One connection; `idle_since` is infinite while something is done with it.
+
+    Until the first word has come, nothing is: who says none gives way like those that are idle.
+    """
 
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    idle_since: float = math.inf
+    idle_since: float = field(default_factory=trio.current_time)
 
 
 @dataclass(eq=False)
@@ -158,7 +163,7 @@ class DataConnections:
         if connection.dialled_at is None:
             return await self._wait_dialled(connection, cid)
         stream, sealed = await self._dial(connection)
-        link = _Asking(sealed=sealed)
+        link = _Asking(idle_since=math.inf, sealed=sealed)
         assert self._nursery is not None
         self._transport.supervisor.start_soon(self._nursery, "data connection", self._hold, key, link, stream)
         try:
@@ -221,16 +226,19 @@ class DataConnections:
         """Serve who has dialled for data, or hand the connection to whom it was wanted by."""
         try:
             sealed = SealedStream(stream, keys, self._limiter)
+            first = Introduction()
             with self._place(keys.peer_key) as given:
-                with trio.fail_after(self._transport.config.handshake_timeout):
+                with trio.fail_after(min(FIRST_WORD, self._transport.config.handshake_timeout)):
                     first = word(await sealed.receive_word(), Introduction)
                 if not first.ticket:
                     await self._serve(given, sealed)
-                    return
+            if not first.ticket:
+                # served, or its place was given to another before it had said anything
+                return
             expected = self._expected.get(first.ticket)
             if expected is None or expected.key != keys.peer_key or expected.link is not None:
                 raise RejectedMessageError("nobody waits for this data connection", code="unwanted_data")
-            expected.link = _Asking(sealed=sealed)
+            expected.link = _Asking(idle_since=math.inf, sealed=sealed)
             expected.arrived.set()
             await self._hold(keys.peer_key, expected.link, stream)
         except trio.TooSlowError:
@@ -266,7 +274,8 @@ class DataConnections:
         link = _Link()
         self._given[link] = key
         try:
-            yield link
+            with link.scope:
+                yield link
         finally:
             self._given.pop(link, None)
 
@@ -296,16 +305,15 @@ class DataConnections:
     async def _serve(self, given: _Link, sealed: SealedStream) -> None:
         """Give what is asked for, until nothing is for a while, or something that the peer may not have."""
         did, may_ask = did_from_key(sealed.peer_key), True
-        with given.scope:
-            while may_ask:
-                given.idle_since = trio.current_time()
-                asked = b""
-                with trio.move_on_after(GIVER_IDLE):
-                    asked = await sealed.receive_word()
-                if not asked:
-                    return
-                given.idle_since = math.inf
-                may_ask = await self._give(sealed, did, asked)
+        while may_ask:
+            given.idle_since = trio.current_time()
+            asked = b""
+            with trio.move_on_after(GIVER_IDLE):
+                asked = await sealed.receive_word()
+            if not asked:
+                return
+            given.idle_since = math.inf
+            may_ask = await self._give(sealed, did, asked)
 
 
 def word(text: bytes, kind: type[T]) -> T:
