@@ -127,7 +127,8 @@ def test_who_is_not_to_hear_of_it_does_not(monkeypatch: pytest.MonkeyPatch) -> N
         ),
         ({"resources.memory": "1234567"}, "--memory 1234567 would have got a bid; see also: nunet job explain job-1"),
         ({"price.max": "0.2", "resources.gpu": "1"}, "see why: nunet job explain job-1"),
-        ({"price.max": ""}, "see why: nunet job explain job-1"), ({}, "see why: nunet job explain job-1"),
+        ({"price.max": ""}, "see why: nunet job explain job-1"),
+        ({"resources.cpu.cores": "0"}, "see why: nunet job explain job-1"), ({}, "see why: nunet job explain job-1"),
     ],
 )  # fmt: skip
 def test_what_would_have_got_a_bid_is_said_as_it_is_typed(changes: dict[str, str], expected: str) -> None:

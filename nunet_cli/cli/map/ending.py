@@ -67,7 +67,8 @@ def advice(batch_id: str, suggestion: dict[str, Any] | None) -> str:
         suggestion: the smallest change of a job that would have helped, as the node explains it.
     """
     changes = suggestion["changes"] if suggestion is not None else []
-    if not changes or any(change["path"] not in _OPTIONS or not change["then"] for change in changes):
+    # nothing at all is no change that somebody wants: who is only busy takes the items as they are, later
+    if not changes or any(change["path"] not in _OPTIONS or change["then"] in ("", "0") for change in changes):
         return f"see why: nunet job explain {batch_id}"
     options = [f"{_OPTIONS[change['path']]} {_typed(change['path'], change['then'])}" for change in changes]
     return f"{' '.join(options)} would have got a bid; see also: nunet job explain {batch_id}"
