@@ -140,6 +140,14 @@ def register(ctx: Gathering) -> None:
     ctx.messenger.register("decline", Decline, on_answer)
 
 
+def _free(ctx: HasMessenger, t: Transaction, message: Incoming) -> None:
+    """Have a bidder free what it has locked for a job that does not need it: it need not wait for the lease's end."""
+    if t[BIDS].has(message.body.id):
+        # it has come a second time, and may be the one that was taken
+        return
+    ctx.messenger.outbox.enqueue(t, release_message(ctx, message.body.id, message.sender))
+
+
 def _on_relayed_answer(ctx: Gathering, message: Incoming) -> Change:
     """Register a bid or refusal of a provider that got the request by relay."""
     body: Bid | Decline = message.body
@@ -149,10 +157,13 @@ def _on_relayed_answer(ctx: Gathering, message: Incoming) -> Change:
     if isinstance(body, Bid):
         ctx.searches.note_bid(message.sender)
     answers = ctx.searches.answers(sent.id)
+    is_locked = isinstance(body, Bid) and body.resources_locked_until_timeout
     if answers is None:
-        if isinstance(body, Bid) and ctx.searches.take_handed(sent.job_id, message.sender):
-            # it looked for work, and another was faster: it need not hold its machine for that
-            return lambda t: ctx.messenger.outbox.enqueue(t, release_message(ctx, body.id, message.sender))
+        ctx.searches.take_handed(sent.job_id, message.sender)
+    if (answers is None or answers >= ENOUGH_BIDS) and is_locked:
+        # it looked for work, and another was faster
+        return lambda t: _free(ctx, t, message)
+    if answers is None:
         raise StateError("the search is over", code="search_over")
     if answers >= ENOUGH_BIDS:
         raise StateError("there are enough bids", code="enough_bids")
@@ -161,16 +172,21 @@ def _on_relayed_answer(ctx: Gathering, message: Incoming) -> Change:
     def change(t: Transaction) -> None:
         job = t[JOBS].get(sent.job_id)
         # a batch asks for many units, and goes on asking while some of them run
-        if job is None or job.bid_request_id != sent.id or job.state != ("running" if job.children else "matching"):
+        searching = "running" if job is not None and job.children else "matching"
+        is_over = job is None or job.bid_request_id != sent.id or job.state != searching
+        known = None if is_over else _answer_of(t, sent.request, message.sender)
+        is_late = is_over or (isinstance(body, Bid) and (ctx.searches.answers(sent.id) or 0) >= ENOUGH_BIDS)
+        if is_locked and (is_late or (known is not None and known.kind == "bid")):
+            _free(ctx, t, message)
+            return
+        if is_over:
             raise StateError("the search is over", code="search_over")
-        known = _answer_of(t, sent.request, message.sender)
         if known is not None and not (known.free_at and isinstance(body, Bid)):
             return
         # whoever has a key can answer, and keys cost nothing: a search keeps so many rows, and no more
-        if isinstance(body, Bid):
-            if (ctx.searches.answers(sent.id) or 0) >= ENOUGH_BIDS:
-                raise StateError("there are enough bids", code="enough_bids")
-        elif ctx.searches.count_refusal(sent.id) >= MOST_REFUSALS:
+        if is_late:
+            raise StateError("there are enough bids", code="enough_bids")
+        if isinstance(body, Decline) and ctx.searches.count_refusal(sent.id) >= MOST_REFUSALS:
             raise StateError("there are enough refusals", code="enough_refusals")
         keep(t)
         t.then(partial(ctx.searches.wake, sent.id))

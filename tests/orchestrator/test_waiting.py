@@ -22,7 +22,7 @@ from nunet_cli.node.indices import differences
 from nunet_cli.node.monitor import Monitor
 from nunet_cli.node.node import Node
 from nunet_cli.node.opening import open_node
-from nunet_cli.orchestrator import idle_locks, match, request, searched, searches
+from nunet_cli.orchestrator import idle_locks, match, request, searched, searches, work
 from nunet_cli.orchestrator.post import new_id
 from nunet_cli.records.allocations import HOLDINGS
 from nunet_cli.records.bids import (
@@ -529,6 +529,16 @@ async def test_a_bid_that_comes_too_late_for_what_was_handed_out_is_freed_once(t
         assert m.requester.ctx.searches.take_handed(job_id, did)
         assert not m.requester.ctx.searches.take_handed(job_id, did)
         await m.requester.cancel_job(job_id)
+        # it bids, with what is needed locked, and nobody wants that any more
+        await give_back(m.provider)
+        provider, me = m.provider.ctx, m.requester.identity.did
+        assert await work._bid(provider, request_of, me)
+        (bid,) = [row for row in provider.store[BIDS].all() if row.bid_request_id == request_of.id]
+        assert bid.offer.resources_locked_until_timeout
+        with trio.fail_after(20):
+            while m.provider.accounting.has(provider.store, bid.id):
+                await trio.sleep(0.02)
+        assert quantities.utc_now() < bid.offer.timeout
 
 
 async def test_a_provider_that_looks_for_work_takes_nobody_elses(tmp_path: Path) -> None:
