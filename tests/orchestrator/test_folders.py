@@ -235,7 +235,7 @@ async def test_a_folder_of_very_many_files_goes_there_and_back(market: MarketOf,
         await written(m, job, tmp_path / "out")
         assert (tmp_path / "out" / "many" / "24" / "99").read_text() == "24/99"
         # not a promise, but it is no longer a matter of each file
-        assert time.monotonic() - begin < 20
+        assert time.monotonic() - begin < 30
         # what came back is what was sent: one content, kept once
         assert job.result is not None
         (sent,) = decode_spec(job.spec).inputs
