@@ -11,6 +11,7 @@ import trio
 from nunet_cli.allocation.reexecute import HasSecondRuns, leftovers
 from nunet_cli.allocation.results import called_off_result, failed_result, with_logs
 from nunet_cli.allocation.run import Allocating, finish_allocation, make_parts, run_allocation
+from nunet_cli.database.store import Store
 from nunet_cli.errors import NunetError, StateError
 from nunet_cli.executor.base import Lasting
 from nunet_cli.executor.files import allocation_folder, remove_folder
@@ -32,14 +33,28 @@ class Sweeping(HasSecondRuns, HasAvailable, HasExecutors, HasIdentity, HasStore,
     """Removes what nobody owns."""
 
 
-async def recover_allocations(ctx: Recovering) -> None:
-    """After a restart: go on with what still runs, start what never did, and report what was lost."""
+def left_open(store: Store) -> tuple[str, ...]:
+    """Return the allocations that have not ended; before a node takes messages: those that an earlier run left."""
+    return tuple(allocation.id for allocation in store[ALLOCATIONS].by("state", *_OPEN))
+
+
+async def recover_allocations(ctx: Recovering, left: tuple[str, ...]) -> None:
+    """After a restart: go on with what still runs, start what never did, and report what was lost.
+
+    Args:
+        ctx: the node's parts.
+        left: what an earlier run left, as `left_open` says; what has been invoked since then has been begun.
+    """
     for key in leftovers(ctx.store):
         # an oracle's second run: whoever waited for it asks again
         await ctx.store.change(lambda t, key=key: ctx.accounting.release(t, key))  # type: ignore[misc]  # bound now
         with suppress(StateError):
             await ctx.threads.run(remove_folder, allocation_folder(ctx.home, key))
-    for allocation in ctx.store[ALLOCATIONS].by("state", *_OPEN):
+    for allocation_id in left:
+        allocation = ctx.store[ALLOCATIONS].one(allocation_id)
+        if allocation.state in ALLOCATION_ENDS:
+            # called off meanwhile
+            continue
         try:
             await _recover(ctx, allocation)
         except Exception:

@@ -138,6 +138,7 @@ class Node:
     async def start(self) -> None:
         """Open the network, announce, and take up what an earlier run left; returns once peers can connect."""
         ctx = self.ctx
+        left = recover.left_open(ctx.store)
         for text in ctx.config.network.peers:
             key, address = parse_peer(text)
             ctx.peers.add(key, address, "static")
@@ -151,7 +152,7 @@ class Node:
             self._discovery = Discovery(ctx.identity, ctx.transport.network_id, address, self._on_discovered)
             run_discovery = partial(self._discovery.run, ctx.topics.roles, self._is_announced)
             self._repeat(0, "discovery", run_discovery)
-        await self.supervisor.watch("recovering allocations", recover.recover_allocations, ctx)
+        await self.supervisor.watch("recovering allocations", recover.recover_allocations, ctx, left)
         await self.supervisor.watch("taking up contracts", closing.take_up_contracts, ctx)
         if self.contract_database is not None:
             self._repeat(0, "refunding expired contracts", self.contract_database.run)

@@ -11,6 +11,7 @@ import trio
 from msgspec.structs import replace
 
 from nunet_cli import quantities
+from nunet_cli.allocation import recover
 from nunet_cli.allocation import run as allocation
 from nunet_cli.config import ExecutorConfig, NetworkConfig, ProcessConfig
 from nunet_cli.errors import (
@@ -34,6 +35,7 @@ from nunet_cli.records.books import LOG
 from nunet_cli.records.contract_records import CONTRACTS, REGISTERED_CONTRACTS
 from nunet_cli.records.contracts import FULFILLED
 from nunet_cli.records.documents import Document, make_document
+from nunet_cli.records.jobs import JOB_ENDS
 from nunet_cli.records.messages import SettleContract
 from nunet_cli.records.messaging import OUTBOX
 from nunet_cli.records.offers import OnboardOptions
@@ -492,6 +494,43 @@ async def test_a_provider_that_was_restarted_says_so_and_the_deposit_returns(tmp
             market = Market(r, p, a, tmp_path)
             assert market.balance(r) == quantities.parse_amount("100")
             nothing_is_left(market)
+
+
+async def test_what_is_invoked_while_a_provider_starts_is_begun_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recovered = recover.recover_allocations
+    async with (
+        open_node(tmp_path / "a", config(), roles=("contract-database", "oracle")) as a,
+        open_node(tmp_path / "r", config()) as r,
+    ):
+        await r.add_peer(a.ctx.transport.describe())
+        async with open_node(tmp_path / "p", config()) as p:
+            await p.onboard(OnboardOptions(price="0.25"), None)
+            await p.add_peer(a.ctx.transport.describe())
+            await r.add_peer(p.ctx.transport.describe())
+            job_id = await Market(r, p, a, tmp_path).post(spec("sleep 1"))
+            for stage in STAGES[:3]:
+                await stage(r.ctx, job_id)
+
+        async def late(ctx: Any, *left: Any) -> None:
+            """Recover once the job has been invoked; there may be much to remove before."""
+            with trio.fail_after(30):
+                while ctx.store[ALLOCATIONS].first("job_id", job_id) is None:
+                    await trio.sleep(0.01)
+            await recovered(ctx, *left)
+
+        monkeypatch.setattr(recover, "recover_allocations", late)
+        known = NetworkConfig(listen="127.0.0.1:0", discovery=False, peers=(r.ctx.transport.describe(),))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(orchestrate_job, r.ctx, job_id)
+            async with open_node(tmp_path / "p", config(network=known)) as p:
+                market = Market(r, p, a, tmp_path)
+                with trio.fail_after(30):
+                    while market.job(job_id).state not in JOB_ENDS:
+                        await trio.sleep(0.02)
+                assert (market.job(job_id).state, market.job(job_id).error) == ("settled", None)
+                nothing_is_left(market)
 
 
 async def test_logs_can_be_read_while_the_job_runs(market: MarketOf) -> None:

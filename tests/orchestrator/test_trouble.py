@@ -116,7 +116,7 @@ async def test_an_allocation_that_cannot_be_taken_up_again_keeps_no_node_from_st
     async with market() as m:
         await running(m, spec("sleep 60"))
         monkeypatch.setattr(ProcessExecutor, "attach", breaking(ProcessExecutor.attach))
-        await recover.recover_allocations(m.provider.ctx)
+        await recover.recover_allocations(m.provider.ctx, recover.left_open(m.provider.ctx.store))
         assert len(m.provider.ctx.running) == 1
 
 
