@@ -48,7 +48,9 @@ log = logging.getLogger("nunet.batch")
 
 # what a provider says whose bid stands, and which has no room just now; and those after which another bid is needed
 FULL = frozenset({"no_place", "not_available", "machine_busy"})
-OVER = frozenset({"bid_timeout", "no_bid_here", "offer_changed", "not_offered", "not_wanted", "illegal_transition"})
+OVER = frozenset({
+    "bad_times", "bid_timeout", "no_bid_here", "offer_changed", "not_offered", "not_wanted", "illegal_transition",
+})  # fmt: skip
 SILENT = TRANSIENT
 FIRST_PAUSE, BUSY_PAUSE = 1.0, 5.0
 

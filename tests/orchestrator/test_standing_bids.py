@@ -1,5 +1,6 @@
 """Bids for many units that stand, and those who misuse them: what is given to whom, and what is kept of it."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import trio.testing
 from msgspec import structs
 
 from nunet_cli import quantities
-from nunet_cli.errors import ContractError
+from nunet_cli.errors import ContractError, NunetError
 from nunet_cli.groups.orchestrate import orchestrate_job
 from nunet_cli.node.opening import open_node
 from nunet_cli.orchestrator import bid as bids
@@ -180,6 +181,25 @@ async def test_what_a_silent_provider_may_have_locked_is_given_back(market: Mark
             await put_back(ctx, child.id, ContractError("no answer", details={"cause": "peer_silent"}))
             while m.provider.ctx.store[HOLDINGS].has(name):
                 await trio.sleep(0.02)
+        assert (m.job(child.id).state, m.job(child.id).refusals) == ("matching", ())
+
+
+async def test_a_contract_that_comes_too_late_to_be_signed_is_not_held_against_its_item(market: MarketFactory) -> None:
+    """Its requester was off, for longer than the contract could be signed: the item asks for another unit."""
+    async with market(onboard=OFFER) as m:
+        ctx, (bid_id, bid) = m.requester.ctx, await standing(m, 2)
+        with trio.fail_after(30):
+            (child,) = children(m, await m.post(batch(1)))
+            past = quantities.format_time(quantities.now() - timedelta(minutes=3))
+            refused = await propose(m, proposal(m, bid, 50, child.id, past))
+            assert isinstance(refused, NunetError)
+            assert refused.code == "bad_times"
+            await ctx.store.change(
+                lambda t: advance(
+                    t, child.id, "take", by=REQUESTER, bid_id=unit_id(bid_id, 50), bid_request_id=bid.bid_request_id
+                )
+            )
+            await put_back(ctx, child.id, ContractError(refused.message, details={"cause": refused.code}))
         assert (m.job(child.id).state, m.job(child.id).refusals) == ("matching", ())
 
 

@@ -351,13 +351,15 @@ async def propose(m: Market, body: ContractProposal) -> Any:
         return error
 
 
-def proposal(m: Market, bid: Any, number: int | None = None, job: str = "job-x", **changes: Any) -> ContractProposal:
+def proposal(
+    m: Market, bid: Any, number: int | None = None, job: str = "job-x", created_at: str = "", **changes: Any
+) -> ContractProposal:
     name = bid.id if number is None else unit_id(bid.id, number)
     unit = structs.replace(as_unit(bid, name, job, bid.offer.spec_cid), job_id=job)
     text = contract_text(
         unit, requester=m.requester.identity.did, provider=m.provider.identity.did,
         database=m.authority.identity.did, oracle=m.authority.identity.did, verification="attested", replicas=1,
-        created_at=quantities.utc_now(),
+        created_at=created_at or quantities.utc_now(),
     )  # fmt: skip
     return ContractProposal(make_document(structs.replace(text, **changes)))
 
