@@ -18,6 +18,8 @@ from nunet_cli.records.capability import Capability, Resources
 Source = Store | Transaction
 # what lapses by itself
 LEASES = ("lock", "place")
+# jobs of a requester in the line, at most, for each that it has running
+LINED_UP = 2
 # seconds between looks at the machine, for those who have lined up
 LINE_PAUSE = 5.0
 
@@ -70,8 +72,8 @@ class Line(ABC):
         sweep(t)
         waiting = sum(row.requester == requester for row in t[HOLDINGS].by("kind", "place"))
         running = sum(row.requester == requester for row in t[HOLDINGS].by("kind", "lock", "allocation"))
-        # one for each: those that began together may end together
-        if waiting >= running:
+        # those that began together may end together, and of very short ones another comes before there is a contract
+        if waiting >= running * LINED_UP:
             raise StateError("enough of your jobs wait for a place here", code="no_place")
         t[HOLDINGS].put(Holding(bid_id, "place", resources.as_run(), job_id, until, "", requester, duration))
 

@@ -17,6 +17,9 @@ from nunet_cli.records.capability import Resources
 # a contract, and a place in a line is worth nothing if it takes long to come free. As long as none has ended they may
 # be short; a provider lets go of what stays in its line for longer
 SHORT = 60.0
+# how many are taken for each place: one runs, and one lines up behind it; of items that take less than so many seconds,
+# which is as long as a contract takes, two do
+AHEAD, VERY_SHORT, FAR_AHEAD = 2, 0.5, 3
 # a bidder that had no place for one more is asked again after so many seconds, if nothing happens before
 LATER = 5.0
 # one that has refused so many items in a row for reasons of its own gets no more of them
@@ -61,9 +64,9 @@ class StandingBid:
     bidder: _Bidder
     taken: dict[str, str] = field(default_factory=dict)
     pending: set[str] = field(default_factory=set)
-    # how many contracts were made under it; whether the next is made while the job before runs
+    # how many contracts were made under it; how many are made for each place
     agreed: int = 0
-    ahead: bool = True
+    ahead: int = AHEAD
     full_until: float = 0.0
 
     def has_room(self) -> bool:
@@ -73,7 +76,7 @@ class StandingBid:
     def may_line_up(self, now: float) -> bool:
         """Say whether one unit more may be taken that waits for what is given back next; first come those that run."""
         is_full = self.agreed >= self.units and now >= self.full_until
-        return self.ahead and is_full and self._may_ask() and len(self.taken) < self.units * 2
+        return is_full and self._may_ask() and len(self.taken) < self.units * self.ahead
 
     def _may_ask(self) -> bool:
         return not self.pending or not self.bidder.in_vain
@@ -252,7 +255,8 @@ class Standing:
             return
         standing = group.give_back(job_id)
         if standing is not None:
-            standing.ahead, group.dropped = seconds <= SHORT, 0
+            standing.ahead = FAR_AHEAD if seconds < VERY_SHORT else AHEAD if seconds <= SHORT else 1
+            group.dropped = 0
         group.settling.add(job_id)
         group.fill()
         group.on_end()

@@ -49,7 +49,7 @@ async def test_one_whose_bid_is_over_before_it_took_its_unit_waits_for_another()
     all_bids = Standing()
     with all_bids.open("group", ["one", "two", "three"]) as group, trio.fail_after(10):
         group.stand(made("bid-a", units=2))
-        group.bids["did:key:zA"].ahead = False
+        group.bids["did:key:zA"].ahead = 1
         for name in ("one", "two"):
             assert (await group.take(name)).bid.id == "bid-a"
         found: list[Taken] = []
@@ -205,7 +205,7 @@ async def test_a_contract_that_comes_too_late_to_be_signed_is_not_held_against_i
 
 async def test_a_bid_that_was_forgotten_and_stands_is_taken_all_the_same(tmp_path: Path) -> None:
     async with open_market(tmp_path, onboard=OFFER) as m:
-        job_id = await m.post(batch(12, 0.3))
+        job_id = await m.post(batch(24, 0.3))
         m.requester.orchestrate(job_id)
         with trio.fail_after(60):
             while len(begun(m.provider)) <= PLACES:

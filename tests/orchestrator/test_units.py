@@ -20,6 +20,7 @@ from nunet_cli.errors import NunetError, PeerError, StateError
 from nunet_cli.executor.base import ExecutorError
 from nunet_cli.executor.files import allocation_folder
 from nunet_cli.groups.orchestrate import orchestrate_job
+from nunet_cli.node.line import LINED_UP
 from nunet_cli.node.node import Node
 from nunet_cli.node.opening import open_node
 from nunet_cli.orchestrator import settle
@@ -377,12 +378,14 @@ async def test_a_proposal_that_does_not_follow_from_the_bid_is_refused(
             while not m.provider.ctx.store[ALLOCATIONS].by("state", "running"):
                 await trio.sleep(0.02)
         kept = m.provider.ctx.store[CONTRACTS].count()
-        # with one place and one in the line there is no room for a third
-        await m.provider.ctx.store.change(
-            lambda t: m.provider.accounting.line_up(
-                t, "bid-y.1", "job-y", Resources(Cpu(0.1)), "2999-01-01T00:00:00.000Z", 60, m.requester.identity.did
-            )
-        )
+        # with one place and two in the line there is no room for another
+        did, later = m.requester.identity.did, "2999-01-01T00:00:00.000Z"
+
+        def fill_the_line(t: Any) -> None:
+            for at in range(LINED_UP):
+                m.provider.accounting.line_up(t, f"bid-y.{at}", f"job-{at}", Resources(Cpu(0.1)), later, 60, did)
+
+        await m.provider.ctx.store.change(fill_the_line)
         answer = await propose(m, proposal(m, bid, number, **changes))
         assert isinstance(answer, NunetError), answer
         assert answer.code == code
@@ -416,9 +419,21 @@ async def test_who_lines_up_has_what_is_given_back_in_the_same_change(market: Ma
         with pytest.raises(StateError, match="enough of your jobs"):
             # nobody has a line for nothing
             await store.change(lambda t: books.line_up(t, "two", "job-2", part, later, 5, "did:key:zother"))
-        await store.change(lambda t: books.line_up(t, "two", "job-2", part, later, 5, did))
+        for name in ("two", "last"):
+            await store.change(
+                partial(
+                    books.line_up,
+                    bid_id=name,
+                    job_id=f"job-{name}",
+                    resources=part,
+                    until=later,
+                    duration=5,
+                    requester=did,
+                )
+            )
         with pytest.raises(StateError, match="enough of your jobs"):
             await store.change(lambda t: books.line_up(t, "three", "job-3", part, later, 5, did))
+        await store.change(partial(books.release, key="last"))
         await store.change(lambda t: books.allocate(t, "two", "allocation-2", part, 5))
         assert books.is_in_line(store, "allocation-2")
         waited: list[bool] = []
