@@ -158,11 +158,9 @@ def run(
         raise UsageError("give a job specification, or --job JOB", hint="for example: nunet job run job.yaml")
     posting = _read(spec) if spec else {}
     if posting:
-        _check(posting)
-    if posting:
         run_posting(
-            posting, push=push, pull=pull, topic=topic, local=local, detach=detach, timeout=timeout, folder=folder,
-            output=output, quiet=quiet,
+            posting, _check(posting), push=push, pull=pull, topic=topic, local=local, detach=detach, timeout=timeout,
+            folder=folder, output=output, quiet=quiet,
         )  # fmt: skip
         return
     embedded, until = has_own_node(detach=detach), ends_at(timeout)
@@ -202,8 +200,8 @@ def _refuse_ended(row: dict[str, Any]) -> None:
 
 
 def run_posting(
-    posting: dict[str, Any], *, push: list[str] | None, pull: bool, topic: str, local: bool, folder: Path | None,
-    output: Format, quiet: bool, detach: bool = False, timeout: str = "", show_logs: bool = False,
+    posting: dict[str, Any], read: JobSpec, *, push: list[str] | None, pull: bool, topic: str, local: bool,
+    folder: Path | None, output: Format, quiet: bool, detach: bool = False, timeout: str = "", show_logs: bool = False,
 ) -> None:  # fmt: skip
     """Post a job, and follow it to its end; with `show_logs` what it wrote is printed, as if it had run here."""
     from nunet_cli.cli.authorities import UNDECIDED, choose
@@ -211,7 +209,7 @@ def run_posting(
     embedded, until = has_own_node(detach=detach), ends_at(timeout)
     source = posting["source"] if posting["source"] != "stdin" else ""
     if not detach:
-        check_results_folder(folder)
+        check_results_folder(folder, read)
     body = {**posting, "push": push or [], "pull": pull, "topic": topic, "orchestrate": True}
     follow = partial(
         follow_job, folder=folder, output=output, quiet=quiet, embedded=embedded, until=until, show_logs=show_logs,

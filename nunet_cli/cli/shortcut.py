@@ -87,6 +87,7 @@ def run(
 ) -> None:
     """Run a command as a job, from post to settlement: `nunet run IMAGE -- COMMAND…`, or `nunet run -- COMMAND…`."""
     from nunet_cli.config import LOCAL_PRICE
+    from nunet_cli.jobs.reader import read_spec
 
     command: list[str] = ctx.meta.get(COMMAND, [])
     if not image and not command:
@@ -99,14 +100,12 @@ def run(
     )  # fmt: skip
     text = json.dumps(document, indent=2)
     posting = {"spec_text": text, "source": "nunet run", "folder": str(Path.cwd())}
+    read = read_spec(text, source="nunet run")
     if dry:
-        from nunet_cli.jobs.reader import read_spec
-
-        read_spec(text, source="nunet run")
         typer.echo(text)
         return
     run_posting(
-        posting, push=push, pull=pull, topic=topic, local=local, detach=detach, timeout=timeout, folder=folder,
+        posting, read, push=push, pull=pull, topic=topic, local=local, detach=detach, timeout=timeout, folder=folder,
         output=output, quiet=quiet, show_logs=output is Format.table and not quiet,
     )  # fmt: skip
 

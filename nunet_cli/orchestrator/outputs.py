@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -187,19 +187,32 @@ async def write_outputs(
     Raises:
         NotFoundError: something is not here.
         TreeError: what should be a folder is none.
-        OSError: the folder cannot be written to.
+        OSError: the folder cannot be written to, or something in it, which is the error's `filename`.
     """
-    written = []
+    written, failed = list[str](), list[OSError]()
+
+    @contextlib.contextmanager
+    def noted(path: Path) -> Iterator[None]:
+        """Note with its path what cannot be written: the others are, all the same."""
+        try:
+            yield
+        except OSError as error:
+            failed.append(OSError(error.errno, error.strerror, str(path)))
+
     for name, output in outputs.items():
-        if output.kind == "file":
-            written.append(await _write_file(ctx, output.cid, folder, name))
-            continue
-        above = name.rpartition("/")[0] if output.kind == "files" else name
-        target = await ctx.threads.run(partial(make_way, folder, above, whole=True))
-        names = await ctx.threads.run(_write_folder, ctx.blobs.path(output.cid), target)
-        written += [str(target / part) for part in names] if output.kind == "files" else [str(target)]
+        with noted(folder / name):
+            if output.kind == "file":
+                written.append(await _write_file(ctx, output.cid, folder, name))
+                continue
+            above = name.rpartition("/")[0] if output.kind == "files" else name
+            target = await ctx.threads.run(partial(make_way, folder, above, whole=True))
+            names = await ctx.threads.run(_write_folder, ctx.blobs.path(output.cid), target)
+            written += [str(target / part) for part in names] if output.kind == "files" else [str(target)]
     for name, cid in logs.items():
-        written.append(await _write_file(ctx, cid, folder, name))
+        with noted(folder / name):
+            written.append(await _write_file(ctx, cid, folder, name))
+    if failed:
+        raise failed[0]
     return written
 
 

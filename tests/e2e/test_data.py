@@ -79,6 +79,47 @@ def test_the_results_folder_is_looked_at_before_anything_is_posted(tmp_path: Pat
     assert nunet("job", "list", "--quiet", home=home).stdout == ""
 
 
+def test_what_stands_where_outputs_are_to_be_is_told_before_anything_is_posted(tmp_path: Path) -> None:
+    out, home = tmp_path / "out", tmp_path / "home"
+    (out / "stdout").mkdir(parents=True)
+    (work := tmp_path / "work").mkdir()
+    (out / "all").write_text("")
+    (out / "two").write_text("")
+    child = json.loads(Path(job(tmp_path, "true")).read_text())
+    group = tmp_path / "group.json"
+    group.write_text(json.dumps({"name": "both", "children": [{**child, "name": name} for name in ("one", "two")]}))
+    batch = tmp_path / "batch.json"
+    batch.write_text(
+        json.dumps({**child, "type": "batch", "batch": {"items": [{"n": "one"}, {"n": "two"}], "name": "{n}"}})
+    )
+    for text, said in (
+        (job(tmp_path, "true"), f"{out}/stdout is a folder"),
+        (job(work, "true", outputs=[{"path": "*.csv", "name": "all"}]), f"{out}/all is not a folder"),
+        (str(group), f"{out}/two is not a folder"), (str(batch), f"{out}/two is not a folder"),
+    ):  # fmt: skip
+        done = nunet("job", "run", text, "--output-dir", str(out), home=home, check=False)
+        assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+    # what takes no file, whatever its modes are
+    done = nunet("job", "run", job(tmp_path, "true"), "--output-dir", "/proc/none", home=home, check=False)
+    assert (done.returncode, "/proc cannot be written to" in done.stderr) == (2, True), done.stderr
+    assert nunet("job", "list", "--quiet", home=home).stdout == ""
+    assert sorted(path.name for path in out.iterdir()) == ["all", "stdout", "two"]
+
+
+def test_an_output_that_cannot_be_written_is_named_and_the_others_are_there(tmp_path: Path) -> None:
+    out, home = tmp_path / "out", tmp_path / "home"
+    # the job may make a folder of that name, which would be put into this one
+    (out / "o").mkdir(parents=True)
+    text = job(tmp_path, "echo 1 > o; echo 2 > z", outputs=[{"path": "o"}, {"path": "z"}])
+    done = nunet("job", "run", text, "--local", "--output-dir", str(out), home=home, check=False)
+    assert done.returncode == 2
+    assert f"cannot write to {out}/o: Is a directory" in done.stderr
+    (key,) = nunet("job", "list", "--quiet", home=home).stdout.split()
+    assert f"nunet job result {key} --output-dir FOLDER" in done.stderr
+    assert sorted(path.name for path in out.iterdir()) == ["o", "stderr", "stdout", "z"]
+    assert not list((out / "o").iterdir())
+
+
 def test_what_cannot_be_sent_is_said_with_line_and_field(tmp_path: Path, data: Path) -> None:
     (data / "out").symlink_to("/etc/passwd")
     text = job(data.parent, "true", inputs=[{"path": "data"}])
