@@ -160,7 +160,8 @@ async def find_units(ctx: Finding, group: GroupBids) -> None:
 
     While some stand that have no more room, only those are asked who come anew, or look for work.
     """
-    tries = 0
+    tries, request = 0, None
+    asked, had = set[str](), set[str]()
     while True:
         news = group.news
         if not group.waiting:
@@ -171,9 +172,12 @@ async def find_units(ctx: Finding, group: GroupBids) -> None:
             await trio.sleep(doubled(FIRST_PAUSE, group.dropped - 1))
             if not group.waiting:
                 continue
-        item = find_job(ctx.store, group.next())
-        request = await _search(ctx, group, item)
-        error = await _take_over(ctx, group, item, request)
+        item, error = find_job(ctx.store, group.next()), None
+        works = any(standing.taken for standing in group.bids.values())
+        if request is None or not works or had - set(group.bids) or askable(ctx, item, request) - asked:
+            request = await _search(ctx, group, item)
+            error = await _take_over(ctx, group, item, request)
+            asked, had = askable(ctx, item, request), set(group.bids)
         if not group.waiting:
             tries = 0
             continue
