@@ -205,6 +205,8 @@ class Work:
         """Note that a requester waits for nothing."""
         self._waiting.pop(did, None)
         self._turns.discard(did)
+        if self._saving is not None and self._saving[0] == did:
+            self._end_saving(trio.current_time())
         if not self._waiting:
             self._had.clear()
             self._last.clear()
@@ -255,8 +257,11 @@ class Work:
 
     async def wait(self, timeout: float) -> Look:
         """Wait until there is a reason to look for work; after `timeout` seconds everybody is asked."""
+        now = trio.current_time()
+        if self._saving is not None and now >= self._saving[1] + LONGEST_SAVING:
+            self._end_saving(now)
         if self._saving is not None:
-            timeout = min(timeout, max(0.0, self._saving[1] + LONGEST_SAVING - trio.current_time()))
+            timeout = min(timeout, self._saving[1] + LONGEST_SAVING - now)
         with trio.move_on_after(timeout) as patience:
             await self._news.wait()
         if not (self._freed or self._around or self._came):

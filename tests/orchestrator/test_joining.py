@@ -8,11 +8,12 @@ from typing import Any
 
 import trio
 import trio.testing
+from trio.testing import MockClock
 
 from nunet_cli.config import Config
 from nunet_cli.node.node import Node
 from nunet_cli.node.opening import open_node
-from nunet_cli.orchestrator.turns import MEET_AGAIN, MOST_CAME, MOST_WAITING, Work
+from nunet_cli.orchestrator.turns import LONGEST_SAVING, MEET_AGAIN, MOST_CAME, MOST_WAITING, SAVED_IN_VAIN, Work
 from nunet_cli.records.bids import AskOpenRequests, OpenRequests
 from nunet_cli.records.offers import OnboardOptions
 from tests.conftest import config, open_market
@@ -125,3 +126,30 @@ async def test_of_many_that_come_together_a_few_are_asked_at_a_time(autojump_clo
     assert (await work.wait(3600)).came == [f"did:{MOST_WAITING - 1}"]
     work.meet(f"did:{MOST_WAITING - 1}")
     assert (await work.wait(MEET_AGAIN / 2)).came == []
+
+
+async def test_what_is_saved_for_one_that_goes_away_is_saved_no_longer(autojump_clock: MockClock) -> None:
+    work, looks = Work(), list[float]()
+    for did in ("did:key:zA", "did:key:zB"):
+        work.note_waiting(did)
+    assert work.save_for("did:key:zB")
+
+    async def look() -> None:
+        while True:
+            await work.wait(1000)
+            looks.append(trio.current_time())
+
+    begin = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(look)
+        await trio.sleep(300)
+        nursery.cancel_scope.cancel()
+    # once as it is over, and not again and again
+    assert [round(at - begin) for at in looks] == [LONGEST_SAVING]
+    assert not work.save_for("did:key:zB")
+    await trio.sleep(LONGEST_SAVING * SAVED_IN_VAIN)
+    assert work.save_for("did:key:zB")
+    await trio.sleep(1)
+    work.forget("did:key:zB")
+    # another's is saved once as much time has passed
+    assert not work.save_for("did:key:zA")
