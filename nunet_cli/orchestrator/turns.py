@@ -23,7 +23,7 @@ SOON = 0.25
 # long as it was saved in vain nothing is: whoever says what it needs, and never takes it, costs a tenth of the machine
 LONGEST_SAVING, SAVED_IN_VAIN = 60.0, 9.0
 # seconds for which one is not waited for that said it would take what is free, and let it lie; they double each time
-FIRST_DOUBT, LONGEST_DOUBT = 2.0, 600.0
+FIRST_DOUBT, LONGEST_DOUBT = 2.0, 60.0
 # units that were given back before they were taken, of which it is remembered, and for how many seconds
 MOST_GIVEN_BACK, REMEMBERED = 10_000, 120.0
 
