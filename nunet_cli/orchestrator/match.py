@@ -283,7 +283,11 @@ async def publish_bid_request(
                     ctx.supervisor.start_soon(
                         nursery, "publishing", _relay, ctx, request, topics or (request.topic,), relayed, timeout, kept
                     )
-                settled = bool(push) or (_is_settled(ctx) and relayed.done and trio.current_time() >= relayed.patience)
+                # a bid for many units is taken at once, and others may come while it stands
+                has_heard = trio.current_time() >= relayed.patience or (
+                    request.count > 1 and bool(ctx.searches.answers(request.id))
+                )
+                settled = bool(push) or (_is_settled(ctx) and relayed.done and has_heard)
                 everybody = bool(asked or relayed.count) and not waiting and settled
                 if everybody or (ctx.searches.answers(request.id) or 0) >= ENOUGH_BIDS:
                     nursery.cancel_scope.cancel()

@@ -126,14 +126,17 @@ class Work:
         return is_taken
 
     def let_lie(self, did: str) -> None:
-        """Note that a requester let its turn lie: the others do not wait for it, for a while that doubles."""
+        """Note that a requester let its turn lie: from the second time on others do not wait for it, for a while."""
         times, _ = self._doubts.get(did, (0, 0.0))
-        pause = min(LONGEST_DOUBT, FIRST_DOUBT * 2.0 ** min(times, 10))
+        # it may be far away, and slow
+        pause = min(LONGEST_DOUBT, FIRST_DOUBT * 2.0 ** min(times - 1, 10)) if times else 0.0
         self._doubts[did] = times + 1, trio.current_time() + pause
         self._doubts.move_to_end(did)
         while len(self._doubts) > MOST_WAITING:
             self._doubts.popitem(last=False)
-        self.forget(did)
+        self.served(did)
+        if pause:
+            self.forget(did)
 
     def save_for(self, did: str) -> bool:
         """Say whether what is free is saved for a requester whose turn it is, until there is enough for its job."""
