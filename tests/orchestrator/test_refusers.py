@@ -86,7 +86,7 @@ async def test_a_bidder_that_refuses_ends_no_job_that_another_runs_once_it_is_fr
         assert len(asked) == 1
 
 
-@pytest.mark.parametrize("code", ["it_rains", "no_place", "internal"])
+@pytest.mark.parametrize("code", ["it_rains", "no_place"])
 async def test_a_bidder_that_refuses_every_item_gets_no_more_of_the_batch_and_ends_none(
     tmp_path: Path, code: str
 ) -> None:
