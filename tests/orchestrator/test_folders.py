@@ -352,8 +352,8 @@ async def test_a_long_list_of_deep_names_does_not_stand_the_requesters_node_stil
     """Each name is compared once, in a thread, and the comparisons are counted."""
     folders = [("/".join("a" * depth), "folder", 0o755) for depth in range(1, 62)]
     deep = folders[-1][0]
-    # held against the pattern from its beginning, this is some seconds
-    content = forged(*folders, *((f"{deep}/{number:06}.txt", "file") for number in range(15_000)))
+    # held against the pattern from its beginning, this is some ten seconds
+    content = forged(*folders, *((f"{deep}/{number:06}.txt", "file") for number in range(40_000)))
     async with market() as m:
         cid, size = await add_bytes(m.provider.ctx.blobs, content)
 
