@@ -103,7 +103,7 @@ async def _ask(ctx: LookingForWork, did: str, left: Resources, *, one_of: int) -
                 return "left"
             ctx.work.served(did)
             return "taken" if one_of > 1 else "left"
-        if not found and said.needs is not None and _could_have(ctx, did, said.needs):
+        if not found and said.needs is not None and not left.fits(said.needs) and _could_have(ctx, did, said.needs):
             ctx.work.note_waiting(did)
             if ctx.work.save_for(did):
                 return "saved"
