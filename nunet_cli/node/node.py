@@ -240,9 +240,9 @@ class Node:
             raise
         finally:
             del self._orchestrating[job_id]
-        if job_id in self._once_more:
-            self._once_more.remove(job_id)
-            self.orchestrate(job_id)
+            if job_id in self._once_more:
+                self._once_more.remove(job_id)
+                self.orchestrate(job_id)
 
     async def _note_stuck(self, job_id: str, error: NunetError) -> None:
         """Where a stage failed but the job has not ended, say so: whoever follows the job must not wait for ever."""

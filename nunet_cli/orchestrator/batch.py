@@ -299,4 +299,6 @@ def _has_new_bid(ctx: Finding, group: GroupBids, request: BidRequest) -> bool:
     if not ctx.searches.answers(request.id):
         return False
     rows = ctx.store[BIDS].by("bid_request_id", request.id)
-    return any(row.kind == "bid" and row.verdict == "offered" and row.score is None for row in rows)
+    fresh = [row.offer for row in rows if row.kind == "bid" and row.verdict == "offered" and row.score is None]
+    # one that is over already is never ranked
+    return any(offer.valid_offer and offer.timeout > quantities.utc_now() for offer in fresh)

@@ -361,6 +361,7 @@ def lock_resources(ctx: Locking, t: Transaction, record: BidRecord, request: Bid
         return _decline(ctx, t, record, error.message, busy=True)
     if not bid.resources_locked_until_timeout:
         t.then(partial(ctx.work.served, record.did))
+        t.then(partial(ctx.work.took_turn, record.did))
     locked = structs.replace(bid, resources_locked_until_timeout=True, timeout=until)
     transition(t, record, "lock", by=PROVIDER, bid=locked, offered_until=offered_until(record))
     t.save_event(record.job_id, "resources_locked", bid_id=record.id, until=until)

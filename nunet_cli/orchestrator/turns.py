@@ -103,6 +103,10 @@ class Work:
         """Let a requester have one job more while others wait as well."""
         self._turns.add(did)
 
+    def end_turn(self, did: str) -> None:
+        """Note that the turn of a requester is over, whatever it has made of it."""
+        self._turns.discard(did)
+
     def may_take(self, did: str) -> bool:
         """Say whether a requester may have one job more: nobody else waits, or it is its turn."""
         return did in self._turns or not self.others(did)
@@ -138,6 +142,11 @@ class Work:
         if pause:
             self.forget(did)
 
+    @property
+    def is_saving(self) -> bool:
+        """Whether what is free is saved for somebody."""
+        return self._saving is not None
+
     def save_for(self, did: str) -> bool:
         """Say whether what is free is saved for a requester whose turn it is, until there is enough for its job."""
         now = trio.current_time()
@@ -155,6 +164,7 @@ class Work:
         """Note that what was saved was not taken: where others waited, that was at their cost."""
         if self._saving is not None:
             did, since = self._saving
+            self._turns.discard(did)
             if self.others(did):
                 self._no_saving = now + (now - since) * SAVED_IN_VAIN
             self._saving = None

@@ -53,7 +53,8 @@ async def look_for_work(ctx: LookingForWork) -> None:
         if not ctx.accounting.is_onboarded():
             continue
         waiting = ctx.work.turns()
-        asked = waiting if look.freed or look.around else []
+        # what is saved for one is nobody's who has just come
+        asked = waiting if look.freed or look.around or ctx.work.is_saving else []
         more = _others(ctx, waiting) if look.around else look.came
         for did in dict.fromkeys([*asked, *more]):
             left = ctx.accounting.available(ctx.store).resources
@@ -66,10 +67,11 @@ async def look_for_work(ctx: LookingForWork) -> None:
                 ctx.work.served(did)
                 ctx.work.look_again(look)
                 break
-            became = await _ask(ctx, did, left, one_of=len(waiting))
+            became = await _ask(ctx, did, left, one_of=len({*waiting, did}))
             if became == "saved":
                 # until more is given back
                 break
+            ctx.work.end_turn(did)
             if became == "taken":
                 # whose turn is next may be another's, or its own once more
                 ctx.work.look_again(look)

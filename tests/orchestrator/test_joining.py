@@ -15,6 +15,7 @@ from nunet_cli.node.node import Node
 from nunet_cli.node.opening import open_node
 from nunet_cli.orchestrator.turns import LONGEST_SAVING, MEET_AGAIN, MOST_CAME, MOST_WAITING, SAVED_IN_VAIN, Work
 from nunet_cli.records.bids import AskOpenRequests, OpenRequests
+from nunet_cli.records.capability import Cpu, Resources
 from nunet_cli.records.offers import OnboardOptions
 from tests.conftest import config, open_market
 
@@ -153,3 +154,61 @@ async def test_what_is_saved_for_one_that_goes_away_is_saved_no_longer(autojump_
     work.forget("did:key:zB")
     # another's is saved once as much time has passed
     assert not work.save_for("did:key:zA")
+
+
+async def test_a_turn_that_was_given_ends_whatever_its_requester_made_of_it(tmp_path: Path) -> None:
+    async with open_node(tmp_path / "provider", patient()) as p, open_node(tmp_path / "other", patient()) as other:
+        asked = list[str]()
+
+        async def answer(message: Any) -> Any:
+            asked.append(message.sender)
+            return "open_requests", OpenRequests(takes=True)
+
+        other.ctx.messenger.register("ask_open_requests", AskOpenRequests, answer)
+        await p.onboard(OnboardOptions(price="0.1"), None)
+        await other.add_peer(p.ctx.transport.describe())
+        work, did = p.ctx.work, other.identity.did
+        with trio.fail_after(20):
+            while not asked:
+                await trio.sleep(0.02)
+            while did in work._turns:
+                await trio.sleep(0.02)
+        # once others wait it is one of them
+        work.note_waiting("did:key:zFirst")
+        assert not work.may_take(did)
+        assert not work.is_turn(did)
+
+
+async def test_who_comes_is_not_given_what_is_saved_for_another(tmp_path: Path) -> None:
+    async with (
+        open_node(tmp_path / "provider", patient()) as p, open_node(tmp_path / "large", patient()) as large,
+        open_node(tmp_path / "late", patient()) as late,
+    ):  # fmt: skip
+        asked = list[str]()
+
+        def answers(said: OpenRequests) -> Any:
+            async def answer(message: Any) -> Any:
+                asked.append(message.envelope.to)
+                return "open_requests", said
+
+            return answer
+
+        await p.onboard(OnboardOptions(price="0.1", cpu=1, memory="64MiB", disk="64MiB"), None)
+        held = Resources(Cpu(0.5), 2**20, 2**20)
+        await p.ctx.store.change(
+            lambda t: p.accounting.lock_capability(
+                t, "one", "job-1", held, "2999-01-01T00:00:00.000Z", 60, "did:key:zA"
+            )
+        )
+        needs = OpenRequests(needs=Resources(Cpu(0.8), 2**20, 2**20))
+        large.ctx.messenger.register("ask_open_requests", AskOpenRequests, answers(needs))
+        late.ctx.messenger.register("ask_open_requests", AskOpenRequests, answers(OpenRequests()))
+        await large.add_peer(p.ctx.transport.describe())
+        with trio.fail_after(20):
+            while not p.ctx.work.is_saving:
+                await trio.sleep(0.02)
+            asked.clear()
+            await late.add_peer(p.ctx.transport.describe())
+            while not asked:
+                await trio.sleep(0.02)
+        assert asked == [large.identity.did]
